@@ -1,0 +1,5 @@
+"""`python -m memcircuits`."""
+
+from memcircuits.cli import main
+
+main()

@@ -1,0 +1,575 @@
+"""The one place that knows which TransformerLens class or architecture a model is.
+
+TransformerLens has two generations of models, `HookedTransformer` (3.x) and `TransformerBridge`
+(3.x and 4.x), and each wraps dozens of architectures: attention beside the MLP or before it, heads
+that share keys and values, fused or transposed weight matrices, attention that is local or that
+TransformerLens only observes. Everything else in this package sees an `Adapter`:
+
+* `Adapter.run` is a forward pass with named activations read or replaced, and logits only at the
+  positions asked for;
+* `Adapter.weight` is a weight matrix as `[head, d_in, d_out]`, a *view* of the real parameter, so
+  that gradients are read and edits written in the same coordinates for every architecture;
+* `Adapter.run_blocks` continues a forward pass in the middle (see `memcircuits.engine`);
+* `Adapter.untouched` guarantees that the model leaves as it came.
+
+Interventions happen at `hook_z`, the per-head attention output before W_O: on several architectures
+a Bridge ignores writes to the attention pattern, but none ignores writes to z.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import weakref
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from typing import Any, NamedTuple
+
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor, nn
+
+from memcircuits.checks import InputError, UnsupportedModel
+
+HEAD_COMPONENTS = ("W_Q", "W_K", "W_V", "W_O")
+MLP_COMPONENTS = ("W_in", "W_out")
+HEAD_SITES = ("q", "k", "v", "z")
+Edit = Callable[[Tensor], Tensor]
+_BITS = {1: torch.int8, 2: torch.int16, 4: torch.int32, 8: torch.int64}
+
+
+class Head(NamedTuple):
+    """An attention head; prints as `L1H2`."""
+
+    layer: int
+    head: int
+
+    def __str__(self) -> str:
+        return f"L{self.layer}H{self.head}"
+
+    @classmethod
+    def parse(cls, text: str) -> Head:
+        """Read `L1H2`.
+
+        Raises:
+            InputError: if `text` is not of that form.
+        """
+        layer, _, head = text.strip().upper().removeprefix("L").partition("H")
+        if not (layer.isdigit() and head.isdigit()):
+            raise InputError("head", repr(text), "write it like L1H2")
+        return cls(int(layer), int(head))
+
+
+@dataclass(frozen=True)
+class Weight:
+    """One weight matrix of one layer, seen the same way in every architecture.
+
+    Attributes:
+        layer: index of the block.
+        component: `W_Q`, `W_K`, `W_V`, `W_O`, `W_in`, `W_out` or (gated MLPs) `W_gate`.
+        parameter: the leaf parameter that holds it; may hold other heads too.
+        split: maps a tensor of the parameter's shape (values or gradient) to a view
+            `[head, d_in, d_out]`; MLP matrices have a single "head".
+    """
+
+    layer: int
+    component: str
+    parameter: nn.Parameter
+    split: Callable[[Tensor], Tensor]
+
+    @property
+    def values(self) -> Float[Tensor, "head d_in d_out"]:
+        """The weights themselves, detached; writing into the view writes into the model."""
+        return self.split(self.parameter.detach())
+
+
+@dataclass(frozen=True)
+class Run:
+    """What a forward pass gave: logits at the asked positions and the activations read."""
+
+    logits: Float[Tensor, "row pos d_vocab"]
+    cache: dict[str, Tensor]
+
+
+def hook_z(layer: int) -> str:
+    """Name of the per-head attention output, [row, pos, head, d_head]."""
+    return f"blocks.{layer}.attn.hook_z"
+
+
+def hook_pattern(layer: int) -> str:
+    """Name of the attention pattern, [row, head, query, key]."""
+    return f"blocks.{layer}.attn.hook_pattern"
+
+
+_ADAPTERS: weakref.WeakKeyDictionary[nn.Module, Adapter] = weakref.WeakKeyDictionary()
+
+
+def adapt(model: Any) -> Adapter:
+    """The adapter of a model, made once per model object.
+
+    Args:
+        model: a `HookedTransformer`, a `TransformerBridge`, or an `Adapter` (returned as it is).
+
+    Raises:
+        UnsupportedModel: if `model` is neither, or lacks a part that the analyses need.
+    """
+    if isinstance(model, Adapter):
+        return model
+    if not isinstance(model, nn.Module) or not hasattr(model, "blocks"):
+        raise UnsupportedModel(
+            "model",
+            type(model).__name__,
+            "pass a HookedTransformer, a TransformerBridge or what load_model() returns",
+        )
+    if model not in _ADAPTERS:
+        _ADAPTERS[model] = Adapter(model)
+    return _ADAPTERS[model]
+
+
+class Adapter:
+    """Uniform view of a TransformerLens model. Make one with `adapt(model)`."""
+
+    def __init__(self, model: nn.Module) -> None:
+        # A weak reference: the adapter lives in a dictionary keyed by the model.
+        self._model = weakref.ref(model)
+        self.kind = type(model).__name__
+        self.is_bridge = hasattr(model, "original_model")
+        cfg: Any = model.cfg
+        self.n_layers: int = cfg.n_layers
+        self.n_heads: int = cfg.n_heads
+        self.n_kv_heads: int = getattr(cfg, "n_key_value_heads", None) or cfg.n_heads
+        self.d_model: int = cfg.d_model
+        self.d_head: int = cfg.d_head
+        self.d_vocab: int = cfg.d_vocab
+        self.n_ctx: int = cfg.n_ctx
+        self.parallel = bool(getattr(cfg, "parallel_attn_mlp", False))
+        self.architecture = str(
+            getattr(cfg, "architecture", None) or getattr(cfg, "original_architecture", "unknown")
+        )
+        self.name = str(getattr(cfg, "model_name", "model"))
+        self.revision: str | None = None
+        self._calls: dict[int, list[_BlockCall]] = {}
+        missing = [name for name in (hook_z(0),) if name not in self.hook_names]
+        if missing:
+            raise UnsupportedModel(
+                "model", self.name, f"TransformerLens gives it no {missing[0]}; use another model"
+            )
+
+    # -- identity -------------------------------------------------------------------------------
+
+    @property
+    def model(self) -> Any:
+        """The TransformerLens object itself."""
+        model = self._model()
+        if model is None:
+            raise InputError("model", self.name, "the model was deleted; keep a reference to it")
+        return model
+
+    @property
+    def tokenizer(self) -> Any:
+        """The model's tokenizer, or None."""
+        return getattr(self.model, "tokenizer", None)
+
+    @property
+    def device(self) -> torch.device:
+        """Device of the first parameter."""
+        return next(self.model.parameters()).device
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """Floating-point type of the first parameter."""
+        return next(self.model.parameters()).dtype
+
+    @property
+    def basis(self) -> str:
+        """`folded` if LayerNorm weights were folded into the matrices behind them, else `raw`."""
+        if not self.is_bridge:
+            folded = str(self.model.cfg.normalization_type).endswith("Pre")
+        else:
+            folded = bool(self.model.compatibility_mode) and bool(
+                getattr(self.model.cfg, "layer_norm_folding", False)
+            )
+        return "folded" if folded else "raw"
+
+    @property
+    def local_layers(self) -> list[int]:
+        """Layers whose attention sees a sliding window only."""
+        if not self.is_bridge:
+            kinds = self.model.cfg.attn_types or []
+            return [i for i, kind in enumerate(kinds) if kind == "local"]
+        config = self.hf_config
+        kinds = getattr(config, "attention_layers", None) or getattr(config, "layer_types", None)
+        return [i for i, k in enumerate(kinds or []) if k in ("local", "sliding_attention")]
+
+    @property
+    def hf_config(self) -> Any:
+        """The transformers configuration behind a Bridge, else None."""
+        return getattr(self.model.original_model, "config", None) if self.is_bridge else None
+
+    @cached_property
+    def hook_names(self) -> frozenset[str]:
+        """Names of all activations that can be read or written."""
+        return frozenset(self.model.hook_dict)
+
+    def fingerprint(self) -> str:
+        """Names the exact weights: exact integer checksums of every tensor's bits, hashed.
+
+        Independent of device and of summation order, and fast enough to take on every call.
+        """
+        digest = hashlib.sha256()
+        for name, tensor in sorted(self.model.state_dict().items()):
+            flat = tensor.detach().reshape(-1)
+            bits = flat.view(_BITS[flat.element_size()]).long()
+            place = torch.arange(1, 1 + bits.numel(), device=bits.device)
+            digest.update(f"{name}{tuple(tensor.shape)}".encode())
+            digest.update(f"{int(bits.sum())},{int((bits * place).sum())}".encode())
+        return digest.hexdigest()[:16]
+
+    def heads(self) -> list[Head]:
+        """All heads, layer by layer."""
+        return [Head(i, j) for i in range(self.n_layers) for j in range(self.n_heads)]
+
+    # -- safety ---------------------------------------------------------------------------------
+
+    @contextlib.contextmanager
+    def untouched(self, *, grad: Sequence[nn.Parameter] = ()) -> Iterator[None]:
+        """Evaluate the model and leave it as it came, also after an exception or Ctrl-C.
+
+        Training flags are switched off and restored module by module. `grad` lists the only
+        parameters that require gradients inside; without it gradients are off. Gradients are meant
+        to be taken by `torch.autograd.grad`, which leaves the caller's `.grad` alone.
+        """
+        model = self.model
+        training = [module for module in model.modules() if module.training]
+        wanted = {id(parameter) for parameter in grad}
+        flags = [(p, p.requires_grad) for p in model.parameters()] if grad else []
+        try:
+            for module in training:
+                module.training = False
+            for parameter, _ in flags:
+                parameter.requires_grad_(id(parameter) in wanted)
+            with torch.set_grad_enabled(bool(grad)):
+                yield
+        finally:
+            for parameter, flag in flags:
+                parameter.requires_grad_(flag)
+            for module in training:
+                module.training = True
+
+    def check_tokens(self, tokens: Tensor, argument: str = "tokens") -> None:
+        """Raise `InputError` unless `tokens` are ids that this model can take."""
+        if tokens.ndim != 2 or tokens.is_floating_point():
+            raise InputError(argument, tuple(tokens.shape), "give integer ids [row, pos]")
+        if tokens.shape[1] > self.n_ctx:
+            raise InputError(
+                argument,
+                f"{tokens.shape[1]} tokens per paragraph",
+                f"the model's context is {self.n_ctx}; use a smaller n_prefix + n_continuation",
+            )
+        if tokens.numel() and not 0 <= int(tokens.min()) <= int(tokens.max()) < self.d_vocab:
+            bad = tokens[(tokens < 0) | (tokens >= self.d_vocab)][0].item()
+            raise InputError(
+                argument,
+                f"token id {bad}",
+                f"ids must lie in [0, {self.d_vocab}): were they made by another tokenizer?",
+            )
+
+    # -- forward passes -------------------------------------------------------------------------
+
+    def run(
+        self,
+        tokens: Int[Tensor, "row pos"],
+        *,
+        positions: slice = slice(None),
+        read: Sequence[str] = (),
+        edit: Mapping[str, Edit] | None = None,
+    ) -> Run:
+        """One forward pass.
+
+        Args:
+            tokens: ids, on any device.
+            positions: only these positions are unembedded.
+            read: names of the activations to return (`Adapter.hook_names`).
+            edit: activation name -> function from the activation to its replacement. The
+                activations read are those after the edit.
+
+        Returns:
+            Logits [row, pos, d_vocab] at `positions`, and the activations by name.
+        """
+        cache: dict[str, Tensor] = {}
+
+        def keep(name: str) -> Callable[..., None]:
+            def hook(tensor: Tensor, hook: Any = None) -> None:
+                cache[name] = tensor
+
+            return hook
+
+        def change(function: Edit) -> Callable[..., Tensor]:
+            return lambda tensor, hook=None: function(tensor)
+
+        hooks: list[tuple[str, Callable[..., Any]]] = [
+            (name, change(function)) for name, function in (edit or {}).items()
+        ]
+        hooks += [(name, keep(name)) for name in read]
+        with self._hooked(hooks), self._unembed_only(positions):
+            logits = self.forward(tokens)
+        absent = [name for name in read if name not in cache]
+        if absent:
+            raise UnsupportedModel(
+                "model", self.name, f"{absent[0]} never fired; load it with eager attention"
+            )
+        return Run(logits, cache)
+
+    def forward(self, tokens: Int[Tensor, "row pos"]) -> Float[Tensor, "row pos d_vocab"]:
+        """Plain forward pass of the TransformerLens model: no padding, no BOS, no cache."""
+        tokens = tokens.to(self.device)
+        if self.is_bridge:
+            return self.model(tokens, return_type="logits", use_cache=False)
+        # An explicit mask: otherwise HookedTransformer masks tokens that equal the padding id.
+        return self.model(tokens, return_type="logits", attention_mask=torch.ones_like(tokens))
+
+    @contextlib.contextmanager
+    def _hooked(
+        self,
+        forward: Sequence[tuple[str, Callable[..., Any]]],
+        backward: Sequence[tuple[str, Callable[..., Any]]] = (),
+    ) -> Iterator[None]:
+        for name, _ in (*forward, *backward):
+            if name not in self.hook_names:
+                raise InputError("hook", repr(name), f"{self.kind} {self.name} has no such hook")
+        if not forward and not backward:
+            yield
+            return
+        with self.model.hooks(fwd_hooks=list(forward), bwd_hooks=list(backward)):
+            yield
+
+    @contextlib.contextmanager
+    def _unembed_only(self, positions: slice) -> Iterator[None]:
+        if positions == slice(None):
+            yield
+            return
+
+        def cut(_: nn.Module, arguments: tuple[Any, ...]) -> tuple[Any, ...]:
+            return (arguments[0][:, positions], *arguments[1:])
+
+        handle = self.model.unembed.register_forward_pre_hook(cut)
+        try:
+            yield
+        finally:
+            handle.remove()
+
+    # -- continuing in the middle ---------------------------------------------------------------
+
+    def run_blocks(
+        self, first: int, resid_pre: Float[Tensor, "row pos d_model"], last: int | None = None
+    ) -> Float[Tensor, "row pos d_model"]:
+        """Run blocks `first` to `last` (exclusive; default all) on a residual stream."""
+        calls = self._block_calls(resid_pre.shape[1])
+        hidden = resid_pre
+        for layer in range(first, self.n_layers if last is None else last):
+            arguments, keywords = calls[layer].for_rows(hidden.shape[0])
+            out = self.model.blocks[layer](hidden, *arguments, **keywords)
+            hidden = out[0] if isinstance(out, tuple) else out
+        return hidden
+
+    def unembed(self, resid: Float[Tensor, "row pos d_model"]) -> Float[Tensor, "row pos d_vocab"]:
+        """Final norm, unembedding and (Gemma) soft cap of a residual stream."""
+        logits = self.model.unembed(self.model.ln_final(resid))
+        cap = getattr(self.hf_config, "final_logit_softcapping", None) or getattr(
+            self.model.cfg, "output_logits_soft_cap", None
+        )
+        return torch.tanh(logits / cap) * cap if cap and cap > 0 else logits
+
+    @contextlib.contextmanager
+    def recording(self) -> Iterator[Recording]:
+        """Record what enters every block and what its attention answers, during a forward pass."""
+        record = Recording([], [])
+
+        def on_block(_: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+            record.resid_pre.append(args[0] if args else kwargs["hidden_states"])
+
+        def on_attention(_: Any, args: Any, out: Any) -> None:
+            record.attn_out.append(out[0] if isinstance(out, tuple) else out)
+
+        handles = []
+        try:
+            for block in self.model.blocks:
+                handles.append(block.register_forward_pre_hook(on_block, with_kwargs=True))
+                handles.append(block.attn.register_forward_hook(on_attention))
+            yield record
+        finally:
+            for handle in handles:
+                handle.remove()
+
+    @contextlib.contextmanager
+    def attention_answers(
+        self, layer: int, attn_out: Float[Tensor, "row pos d_model"]
+    ) -> Iterator[None]:
+        """Inside, the attention of `layer` is not computed: it answers `attn_out`.
+
+        The rest of the block (norms, MLP, parallel or not) runs as the model defines it.
+        """
+        attention = self.model.blocks[layer].attn
+        spare = self._block_calls(attn_out.shape[1])[layer].attention_spare
+        answer = attn_out if spare is None else (attn_out, *([None] * spare))
+        # Past `__setattr__`: a Bridge component hands attributes on to the module it wraps.
+        vars(attention)["forward"] = lambda *_, **__: answer
+        try:
+            yield
+        finally:
+            del vars(attention)["forward"]
+
+    def _block_calls(self, n_pos: int) -> list[_BlockCall]:
+        """How the model calls each of its blocks at this length, recorded once from one row."""
+        if n_pos in self._calls:
+            return self._calls[n_pos]
+        calls: dict[int, _BlockCall] = {}
+        spare: dict[int, int | None] = {}
+        handles = []
+        for index, block in enumerate(self.model.blocks):
+
+            def on_block(
+                _: Any, args: tuple[Any, ...], kwargs: dict[str, Any], i: int = index
+            ) -> None:
+                calls[i] = _BlockCall(
+                    tuple(_without_cache(a) for a in args[1:]),
+                    {
+                        k: False if k == "use_cache" else _without_cache(v)
+                        for k, v in kwargs.items()
+                        if k != "hidden_states"
+                    },
+                    None,
+                )
+
+            def on_attention(_: Any, args: Any, out: Any, i: int = index) -> None:
+                spare[i] = len(out) - 1 if isinstance(out, tuple) else None
+
+            handles.append(block.register_forward_pre_hook(on_block, with_kwargs=True))
+            handles.append(block.attn.register_forward_hook(on_attention))
+        try:
+            with self.untouched():
+                self.forward(torch.zeros(1, n_pos, dtype=torch.long))
+        finally:
+            for handle in handles:
+                handle.remove()
+        self._calls[n_pos] = [
+            _BlockCall(calls[i].arguments, calls[i].keywords, spare.get(i)) for i in sorted(calls)
+        ]
+        return self._calls[n_pos]
+
+    @cached_property
+    def can_restart(self) -> bool:
+        """Whether continuing in the middle gives the full forward's logits, tried on two rows."""
+        tokens = torch.arange(16).view(2, 8) % self.d_vocab
+        names = [f"blocks.{layer}.hook_resid_pre" for layer in {0, self.n_layers - 1}]
+        try:
+            with self.untouched():
+                whole = self.run(tokens, read=names)
+                parts = [
+                    self.unembed(self.run_blocks(int(name.split(".")[1]), whole.cache[name]))
+                    for name in names
+                ]
+        except (TypeError, RuntimeError, AttributeError, ValueError, KeyError, IndexError):
+            return False
+        scale = whole.logits.abs().max().item()
+        tolerance = 1e-5 if self.dtype == torch.float32 else 2e-2
+        return all((part - whole.logits).abs().max().item() <= tolerance * scale for part in parts)
+
+    # -- weights --------------------------------------------------------------------------------
+
+    @property
+    def components(self) -> tuple[str, ...]:
+        """Names of the weight matrices that every block has."""
+        gate = ("W_gate",) if self._module_of(0, "W_gate") is not None else ()
+        return (*HEAD_COMPONENTS, *gate, *MLP_COMPONENTS)
+
+    def weight(self, layer: int, component: str) -> Weight:
+        """The weight matrix `component` of block `layer`, split by head where it has heads.
+
+        Raises:
+            UnsupportedModel: if the architecture stores it in a form not understood here.
+        """
+        n = {
+            "W_Q": self.n_heads,
+            "W_O": self.n_heads,
+            "W_K": self.n_kv_heads,
+            "W_V": self.n_kv_heads,
+        }
+        heads = n.get(component, 1)
+        if not self.is_bridge:
+            parameter = self._hooked_parameter(layer, component)
+            return Weight(layer, component, parameter, lambda t: t.view(heads, *t.shape[-2:]))
+        module = self._module_of(layer, component)
+        if module is None or not isinstance(getattr(module, "weight", None), nn.Parameter):
+            raise UnsupportedModel(
+                "model", self.architecture, f"its block {layer} has no separate {component}"
+            )
+        # transformers' Conv1D stores [in, out], torch's Linear [out, in].
+        transpose = isinstance(module, nn.Linear)
+
+        def split(tensor: Tensor) -> Tensor:
+            matrix = tensor.T if transpose else tensor
+            if component == "W_O":
+                return matrix.unflatten(0, (heads, -1))
+            return matrix.unflatten(1, (heads, -1)).transpose(0, 1)
+
+        return Weight(layer, component, module.weight, split)
+
+    def _hooked_parameter(self, layer: int, component: str) -> nn.Parameter:
+        block = self.model.blocks[layer]
+        owner = block.attn if component in HEAD_COMPONENTS else block.mlp
+        grouped = owner._parameters.get("_" + component)
+        parameter = grouped if grouped is not None else owner._parameters.get(component)
+        if parameter is None:
+            raise UnsupportedModel("model", self.name, f"block {layer} has no {component}")
+        return parameter
+
+    def _module_of(self, layer: int, component: str) -> nn.Module | None:
+        block = self.model.blocks[layer]
+        if not self.is_bridge:
+            has = component in getattr(block.mlp, "_parameters", {})
+            return block.mlp if has else None
+        owner = block.attn if component in HEAD_COMPONENTS else block.mlp
+        child = component.removeprefix("W_").lower() if component != "W_in" else "in"
+        bridge = owner._modules.get(child)
+        while bridge is not None and getattr(bridge, "original_component", None) is not None:
+            bridge = bridge.original_component
+        return bridge
+
+
+@dataclass(frozen=True)
+class Recording:
+    """Per layer: the residual stream entering the block, and its attention's answer."""
+
+    resid_pre: list[Float[Tensor, "row pos d_model"]]
+    attn_out: list[Float[Tensor, "row pos d_model"]]
+
+
+@dataclass(frozen=True)
+class _BlockCall:
+    """Arguments of a block beside the residual stream, recorded from a batch of one row."""
+
+    arguments: tuple[Any, ...]
+    keywords: dict[str, Any]
+    attention_spare: int | None  # how many values attention returns beside its output
+
+    def for_rows(self, rows: int) -> tuple[tuple[Any, ...], dict[str, Any]]:
+        return (
+            tuple(_expand(a, rows) for a in self.arguments),
+            {k: _expand(v, rows) for k, v in self.keywords.items()},
+        )
+
+
+def _expand(value: Any, rows: int) -> Any:
+    """Repeat a recorded one-row tensor over the batch (a view: masks, positions, rotary tables)."""
+    if isinstance(value, Tensor) and value.ndim >= 2 and value.shape[0] == 1:
+        return value.expand(rows, *value.shape[1:])
+    if isinstance(value, tuple):
+        return tuple(_expand(item, rows) for item in value)
+    return value
+
+
+def _without_cache(value: Any) -> Any:
+    """Key-value caches remember the recorded row: drop them, keep everything else."""
+    return None if "Cache" in type(value).__name__ else value

@@ -1,0 +1,186 @@
+"""Does a head look at rare tokens? Rank correlation of attention with unigram counts.
+
+Section 5.4 of the paper: from the position that reads the first continuation token, heads attend
+back to the prefix; the memorization head attends to its rare tokens. The paper sums attention per
+frequency rank over the corpus, which falls mechanically because high ranks are often empty. Here,
+within each paragraph, Kendall's tau-b correlates attention with counts over the prefix tokens, is
+averaged over paragraphs, and is held against a null in which the counts are permuted within each
+paragraph.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor
+
+from memcircuits.adapter import Adapter, adapt, hook_pattern
+from memcircuits.checks import InputError, at_least
+from memcircuits.paragraphs import Paragraphs
+from memcircuits.progress import bar
+from memcircuits.results import Provenance, ScoreMap
+from memcircuits.unigrams import UnigramTable
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+_GROUP = 16
+
+
+@dataclass(frozen=True)
+class RareTokenAttention(ScoreMap, kind="rare-token-attention"):
+    """Mean tau-b per head; negative: rare tokens get more attention.
+
+    Attributes beside `ScoreMap`'s:
+        null: the same mean under permuted counts, [permutation, layer, head].
+        attention: attention from the query to the prefix, [paragraph, layer, head, pos].
+        counts: unigram counts of the prefix tokens, [paragraph, pos].
+        query: position the attention is read from.
+    """
+
+    null: Tensor = torch.empty(0)
+    attention: Tensor = torch.empty(0)
+    counts: Tensor = torch.empty(0)
+    query: int = 0
+
+    @property
+    def p_value(self) -> Float[Tensor, "layer head"]:
+        """One-sided permutation p-value of a tau this negative."""
+        below = (self.null <= self.values).sum(0)
+        return (1 + below) / (1 + len(self.null))
+
+    @property
+    def entropy(self) -> Float[Tensor, "layer head"]:
+        """Mean entropy of the attention within the prefix, nats."""
+        p = self.attention / self.attention.sum(-1, keepdim=True).clamp_min(1e-12)
+        return -(p * p.clamp_min(1e-12).log()).sum(-1).mean(0)
+
+    def to_frame(self) -> pd.DataFrame:
+        """Columns `layer, head, value, p_value, entropy`."""
+        frame = super().to_frame()
+        frame["p_value"] = self.p_value.flatten().double().numpy()
+        frame["entropy"] = self.entropy.flatten().double().numpy()
+        return frame
+
+
+def rare_token_attention(
+    model: Any,
+    paragraphs: Any,
+    unigrams: UnigramTable | None = None,
+    *,
+    query: int | None = None,
+    permutations: int = 200,
+    seed: int = 0,
+    progress: bool = True,
+) -> RareTokenAttention:
+    """Correlate each head's attention to the prefix with the rarity of its tokens.
+
+    Args:
+        model: HookedTransformer or TransformerBridge.
+        paragraphs: `Paragraphs`, a list of strings or a LongTensor of ids.
+        unigrams: token counts; by default the paragraphs themselves are counted, and the result
+            says so in `notes`.
+        query: position attention is read from; by default the first continuation token.
+        permutations: draws of the within-paragraph null.
+        seed: of the permutations.
+        progress: show a bar on stderr.
+
+    Returns:
+        Mean over paragraphs of Kendall's tau-b between attention and count (source: figure 7).
+
+    Raises:
+        InputError: for a query outside the paragraph or a table of another tokenizer.
+    """
+    adapter = adapt(model)
+    paragraphs = Paragraphs.of(paragraphs, model)
+    adapter.check_tokens(paragraphs.ids, "paragraphs")
+    at_least("permutations", permutations, 1)
+    query = paragraphs.n_prefix if query is None else query
+    if not 1 <= query < paragraphs.ids.shape[1]:
+        raise InputError("query", query, f"give a position in [1, {paragraphs.ids.shape[1]})")
+    notes: tuple[str, ...] = ()
+    if unigrams is None:
+        unigrams = UnigramTable.from_tokens(
+            paragraphs.ids, adapter.d_vocab, source="the paragraphs themselves"
+        )
+        notes = ("no unigram table was given: rarity is counted in the paragraphs themselves",)
+    else:
+        unigrams.check(adapter.model)
+    n_keys = min(query, paragraphs.n_prefix)
+    counts = unigrams.counts[paragraphs.ids[:, :n_keys]]
+    with adapter.untouched():
+        attention = _attention_from(adapter, paragraphs.ids, query, n_keys, progress)
+    tau, null = _tau_with_null(attention, counts, permutations, seed)
+    return RareTokenAttention(
+        name="rare-token attention (tau-b)",
+        units="tau-b",
+        values=tau.nanmean(0).nan_to_num(0.0),
+        provenance=Provenance.of(
+            adapter,
+            {"paragraphs": paragraphs},
+            query=query,
+            permutations=permutations,
+            seed=seed,
+            unigrams=unigrams.source,
+        ),
+        samples={"tau": tau.nan_to_num(0.0)},
+        notes=notes,
+        null=null,
+        attention=attention,
+        counts=counts,
+        query=query,
+    )
+
+
+def _attention_from(
+    adapter: Adapter, ids: Int[Tensor, "row pos"], query: int, n_keys: int, progress: bool
+) -> Float[Tensor, "row layer head pos"]:
+    """Attention rows of one query position; nothing behind it is run."""
+    names = [hook_pattern(layer) for layer in range(adapter.n_layers)]
+    parts = []
+    with bar(len(ids), "attention", progress=progress) as shown:
+        for start in range(0, len(ids), _GROUP):
+            piece = ids[start : start + _GROUP, : query + 1]
+            run = adapter.run(piece, positions=slice(-1, None), read=names)
+            rows = [run.cache[name][:, :, query, :n_keys].float().cpu() for name in names]
+            parts.append(torch.stack(rows, 1))
+            shown.update(len(piece))
+    return torch.cat(parts)
+
+
+def kendall_tau_b(
+    x: Float[Tensor, "*batch pos"], y: Float[Tensor, "*other pos"]
+) -> Float[Tensor, "*batch *other"]:
+    """Kendall's tau-b of every row of `x` with every row of `y`; NaN where one is constant."""
+    a, b = _pair_signs(x), _pair_signs(y)
+    agreement = a.reshape(-1, a.shape[-1]) @ b.reshape(-1, b.shape[-1]).T
+    size = (a.abs().sum(-1).reshape(-1, 1) * b.abs().sum(-1).reshape(1, -1)).sqrt()
+    return (agreement / size).reshape(*x.shape[:-1], *y.shape[:-1])
+
+
+def _pair_signs(x: Tensor) -> Float[Tensor, "*batch pair"]:
+    i, j = torch.triu_indices(x.shape[-1], x.shape[-1], 1)
+    return (x[..., i] > x[..., j]).float() - (x[..., i] < x[..., j]).float()
+
+
+def _tau_with_null(
+    attention: Float[Tensor, "row layer head pos"],
+    counts: Int[Tensor, "row pos"],
+    permutations: int,
+    seed: int,
+) -> tuple[Tensor, Tensor]:
+    """Tau per paragraph, and the mean tau under counts permuted within each paragraph."""
+    generator = torch.Generator().manual_seed(seed)
+    n_rows, n_layers, n_heads, n_keys = attention.shape
+    tau = torch.empty(n_rows, n_layers, n_heads)
+    null = torch.zeros(permutations, n_layers, n_heads)
+    for row in range(n_rows):
+        order = torch.rand(permutations, n_keys, generator=generator).argsort(-1)
+        shuffled = torch.cat([counts[row][None], counts[row][order]]).float()
+        found = kendall_tau_b(attention[row], shuffled)  # [layer, head, 1 + permutation]
+        tau[row] = found[..., 0]
+        null += found[..., 1:].nan_to_num(0.0).permute(2, 0, 1) / n_rows
+    return tau, null

@@ -1,0 +1,44 @@
+"""The command line: `memcircuits COMMAND`, also `python -m memcircuits`.
+
+Data goes to stdout or into files, progress to stderr. Exit status: 0 done, 2 bad input (one line on
+stderr that names argument, value and remedy), 130 interrupted.
+"""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Callable
+from typing import Any
+
+import typer
+
+from memcircuits.commands import common, heads, info, scan
+
+app = typer.Typer(
+    help="Which paragraphs does a language model recite, and which heads does that hang on?",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+)
+
+
+def _safely(command: Callable[..., None]) -> Callable[..., None]:
+    @functools.wraps(command)
+    def wrapped(*args: Any, **kwargs: Any) -> None:
+        with common.errors_in_one_line():
+            command(*args, **kwargs)
+
+    return wrapped
+
+
+for _command in (heads.heads, scan.scan, info.info):
+    app.command()(_safely(_command))
+
+
+def main() -> None:
+    """Entry point of the `memcircuits` script."""
+    app()
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,95 @@
+"""`memcircuits heads`: the main job, a ranking of heads with a report."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from memcircuits.commands import common as c
+
+
+def heads(
+    model: c.Model = "organism",
+    paragraphs: c.ParagraphFile = None,
+    control: Annotated[
+        Path | None, typer.Option(help="File of controls; by default paragraphs with a low EM.")
+    ] = None,
+    unigrams: Annotated[
+        Path | None, typer.Option(help="Unigram table (.safetensors) that defines rarity.")
+    ] = None,
+    out: c.Out = Path("memcircuits-heads"),
+    top: Annotated[int, typer.Option(min=1, help="Rows of the table printed.")] = 10,
+    mode: Annotated[str, typer.Option(help="Ablation: zero, mean or resample.")] = "zero",
+    max_paragraphs: Annotated[
+        int, typer.Option(min=2, help="Measure at most so many memorized and control paragraphs.")
+    ] = 100,
+    n_prefix: c.Prefix = 50,
+    n_continuation: c.Continuation = 50,
+    seed: c.Seed = 0,
+    json: c.Json = False,
+    device: c.Device = "auto",
+    dtype: c.Dtype = "float32",
+    revision: c.Revision = None,
+    trust_remote_code: c.TrustRemoteCode = False,
+    quiet: c.Quiet = False,
+) -> None:
+    """Which heads does the recitation hang on? Prints a ranking, writes report.html and ranking.json.
+
+    Example: memcircuits heads --out results
+    """
+    import memcircuits as mc
+
+    lengths = {"n_prefix": n_prefix, "n_continuation": n_continuation}
+    loaded, given = c.load(
+        model,
+        paragraphs,
+        device=device,
+        dtype=dtype,
+        revision=revision,
+        trust_remote_code=trust_remote_code,
+        quiet=quiet,
+        **lengths,
+    )
+    controls = None if control is None else mc.Paragraphs.read(control, loaded, **lengths)
+    ranking = mc.find_memorization_heads(
+        loaded,
+        given,
+        control=controls,
+        unigrams=c.unigrams_for(model, unigrams),
+        mode=mode,
+        max_paragraphs=max_paragraphs,
+        seed=seed,
+        progress=not quiet,
+    )
+    written = [ranking.to_json(out / "ranking.json"), ranking.to_html(out / "report.html")]
+    if json:
+        c.print_json(
+            {
+                "summary": ranking.summary(),
+                "counts": dict(ranking.counts),
+                "heads": c.records(ranking.to_frame()),
+            }
+        )
+    else:
+        columns = [
+            "rank",
+            "layer",
+            "head",
+            "score",
+            "ci_low",
+            "ci_high",
+            "q_value",
+            "stands_out",
+            "em_memorized",
+            "em_control",
+            "gradient",
+            "rare_token_tau",
+        ]
+        c.print_table(ranking.to_frame()[columns].head(top))
+        typer.echo(ranking.summary())
+        for note in ranking.notes:
+            typer.echo(f"Note: {note}")
+    for path in written:
+        c.say(f"wrote {path}", quiet)

