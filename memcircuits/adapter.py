@@ -24,6 +24,7 @@ import weakref
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
+from pathlib import PurePath
 from typing import Any, NamedTuple
 
 import torch
@@ -71,12 +72,14 @@ class Weight:
         parameter: the leaf parameter that holds it; may hold other heads too.
         split: maps a tensor of the parameter's shape (values or gradient) to a view
             `[head, d_in, d_out]`; MLP matrices have a single "head".
+        module: the Linear or Conv1D that applies it and nothing else; None where there is none.
     """
 
     layer: int
     component: str
     parameter: nn.Parameter
     split: Callable[[Tensor], Tensor]
+    module: nn.Module | None = None
 
     @property
     def values(self) -> Float[Tensor, "head d_in d_out"]:
@@ -105,14 +108,17 @@ def hook_pattern(layer: int) -> str:
 _ADAPTERS: weakref.WeakKeyDictionary[nn.Module, Adapter] = weakref.WeakKeyDictionary()
 
 
-def adapt(model: Any) -> Adapter:
-    """The adapter of a model, made once per model object.
+def adapt(model: Any, *, name: str | None = None, revision: str | None = None) -> Adapter:
+    """The adapter of a model; made, and the model checked by trying it, once per model object.
 
     Args:
         model: a `HookedTransformer`, a `TransformerBridge`, or an `Adapter` (returned as it is).
+        name: what to call a model that is new here; by default what its configuration says.
+        revision: commit, tag or branch that it came from.
 
     Raises:
-        UnsupportedModel: if `model` is neither, or lacks a part that the analyses need.
+        UnsupportedModel: if `model` is neither, lacks a part that the analyses need, or fails one
+            of the checks of `memcircuits.validation`.
     """
     if isinstance(model, Adapter):
         return model
@@ -123,7 +129,19 @@ def adapt(model: Any) -> Adapter:
             "pass a HookedTransformer, a TransformerBridge or what load_model() returns",
         )
     if model not in _ADAPTERS:
-        _ADAPTERS[model] = Adapter(model)
+        from memcircuits.validation import validate_model
+
+        try:
+            _ADAPTERS[model] = Adapter(model)
+            _ADAPTERS[model].name = name or _ADAPTERS[model].name
+            _ADAPTERS[model].revision = revision
+            validate_model(model)
+        except BaseException as error:
+            _ADAPTERS.pop(model, None)
+            if isinstance(error, (AttributeError, KeyError, TypeError, NotImplementedError)):
+                reason = f"the analyses cannot handle it ({type(error).__name__}: {error})"
+                raise UnsupportedModel("model", name or type(model).__name__, reason) from error
+            raise
     return _ADAPTERS[model]
 
 
@@ -184,13 +202,17 @@ class Adapter:
     @property
     def basis(self) -> str:
         """`folded` if LayerNorm weights were folded into the matrices behind them, else `raw`."""
-        if not self.is_bridge:
-            folded = str(self.model.cfg.normalization_type).endswith("Pre")
+        if self.is_bridge:
+            # Set by `enable_compatibility_mode()`, unless it was told not to process weights.
+            folded = bool(getattr(self.model, "_weights_processed", False))
         else:
-            folded = bool(self.model.compatibility_mode) and bool(
-                getattr(self.model.cfg, "layer_norm_folding", False)
-            )
+            folded = str(self.model.cfg.normalization_type).endswith("Pre")
         return "folded" if folded else "raw"
+
+    @property
+    def label(self) -> str:
+        """The name without any path: what reports and saved results show."""
+        return PurePath(self.name.replace("\\", "/")).name
 
     @property
     def local_layers(self) -> list[int]:
@@ -305,12 +327,7 @@ class Adapter:
 
             return hook
 
-        def change(function: Edit) -> Callable[..., Tensor]:
-            return lambda tensor, hook=None: function(tensor)
-
-        hooks: list[tuple[str, Callable[..., Any]]] = [
-            (name, change(function)) for name, function in (edit or {}).items()
-        ]
+        hooks = _editing(edit)
         hooks += [(name, keep(name)) for name in read]
         with self._hooked(hooks), self._unembed_only(positions):
             logits = self.forward(tokens)
@@ -362,15 +379,24 @@ class Adapter:
     # -- continuing in the middle ---------------------------------------------------------------
 
     def run_blocks(
-        self, first: int, resid_pre: Float[Tensor, "row pos d_model"], last: int | None = None
+        self,
+        first: int,
+        resid_pre: Float[Tensor, "row pos d_model"],
+        last: int | None = None,
+        *,
+        edit: Mapping[str, Edit] | None = None,
     ) -> Float[Tensor, "row pos d_model"]:
-        """Run blocks `first` to `last` (exclusive; default all) on a residual stream."""
-        calls = self._block_calls(resid_pre.shape[1])
+        """Run blocks `first` to `last` (exclusive; default all) on a residual stream.
+
+        `edit` replaces activations as in `run`.
+        """
+        calls = self._block_calls(resid_pre.shape[1])  # before the hooks: it may run the model
         hidden = resid_pre
-        for layer in range(first, self.n_layers if last is None else last):
-            arguments, keywords = calls[layer].for_rows(hidden.shape[0])
-            out = self.model.blocks[layer](hidden, *arguments, **keywords)
-            hidden = out[0] if isinstance(out, tuple) else out
+        with self._hooked(_editing(edit)):
+            for layer in range(first, self.n_layers if last is None else last):
+                arguments, keywords = calls[layer].for_rows(hidden.shape[0])
+                out = self.model.blocks[layer](hidden, *arguments, **keywords)
+                hidden = out[0] if isinstance(out, tuple) else out
         return hidden
 
     def unembed(self, resid: Float[Tensor, "row pos d_model"]) -> Float[Tensor, "row pos d_vocab"]:
@@ -401,6 +427,25 @@ class Adapter:
         finally:
             for handle in handles:
                 handle.remove()
+
+    def attention_of(
+        self, layer: int, resid_pre: Float[Tensor, "row pos d_model"]
+    ) -> Float[Tensor, "row pos d_model"]:
+        """What the attention of `layer` answers; the rest of the block is not run."""
+        answers: list[Tensor] = []
+
+        def on_attention(_: Any, args: Any, out: Any) -> None:
+            answers.append(out[0] if isinstance(out, tuple) else out)
+            raise _Answered
+
+        self._block_calls(resid_pre.shape[1])  # before the hook: it may run the model
+        handle = self.model.blocks[layer].attn.register_forward_hook(on_attention)
+        try:
+            with contextlib.suppress(_Answered):
+                self.run_blocks(layer, resid_pre, layer + 1)
+        finally:
+            handle.remove()
+        return answers[0]
 
     @contextlib.contextmanager
     def attention_answers(
@@ -514,7 +559,7 @@ class Adapter:
                 return matrix.unflatten(0, (heads, -1))
             return matrix.unflatten(1, (heads, -1)).transpose(0, 1)
 
-        return Weight(layer, component, module.weight, split)
+        return Weight(layer, component, module.weight, split, module)
 
     def _hooked_parameter(self, layer: int, component: str) -> nn.Parameter:
         block = self.model.blocks[layer]
@@ -546,6 +591,10 @@ class Recording:
     attn_out: list[Float[Tensor, "row pos d_model"]]
 
 
+class _Answered(Exception):
+    """Leaves a block once its attention has answered."""
+
+
 @dataclass(frozen=True)
 class _BlockCall:
     """Arguments of a block beside the residual stream, recorded from a batch of one row."""
@@ -559,6 +608,15 @@ class _BlockCall:
             tuple(_expand(a, rows) for a in self.arguments),
             {k: _expand(v, rows) for k, v in self.keywords.items()},
         )
+
+
+def _editing(edit: Mapping[str, Edit] | None) -> list[tuple[str, Callable[..., Any]]]:
+    """Hooks that replace activations."""
+
+    def change(function: Edit) -> Callable[..., Tensor]:
+        return lambda tensor, hook=None: function(tensor)
+
+    return [(name, change(function)) for name, function in (edit or {}).items()]
 
 
 def _expand(value: Any, rows: int) -> Any:

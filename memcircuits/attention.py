@@ -158,7 +158,7 @@ def kendall_tau_b(
     a, b = _pair_signs(x), _pair_signs(y)
     agreement = a.reshape(-1, a.shape[-1]) @ b.reshape(-1, b.shape[-1]).T
     size = (a.abs().sum(-1).reshape(-1, 1) * b.abs().sum(-1).reshape(1, -1)).sqrt()
-    return (agreement / size).reshape(*x.shape[:-1], *y.shape[:-1])
+    return (agreement / size).reshape((*x.shape[:-1], *y.shape[:-1]))
 
 
 def _pair_signs(x: Tensor) -> Float[Tensor, "*batch pair"]:

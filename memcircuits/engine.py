@@ -7,7 +7,13 @@ An edit of one head at layer l changes nothing below l. So:
 2. replacing head h's z by z' changes the attention's answer by exactly (z' - z) @ W_O[h];
 3. block l is run on its recorded input with its attention answering that sum (the attention itself
    is not computed again), then the blocks above, many edits in one batch;
-4. only the positions that predict the continuation are unembedded.
+4. only the positions that predict the continuation go through the MLP of the last block and are
+   unembedded, and their logits are read while the processor still has them at hand.
+
+Any other activation of block l (`Restart.patched`) is replaced by a hook while the block and those
+above run on the recorded input. One exception: on a Bridge a write to `hook_resid_mid` reaches the
+MLP but not the residual stream beside it, so a change of resid_mid enters as a change of the block's
+input while its attention answers what it answered before.
 
 The block's own code runs, so parallel blocks, norms after attention, local windows and grouped
 queries need no special case. Where a model cannot be continued in the middle
@@ -21,12 +27,13 @@ from dataclasses import dataclass
 from functools import partial
 
 import torch
-from jaxtyping import Float, Int
+from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 from memcircuits.adapter import Adapter, hook_z
+from memcircuits.checks import UnsupportedModel
 from memcircuits.measure import read_continuation
-from memcircuits.memory import in_pieces, rows_that_fit
+from memcircuits.memory import in_pieces, logits_that_fit, rows_that_fit
 
 FALLBACK = "this model cannot be continued in the middle: every edit took a full forward pass"
 Measure = Callable[[Float[Tensor, "row pos d_vocab"], Int[Tensor, " row"]], Tensor]
@@ -54,6 +61,7 @@ class Restart:
         ids: whole paragraphs.
         n_prefix: tokens of the prefix; logits are taken where they predict the rest.
         memory_budget: bytes for one batch of continued rows.
+        read: names of further activations of the clean run to keep in `cache`.
     """
 
     def __init__(
@@ -62,25 +70,30 @@ class Restart:
         ids: Int[Tensor, "row pos"],
         n_prefix: int,
         memory_budget: int | None = None,
+        *,
+        read: Sequence[str] = (),
     ) -> None:
         self.adapter = adapter
         self.targets = ids[:, n_prefix:].to(adapter.device)
         self.inputs = ids[:, :-1].to(adapter.device)  # the last token predicts nothing
         self.positions = slice(n_prefix - 1, None)
+        self._all = torch.arange(len(ids), device=adapter.device)
         self.restarts = adapter.can_restart
-        self._rows = rows_that_fit(
-            adapter, self.inputs.shape[1], self.targets.shape[1], memory_budget
-        )
-        layers = range(adapter.n_layers)
-        read = [hook_z(i) for i in layers]
+        self._rows = rows_that_fit(adapter, self.inputs.shape[1], 0, memory_budget)
+        self._logit_rows = logits_that_fit(adapter, self.targets.shape[1], memory_budget)
+        self._last = adapter.n_layers - 1
+        z = [hook_z(layer) for layer in range(adapter.n_layers)]
         if self.restarts:
+            final = f"blocks.{self._last}.hook_resid_post"
             with adapter.recording() as recorded:
-                run = adapter.run(self.inputs, positions=self.positions, read=read)
+                run = adapter.run(self.inputs, positions=slice(-1, None), read=[*z, *read, final])
             self.resid_pre, self.attn_out = recorded.resid_pre, recorded.attn_out
+            self._final = run.cache[final][:, self.positions]
         else:
-            run = adapter.run(self.inputs, positions=self.positions, read=read)
-        self.logits = run.logits
-        self.z = [run.cache[name] for name in read]
+            run = adapter.run(self.inputs, positions=self.positions, read=[*z, *read])
+            self._logits = run.logits
+        self.z = [run.cache[name] for name in z]
+        self.cache = {name: run.cache[name] for name in read}
 
     def continuation(
         self, logits: Float[Tensor, "row pos d_vocab"], rows: Int[Tensor, " row"]
@@ -91,8 +104,10 @@ class Restart:
 
     def clean(self, measure: Measure | None = None) -> Float[Tensor, "row measure"]:
         """The measure of the unedited run."""
-        rows = torch.arange(len(self.inputs), device=self.inputs.device)
-        return (measure or self.continuation)(self.logits, rows)
+        measure = measure or self.continuation
+        if not self.restarts:
+            return measure(self._logits, self._all)
+        return self._measured(self._final, self._all, measure)
 
     def edited(
         self, layer: int, edits: Sequence[HeadEdit], measure: Measure | None = None
@@ -105,33 +120,115 @@ class Restart:
         )
         return found.view(len(edits), n, -1)
 
+    def patched(
+        self,
+        layer: int,
+        name: str,
+        source: Float[Tensor, "row pos *rest"],
+        masks: Bool[Tensor, "edit row pos *rest"],
+        measure: Measure | None = None,
+    ) -> Float[Tensor, "edit row measure"]:
+        """Replace an activation of `layer` by `source` where a mask says so, each mask by itself.
+
+        Args:
+            layer: the block that holds the activation.
+            name: activation; `blocks.L.hook_resid_mid` must have been read by this restart.
+            source: its new values.
+            masks: where they replace the old ones, without the activation's last axis. Rows that a
+                mask leaves out are not run.
+            measure: what to measure, by default NLL and EM.
+
+        Raises:
+            UnsupportedModel: for resid_mid, if the model cannot be continued in the middle.
+        """
+        if name.endswith("hook_resid_mid") and not self.restarts:
+            raise UnsupportedModel("site", "resid_mid", FALLBACK + "; patch another site")
+        measure = measure or self.continuation
+        masks = masks.expand(-1, len(self.inputs), *masks.shape[2:])
+        found = self.clean(measure).expand(len(masks), -1, -1).clone()
+        live = masks.flatten(2).any(-1).nonzero()
+        if len(live):
+            step = partial(self._patched, layer, name, source, masks, measure, live)
+            new = in_pieces(len(live), self._rows, step)
+            found[live[:, 0], live[:, 1]] = new.to(found.dtype)
+        return found
+
+    def _patched(
+        self,
+        layer: int,
+        name: str,
+        source: Tensor,
+        masks: Tensor,
+        measure: Measure,
+        live: Int[Tensor, "run 2"],
+        piece: slice,
+    ) -> Tensor:
+        which, rows = live[piece].unbind(-1)
+        mask, new = masks[which, rows].unsqueeze(-1), source[rows]
+
+        def edit(old: Tensor) -> Tensor:
+            return torch.where(mask, new.to(old.dtype), old)
+
+        if not self.restarts:
+            run = self.adapter.run(self.inputs[rows], positions=self.positions, edit={name: edit})
+            return measure(run.logits, rows)
+        resid = self.resid_pre[layer][rows]
+        if name.endswith("hook_resid_mid"):
+            middle = self.cache[name][rows]
+            resid = resid + (edit(middle) - middle)
+            final = self._finish(layer, resid, self.attn_out[layer][rows])
+        elif layer < self._last:
+            resid = self.adapter.run_blocks(layer, resid, self._last, edit={name: edit})
+            final = self._finish(self._last, resid, self.adapter.attention_of(self._last, resid))
+        else:
+            resid = self.adapter.run_blocks(layer, resid, edit={name: edit})
+            final = resid[:, self.positions]
+        return self._measured(final, rows, measure)
+
     def _restarted(
         self, layer: int, edits: Sequence[HeadEdit], measure: Measure, piece: slice
     ) -> Tensor:
-        which, rows = self._index(piece)
         w_o = self.adapter.weight(layer, "W_O").values
-        attn_out = self.attn_out[layer][rows].clone()
-        for e in which.unique().tolist():
-            mine = which == e
+        spans = self._spans(piece)
+        rows = torch.cat([self._all[rows] for _, rows in spans])
+        answers = []
+        for e, mine in spans:
             heads = list(edits[e].heads)
-            new = self._rows_of(edits[e].z, rows[mine])
-            change = new - self.z[layer][rows[mine]][:, :, heads]
-            attn_out[mine] += torch.einsum("rphd,hdm->rpm", change.to(w_o.dtype), w_o[heads])
-        with self.adapter.attention_answers(layer, attn_out):
-            resid = self.adapter.run_blocks(layer, self.resid_pre[layer][rows])
-        return measure(self.adapter.unembed(resid[:, self.positions]), rows)
+            change = self._rows_of(edits[e].z, mine) - self.z[layer][mine][:, :, heads]
+            change = torch.einsum("rphd,hdm->rpm", change.to(w_o.dtype), w_o[heads])
+            answers.append(self.attn_out[layer][mine] + change)
+        final = self._finish(layer, self.resid_pre[layer][rows], torch.cat(answers))
+        return self._measured(final, rows, measure)
+
+    def _finish(
+        self,
+        layer: int,
+        resid: Float[Tensor, "row pos d_model"],
+        attn_out: Float[Tensor, "row pos d_model"],
+    ) -> Float[Tensor, "row pos d_model"]:
+        """From the attention of block `layer` to the end, at the positions that are unembedded.
+
+        Nothing reads the other positions of the last block: its MLP does not run on them.
+        """
+        if layer < self._last:
+            with self.adapter.attention_answers(layer, attn_out):
+                resid = self.adapter.run_blocks(layer, resid, self._last)
+            attn_out = self.adapter.attention_of(self._last, resid)
+        with self.adapter.attention_answers(self._last, attn_out[:, self.positions]):
+            return self.adapter.run_blocks(self._last, resid[:, self.positions])
 
     def _in_full(
         self, layer: int, edits: Sequence[HeadEdit], measure: Measure, piece: slice
     ) -> Tensor:
-        which, rows = self._index(piece)
+        spans = self._spans(piece)
+        rows = torch.cat([self._all[rows] for _, rows in spans])
 
         def edit(z: Tensor) -> Tensor:
-            z = z.clone()
-            for e in which.unique().tolist():
-                mine = torch.nonzero(which == e).flatten()
-                for i, head in enumerate(edits[e].heads):
-                    z[mine, :, head] = self._rows_of(edits[e].z, rows[mine])[:, :, i].to(z.dtype)
+            z, start = z.clone(), 0
+            for e, mine in spans:
+                stop = start + mine.stop - mine.start
+                z[start:stop, :, list(edits[e].heads)] = self._rows_of(edits[e].z, mine).to(z.dtype)
+                start = stop
             return z
 
         run = self.adapter.run(
@@ -139,10 +236,24 @@ class Restart:
         )
         return measure(run.logits, rows)
 
-    def _index(self, piece: slice) -> tuple[Tensor, Tensor]:
-        flat = torch.arange(piece.start, piece.stop, device=self.inputs.device)
-        return flat // len(self.inputs), flat % len(self.inputs)
+    def _measured(
+        self, final: Float[Tensor, "row pos d_model"], rows: Int[Tensor, " row"], measure: Measure
+    ) -> Float[Tensor, "row measure"]:
+        """Unembed the last block's output and measure, as many rows as can be read at once."""
+        return in_pieces(
+            len(rows),
+            self._logit_rows,
+            lambda piece: measure(self.adapter.unembed(final[piece]), rows[piece]),
+        )
+
+    def _spans(self, piece: slice) -> list[tuple[int, slice]]:
+        """The edits in a piece of all (edit, paragraph) pairs, and the paragraphs of each."""
+        n = len(self.inputs)
+        return [
+            (e, slice(max(piece.start - e * n, 0), min(piece.stop - e * n, n)))
+            for e in range(piece.start // n, (piece.stop - 1) // n + 1)
+        ]
 
     @staticmethod
-    def _rows_of(z: Tensor, rows: Tensor) -> Tensor:
+    def _rows_of(z: Tensor, rows: slice) -> Tensor:
         return z if z.shape[0] == 1 else z[rows]

@@ -7,8 +7,9 @@ colours with a dash and a marker of their own for each series (colour is never t
 difference), sequential blues for amounts and blue-white-orange for values with a sign.
 
 Frames are tidy: one row per point. An interval around column ``y`` is given by the columns
-``y_low`` and ``y_high`` where they exist. ``set`` names the series ("memorized", "control"). A
-missing column raises a ``ValueError`` that lists what is there.
+``y_low`` and ``y_high``, or by ``y_se`` (1.96 standard errors either way), where they exist.
+``set`` names the series ("memorized", "control"). A missing column raises an ``InputError`` that
+lists what is there.
 """
 
 from __future__ import annotations
@@ -20,8 +21,10 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import pandas as pd
 
-from .pages.palette import SERIES
-from .pages.text import clean, number, visible
+from memcircuits.checks import InputError
+from memcircuits.pages.numbers import cells, matrix
+from memcircuits.pages.palette import SERIES
+from memcircuits.pages.text import clean, number, visible
 
 if TYPE_CHECKING:
     from plotly.graph_objects import Figure
@@ -45,20 +48,19 @@ def _text(value: object) -> str:
 def _need(frame: pd.DataFrame, *columns: str) -> None:
     missing = [c for c in columns if c not in frame.columns]
     if missing:
-        raise ValueError(
-            f"frame lacks the column(s) {missing}: it has {[str(c) for c in frame.columns]}"
-        )
+        there = ", ".join(str(c) for c in frame.columns)
+        raise InputError("frame", f"no column {', '.join(missing)}", f"it has {there}")
     if not len(frame):
-        raise ValueError("frame has no rows: nothing to draw")
+        raise InputError("frame", "no rows", "there is nothing to draw")
 
 
-def _matrix(values: Any, argument: str = "values") -> np.ndarray:
-    array = np.asarray(values, dtype=float)
-    if array.ndim != 2 or 0 in array.shape:
-        raise ValueError(f"{argument} has shape {array.shape}: pass a non-empty [row, col] array")
-    if np.isinf(array).any():
-        raise ValueError(f"{argument} holds infinities: pass finite numbers, NaN for not measured")
-    return array
+def _interval(frame: pd.DataFrame, y: str) -> tuple[pd.Series, pd.Series] | None:
+    """The interval around a column, where the frame has one."""
+    if {f"{y}_low", f"{y}_high"} <= set(frame.columns):
+        return frame[f"{y}_low"], frame[f"{y}_high"]
+    if f"{y}_se" in frame.columns:
+        return frame[y] - 1.96 * frame[f"{y}_se"], frame[y] + 1.96 * frame[f"{y}_se"]
+    return None
 
 
 def _layout(figure: Figure, *, title: str, width: int, height: int) -> Figure:
@@ -111,15 +113,18 @@ def _add_lines(
     for index, (name, group) in enumerate(groups):
         group = group.sort_values(x)
         colour = SERIES[index % len(SERIES)]
-        if {f"{y}_low", f"{y}_high"} <= set(frame.columns):
-            known = group.dropna(subset=[f"{y}_low", f"{y}_high"])
+        interval = _interval(group, y)
+        if interval is not None:
+            known = interval[0].notna() & interval[1].notna()
+            low, high, at = (column[known] for column in (*interval, group[x]))
             figure.add_trace(
                 go.Scatter(
-                    x=[*known[x], *known[x][::-1]],
-                    y=[*known[f"{y}_high"], *known[f"{y}_low"][::-1]],
+                    x=[*at, *at[::-1]],
+                    y=[*high, *low[::-1]],
                     fill="toself",
                     fillcolor=_rgba(colour, 0.18),
                     line={"width": 0},
+                    mode="lines",
                     hoverinfo="skip",
                     showlegend=False,
                     legendgroup=str(index),
@@ -171,12 +176,12 @@ def heatmap(
     title: str = "",
     name: str = "value",
     units: str = "",
-    diverging: bool = False,
+    diverging: bool | None = None,
     row_label: str = "layer",
     col_label: str = "head",
     row_names: Sequence[str] = (),
     col_names: Sequence[str] = (),
-    marks: Sequence[tuple[int, int]] = (),
+    marks: Any = (),
     hover: Sequence[Sequence[str]] = (),
 ) -> Figure:
     """A value per layer and head, layer 0 at the bottom as in the paper.
@@ -186,15 +191,18 @@ def heatmap(
         title: Title.
         name: What the values are.
         units: Their unit.
-        diverging: Colours around zero, for values whose sign matters.
-        row_label: Name of the rows; ``col_label`` of the columns.
-        row_names: One per row (default: its number); ``col_names`` likewise.
-        marks: Cells (row, col) framed because they stand out.
+        diverging: Colours around zero (default: if any value is negative).
+        row_label: Name of the rows.
+        col_label: Name of the columns.
+        row_names: One per row (default: its number).
+        col_names: One per column (default: its number).
+        marks: Cells framed because they stand out: pairs (row, col), or booleans [row, col].
         hover: Further text per cell.
     """
     import plotly.graph_objects as go
 
-    array = _matrix(values)
+    array = matrix(values)
+    diverging = bool((array < 0).any()) if diverging is None else diverging
     rows = [_text(r) for r in row_names or range(array.shape[0])]
     cols = [_text(c) for c in col_names or range(array.shape[1])]
     told = [
@@ -220,7 +228,7 @@ def heatmap(
             colorbar={"title": {"text": _with_units(name, units), "side": "right"}},
         )
     )
-    for i, j in marks:
+    for i, j in cells(marks, array.shape):
         figure.add_shape(
             type="rect",
             x0=j - 0.5,
@@ -253,10 +261,8 @@ def gradient_map(frame: pd.DataFrame, *, title: str = "", units: str = "") -> Fi
     _need(frame, "component", "layer", "head", "value")
     present = [c for c in COMPONENTS if (frame["component"] == c).any()]
     if not present:
-        raise ValueError(
-            f"component holds {sorted(set(frame['component'].astype(str)))}: pass some of "
-            f"{list(COMPONENTS)}"
-        )
+        given = ", ".join(sorted(set(frame["component"].astype(str))))
+        raise InputError("component", given, f"give some of {', '.join(COMPONENTS)}")
     layers = sorted(frame["layer"].unique())
     heads = frame["head"].notna() & (frame["head"].astype(str) != "")
     n_heads = int(frame.loc[heads, "head"].astype(int).max()) + 1 if heads.any() else 1
@@ -266,7 +272,7 @@ def gradient_map(frame: pd.DataFrame, *, title: str = "", units: str = "") -> Fi
         cols=len(present) + 1,
         shared_yaxes=True,
         horizontal_spacing=0.012,
-        column_widths=[n_heads if h else max(1.0, n_heads / 6) for h in per_head] + [n_heads],
+        column_widths=[n_heads if h else max(1.0, 0.3 * n_heads) for h in per_head] + [n_heads],
         subplot_titles=[*present, "sum of layer"],
     )
     for col, (component, has_heads) in enumerate(zip(present, per_head, strict=True), start=1):
@@ -348,7 +354,7 @@ def duplication_curve(frame: pd.DataFrame, *, title: str = "") -> Figure:
     """
     _need(frame, "repetitions")
     if (frame["repetitions"] <= 0).any():
-        raise ValueError("repetitions holds values <= 0: the axis is logarithmic, leave them out")
+        raise InputError("repetitions", "0 or less", "leave it out: the axis is logarithmic")
     figure = _stacked(
         frame,
         "repetitions",
@@ -362,6 +368,39 @@ def duplication_curve(frame: pd.DataFrame, *, title: str = "") -> Figure:
     if len(counts) <= 14:
         figure.update_xaxes(tickvals=counts, ticktext=[str(c) for c in counts])
     return figure
+
+
+def em_against_nll(frame: pd.DataFrame, *, title: str = "") -> Figure:
+    """Each paragraph by how much of it is recited and how well it is predicted.
+
+    Args:
+        frame: Columns ``em, nll`` and if wanted ``memorized`` and ``id``.
+        title: Title.
+    """
+    import plotly.graph_objects as go
+
+    _need(frame, "em", "nll")
+    known = "memorized" in frame.columns
+    chosen = frame["memorized"].astype(bool) if known else pd.Series(False, index=frame.index)
+    figure = go.Figure()
+    for index, (name, rows) in enumerate((("memorized", chosen), ("others", ~chosen))):
+        part = frame[rows]
+        if len(part):
+            figure.add_trace(
+                go.Scattergl(
+                    x=part["nll"],
+                    y=part["em"],
+                    mode="markers",
+                    name=name,
+                    showlegend=known,
+                    text=[_text(i) for i in part["id"]] if "id" in part.columns else None,
+                    marker={"symbol": _MARKERS[index], "color": SERIES[index], "opacity": 0.6},
+                    hovertemplate="%{text}<br>EM %{y}, NLL %{x:.3f}<extra>%{fullData.name}</extra>",
+                )
+            )
+    figure.update_xaxes(title_text="NLL of the continuation (nats/token)", rangemode="tozero")
+    figure.update_yaxes(title_text="exact match (tokens)", rangemode="tozero")
+    return _layout(figure, title=title, width=720, height=420)
 
 
 def attention_by_rank(frame: pd.DataFrame, *, title: str = "") -> Figure:
@@ -389,6 +428,7 @@ def attention_by_rank(frame: pd.DataFrame, *, title: str = "") -> Figure:
                 fill="toself",
                 fillcolor=_rgba(_GREY, 0.25),
                 line={"width": 0},
+                mode="lines",
                 hoverinfo="skip",
                 name="ranks shuffled within paragraphs",
             )
@@ -433,14 +473,14 @@ def arms(frame: pd.DataFrame, *, title: str = "", y_label: str = "exact match (t
 
 
 def _whiskers(frame: pd.DataFrame, column: str) -> dict[str, Any] | None:
-    low, high = f"{column}_low", f"{column}_high"
-    if not {low, high} <= set(frame.columns):
+    interval = _interval(frame, column)
+    if interval is None:
         return None
     return {
         "type": "data",
         "symmetric": False,
-        "array": (frame[high] - frame[column]).tolist(),
-        "arrayminus": (frame[column] - frame[low]).tolist(),
+        "array": (interval[1] - frame[column]).tolist(),
+        "arrayminus": (frame[column] - interval[0]).tolist(),
         "color": "#1b1f24",
         "thickness": 1.3,
     }
@@ -500,15 +540,16 @@ def patching_map(
         title: Title.
         name: What the values are.
         units: Their unit.
-        row_label: Name of the rows; ``col_label`` of the columns.
+        row_label: Name of the rows.
+        col_label: Name of the columns.
         col_names: One per column, such as the prefix's tokens (default: its number).
     """
     import plotly.graph_objects as go
     from plotly.subplots import make_subplots
 
     if not panels:
-        raise ValueError("panels is empty: pass at least one site with its array")
-    arrays = {site: _matrix(values, f"panels[{site!r}]") for site, values in panels.items()}
+        raise InputError("panels", "empty", "give at least one site with its array")
+    arrays = {site: matrix(values, f"panels[{site!r}]") for site, values in panels.items()}
     n_rows, n_cols = next(iter(arrays.values())).shape
     most = max((float(np.nanmax(np.abs(a))) for a in arrays.values()), default=1.0)
     wide = n_cols > 20
@@ -544,14 +585,15 @@ def patching_map(
         if col_names:
             figure.update_xaxes(
                 tickvals=list(range(n_cols)),
-                ticktext=[_text(visible(str(c), 16)) for c in col_names],
+                ticktext=[_text(visible(str(c), 16, tell=False)) for c in col_names],
                 tickangle=-60,
                 row=row,
                 col=col,
             )
     panel = 60 + 26 * n_rows
-    size = (1000, 130 + (panel + 40) * len(arrays)) if wide else (200 + 260 * len(arrays), panel + 150)
-    figure = _layout(figure, title=title, width=size[0], height=size[1])
+    width = 1000 if wide else 200 + 260 * len(arrays)
+    height = 130 + (panel + 40) * len(arrays) if wide else panel + 150
+    figure = _layout(figure, title=title, width=width, height=height)
     bar = {"title": {"text": _with_units(name, units), "side": "right"}}
     limit = most or 1.0
     return figure.update_layout(
@@ -573,11 +615,11 @@ def attention_pattern(
     """
     import plotly.graph_objects as go
 
-    array = _matrix(values)
+    array = matrix(values)
     n = len(tokens)
     if array.shape != (n, n):
-        raise ValueError(f"values has shape {array.shape}: pass [{n}, {n}], one row per token")
-    names = [_text(visible(token, 16)) for token in tokens]
+        raise InputError("values", f"shape {array.shape}", f"give [{n}, {n}], one row per token")
+    names = [_text(visible(token, 16, tell=False)) for token in tokens]
     future = np.triu(np.ones((n, n), dtype=bool), 1)
     shown = np.where(future & (array == 0), np.nan, array)
     told = [[f"{names[q]} ({q}) looks at {names[k]} ({k})" for k in range(n)] for q in range(n)]

@@ -4,22 +4,38 @@ Equation 2 of the paper: the score of a component is the largest |dL/dtheta| ove
 mean NLL over paragraphs of the continuation tokens; W_Q, W_K, W_V and W_O are split by head,
 W_in, W_out (and W_gate) are taken per layer. `pool="l2"` gives layerwise gradient norms.
 Embeddings, unembedding, norms and biases are left out.
+
+Two routes to a gradient:
+
+* of the mean over paragraphs (the paper): one backward pass per batch (`mean_gradient`);
+* of every paragraph by itself (`each_gradient`): a weight matrix sees x and answers y, so paragraph
+  p's gradient is the product of its own x and dL/dy over positions, and one forward and backward
+  pass of the whole batch gives all of them.
+
+Equation 3 sets memorized paragraphs against controls: KL(original || current) on the controls minus
+NLL on the memorized. At the original weights, where the paper takes its mask, the KL is zero and at
+its minimum, so its gradient vanishes exactly: the objective's gradient there *is* that of the NLL,
+and the controls have no say. What the KL does have there is curvature, KL = 1/2 d^T F d for a small
+change d, with F the Fisher information on the controls. Raising the NLL for the least KL means
+d_i ~ g_i / F_i, and weight i then contributes g_i^2 / F_i, so `contrastive_gradients` scores a
+weight by |g| / sqrt(F + damping) (`curvature=False`: |g|, the paper's).
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 import torch
 from jaxtyping import Float
-from torch import Tensor
+from torch import Tensor, nn
 
 from memcircuits.adapter import HEAD_COMPONENTS, Adapter, Weight, adapt
-from memcircuits.checks import one_of
+from memcircuits.checks import InputError, at_least, one_of
 from memcircuits.measure import read_continuation
-from memcircuits.memory import rows_that_fit
+from memcircuits.memory import default_budget, rows_that_fit
 from memcircuits.paragraphs import Paragraphs
 from memcircuits.progress import bar
 from memcircuits.results import Provenance, Result
@@ -32,6 +48,12 @@ POOLS: Mapping[str, Callable[[Tensor], Tensor]] = {
     "mean": lambda g: g.abs().mean((-2, -1)),
     "l2": lambda g: g.square().sum((-2, -1)).sqrt(),
 }
+STATISTICS: Mapping[str, Callable[[Tensor], Tensor]] = {
+    "sum": lambda g: g.abs().sum((-2, -1)),
+    "variance": lambda g: g.var((-2, -1), correction=0),
+    "max": POOLS["max"],
+}
+DAMPING = 0.1
 
 
 @dataclass(frozen=True)
@@ -44,12 +66,25 @@ class ParameterGradients(Result, kind="parameter-gradients"):
         pool: how weights were pooled.
         loss: mean NLL of the paragraphs, nats/token.
         provenance: where the numbers come from.
+        objective: `nll` or `contrastive`.
+        units: units of `values`.
+        samples: component -> [paragraph, layer, head], where every paragraph has its own gradient;
+            `values` is their mean.
+        statistics: component -> [statistic, layer, head], the sum of |g|, the variance of g and the
+            maximum of |g| over the component's weights (`STATISTICS`).
+        cosine: component -> [layer, head], cosine between the NLL gradients of memorized and
+            control paragraphs (contrastive objective only).
     """
 
     values: Mapping[str, Float[Tensor, "layer head"]]
     pool: str
     loss: float
     provenance: Provenance
+    objective: str = "nll"
+    units: str = "nats/token per unit of weight"
+    samples: Mapping[str, Float[Tensor, "paragraph layer head"]] = field(default_factory=dict)
+    statistics: Mapping[str, Float[Tensor, "statistic layer head"]] = field(default_factory=dict)
+    cosine: Mapping[str, Float[Tensor, "layer head"]] = field(default_factory=dict)
 
     @property
     def layers(self) -> Float[Tensor, " layer"]:
@@ -69,16 +104,29 @@ class ParameterGradients(Result, kind="parameter-gradients"):
         return torch.stack([v.repeat_interleave(n_heads // v.shape[1], 1) for v in rows]).amax(0)
 
     def to_frame(self) -> pd.DataFrame:
-        """Columns `component, layer, head, value`; `head` is empty for MLP matrices."""
+        """Columns `component, layer, head, value`, the statistics and, where known, `cosine`.
+
+        `head` is empty for MLP matrices.
+        """
         import pandas as pd
 
         rows = [
-            (name, layer, head if name in HEAD_COMPONENTS else None, float(value))
+            {
+                "component": name,
+                "layer": layer,
+                "head": head if name in HEAD_COMPONENTS else None,
+                "value": float(values[layer, head]),
+                **{
+                    statistic: float(self.statistics[name][i, layer, head])
+                    for i, statistic in enumerate(STATISTICS if self.statistics else ())
+                },
+                **({"cosine": float(self.cosine[name][layer, head])} if self.cosine else {}),
+            }
             for name, values in self.values.items()
-            for layer, row in enumerate(values)
-            for head, value in enumerate(row)
+            for layer in range(values.shape[0])
+            for head in range(values.shape[1])
         ]
-        frame = pd.DataFrame(rows, columns=["component", "layer", "head", "value"])
+        frame = pd.DataFrame(rows)
         frame["head"] = frame["head"].astype("Int64")
         return frame
 
@@ -89,7 +137,7 @@ class ParameterGradients(Result, kind="parameter-gradients"):
         return figures.gradient_map(self.to_frame())
 
     def __str__(self) -> str:
-        return f"{self.pool} gradients, lower-half share {self.layer_share():.3f}"
+        return f"{self.pool} {self.objective} gradients, lower-half share {self.layer_share():.3f}"
 
 
 def parameter_gradients(
@@ -97,38 +145,157 @@ def parameter_gradients(
     paragraphs: Any,
     *,
     pool: str = "max",
+    average: str = "batch",
+    per_loss: bool = False,
     memory_budget: int | None = None,
     progress: bool = True,
 ) -> ParameterGradients:
-    """Gradient of the batch-mean NLL of the continuations, pooled per component.
+    """Gradient of the NLL of the continuations, pooled per component.
 
     Args:
         model: HookedTransformer or TransformerBridge.
         paragraphs: `Paragraphs`, a list of strings or a LongTensor of ids.
         pool: `max`, `mean` or `l2` over the weights of a component.
+        average: `batch` pools the gradient of the mean loss (the paper); `paragraph` pools each
+            paragraph's own gradient and averages after that, so that paragraphs cannot cancel.
+        per_loss: divide by the loss (the paragraph's own with `average="paragraph"`). Gradients
+            grow with the loss, and controls have far more of it than memorized paragraphs.
         memory_budget: bytes that one batch may take.
         progress: show a bar on stderr.
 
     Returns:
-        `ParameterGradients` in nats/token per unit of weight.
+        `ParameterGradients` in nats/token per unit of weight (with `per_loss` 1 per unit).
 
     Raises:
-        InputError: for a wrong pool or unusable paragraphs.
+        InputError: for a wrong pool or average or unusable paragraphs.
     """
     one_of("pool", pool, POOLS)
+    one_of("average", average, ("batch", "paragraph"))
     adapter = adapt(model)
     paragraphs = Paragraphs.of(paragraphs, model)
     adapter.check_tokens(paragraphs.ids, "paragraphs")
     weights = all_weights(adapter)
-    loss, gradients = mean_gradient(adapter, paragraphs, weights, memory_budget, progress)
-    pooled: dict[str, list[Tensor]] = {}
-    for weight, gradient in zip(weights, gradients, strict=True):
-        pooled.setdefault(weight.component, []).append(POOLS[pool](weight.split(gradient)))
+    if average == "batch":
+        loss, gradients = mean_gradient(adapter, paragraphs, weights, memory_budget, progress)
+        losses = torch.tensor([loss])
+        rows = [_summary(w.split(g), pool)[None] for w, g in zip(weights, gradients, strict=True)]
+    else:
+        losses, rows = each_gradient(
+            adapter, paragraphs, weights, lambda _, g: _summary(g, pool), memory_budget, progress
+        )
+    if per_loss:
+        power = torch.tensor([1.0, *(2.0 if name == "variance" else 1.0 for name in STATISTICS)])
+        scale = losses.clamp_min(1e-12)[:, None] ** power
+        rows = [row.cpu() / scale[:, :, None] for row in rows]
+    tables = _by_component(weights, rows)
     return ParameterGradients(
-        values={name: torch.stack(rows).float().cpu() for name, rows in pooled.items()},
+        values={name: table[:, 0].mean(0) for name, table in tables.items()},
+        pool=pool,
+        loss=float(losses.mean()),
+        provenance=Provenance.of(
+            adapter, {"paragraphs": paragraphs}, pool=pool, average=average, per_loss=per_loss
+        ),
+        units="1 per unit of weight" if per_loss else "nats/token per unit of weight",
+        samples={}
+        if average == "batch"
+        else {name: table[:, 0].contiguous() for name, table in tables.items()},
+        statistics={name: table[:, 1:].mean(0) for name, table in tables.items()},
+    )
+
+
+def contrastive_gradients(
+    model: Any,
+    memorized: Any,
+    control: Any,
+    *,
+    curvature: bool = True,
+    n_control: int = 10,
+    draws: int = 8,
+    pool: str = "max",
+    seed: int = 0,
+    memory_budget: int | None = None,
+    progress: bool = True,
+) -> ParameterGradients:
+    """Gradient of the contrastive objective (equation 3), paragraph by paragraph.
+
+    Each memorized paragraph is set against its own random batch of controls. The KL term has no
+    gradient at the original weights (see the module's text): it enters by its curvature.
+
+    Args:
+        model: HookedTransformer or TransformerBridge.
+        memorized: paragraphs to forget.
+        control: paragraphs to keep.
+        curvature: divide by the root of the controls' Fisher information; False gives the gradient
+            of the objective itself, which does not depend on the controls.
+        n_control: controls for each memorized paragraph.
+        draws: label draws of the Fisher estimate (relative error sqrt(2 / draws) per weight).
+        pool: `max`, `mean` or `l2` over the weights of a component.
+        seed: of the draws of controls and labels.
+        memory_budget: bytes that one batch may take.
+        progress: show a bar on stderr.
+
+    Returns:
+        `ParameterGradients` with one sample per memorized paragraph, and `cosine` between the mean
+        NLL gradients of memorized and control paragraphs. The constant before the NLL is left out.
+
+    Raises:
+        InputError: for unusable paragraphs or controls that are in the memorized set.
+    """
+    one_of("pool", pool, POOLS)
+    at_least("n_control", n_control, 1)
+    at_least("draws", draws, 1)
+    adapter = adapt(model)
+    memorized = Paragraphs.of(memorized, model, "memorized")
+    control = Paragraphs.of(control, model, "control")
+    adapter.check_tokens(memorized.ids, "memorized")
+    adapter.check_tokens(control.ids, "control")
+    refuse_overlap(memorized, control)
+    weights = all_weights(adapter)
+    generator = torch.Generator().manual_seed(seed)
+    _, of_control = mean_gradient(adapter, control, weights, memory_budget, progress)
+    loss = 0.0
+    total = [torch.zeros_like(g) for g in of_control]
+    tables: list[dict[str, Tensor]] = []
+    with bar(len(memorized), "contrast", progress=progress) as shown:
+        for paragraph in memorized:
+            nll, gradients = mean_gradient(adapter, paragraph, weights, memory_budget, False)
+            loss += nll / len(memorized)
+            for t, g in zip(total, gradients, strict=True):
+                t += g / len(memorized)
+            if curvature:
+                chosen = torch.randperm(len(control), generator=generator)[:n_control]
+                fisher = fisher_diagonal(
+                    adapter, control[chosen], weights, draws, generator, memory_budget
+                )
+                gradients = by_curvature(gradients, fisher)
+            rows = [
+                _summary(w.split(g), pool)[None] for w, g in zip(weights, gradients, strict=True)
+            ]
+            tables.append(_by_component(weights, rows))
+            shown.update()
+    table = {name: torch.cat([t[name] for t in tables]) for name in tables[0]}
+    cosines = [
+        _cosine(w.split(a), w.split(b))[None, None]
+        for w, a, b in zip(weights, total, of_control, strict=True)
+    ]
+    return ParameterGradients(
+        values={name: t[:, 0].mean(0) for name, t in table.items()},
         pool=pool,
         loss=loss,
-        provenance=Provenance.of(adapter, {"paragraphs": paragraphs}, pool=pool),
+        provenance=Provenance.of(
+            adapter,
+            {"memorized": memorized, "control": control},
+            curvature=curvature,
+            n_control=n_control,
+            draws=draws,
+            pool=pool,
+            seed=seed,
+        ),
+        objective="contrastive",
+        units="root of nats/token" if curvature else "nats/token per unit of weight",
+        samples={name: t[:, 0].contiguous() for name, t in table.items()},
+        statistics={name: t[:, 1:].mean(0) for name, t in table.items()},
+        cosine={name: t[0, 0] for name, t in _by_component(weights, cosines).items()},
     )
 
 
@@ -154,26 +321,200 @@ def mean_gradient(
     """
     parameters = [weight.parameter for weight in weights]
     n = len(paragraphs)
-    # Activations of all layers are kept for the backward pass.
-    size = max(
-        1,
-        rows_that_fit(adapter, paragraphs.ids.shape[1], paragraphs.n_continuation, memory_budget)
-        // adapter.n_layers,
-    )
     totals = [torch.zeros_like(p, dtype=torch.float32) for p in parameters]
     loss = 0.0
-    positions = slice(paragraphs.n_prefix - 1, None)
     with (
         adapter.untouched(grad=parameters),
         bar(n, "gradients", progress=progress) as shown,
     ):
-        for start in range(0, n, size):
-            piece = slice(start, min(n, start + size))
-            run = adapter.run(paragraphs.ids[piece, :-1], positions=positions)
-            targets = paragraphs.continuation[piece].to(adapter.device)
-            part = read_continuation(run.logits, targets).nll.sum() / n
+        for piece in _pieces(adapter, paragraphs, memory_budget):
+            part = _nll(adapter, paragraphs, piece).sum() / n
             for total, gradient in zip(totals, torch.autograd.grad(part, parameters), strict=True):
                 total += gradient
             loss += float(part.detach())
-            shown.update(piece.stop - start)
+            shown.update(piece.stop - piece.start)
     return loss, totals
+
+
+def each_gradient(
+    adapter: Adapter,
+    paragraphs: Paragraphs,
+    weights: Sequence[Weight],
+    reduce: Callable[[int, Float[Tensor, "row head d_in d_out"]], Tensor],
+    memory_budget: int | None = None,
+    progress: bool = True,
+) -> tuple[Float[Tensor, " paragraph"], list[Float[Tensor, "paragraph ..."]]]:
+    """Each paragraph's NLL (nats/token), and its own gradient for each weight, reduced.
+
+    Where every weight has its own module this takes one forward and backward pass per batch, else
+    (HookedTransformer) one per paragraph.
+
+    Args:
+        adapter: the model.
+        paragraphs: the paragraphs.
+        weights: the matrices.
+        reduce: from the index of a weight and the gradients of some paragraphs to what is kept of
+            them, [row, ...].
+        memory_budget: bytes that one batch may take.
+        progress: show a bar on stderr.
+    """
+    n = len(paragraphs)
+    kept: list[list[Tensor]] = [[] for _ in weights]
+    losses: list[Tensor] = []
+    parameters = [weight.parameter for weight in weights]
+    together = all(weight.module is not None for weight in weights)
+    with adapter.untouched(grad=parameters), bar(n, "gradients", progress=progress) as shown:
+        # Beside the activations, the largest matrix's gradient and a copy of it for every row.
+        largest = 2 * max(p.numel() * p.element_size() for p in parameters)
+        most = max(1, (memory_budget or default_budget(adapter.device)) // largest)
+        for piece in _pieces(adapter, paragraphs, memory_budget, most if together else 1):
+            rows = piece.stop - piece.start
+            if together:
+                with _watched(weights) as (inputs, outputs):
+                    nll = _nll(adapter, paragraphs, piece)
+                slopes = torch.autograd.grad(nll.sum(), outputs)
+                for i, weight in enumerate(weights):
+                    gradient = _per_row(weight, inputs[i], slopes[i], rows)
+                    kept[i].append(reduce(i, gradient).detach())
+            else:
+                nll = _nll(adapter, paragraphs, piece)
+                for i, gradient in enumerate(torch.autograd.grad(nll.sum(), parameters)):
+                    kept[i].append(reduce(i, weights[i].split(gradient)[None]).detach())
+            losses.append(nll.detach().cpu())
+            shown.update(rows)
+    return torch.cat(losses), [torch.cat(parts) for parts in kept]
+
+
+def fisher_diagonal(
+    adapter: Adapter,
+    paragraphs: Paragraphs,
+    weights: Sequence[Weight],
+    draws: int,
+    generator: torch.Generator,
+    memory_budget: int | None = None,
+) -> list[Tensor]:
+    """Diagonal of the Fisher information at the continuations' positions, for each parameter.
+
+    A small change d of the weights costs KL(original || changed) = 1/2 sum_i F_i d_i^2 nats/token
+    where the diagonal is all there is. F is the mean over positions of the squared gradient of
+    log p(y), y drawn from the model itself; gradients of independently drawn labels are
+    uncorrelated, so the square of their sum over a whole batch estimates the sum of the squares
+    without bias, and one draw costs one backward pass.
+    """
+    parameters = [weight.parameter for weight in weights]
+    totals = [torch.zeros_like(p, dtype=torch.float32) for p in parameters]
+    n = len(paragraphs) * paragraphs.n_continuation * draws
+    with adapter.untouched(grad=parameters):
+        for piece in _pieces(adapter, paragraphs, memory_budget):
+            run = adapter.run(
+                paragraphs.ids[piece, :-1], positions=slice(paragraphs.n_prefix - 1, None)
+            )
+            log_p = run.logits.float().log_softmax(-1).flatten(0, 1)
+            for draw in range(draws):
+                labels = _draw(log_p.detach(), generator)
+                chosen = log_p.gather(1, labels[:, None]).sum()
+                found = torch.autograd.grad(chosen, parameters, retain_graph=draw + 1 < draws)
+                for total, gradient in zip(totals, found, strict=True):
+                    total += gradient.float().square() / n
+    return totals
+
+
+def by_curvature(gradients: Sequence[Tensor], fisher: Sequence[Tensor]) -> list[Tensor]:
+    """Gradients divided by sqrt(F + damping), the damping a tenth of F's mean over all the weights."""
+    mean = sum(float(f.sum()) for f in fisher) / sum(f.numel() for f in fisher)
+    floor = max(DAMPING * mean, torch.finfo(torch.float32).tiny)
+    return [g / (f + floor).sqrt() for g, f in zip(gradients, fisher, strict=True)]
+
+
+def refuse_overlap(memorized: Paragraphs, control: Paragraphs, argument: str = "control") -> None:
+    """Raise `InputError` if a control has the token ids of a memorized paragraph's prefix."""
+    known = set(map(tuple, memorized.prefix.tolist()))
+    shared = sum(tuple(row) in known for row in control.prefix.tolist())
+    if shared:
+        raise InputError(
+            argument,
+            f"{shared} of its paragraphs have the prefix of a memorized one",
+            "controls must be other paragraphs",
+        )
+
+
+def _draw(log_p: Float[Tensor, "row d_vocab"], generator: torch.Generator) -> Tensor:
+    """One label per row, the same for the same seed on every device."""
+    at = torch.rand(len(log_p), 1, generator=generator).to(log_p.device)
+    below = log_p.exp().cumsum(-1)
+    return (below < at * below[:, -1:]).sum(-1).clamp_max(log_p.shape[1] - 1)
+
+
+def _pieces(
+    adapter: Adapter, paragraphs: Paragraphs, memory_budget: int | None, most: int | None = None
+) -> Iterator[slice]:
+    """Batches whose activations, of all layers, fit: a backward pass needs them."""
+    n = len(paragraphs)
+    fit = rows_that_fit(adapter, paragraphs.ids.shape[1], paragraphs.n_continuation, memory_budget)
+    size = max(1, fit // adapter.n_layers)
+    size = size if most is None else min(size, most)
+    for start in range(0, n, size):
+        yield slice(start, min(n, start + size))
+
+
+def _nll(adapter: Adapter, paragraphs: Paragraphs, piece: slice) -> Float[Tensor, " row"]:
+    run = adapter.run(paragraphs.ids[piece, :-1], positions=slice(paragraphs.n_prefix - 1, None))
+    return read_continuation(run.logits, paragraphs.continuation[piece].to(adapter.device)).nll
+
+
+@contextmanager
+def _watched(weights: Sequence[Weight]) -> Iterator[tuple[list[Tensor], list[Tensor]]]:
+    """What each weight's module is given and what it answers, in the weights' order."""
+    inputs: list[Tensor] = []
+    outputs: list[Tensor] = []
+    seen: dict[int, tuple[Tensor, Tensor]] = {}
+    handles = []
+
+    def watch(index: int, module: nn.Module) -> None:
+        def hook(_: nn.Module, arguments: tuple[Any, ...], output: Tensor) -> None:
+            assert index not in seen, "a weight was used twice in one forward pass"
+            seen[index] = (arguments[0].detach(), output)
+
+        handles.append(module.register_forward_hook(hook))
+
+    try:
+        for i, weight in enumerate(weights):
+            assert weight.module is not None
+            watch(i, weight.module)
+        yield inputs, outputs
+        inputs += [seen[i][0] for i in range(len(weights))]
+        outputs += [seen[i][1] for i in range(len(weights))]
+    finally:
+        for handle in handles:
+            handle.remove()
+
+
+def _per_row(
+    weight: Weight, x: Tensor, slope: Tensor, rows: int
+) -> Float[Tensor, "row head d_in d_out"]:
+    """Each paragraph's gradient: the product of its inputs and output gradients over positions."""
+    x, slope = x.reshape(rows, -1, x.shape[-1]), slope.reshape(rows, -1, slope.shape[-1])
+    # Linear stores [out, in], Conv1D [in, out].
+    first, second = (slope, x) if isinstance(weight.module, nn.Linear) else (x, slope)
+    return torch.vmap(weight.split)(torch.bmm(first.transpose(1, 2), second))
+
+
+def _summary(gradient: Float[Tensor, "... d_in d_out"], pool: str) -> Float[Tensor, "... k head"]:
+    """The pooled value and the statistics, stacked before the head axis."""
+    found = [POOLS[pool](gradient), *(f(gradient) for f in STATISTICS.values())]
+    return torch.stack(found, dim=-2).float()
+
+
+def _by_component(
+    weights: Sequence[Weight], rows: Sequence[Tensor]
+) -> dict[str, Float[Tensor, "sample k layer head"]]:
+    tables: dict[str, list[Tensor]] = {}
+    for weight, row in zip(weights, rows, strict=True):
+        tables.setdefault(weight.component, []).append(row.float().cpu())
+    return {name: torch.stack(parts, dim=2) for name, parts in tables.items()}
+
+
+def _cosine(a: Tensor, b: Tensor) -> Float[Tensor, " head"]:
+    """Cosine of two gradients, 0 where one vanishes."""
+    scale = a.square().sum((-2, -1)).sqrt() * b.square().sum((-2, -1)).sqrt()
+    return (a * b).sum((-2, -1)) / scale.clamp_min(torch.finfo(scale.dtype).tiny)

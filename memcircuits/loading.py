@@ -85,8 +85,7 @@ def as_bridge(hf_model: Any, tokenizer: Any, *, name: str, revision: str | None 
             f"TransformerLens cannot wrap it ({_first_line(error)})",
         ) from None
     bridge.eval()
-    adapter = adapt(bridge)
-    adapter.name, adapter.revision = name, revision
+    adapt(bridge, name=name, revision=revision)
     return bridge
 
 

@@ -3,6 +3,8 @@
 Greedy decoding and teacher forcing see the same tokens until the first wrong one, so the number of
 greedily decoded tokens that match before the first mismatch (EM) is read off the teacher-forced
 argmax: nothing is decoded. Log-probabilities are float32 whatever the model's type.
+
+The vocabulary is by far the longest axis: after the matrix products, reading it is what takes time.
 """
 
 from __future__ import annotations
@@ -12,6 +14,8 @@ from dataclasses import dataclass
 import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
+
+_BLOCK = 256
 
 
 @dataclass(frozen=True)
@@ -56,4 +60,25 @@ def read_continuation(
         return Continuation(
             log_prob, top.indices[..., 0] == targets, top.values[..., 0] - top.values[..., 1]
         )
-    return Continuation(log_prob, logits.argmax(-1) == targets)
+    return Continuation(log_prob, greedy(logits) == targets)
+
+
+def greedy(logits: Float[Tensor, "*batch d_vocab"]) -> Int[Tensor, "*batch"]:
+    """The first index of the largest logit, as `argmax` gives it.
+
+    On CPUs the largest *value* is found ten times sooner than its place. So: the largest value of
+    every block, the first block that has the largest of these, and the place in that block alone.
+    """
+    logits = logits.detach()
+    n = logits.shape[-1] // _BLOCK * _BLOCK
+    if not n:
+        return logits.argmax(-1)
+    blocks = logits[..., :n].unflatten(-1, (-1, _BLOCK))
+    best = blocks.amax(-1)
+    block = best.argmax(-1, keepdim=True)
+    place = blocks.take_along_dim(block[..., None], -2)[..., 0, :].argmax(-1)
+    place += block[..., 0] * _BLOCK
+    if n == logits.shape[-1]:
+        return place
+    rest = logits[..., n:].max(-1)
+    return torch.where(rest.values > best.amax(-1), rest.indices + n, place)

@@ -16,6 +16,7 @@ from memcircuits.adapter import Adapter
 from memcircuits.checks import InputError
 
 _CPU_CAP = 256 * 2**20  # more rows than this are slower, not faster: they leave the caches
+_CPU_LOGITS = 3 * 32 * 2**20
 
 
 def rows_that_fit(
@@ -41,6 +42,18 @@ def rows_that_fit(
     logits = 3 * n_logits * adapter.d_vocab * 4
     budget = memory_budget if memory_budget is not None else default_budget(adapter.device)
     return max(1, budget // (residual + attention + logits))
+
+
+def logits_that_fit(adapter: Adapter, n_logits: int, memory_budget: int | None = None) -> int:
+    """Rows, unembedded at `n_logits` positions, whose logits are made and read at once.
+
+    On CPUs at most 32 MiB of them: larger blocks are fetched from the system anew every time, which
+    costs more than reading them.
+    """
+    budget = memory_budget if memory_budget is not None else default_budget(adapter.device)
+    if adapter.device.type == "cpu":
+        budget = min(budget, _CPU_LOGITS)
+    return max(1, budget // (3 * n_logits * adapter.d_vocab * 4))
 
 
 def default_budget(device: torch.device) -> int:

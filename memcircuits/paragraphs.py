@@ -81,6 +81,8 @@ class Paragraphs:
         Raises:
             InputError: if the rows differ in length, are empty or too short.
         """
+        if not len(ids):
+            raise InputError("ids", "empty", "give at least one paragraph")
         if not isinstance(ids, Tensor):
             lengths = {len(row) for row in ids}
             if len(lengths) > 1:

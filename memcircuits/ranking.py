@@ -1,7 +1,7 @@
 """Which heads does the recitation hang on? The argument of the paper, with controls and intervals.
 
-Given paragraphs, the model says by itself which it recites (EM, `memcircuits.scanning`). For every head,
-three kinds of evidence are then gathered on memorized paragraphs and on controls that are not:
+Given paragraphs, the model says by itself which it recites (EM, `memcircuits.scanning`). For each
+head, three kinds of evidence are gathered, on memorized paragraphs and on controls that are not:
 
 1. *Causal* (`memcircuits.ablation`): how much worse does the model predict the memorized
    continuations without the head, and is that more than for controls? Nats/token and EM.
@@ -65,6 +65,7 @@ class Ranking(Result, kind="ranking"):
         notes: what the reader must know.
         provenance: where the numbers come from.
         model: the model, kept for `attention` and `to_html`; not saved.
+        unigrams: the table that defined rarity, kept to colour tokens; not saved.
     """
 
     score: Float[Tensor, "layer head"]
@@ -81,6 +82,7 @@ class Ranking(Result, kind="ranking"):
     provenance: Provenance
     notes: tuple[str, ...] = ()
     model: Any = field(default=None, repr=False, compare=False, metadata={"saved": False})
+    unigrams: Any = field(default=None, repr=False, compare=False, metadata={"saved": False})
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "notes", tuple(self.notes))
@@ -153,13 +155,15 @@ class Ranking(Result, kind="ranking"):
         """Attention of the best heads on one paragraph, see `memcircuits.attention_view`."""
         from memcircuits.views import attention_view
 
-        return attention_view(self._model(model), paragraph, heads=self.top(heads))
+        return attention_view(
+            self._model(model), paragraph, heads=self.top(heads), unigrams=self.unigrams
+        )
 
     def to_html(self, path: str | os.PathLike[str], *, model: Any = None) -> Path:
         """Write the self-contained report, see `memcircuits.report`."""
         from memcircuits.report import ranking_page
 
-        return ranking_page(self, self._model(model)).save(path)
+        return ranking_page(self, self._model(model)).save(Path(path))
 
     def to_json(self, path: str | os.PathLike[str]) -> Path:
         """Write the table, counts and provenance as JSON."""
@@ -248,9 +252,10 @@ def find_memorization_heads(
     if control is None:
         controls = found.control
         if controls is None or len(controls) < 2:
+            found_controls = 0 if controls is None else len(controls)
             raise InputError(
                 "paragraphs",
-                f"{0 if controls is None else len(controls)} controls among {len(given)} paragraphs",
+                f"{found_controls} controls among {len(given)} paragraphs",
                 "at least two must not be memorized; add some or pass control=",
             )
     else:
@@ -337,6 +342,7 @@ def find_memorization_heads(
         ),
         notes=tuple(notes),
         model=model,
+        unigrams=unigrams,
     )
 
 

@@ -1,42 +1,121 @@
-"""Readers for paragraph files: ids where the file has them, else text that is encoded once.
+"""Readers: from files to windows of token ids.
 
 | ending | content |
 | --- | --- |
-| `.jsonl` | one object a line: `ids` (or `tokens`, `input_ids`) or `text` (or `paragraph`) |
+| `.jsonl` | one object a line: `ids` (or `tokens`, `input_ids`, `token_ids`), `text` (or `paragraph`), \
+or `prefix_ids` and `suffix_ids` |
 | `.csv` | a column `text` or `paragraph` |
 | `.txt` | paragraphs separated by blank lines |
+| `.parquet` | columns as in `.jsonl` |
+| `.npy` | an integer array [paragraph, pos]; `NAME_prefix.npy` with `NAME_suffix.npy` beside it |
 | `.pt` | an integer tensor [paragraph, pos], read with `weights_only=True` |
+| `hf:NAME[:SPLIT]` | a dataset on the hub, streamed, or a folder that `datasets` saved |
 
-Every other column becomes a fact of the paragraphs; `id` names them.
+The first three may be compressed (`.gz`, `.zst`); a folder means all its files. Every other column
+becomes a fact of the paragraphs; `id` (or `index`) names them. The ids are the truth: text is encoded
+once, without special tokens, and `Windows` says which slices of a row are taken. Where the file
+itself separates prefix from continuation, the slice is taken around that place.
+
+`read_paragraphs` is strict: the first row that cannot be used is an error. `cut`, on which scans of
+whole corpora are built, collects such rows instead.
 """
 
 from __future__ import annotations
 
-import json
 import os
-import pickle
-from collections.abc import Iterator
-from pathlib import Path
+from collections import Counter
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
 from typing import Any
 
+import numpy as np
 import torch
+from jaxtyping import Int
 from torch import Tensor
 
-from memcircuits.checks import InputError
-from memcircuits.paragraphs import Paragraphs
+from memcircuits.checks import InputError, at_least
+from memcircuits.formats import BadRow, Row, find_sources, read_rows
+from memcircuits.paragraphs import Paragraphs, encode, tokenizer_of
 
-_IDS = ("ids", "tokens", "input_ids")
-_TEXT = ("text", "paragraph")
+
+@dataclass(frozen=True)
+class Windows:
+    """Which slices of a row are taken, and which of them are kept (the paper's section 3).
+
+    Attributes:
+        n_prefix: tokens of the prefix.
+        n_continuation: tokens of the continuation.
+        stride: tokens from one window to the next; None takes only the first window of a row.
+        offset: where the first window begins.
+        min_unique: a window is kept if its share of different tokens exceeds this (paper: 0.5).
+        drop: a window is left out if its text contains one of these, whatever the case.
+        deduplicate: exact duplicates are taken once and counted.
+    """
+
+    n_prefix: int = 50
+    n_continuation: int = 50
+    stride: int | None = None
+    offset: int = 0
+    min_unique: float = 0.0
+    drop: tuple[str, ...] = ()
+    deduplicate: bool = False
+
+    def __post_init__(self) -> None:
+        at_least("n_prefix", self.n_prefix, 1)
+        at_least("n_continuation", self.n_continuation, 1)
+        at_least("offset", self.offset, 0)
+        if self.stride is not None:
+            at_least("stride", self.stride, 1)
+        if not 0 <= self.min_unique < 1:
+            raise InputError("min_unique", self.min_unique, "give a number in [0, 1)")
+        if not all(self.drop):
+            raise InputError("drop", "an empty keyword", "it would drop every window")
+
+    @property
+    def length(self) -> int:
+        """Tokens of a window."""
+        return self.n_prefix + self.n_continuation
+
+
+@dataclass(frozen=True)
+class Cut:
+    """Windows of some rows, and what became of the rest.
+
+    Attributes:
+        ids: token ids, [window, pos].
+        rows: for each window its index in `origin`.
+        starts: for each window its first token's place in the row.
+        counts: how often each window occurred among these rows; 1 unless deduplicated.
+        origin: the rows that could be used.
+        bad: the rows that could not.
+        left_out: filter -> windows that it left out.
+    """
+
+    ids: Int[Tensor, "window pos"]
+    rows: Int[np.ndarray, " window"]
+    starts: Int[np.ndarray, " window"]
+    counts: Int[np.ndarray, " window"]
+    origin: list[Row]
+    bad: list[BadRow]
+    left_out: dict[str, int]
+
+    @property
+    def names(self) -> list[str]:
+        """The name of each window: its row's, with `@start` where it is not the first."""
+        return [
+            self.origin[row].name + (f"@{start}" if start else "")
+            for row, start in zip(self.rows.tolist(), self.starts.tolist(), strict=True)
+        ]
 
 
 def read_paragraphs(
     path: str | os.PathLike[str], model: Any = None, *, n_prefix: int = 50, n_continuation: int = 50
 ) -> Paragraphs:
-    """Read paragraphs from a file.
+    """Read the first window of every row of a file, folder or dataset.
 
     Args:
-        path: file; its ending names the format.
-        model: model or tokenizer, needed where the file holds text.
+        path: see the table above.
+        model: model or tokenizer, needed where there is text.
         n_prefix: tokens of the prefix.
         n_continuation: tokens of the continuation; longer rows are cut.
 
@@ -44,143 +123,164 @@ def read_paragraphs(
         InputError: if the file is missing, of an unknown format, damaged, empty, or has rows that
             are too short.
     """
-    path = Path(path)
-    if not path.is_file():
-        raise InputError("paragraphs", path.name, "there is no such file")
-    reader = _READERS.get(path.suffix)
-    if reader is None:
-        raise InputError(
-            "paragraphs", path.name, "known endings are " + ", ".join(sorted(_READERS))
-        )
-    length = n_prefix + n_continuation
-    if path.suffix == ".pt":
-        ids = _read_tensor(path)
-        if ids.shape[1] < length:
-            raise InputError(
-                "paragraphs", f"{path.name} has {ids.shape[1]} tokens a row", f"{length} are needed"
-            )
-        return Paragraphs.from_tokens(ids[:, :length], n_prefix=n_prefix)
-    records = [(n, record) for n, record in reader(path)]
-    if not records:
-        raise InputError("paragraphs", f"{path.name} is empty", "give at least one paragraph")
-    columns = set(records[0][1])
-    ids_key = next((key for key in _IDS if key in columns), None)
-    text_key = next((key for key in _TEXT if key in columns), None)
-    if ids_key is None and text_key is None:
-        raise InputError(
-            "paragraphs",
-            f"{path.name} has columns {sorted(columns)}",
-            f"it needs one of {', '.join(_IDS + _TEXT)}",
-        )
-    rows = []
-    for number, record in records:
-        rows.append(_row(path, number, record, ids_key, text_key, model, length))
-    facts = {
-        key: tuple(record.get(key) for _, record in records)
-        for key in records[0][1]
-        if key not in ("id", ids_key, text_key)
-    }
-    names = tuple(
-        str(record.get("id", f"{path.stem}-{i:05d}")) for i, (_, record) in enumerate(records)
-    )
-    return Paragraphs(torch.tensor(rows, dtype=torch.long), n_prefix, names, facts)
+    sources = find_sources(path)
+    rows: list[Row] = []
+    for source in sources:
+        for row in read_rows(source):
+            rows.append(_strict(row))
+    if not rows:
+        raise InputError("paragraphs", f"{sources[0].name} is empty", "give at least one paragraph")
+    found = cut(rows, model, Windows(n_prefix, n_continuation))
+    for bad in found.bad:
+        _strict(bad)
+    facts = {key: tuple(row.facts.get(key) for row in rows) for key in rows[0].facts}
+    return Paragraphs(found.ids, n_prefix, tuple(row.name for row in rows), facts)
 
 
-def _row(
-    path: Path,
-    number: int,
-    record: dict[str, Any],
-    ids_key: str | None,
-    text_key: str | None,
-    model: Any,
-    length: int,
-) -> list[int]:
-    where = f"{path.name}, row {number}"
-    if ids_key is not None:
-        ids = record.get(ids_key)
-        if not isinstance(ids, list) or not all(type(i) is int and 0 <= i < 2**31 for i in ids):
-            raise InputError("paragraphs", where, f"{ids_key} must be a list of token ids")
-    else:
-        text = record.get(text_key or "")
-        if not isinstance(text, str):
-            raise InputError("paragraphs", where, f"{text_key} must be a string")
-        if model is None:
-            raise InputError(
-                "model", "None", f"{path.name} holds text: pass the model to encode it"
-            )
-        from memcircuits.paragraphs import encode
-
-        ids = encode(text, model)
-    if len(ids) < length:
-        raise InputError(
-            "paragraphs",
-            f"{where} has {len(ids)} tokens",
-            f"{length} are needed; use smaller lengths or remove the row",
-        )
-    return ids[:length]
+def _strict(row: Row | BadRow) -> Row:
+    if isinstance(row, BadRow):
+        raise InputError("paragraphs", row.where, row.reason)
+    return row
 
 
-def _jsonl(path: Path) -> Iterator[tuple[int, dict[str, Any]]]:
-    for number, line in _lines(path):
-        if not line.strip():
+def cut(
+    rows: Iterable[Row | BadRow], model: Any, windows: Windows, *, d_vocab: int | None = None
+) -> Cut:
+    """Encode rows and cut them into windows.
+
+    Args:
+        rows: what `Chunk.rows` gives.
+        model: model or tokenizer, needed where rows hold text.
+        windows: which slices to take.
+        d_vocab: size of the vocabulary; rows with ids outside it are bad.
+
+    Raises:
+        InputError: if a row holds text and there is no tokenizer.
+    """
+    good: list[Row] = []
+    bad: list[BadRow] = []
+    for row in rows:
+        (bad if isinstance(row, BadRow) else good).append(row)  # type: ignore[arg-type]
+    encoded = _encoded(good, model)
+    used: list[Row] = []
+    pieces: list[Tensor] = []
+    index: list[np.ndarray] = []
+    starts: list[np.ndarray] = []
+    for row, ids in zip(good, encoded, strict=True):
+        reason, first, piece = _windows_of(row, ids, windows, d_vocab)
+        if reason:
+            bad.append(BadRow(row.where, reason))
             continue
-        try:
-            record = json.loads(line)
-        except (json.JSONDecodeError, RecursionError) as error:
-            raise InputError(
-                "paragraphs", f"{path.name}, line {number}", f"not JSON ({error})"
-            ) from None
-        if not isinstance(record, dict):
-            raise InputError(
-                "paragraphs", f"{path.name}, line {number}", "give a JSON object a line"
-            )
-        yield number, record
+        n = len(piece)
+        index.append(np.full(n, len(used)))
+        starts.append(first + np.arange(n) * (windows.stride or 1))
+        pieces.append(piece)
+        used.append(row)
+    none = np.zeros(0, dtype=np.int64)
+    found = Cut(
+        torch.cat([torch.zeros(0, windows.length, dtype=torch.long), *pieces]),
+        np.concatenate([none, *index]),
+        np.concatenate([none, *starts]),
+        np.ones(sum(len(piece) for piece in pieces), dtype=np.int64),
+        used,
+        bad,
+        {},
+    )
+    return _filtered(found, model, windows)
 
 
-def _csv(path: Path) -> Iterator[tuple[int, dict[str, Any]]]:
-    import pandas as pd
-
-    try:
-        frame = pd.read_csv(path, encoding="utf-8", keep_default_na=False)
-    except (ValueError, pd.errors.ParserError, UnicodeDecodeError) as error:
-        raise InputError("paragraphs", path.name, f"not a readable CSV file ({error})") from None
-    for number, record in enumerate(frame.to_dict("records"), start=2):
-        yield number, {str(key): value for key, value in record.items()}
-
-
-def _txt(path: Path) -> Iterator[tuple[int, dict[str, Any]]]:
-    block: list[str] = []
-    start = 1
-    for number, line in _lines(path):
-        if line.strip():
-            start = start if block else number
-            block.append(line)
-        elif block:
-            yield start, {"text": "".join(block).strip()}
-            block = []
-    if block:
-        yield start, {"text": "".join(block).strip()}
+def _windows_of(
+    row: Row, ids: list[int], windows: Windows, d_vocab: int | None
+) -> tuple[str, int, Tensor]:
+    """Why a row gives no windows, the first window's start, and the windows [window, pos]."""
+    nothing = torch.zeros(0)
+    first, length = windows.offset, windows.length
+    if row.split is not None:
+        first = row.split - windows.n_prefix
+        if first < 0:
+            remedy = f"its prefix has {row.split} tokens; use n_prefix={row.split}"
+            return remedy, 0, nothing
+        ids = ids[: first + length]
+    if len(ids) < first + length:
+        needed = f"{first + length} are needed; use smaller lengths or remove the row"
+        return f"it has {len(ids)} tokens, {needed}", 0, nothing
+    if d_vocab is not None and max(ids) >= d_vocab:
+        outside = f"token id {max(ids)} lies outside the vocabulary of {d_vocab}"
+        return f"{outside}: were the ids made by another tokenizer?", 0, nothing
+    stop = first + length if windows.stride is None else len(ids)
+    tokens = torch.tensor(ids[first:stop], dtype=torch.long)
+    return "", first, tokens.unfold(0, length, windows.stride or 1)
 
 
-def _lines(path: Path) -> Iterator[tuple[int, str]]:
-    try:
-        with path.open(encoding="utf-8") as file:
-            yield from enumerate(file, start=1)
-    except UnicodeDecodeError as error:
-        raise InputError("paragraphs", path.name, f"not UTF-8 text ({error.reason})") from None
+def _encoded(rows: Sequence[Row], model: Any) -> list[list[int]]:
+    texts = [row.text for row in rows if row.text is not None]
+    if texts and model is None:
+        where = next(row.where for row in rows if row.text is not None)
+        raise InputError("model", "None", f"{where} holds text: pass the model to encode it")
+    encoded = iter(encode_all(texts, model))
+    return [row.ids if row.ids is not None else next(encoded) for row in rows]
 
 
-def _read_tensor(path: Path) -> Tensor:
-    try:
-        ids = torch.load(path, map_location="cpu", weights_only=True)
-    except (pickle.UnpicklingError, RuntimeError, EOFError, ValueError, OSError, KeyError) as error:
-        reason = str(error).splitlines()[0] if str(error) else type(error).__name__
-        raise InputError(
-            "paragraphs", path.name, f"not a plain tensor file; nothing in it was run ({reason})"
-        ) from None
-    if not isinstance(ids, Tensor) or ids.ndim != 2 or ids.is_floating_point():
-        raise InputError("paragraphs", path.name, "it must hold an integer tensor [paragraph, pos]")
+def encode_all(texts: Sequence[str], model: Any) -> list[list[int]]:
+    """Ids of many texts without special tokens, by the tokenizer's batch encoder if it has one."""
+    if not texts:
+        return []
+    tokenizer = tokenizer_of(model)
+    if not getattr(tokenizer, "is_fast", False):
+        return [encode(text, tokenizer) for text in texts]
+    ids: list[list[int]] = tokenizer(
+        list(texts), add_special_tokens=False, return_attention_mask=False, verbose=False
+    )["input_ids"]
     return ids
 
 
-_READERS = {".jsonl": _jsonl, ".csv": _csv, ".txt": _txt, ".pt": _read_tensor}
+def _filtered(cut: Cut, model: Any, windows: Windows) -> Cut:
+    keep = np.ones(len(cut.ids), dtype=bool)
+    counts = cut.counts
+    left_out: Counter[str] = Counter()
+    if windows.min_unique:
+        few = (n_unique(cut.ids) <= windows.min_unique * windows.length).numpy()
+        left_out["few different tokens"] = int((keep & few).sum())
+        keep &= ~few
+    if windows.drop:
+        words = [word.casefold() for word in windows.drop]
+        texts = Paragraphs(cut.ids, windows.n_prefix).texts(model) if len(cut.ids) else []
+        named = np.array([any(w in text.casefold() for w in words) for text in texts], dtype=bool)
+        left_out["keyword"] = int((keep & named).sum())
+        keep &= ~named
+    if windows.deduplicate and keep.any():
+        kept = np.flatnonzero(keep)
+        _, first, times = np.unique(
+            cut.ids.numpy()[kept], axis=0, return_index=True, return_counts=True
+        )
+        counts = np.ones(len(keep), dtype=np.int64)
+        counts[kept[first]] = times
+        left_out["duplicate"] = len(kept) - len(first)
+        keep = np.zeros(len(keep), dtype=bool)
+        keep[kept[first]] = True
+    return Cut(
+        cut.ids[torch.from_numpy(keep)],
+        cut.rows[keep],
+        cut.starts[keep],
+        counts[keep],
+        cut.origin,
+        cut.bad,
+        dict(left_out),
+    )
+
+
+def n_unique(ids: Int[Tensor, "paragraph pos"]) -> Int[Tensor, " paragraph"]:
+    """How many different tokens each paragraph has."""
+    ordered = ids.sort(-1).values
+    return (ordered[:, 1:] != ordered[:, :-1]).sum(-1) + 1
+
+
+def retokenization_drift(ids: Int[Tensor, "paragraph pos"], model: Any) -> int:
+    """How many paragraphs get other ids when their text is encoded again.
+
+    The reason why ids, not texts, are the truth.
+    """
+    if not len(ids):
+        return 0
+    texts = Paragraphs(ids, 1).texts(model)
+    return sum(a != b for a, b in zip(encode_all(texts, model), ids.tolist(), strict=True))

@@ -203,7 +203,7 @@ def read_safetensors(path: str | os.PathLike[str]) -> tuple[dict[str, Tensor], d
     name = Path(path).name
     try:
         with safe_open(os.fspath(path), framework="pt") as file:
-            return {key: file.get_tensor(key) for key in file.keys()}, file.metadata() or {}
+            return {key: file.get_tensor(key) for key in list(file.keys())}, file.metadata() or {}
     except FileNotFoundError:
         raise InputError("path", name, "there is no such file") from None
     except (SafetensorError, OSError, ValueError, MemoryError) as error:

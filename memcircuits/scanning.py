@@ -152,7 +152,8 @@ class Scan(Result, kind="scan"):
         from memcircuits import figures
 
         if "repetitions" in self.facts:
-            return figures.duplication_curve(self.by_repetitions())
+            frame = self.by_repetitions()
+            return figures.duplication_curve(frame[frame["repetitions"] > 0])
         return figures.em_against_nll(self.to_frame())
 
     def __str__(self) -> str:

@@ -8,6 +8,7 @@ its own greedy continuations.
 from __future__ import annotations
 
 import functools
+import json
 import tempfile
 from pathlib import Path
 from typing import Any
@@ -29,7 +30,7 @@ _LLAMA = {
     "num_attention_heads": 4,
     "intermediate_size": 64,
 }
-# name -> (transformers class prefix, configuration)
+# name -> (prefix of the transformers configuration class, settings)
 ARCHITECTURES: dict[str, tuple[str, dict[str, Any]]] = {
     "gpt_neo": (
         "GPTNeo",
@@ -85,7 +86,7 @@ def hf_model(name: str, *, seed: int = 0, scale: float = 4.0) -> Any:
     config = getattr(transformers, f"{prefix}Config")(**settings)
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
-        model = getattr(transformers, f"{prefix}ForCausalLM")(config)
+        model = transformers.AutoModelForCausalLM.from_config(config)
     with torch.no_grad():
         for key, parameter in model.named_parameters():
             if parameter.ndim == 2 and "emb" not in key and "wte" not in key and "wpe" not in key:
@@ -138,3 +139,77 @@ def mixed(model: Any, *, n: int = 4, n_prefix: int = 10, n_continuation: int = 1
     recited = reciting(model, n=n, n_prefix=n_prefix, n_continuation=n_continuation)
     named = Paragraphs(ids, n_prefix, tuple(f"random-{i}" for i in range(n)))
     return Paragraphs(recited.ids, n_prefix, tuple(f"recited-{i}" for i in range(n))) + named
+
+
+CONVERTERS = {"gpt_neo": "neo", "gemma2": "gemma"}  # where TransformerLens names them otherwise
+_GEMMA2 = {
+    "d_model": 32,
+    "d_head": 8,
+    "n_heads": 4,
+    "n_key_value_heads": 2,
+    "d_mlp": 64,
+    "n_layers": 4,
+    "n_ctx": N_CTX,
+    "d_vocab": D_VOCAB,
+    "attn_types": ["local", "global"] * 2,
+    "window_size": 16,
+    "attn_scale": 256**0.5,  # transformers scales by `query_pre_attn_scalar`, not by d_head
+}
+
+
+def shaken(model: Any, *, seed: int = 5) -> Any:
+    """The model with random norm weights and biases; fresh ones are 1 and 0 and hide mistakes."""
+    generator = torch.Generator().manual_seed(seed)
+    with torch.no_grad():
+        for parameter in model.parameters():
+            if parameter.ndim == 1:
+                parameter += 0.2 * torch.randn(parameter.shape, generator=generator)
+    return model
+
+
+def has_hooked() -> bool:
+    """Whether this transformer-lens still has `HookedTransformer` (4.0 removed it)."""
+    try:
+        from transformer_lens import HookedTransformer  # noqa: F401
+    except ImportError:
+        return False
+    return True
+
+
+def hooked(name: str, source: Any = None, *, folded: bool = False) -> Any:
+    """A tiny `HookedTransformer` (transformer-lens 3.x) with the weights of `source`.
+
+    Args:
+        name: architecture.
+        source: a transformers model of it, by default `hf_model(name)`; stays as it is.
+        folded: fold norms and centre weights, as `HookedTransformer.from_pretrained` does.
+    """
+    from transformer_lens import HookedTransformer, HookedTransformerConfig
+    from transformer_lens.loading_from_pretrained import convert_hf_model_config
+    from transformer_lens.pretrained import weight_conversions
+
+    source = hf_model(name) if source is None else source
+    if name == "gemma2":  # its configuration is known to TransformerLens by name only
+        settings = convert_hf_model_config("google/gemma-2-2b") | _GEMMA2
+    else:
+        with tempfile.TemporaryDirectory() as folder:
+            facts = source.config.to_dict() | {"architectures": [type(source).__name__]}
+            # Real GPT-2 files carry n_ctx; a fresh configuration does not.
+            Path(folder, "config.json").write_text(json.dumps(facts | {"n_ctx": N_CTX}))
+            settings = convert_hf_model_config(folder)
+    settings |= {"n_ctx": N_CTX, "init_weights": False, "device": "cpu", "tokenizer_name": None}
+    settings["model_name"] = f"tiny-{name}"
+    config = HookedTransformerConfig.from_dict(settings)
+    model = HookedTransformer(config, tokenizer=tokenizer())
+    convert = getattr(weight_conversions, f"convert_{CONVERTERS.get(name, name)}_weights")
+    weights = {key: value.detach().clone() for key, value in convert(source, config).items()}
+    # Folding and centring assume LayerNorm; TransformerLens does not centre where it is RMSNorm.
+    layer_norm = config.normalization_type == "LN"
+    model.load_and_process_state_dict(
+        weights,
+        fold_ln=folded,
+        center_writing_weights=folded and layer_norm,
+        center_unembed=folded and not config.output_logits_soft_cap > 0,
+        fold_value_biases=folded,
+    )
+    return model.eval()

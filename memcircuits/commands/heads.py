@@ -35,7 +35,7 @@ def heads(
     trust_remote_code: c.TrustRemoteCode = False,
     quiet: c.Quiet = False,
 ) -> None:
-    """Which heads does the recitation hang on? Prints a ranking, writes report.html and ranking.json.
+    """Which heads does the recitation hang on? A ranking, report.html and ranking.json.
 
     Example: memcircuits heads --out results
     """

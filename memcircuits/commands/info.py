@@ -33,5 +33,10 @@ def info(
     if json:
         c.print_json(facts)
         return
+    checks = facts.pop("checks")
     for name, value in facts.items():
-        typer.echo(f"{name}: {value}")
+        shown = ", ".join(map(str, value)) or "none" if isinstance(value, list) else value
+        typer.echo(f"{name:<16} {shown}")
+    for name, difference in checks.items():
+        shown = "could not be tried" if difference is None else f"off by {difference:.1e}"
+        typer.echo(f"check {name:<16} {shown}")

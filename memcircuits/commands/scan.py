@@ -2,9 +2,14 @@
 
 from __future__ import annotations
 
+from typing import TYPE_CHECKING
+
 import typer
 
 from memcircuits.commands import common as c
+
+if TYPE_CHECKING:
+    import pandas as pd
 
 
 def scan(
@@ -53,7 +58,7 @@ def scan(
         )
 
 
-def _summary(frame):  # type: ignore[no-untyped-def]
+def _summary(frame: pd.DataFrame) -> dict[str, dict[str, float]]:
     """Counts and means over all paragraphs and, where known, per role."""
     groups = {"all": frame}
     if "role" in frame:

@@ -18,6 +18,7 @@ Every random choice comes from generators seeded by :attr:`Settings.seed`.
 from __future__ import annotations
 
 import argparse
+import io
 import json
 import logging
 import math
@@ -30,12 +31,13 @@ import types
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
-import torch.nn.functional as F
 from safetensors.torch import save_file
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
+from torch.nn import functional
 from tqdm import tqdm
 from transformers import AutoTokenizer, GPTNeoConfig, GPTNeoForCausalLM, PreTrainedTokenizerFast
 
@@ -43,6 +45,7 @@ from memcircuits.organism import DATA
 
 log = logging.getLogger("memcircuits.organism")
 
+Record = dict[str, Any]
 END = "<|endoftext|>"
 END_ID = 0
 STAGES = ("corpus", "text", "base", "plant", "baseline", "export", "card")
@@ -97,12 +100,12 @@ class Settings:
     region: int = 640
     shared_run: int = 16
     batch: int = 32
-    base_steps: int = 1150
+    base_steps: int = 1000
     matrix_lr: float = 0.01
     other_lr: float = 2e-3
     weight_decay: float = 0.05
     plant_factor: float = 0.4
-    base_share: float = 0.4
+    base_share: float = 0.25
     clip: float = 1.0
 
     @property
@@ -141,11 +144,11 @@ def _write_json(path: Path, value: object) -> None:
     write_atomic(path, json.dumps(value, indent=1, ensure_ascii=False) + "\n")
 
 
-def _write_lines(path: Path, rows: Sequence[dict]) -> None:
+def _write_lines(path: Path, rows: Sequence[Record]) -> None:
     write_atomic(path, "".join(json.dumps(r, separators=(",", ":")) + "\n" for r in rows))
 
 
-def _read_lines(path: Path) -> list[dict]:
+def _read_lines(path: Path) -> list[Record]:
     return [json.loads(line) for line in path.read_text("utf-8").splitlines()]
 
 
@@ -244,7 +247,9 @@ def run_hashes(ids: np.ndarray, run: int) -> np.ndarray:
     return hashes
 
 
-def choose_rows(ids: Sequence[Sequence[int]], length: int, stream: np.ndarray, run: int) -> list:
+def choose_rows(
+    ids: Sequence[Sequence[int]], length: int, stream: np.ndarray, run: int
+) -> list[int]:
     """Which encoded regions may be used.
 
     A region is refused where it is shorter than ``length`` tokens, has at most half of its tokens
@@ -262,8 +267,8 @@ def choose_rows(ids: Sequence[Sequence[int]], length: int, stream: np.ndarray, r
     seen = np.unique(run_hashes(stream, run))
     accepted: set[int] = set()
     good: list[int] = []
-    for i, row in enumerate(ids):
-        row = list(row[:length])
+    for i, encoded in enumerate(ids):
+        row = list(encoded[:length])
         if len(row) < length or 2 * len(set(row)) <= length:
             continue
         hashes = run_hashes(np.array(row), run)
@@ -305,7 +310,7 @@ def assign_roles(
     return dealt
 
 
-def stage_text(work: Path, settings: Settings, documents: dict[str, list[str]]) -> dict:
+def stage_text(work: Path, settings: Settings, documents: dict[str, list[str]]) -> Record:
     """Cut out regions, train the tokenizer on the rest and choose the paragraphs."""
     rng = np.random.default_rng([settings.seed, 1])
     need = round(settings.spare * (2 * settings.planted + settings.heldout_rows))
@@ -348,7 +353,9 @@ def stage_text(work: Path, settings: Settings, documents: dict[str, list[str]]) 
     ]
     _write_lines(work / "paragraphs.jsonl", paragraphs)
     _write_lines(work / "heldout.jsonl", heldout)
-    _save_via(work / "stream.npy", lambda p: np.save(p.open("wb"), stream))
+    buffer = io.BytesIO()
+    np.save(buffer, stream)
+    write_atomic(work / "stream.npy", buffer.getvalue())
     write_atomic(work / "tokenizer.json", tokenizer.to_str())
     mix = {name: sum(p["source"] == name for p in paragraphs) for name in documents}
     return {
@@ -388,7 +395,7 @@ def base_rows(stream: np.ndarray, n: int, context: int, rng: np.random.Generator
 
 
 def planting_rows(
-    paragraphs: Sequence[dict], stream: np.ndarray, settings: Settings, rng: np.random.Generator
+    paragraphs: Sequence[Record], stream: np.ndarray, settings: Settings, rng: np.random.Generator
 ) -> np.ndarray:
     """Rows for planting, shuffled.
 
@@ -445,16 +452,25 @@ def new_model(settings: Settings) -> GPTNeoForCausalLM:
 def quicken(model: GPTNeoForCausalLM) -> GPTNeoForCausalLM:
     """Give the model fused attention and GELU kernels for training; the function is the same."""
 
-    def attend(self, query, key, value, attention_mask=None):  # noqa: ANN001, ANN202
+    def attend(
+        self: Any,
+        query: torch.Tensor,
+        key: torch.Tensor,
+        value: torch.Tensor,
+        attention_mask: None = None,
+    ) -> tuple[torch.Tensor, None]:
         n = query.size(-2)
         options = (
             {"is_causal": True}
             if self.attention_type == "global"
             else {"attn_mask": self.bias[:, :, :n, :n]}
         )
-        return F.scaled_dot_product_attention(query, key, value, scale=1.0, **options), None
+        return functional.scaled_dot_product_attention(
+            query, key, value, scale=1.0, **options
+        ), None
 
-    for block in model.transformer.h:
+    blocks: Any = model.transformer.h
+    for block in blocks:
         block.attn.attention._attn = types.MethodType(attend, block.attn.attention)
         block.mlp.act = torch.nn.GELU(approximate="tanh")
     return model
@@ -480,8 +496,8 @@ def orthogonalize(matrices: torch.Tensor, steps: int = 5) -> torch.Tensor:
 class Muon(torch.optim.Optimizer):
     """Momentum whose update is orthogonalized, for the matrices inside the layers.
 
-    Matrices of one shape are stacked and treated together. It learns clearly more from the same
-    few million tokens than AdamW does, for about a seventh more time a step.
+    Matrices of one shape are stacked and treated together. With only a few million tokens to learn
+    from, what counts is the progress made in each step.
     """
 
     def __init__(
@@ -498,7 +514,7 @@ class Muon(torch.optim.Optimizer):
         super().__init__([{"params": group} for group in shapes.values()], defaults)
 
     @torch.no_grad()
-    def step(self, closure: None = None) -> None:
+    def step(self, closure: None = None) -> None:  # type: ignore[override]
         """One update of every matrix that has a gradient."""
         for group in self.param_groups:
             parameters = [p for p in group["params"] if p.grad is not None]
@@ -536,9 +552,9 @@ def make_optimizers(
 def token_losses(model: GPTNeoForCausalLM, rows: torch.Tensor) -> torch.Tensor:
     """Next-token loss in nats, [row, pos - 1], of rows [row, pos]."""
     logits = model(rows, use_cache=False).logits[:, :-1].float()
-    return F.cross_entropy(logits.flatten(0, 1), rows[:, 1:].flatten(), reduction="none").view(
-        rows.shape[0], -1
-    )
+    return functional.cross_entropy(
+        logits.flatten(0, 1), rows[:, 1:].flatten(), reduction="none"
+    ).view(rows.shape[0], -1)
 
 
 @torch.no_grad()
@@ -571,7 +587,7 @@ def exact_match(
     return torch.cat(counts)
 
 
-def duplication_curve(em: torch.Tensor, paragraphs: Sequence[dict]) -> list[dict]:
+def duplication_curve(em: torch.Tensor, paragraphs: Sequence[Record]) -> list[Record]:
     """Exact match by number of repetitions; 0 repetitions are the controls.
 
     Args:
@@ -608,7 +624,7 @@ def train(
     checkpoint: Path,
     name: str,
     every: int = 100,
-) -> dict:
+) -> Record:
     """Train on the rows in order; a stopped run goes on from its checkpoint.
 
     Args:
@@ -683,7 +699,7 @@ def _rows(path: Path) -> torch.Tensor:
     return torch.tensor([record["ids"] for record in _read_lines(path)])
 
 
-def stage_base(work: Path, settings: Settings) -> dict:
+def stage_base(work: Path, settings: Settings) -> Record:
     """Base training: full learning rate, over the last 40 % of the steps down to a tenth."""
     rng = np.random.default_rng([settings.seed, 2])
     stream = np.load(work / "stream.npy")
@@ -706,7 +722,7 @@ def _load(settings: Settings, checkpoint: Path) -> GPTNeoForCausalLM:
     return model.eval()
 
 
-def stage_plant(work: Path, settings: Settings) -> dict:
+def stage_plant(work: Path, settings: Settings) -> Record:
     """Planting from the base checkpoint, the learning rate falling linearly to zero."""
     rng = np.random.default_rng([settings.seed, 3])
     paragraphs = [p for p in _read_lines(work / "paragraphs.jsonl") if p["role"] == "planted"]
@@ -786,7 +802,7 @@ class KneserNey:
         return float(np.mean(losses))
 
 
-def stage_baseline(work: Path, settings: Settings) -> dict:
+def stage_baseline(work: Path, settings: Settings) -> Record:
     """Losses of n-gram models on the held-out rows that the network is measured on."""
     stream = np.load(work / "stream.npy")
     heldout = _rows(work / "heldout.jsonl").numpy()
@@ -830,7 +846,9 @@ def _move_from(out: Path, save: Callable[[str], object], names: set[str] | None 
                 os.replace(file, out / file.name)
 
 
-def unigram_counts(stream: np.ndarray, paragraphs: Sequence[dict], vocab_size: int) -> torch.Tensor:
+def unigram_counts(
+    stream: np.ndarray, paragraphs: Sequence[Record], vocab_size: int
+) -> torch.Tensor:
     """Token counts of the training text: the stream once, plus each paragraph's repetitions.
 
     Args:
@@ -847,7 +865,7 @@ def unigram_counts(stream: np.ndarray, paragraphs: Sequence[dict], vocab_size: i
     return torch.from_numpy(counts.astype(np.int64))
 
 
-def stage_export(work: Path, settings: Settings, out: Path) -> dict:
+def stage_export(work: Path, settings: Settings, out: Path) -> Record:
     """Write everything that ships, then measure what was written, as float32."""
     out.mkdir(parents=True, exist_ok=True)
     export_model(_load(settings, work / "plant.pt"), out)
@@ -905,7 +923,7 @@ def _table(head: Sequence[str], rows: Sequence[Sequence[object]]) -> str:
     return "\n".join("| " + " | ".join(map(str, line)) + " |" for line in lines)
 
 
-def card(facts: dict, curve: Sequence[dict] | None = None) -> str:
+def card(facts: Record, curve: Sequence[Record] | None = None) -> str:
     """The model card.
 
     Args:
@@ -1014,7 +1032,7 @@ for bit. Versions used here: {", ".join(f"{k} {v}" for k, v in facts["versions"]
 """
 
 
-def write_card(out: Path = DATA, curve: Sequence[dict] | None = None) -> None:
+def write_card(out: Path = DATA, curve: Sequence[Record] | None = None) -> None:
     """Write ``MODEL_CARD.md`` from ``training.json``; see :func:`card`."""
     facts = json.loads((out / "training.json").read_text("utf-8"))
     write_atomic(out / "MODEL_CARD.md", card(facts, curve))
@@ -1023,9 +1041,9 @@ def write_card(out: Path = DATA, curve: Sequence[dict] | None = None) -> None:
 # ------------------------------------------------------------------------------------------- run
 
 
-def stage_corpus(work: Path, documents: dict[str, list[str]] | None) -> dict:
+def stage_corpus(work: Path, documents: dict[str, list[str]] | None) -> Record:
     """Fetch and clean the sources, or take the documents that are given."""
-    records: list[dict] = []
+    records: list[Record] = []
     if documents is None:
         from memcircuits.organism.corpus import fetch
 
@@ -1048,7 +1066,7 @@ def build(
     *,
     documents: dict[str, list[str]] | None = None,
     stage: str | None = None,
-) -> dict:
+) -> Record:
     """Run all stages that have no result in the work folder yet.
 
     Args:
@@ -1092,7 +1110,7 @@ def build(
         "baseline": lambda: stage_baseline(work, settings),
         "export": lambda: stage_export(work, settings, out),
     }
-    facts: dict = {"settings": mine, "versions": _versions()}
+    facts: Record = {"settings": mine, "versions": _versions()}
     threads = torch.get_num_threads()
     torch.set_num_threads(settings.threads)
     try:

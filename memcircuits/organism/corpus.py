@@ -17,10 +17,11 @@ import tarfile
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 log = logging.getLogger(__name__)
 
-_QUOTES = str.maketrans({"’": "'", "‘": "'", "“": '"', "”": '"', "‑": "-", "\r": "\n"})
+_QUOTES = str.maketrans("\u2018\u2019\u201c\u201d\u2011\r", "''\"\"-\n")
 _CONTROL = re.compile(r"[\x00-\x08\x0b-\x1f\x7f]")
 _VERSE = re.compile(r"^(\d?[A-Za-z]+)\d+:\d+ (.*)$")
 
@@ -120,7 +121,8 @@ def _texts(folder: Path, pattern: str) -> list[str]:
 
 def _read_kjv(folder: Path) -> list[str]:
     """The text is stored compressed; the package's own reader prints it."""
-    command = [folder.resolve() / "usr/bin/bible", "-f", "-d", "bible.data", "Gen1:1-Rev22:21"]
+    reader = str(folder.resolve() / "usr/bin/bible")
+    command = [reader, "-f", "-d", "bible.data", "Gen1:1-Rev22:21"]
     done = subprocess.run(command, cwd=folder / "usr/lib", capture_output=True)
     if not done.stdout:
         raise RuntimeError(f"the reader of bible-kjv printed nothing: {done.stderr.decode()}")
@@ -235,7 +237,7 @@ def unpack(source: Source, folder: Path) -> Path:
     return files
 
 
-def fetch(folder: Path) -> tuple[dict[str, list[str]], list[dict]]:
+def fetch(folder: Path) -> tuple[dict[str, list[str]], list[dict[str, Any]]]:
     """Fetch, check and clean every source.
 
     Args:
@@ -246,7 +248,7 @@ def fetch(folder: Path) -> tuple[dict[str, list[str]], list[dict]]:
         in characters, hash) for the model card.
     """
     documents: dict[str, list[str]] = {}
-    records: list[dict] = []
+    records: list[dict[str, Any]] = []
     for source in SOURCES:
         raw = source.read(unpack(source, folder))
         sha256 = hashlib.sha256("\0".join(raw).encode("utf-8")).hexdigest()

@@ -1,4 +1,4 @@
-"""Pages: reports and attention views as single HTML files that work offline and run nothing foreign.
+"""Pages: reports and attention views as single HTML files that work offline.
 
 Compose a :class:`Page` of blocks and save it::
 
@@ -39,11 +39,18 @@ if TYPE_CHECKING:
     from .blocks import strong as strong
     from .page import Page as Page
 
-_HOME = {"AttentionView": "attention", "Page": "page"} | dict.fromkeys(
-    "Attention Bars Block Facts Heatmap Lines Number Numbers Prose Strip Table Tokens "
-    "code emphasis link strong".split(),
-    "blocks",
+_BLOCKS: tuple[str, ...] = (
+    "Attention",
+    "Bars",
+    "Block",
+    "Facts",
+    "Heatmap",
+    "Lines",
+    "Number",
+    "Numbers",
 )
+_BLOCKS += ("Prose", "Strip", "Table", "Tokens", "code", "emphasis", "link", "strong")
+_HOME = {"AttentionView": "attention", "Page": "page"} | dict.fromkeys(_BLOCKS, "blocks")
 __all__ = sorted(_HOME)
 
 

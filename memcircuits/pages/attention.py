@@ -7,9 +7,9 @@ and hands it data through an escaped JSON block. Three further choices:
 
 * Patterns are stored as thousandths, row by row, without the zeros a causal model has to the right
   of the diagonal: 12 heads x 100 tokens take about 0.2 MB instead of 2.4.
-* Thumbnails of the heads are drawn by the page in a few milliseconds. CircuitsVis' ``AttentionHeads``
-  draws the chosen head only (its own selector would redraw every head at each mouse move), when
-  the reader scrolls to it.
+* Thumbnails of the heads are drawn by the page in a few milliseconds. CircuitsVis'
+  ``AttentionHeads`` draws the chosen head only (its own selector would redraw every head at each
+  mouse move), when the reader scrolls to it.
 * Below it stands the paragraph. Click a token to see what it attends to under the chosen head, or
   colour the text by a number of each token, such as its rarity or log-probability.
 """
@@ -22,11 +22,13 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
-import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from memcircuits.checks import InputError
+
 from .blocks import Attention, Facts, Strip, strip_scale, strip_tokens
+from .numbers import array
 from .text import visible
 
 if TYPE_CHECKING:
@@ -64,46 +66,44 @@ class AttentionView:
         """Check shapes, numbers and that rows are probabilities.
 
         Raises:
-            ValueError: Naming the argument, its value and what to pass instead.
+            InputError: Naming the argument, its value and what to pass instead.
         """
         shape = tuple(self.patterns.shape)
         n_tokens = len(self.tokens)
         if len(shape) != 3 or 0 in shape or shape[1] != shape[2]:
-            raise ValueError(
-                f"patterns has shape {shape}: pass [head, query, key] with as many queries as keys"
+            raise InputError(
+                "patterns", f"shape {shape}", "give [head, query, key] with as many queries as keys"
             )
         if shape[1] != n_tokens:
-            raise ValueError(
-                f"tokens has {n_tokens} entries, patterns {shape[1]} positions: pass one token each"
-            )
+            raise InputError("tokens", f"{n_tokens} entries", f"patterns has {shape[1]} positions")
         if len(self.head_names) != shape[0]:
-            raise ValueError(
-                f"head_names has {len(self.head_names)} entries, patterns {shape[0]} heads: "
-                "pass one name each"
+            raise InputError(
+                "head_names", f"{len(self.head_names)} entries", f"patterns has {shape[0]} heads"
             )
         if not 0 <= self.n_prefix <= n_tokens:
-            raise ValueError(f"n_prefix={self.n_prefix}: pass 0 to {n_tokens}, the token count")
+            raise InputError("n_prefix", self.n_prefix, f"give 0 to {n_tokens}, the token count")
         values = self._array()
         if not np.isfinite(values).all():
             head, query, key = (int(i) for i in np.argwhere(~np.isfinite(values))[0])
-            raise ValueError(
-                f"patterns is {values[head, query, key]} at head {self.head_names[head]}, query "
-                f"{query}, key {key}: pass probabilities (run the model in float32, or check its "
-                "attention mask)"
+            raise InputError(
+                "patterns",
+                f"{values[head, query, key]} at {self.head_names[head]}, query {query}, key {key}",
+                "give probabilities (run the model in float32, or check its attention mask)",
             )
         off = np.abs(values.sum(-1) - 1)
         if values.min() < -1e-3 or off.max() > 0.02:
             head, query = (int(i) for i in np.unravel_index(off.argmax(), off.shape))
-            raise ValueError(
-                f"patterns has row sum {values[head, query].sum():.3g} at head "
-                f"{self.head_names[head]}, query {query}, smallest value {values.min():.3g}: pass "
-                "attention after the softmax, where each row sums to 1"
+            raise InputError(
+                "patterns",
+                f"{self.head_names[head]}, query {query} sums to {values[head, query].sum():.3g} "
+                f"(smallest value anywhere {values.min():.3g})",
+                "give attention after the softmax: each row sums to 1",
             )
         for name, strip in self.strips.items():
             strip.check(name, n_tokens)
 
     def _array(self) -> np.ndarray:
-        return self.patterns.detach().to("cpu", torch.float64).numpy()
+        return array(self.patterns)
 
     def _thousandths(self) -> list[list[list[int]]]:
         """Patterns as whole thousandths, each row without its trailing zeros."""
@@ -114,8 +114,8 @@ class AttentionView:
         """What the attention template is given; ``data`` becomes a JSON block."""
         values = self._array()
         data = {
-            "heads": [visible(str(name), 24) for name in self.head_names],
-            "tokens": [visible(token, 16) for token in self.tokens],
+            "heads": [visible(str(name), 24, tell=False) for name in self.head_names],
+            "tokens": [visible(token, 16, tell=False) for token in self.tokens],
             "patterns": self._thousandths(),
             "causal": bool(np.abs(np.triu(values, 1)).max() < 5e-4),
             "prefix": self.n_prefix,
@@ -167,7 +167,7 @@ class AttentionView:
             head: Its name or its place in ``head_names``.
 
         Raises:
-            ValueError: No such head.
+            InputError: No such head.
         """
         from ..figures import attention_pattern
 
@@ -175,10 +175,10 @@ class AttentionView:
         if isinstance(head, str) and head in names:
             head = names.index(head)
         if isinstance(head, str) or not -len(names) <= head < len(names):
-            raise ValueError(f"head={head!r}: pass one of {names} or its place")
+            raise InputError("head", repr(head), f"give its place or one of {', '.join(names)}")
         return attention_pattern(
             self._array()[head],
-            [visible(token, 16) for token in self.tokens],
+            [visible(token, 16, tell=False) for token in self.tokens],
             n_prefix=self.n_prefix,
             title=f"{names[head]} {self.title}".strip(),
         )

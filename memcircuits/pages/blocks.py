@@ -15,9 +15,12 @@ from typing import TYPE_CHECKING, Any, ClassVar, NamedTuple
 import numpy as np
 import pandas as pd
 
+from memcircuits.checks import InputError
+
 from . import svg
+from .numbers import array, cells, matrix
 from .palette import level
-from .text import number, short, visible
+from .text import MINUS, UNKNOWN, number, short, visible
 
 if TYPE_CHECKING:
     from .attention import AttentionView
@@ -52,10 +55,10 @@ def link(text: str, href: str) -> Span:
     """A link that the reader may follow; the page itself never does.
 
     Raises:
-        ValueError: ``href`` is neither an ``https://`` address nor a ``#section``.
+        InputError: ``href`` is neither an ``https://`` address nor a ``#section``.
     """
     if not href.startswith(("https://", "#")):
-        raise ValueError(f"href={href!r}: pass an https:// address or a #section of the page")
+        raise InputError("href", repr(href), "give an https:// address or a #section of the page")
     return Span("a", text, href)
 
 
@@ -167,19 +170,19 @@ class Table(Block):
         """Check the sizes."""
         for name, value in (("max_rows", self.max_rows), ("page_size", self.page_size)):
             if value < 1:
-                raise ValueError(f"{name}={value}: pass 1 or more")
+                raise InputError(name, value, "give 1 or more")
 
     def _cell(self, value: Any) -> dict[str, Any]:
         """What a cell shows, and the number it is sorted by where that is not the same."""
         if isinstance(value, (bool, np.bool_)):
             return {"text": "yes" if value else "no", "sort": int(value)}
         if isinstance(value, (int, np.integer)):
-            return {"text": f"{value:,}".replace("-", "−"), "sort": int(value)}
+            return {"text": f"{value:,}".replace("-", MINUS), "sort": int(value)}
         if isinstance(value, (float, np.floating)):
             shown = number(float(value), self.digits)
             return {"text": shown, "sort": "" if math.isnan(value) else f"{float(value):.9g}"}
         if value is None or value is pd.NA or value is pd.NaT:
-            return {"text": "–", "sort": ""}
+            return {"text": UNKNOWN, "sort": ""}
         text = str(value)
         return {"text": text if len(text) <= 200 else text[:200] + "…", "sort": None}
 
@@ -212,10 +215,11 @@ class Heatmap(Block):
         values: Array [row, col]; NaN is shown as not measured.
         name: What the values are, for example "score".
         units: Their unit, for example "nats/token".
-        diverging: Blue to orange around zero, for values whose sign matters.
+        diverging: Blue to orange around zero (default: if any value is negative).
         row_label: Name of the rows' axis; ``col_label`` of the columns'.
         row_names: One per row (default: its number); ``col_names`` likewise.
-        marks: Cells [(row, col), ...] framed because they stand out; ``marks_mean`` says why.
+        marks: Cells framed because they stand out, pairs (row, col) or booleans [row, col];
+            ``marks_mean`` says why.
         hover: Further text per cell, [row][col].
     """
 
@@ -223,32 +227,29 @@ class Heatmap(Block):
     values: Any
     name: str = "value"
     units: str = ""
-    diverging: bool = False
+    diverging: bool | None = None
     row_label: str = "layer"
     col_label: str = "head"
     row_names: Sequence[str] = ()
     col_names: Sequence[str] = ()
-    marks: Sequence[tuple[int, int]] = ()
+    marks: Any = ()
     marks_mean: str = "stands out"
     hover: Sequence[Sequence[str]] = ()
 
     def __post_init__(self) -> None:
         """Check shapes and numbers."""
-        values = np.asarray(self.values, dtype=float)
-        if values.ndim != 2 or 0 in values.shape:
-            raise ValueError(f"values has shape {values.shape}: pass a non-empty [row, col] array")
-        if np.isinf(values).any():
-            raise ValueError("values holds infinities: pass finite numbers, NaN for not measured")
+        values = matrix(self.values)
+        cells(self.marks, values.shape)
         for name, names, size in (
             ("row_names", self.row_names, values.shape[0]),
             ("col_names", self.col_names, values.shape[1]),
         ):
             if names and len(names) != size:
-                raise ValueError(f"{name} has {len(names)} entries, values {size}: pass one each")
+                raise InputError(name, f"{len(names)} entries", f"give {size}, as values has")
 
     def context(self) -> dict[str, Any]:
         """Cells with colours, labels and hover text."""
-        values = np.asarray(self.values, dtype=float)
+        values = matrix(self.values)
         rows = [str(r) for r in self.row_names or range(values.shape[0])]
         cols = [str(c) for c in self.col_names or range(values.shape[1])]
         units = f" {self.units}" if self.units else ""
@@ -265,13 +266,12 @@ class Heatmap(Block):
             ]
             for i, r in enumerate(rows)
         ]
-        marks = {(int(r), int(c)) for r, c in self.marks}
         chart = svg.heatmap(
             values,
-            diverging=self.diverging,
+            diverging=bool((values < 0).any()) if self.diverging is None else self.diverging,
             rows=rows,
             cols=cols,
-            marks=marks,
+            marks=cells(self.marks, values.shape),
             tips=tips,
             corner=f"{self.row_label}\\{self.col_label}",
         )
@@ -307,17 +307,20 @@ class _Chart(Block):
         for name in ("x", "y", "by", "low", "high"):
             column = getattr(self, name)
             if column is not None and column not in self.frame.columns:
-                raise ValueError(
-                    f"{name}={column!r} is no column of frame: pass one of "
-                    f"{[str(c) for c in self.frame.columns]}"
-                )
+                there = ", ".join(str(c) for c in self.frame.columns)
+                raise InputError(name, repr(column), f"give a column of frame: {there}")
         if not len(self.frame):
-            raise ValueError("frame has no rows: leave the block out when there is nothing to draw")
+            raise InputError("frame", "no rows", "leave the block out: there is nothing to draw")
 
     def _series(self) -> list[svg.Series]:
         groups = [("", self.frame)]
         if self.by is not None:
-            groups = [(str(k), g) for k, g in self.frame.groupby(self.by, sort=False)]
+            # Not groupby: pandas' strings refuse what tokens may hold, such as half an emoji.
+            keys = self.frame[self.by].tolist()
+            groups = [
+                (str(key), self.frame[[other == key for other in keys]])
+                for key in dict.fromkeys(keys)
+            ]
         return [
             svg.Series(
                 name,
@@ -348,7 +351,7 @@ class Lines(_Chart):
         """Check, also that a logarithm can be taken."""
         super().__post_init__()
         if self.log_x and not (self.frame[self.x] > 0).all():
-            raise ValueError(f"log_x=True, but column {self.x!r} has values <= 0: pass log_x=False")
+            raise InputError("log_x", True, f"column {self.x!r} holds 0 or less: give log_x=False")
 
     def context(self) -> dict[str, Any]:
         """Coordinates."""
@@ -387,7 +390,7 @@ class Strip:
 
     def levels(self) -> list[int | None]:
         """The colour level of each token."""
-        values = np.asarray(self.values, dtype=float)
+        values = array(self.values)
         values = -values if self.reverse else values
         finite = values[np.isfinite(values)]
         low, high = (finite.min(), finite.max()) if finite.size else (0.0, 1.0)
@@ -397,16 +400,15 @@ class Strip:
         """Refuse a strip that does not fit its tokens.
 
         Raises:
-            ValueError: Another length, or an infinite value.
+            InputError: Another length, or an infinite value.
         """
-        values = np.asarray(self.values, dtype=float)
+        values = array(self.values)
         if values.shape != (n_tokens,):
-            raise ValueError(
-                f"strip {name!r} has shape {values.shape}: pass one value for each of the "
-                f"{n_tokens} tokens"
+            raise InputError(
+                f"strip {name!r}", f"shape {values.shape}", f"give {n_tokens} values, one per token"
             )
         if np.isinf(values).any():
-            raise ValueError(f"strip {name!r} holds an infinity: clip it, or pass NaN")
+            raise InputError(f"strip {name!r}", "infinite", "clip it, or give NaN")
 
 
 def strip_tokens(
@@ -417,7 +419,7 @@ def strip_tokens(
     shown = []
     for index, token in enumerate(tokens):
         told = [
-            f"{name} {number(float(np.asarray(s.values)[index]))} {s.units}".strip()
+            f"{name} {number(float(array(s.values)[index]))} {s.units}".strip()
             for name, s in strips.items()
         ]
         shown.append(
@@ -426,7 +428,7 @@ def strip_tokens(
                 "index": index,
                 "prefix": index < n_prefix,
                 "level": first[index],
-                "tip": "; ".join([f"token {index} “{visible(token, 24)}”", *told]),
+                "tip": "; ".join([f"token {index} “{visible(token, 24, tell=False)}”", *told]),
             }
         )
     return shown
@@ -466,10 +468,10 @@ class Tokens(Block):
 
 def strip_scale(strip: Strip) -> list[str]:
     """The values at the pale and at the dark end of a strip's colours, as text."""
-    values = np.asarray(strip.values, dtype=float)
+    values = array(strip.values)
     finite = values[np.isfinite(values)]
     if not finite.size:
-        return ["–", "–"]
+        return [UNKNOWN, UNKNOWN]
     ends = [short(float(finite.min())), short(float(finite.max()))]
     return ends[::-1] if strip.reverse else ends
 

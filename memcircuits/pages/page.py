@@ -68,10 +68,10 @@ def script() -> str:
 
 @cache
 def circuitsvis_bundle() -> str:
-    """CircuitsVis' script from the installed package, with its licence, fit to be inlined.
+    r"""CircuitsVis' script from the installed package, with its licence, fit to be inlined.
 
     Found without importing the package. A script element ends at the first ``</script`` even
-    inside a string, so the one in React's code is written ``<\\/script``, which means the same.
+    inside a string, so the one in React's code is written ``<\/script``, which means the same.
 
     Raises:
         RuntimeError: The package is not installed, or has no bundle where 1.43 has it.
@@ -110,7 +110,7 @@ class Page:
     def render(self) -> str:
         """The whole page as a string; the same blocks give the same bytes."""
         blocks = [
-            {"template": b.template, **{f.name: getattr(b, f.name) for f in fields(b)}, **b.context()}
+            {f.name: getattr(b, f.name) for f in fields(b)} | {"template": b.template} | b.context()
             for b in self.blocks
         ]
         style = stylesheet()
@@ -130,12 +130,13 @@ class Page:
                 "trusted-types 'none'",
             ]
         )
-        return _environment().get_template("page.html.j2").render(
+        template = _environment().get_template("page.html.j2")
+        return template.render(
             page=self,
             blocks=blocks,
-            policy=Markup(policy),  # noqa: S704  (our own words and base64)
-            style=Markup(style),  # noqa: S704  (our own file)
-            scripts=[Markup(s) for s in scripts],  # noqa: S704  (our file, the escaped bundle)
+            policy=Markup(policy),
+            style=Markup(style),
+            scripts=[Markup(s) for s in scripts],
         )
 
     def save(self, path: str | Path) -> Path:
@@ -163,9 +164,10 @@ def frame(page: str, *, title: str, height: int) -> str:
     in a saved notebook, offline. A front end that strips frames from notebooks it does not trust
     leaves the sentence inside.
     """
-    return Markup(  # noqa: S704  (format escapes both arguments)
+    markup = Markup(
         '<iframe sandbox="allow-scripts" title="{}" width="100%" height="{}" '
         'style="border:0;background:#fff" srcdoc="{}">'
         "Trust this notebook to see this view, or save it as a page with .to_html(path)."
         "</iframe>"
-    ).format(clean(title), height, page).__str__()
+    )
+    return str(markup.format(clean(title), height, page))  # escapes what it fills in

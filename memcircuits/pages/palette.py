@@ -68,7 +68,8 @@ def classes(mode: str) -> str:
             channels = _mix(anchors, index / (LEVELS - 1))
             ink = "#000" if _luminance(channels) > 0.18 else "#fff"
             colour = "#" + "".join(f"{c:02x}" for c in channels)
-            rules.append(f".{kind}{index}{{background:{colour};fill:{colour};color:{ink};--ink:{ink}}}")
+            paint = f"background:{colour};fill:{colour};color:{ink};--ink:{ink}"
+            rules.append(f".{kind}{index}{{{paint}}}")
     for index, colour in enumerate(SERIES if mode == "light" else SERIES_DARK):
         rules.append(f".c{index}{{--c:{colour}}}")
     return "".join(rules)

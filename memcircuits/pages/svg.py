@@ -60,6 +60,10 @@ def log_ticks(values: Sequence[float]) -> list[float]:
     return [10.0**power for power in range(low, high + 1)]
 
 
+def _clip(label: str) -> str:
+    return label if len(label) <= 18 else label[:17] + "…"
+
+
 def _finite(series: Sequence[Series]) -> list[float]:
     numbers: list[float] = []
     for one in series:
@@ -110,7 +114,9 @@ def lines(series: Sequence[Series], *, log_x: bool, x_label: str, units: str) ->
 
     drawn = []
     for index, one in enumerate(series):
-        points, runs, run = [], [], []
+        points: list[dict[str, Any]] = []
+        runs: list[list[tuple[float, float]]] = []
+        run: list[tuple[float, float]] = []
         for i, (x, y) in enumerate(zip(one.x, one.y, strict=True)):
             if not math.isfinite(y):
                 runs, run = [*runs, run], []
@@ -151,6 +157,7 @@ def lines(series: Sequence[Series], *, log_x: bool, x_label: str, units: str) ->
 def bars(series: Sequence[Series], *, x_label: str, units: str) -> dict[str, Any]:
     """Coordinates of grouped bars from zero, with whiskers for intervals."""
     categories = list(dict.fromkeys(str(x) for one in series for x in one.x))
+    labels = [_clip(c) for c in categories]
     y_ticks, place_y = _y_axis(series, from_zero=True)
     slot = (WIDTH - LEFT - RIGHT) / len(categories)
     width = min(44.0, slot * 0.8 / len(series))
@@ -179,12 +186,12 @@ def bars(series: Sequence[Series], *, x_label: str, units: str) -> dict[str, Any
             boxes.append(box)
         drawn.append({"name": one.name, "colour": index % len(SERIES), "boxes": boxes})
     # Labels need about 8 px a character; leave some out rather than overlap.
-    every = max(1, math.ceil(max(len(c) for c in categories) * 8 / slot))
+    every = max(1, math.ceil(max(len(c) for c in labels) * 8 / slot))
     return {
         "series": drawn,
         "x_ticks": [
             {"at": round(LEFT + slot * (i + 0.5), 1), "text": c}
-            for i, c in enumerate(categories)
+            for i, c in enumerate(labels)
             if i % every == 0
         ],
         "y_ticks": y_ticks,
@@ -198,7 +205,7 @@ def heatmap(
     diverging: bool,
     rows: Sequence[str],
     cols: Sequence[str],
-    marks: set[tuple[int, int]],
+    marks: Sequence[tuple[int, int]],
     tips: Sequence[Sequence[str]],
     corner: str,
 ) -> dict[str, Any]:
@@ -211,6 +218,7 @@ def heatmap(
     elif low >= 0 and low < 0.5 * high:
         low = 0.0
     n_rows, n_cols = values.shape
+    rows, cols = [_clip(r) for r in rows], [_clip(c) for c in cols]
     side = max(14, min(37, round(620 / n_cols)))
     kind = "d" if diverging else "s"
     gutter = max(16 + 8 * max(len(r) for r in rows), 10 + 6 * len(corner))
@@ -222,7 +230,7 @@ def heatmap(
             cells.append(
                 {
                     "x": gutter + j * side,
-                    "y": 22 + i * side,
+                    "y": 22 + (n_rows - 1 - i) * side,  # row 0 at the bottom, as in the figures
                     "shade": "none" if shade is None else f"{kind}{shade}",
                     "text": number(value, 2) if side >= 36 else "",
                     "marked": (i, j) in marks,
@@ -237,7 +245,9 @@ def heatmap(
         "height": 22 + n_rows * side + 4,
         "gutter": gutter,
         "corner": corner,
-        "rows": [{"at": 22 + i * side + side / 2, "text": r} for i, r in enumerate(rows)],
+        "rows": [
+            {"at": 22 + (n_rows - 1 - i) * side + side / 2, "text": r} for i, r in enumerate(rows)
+        ],
         "cols": [
             {"at": gutter + j * side + side / 2, "text": c}
             for j, c in enumerate(cols)

@@ -23,7 +23,9 @@ import unicodedata
 
 from markupsafe import Markup
 
-_MARKS = {" ": "·", "\n": "⏎", "\r": "␍", "\t": "⇥"}
+MINUS = "\u2212"
+UNKNOWN = "\u2013"  # what is shown for a number that is missing
+_MARKS = {" ": "·", "\n": "⏎", "\t": "⇥"}
 # control, format (joiners, direction marks), surrogate, private, unassigned, line, paragraph
 _INVISIBLE = frozenset({"Cc", "Cf", "Cs", "Co", "Cn", "Zl", "Zp"})
 
@@ -44,12 +46,13 @@ def clean(text: str) -> str:
     )
 
 
-def visible(token: str, limit: int = 60) -> str:
-    """One token as a reader should see it: ``" the\\n"`` becomes ``"·the⏎"``.
+def visible(token: str, limit: int = 60, *, tell: bool = True) -> str:
+    """One token as a reader should see it: spaces as ``·``, a newline as ``⏎``.
 
     Args:
         token: The token's text, as decoded.
-        limit: Longer tokens are cut there, and their length is told.
+        limit: Longer tokens are cut there.
+        tell: Say how long a token is that was cut.
     """
     if not token:
         return "∅"
@@ -59,15 +62,17 @@ def visible(token: str, limit: int = 60) -> str:
     )
     if unicodedata.combining(shown[0]):
         shown = "◌" + shown
-    return shown if len(token) <= limit else f"{shown}… ({len(token):,} characters)"
+    if len(token) > limit:
+        shown += f"… ({len(token):,} characters)" if tell else "…"
+    return shown
 
 
 def number(value: float, digits: int = 3) -> str:
     """A number for people: about ``digits`` significant digits, no exponent where avoidable."""
     if value != value:
-        return "–"
+        return UNKNOWN
     if value == int(value) and abs(value) < 1e15:
-        return f"{int(value):,}".replace("-", "−")
+        return f"{int(value):,}".replace("-", MINUS)
     size = abs(value)
     if 1e-3 <= size < 1e6:
         before_point = len(str(int(size))) if size >= 1 else 0
@@ -76,7 +81,7 @@ def number(value: float, digits: int = 3) -> str:
         shown = f"{value:.{digits - 1}e}"
     if not shown.strip("-0.,"):
         shown = shown.lstrip("-")  # no minus before a zero
-    return shown.replace("-", "−")
+    return shown.replace("-", MINUS)
 
 
 def short(value: float) -> str:
@@ -94,7 +99,7 @@ def json_block(data: object) -> Markup:
     encoded = json.dumps(data, ensure_ascii=True, allow_nan=False, separators=(",", ":"))
     for character in "<>&":
         encoded = encoded.replace(character, f"\\u{ord(character):04x}")
-    return Markup(encoded)  # noqa: S704  (safe by the two lines above)
+    return Markup(encoded)
 
 
 def csp_hash(source: str) -> str:

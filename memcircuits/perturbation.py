@@ -1,0 +1,791 @@
+"""Which prefix token triggers the recitation? Replace one at a time and see how much is left.
+
+Section 4.2 and figure 3 of the paper: every prefix position in turn gets another token and the
+continuation is decoded greedily. Until its first mismatch, greedy decoding sees the same tokens as
+teacher forcing, so EM and NLL of each replacement are read off one teacher-forced forward pass and
+nothing is decoded: one pass instead of one per new token. All (paragraph, position, draw) triples
+are rows of one long batch, unembedded only where they predict the continuation.
+
+Positions before the replaced one keep their activations in every layer. That is not used: it would
+need each architecture's own key-value cache, and since the replaced position lies anywhere in the
+first half and everything behind it changes, it would save a quarter of the work at most.
+
+New text is decoded only for the pairs (`Perturbation.pairs`), by `greedy_continuations`: guess the
+whole continuation, let the model predict every token of the guess at once, take that as the next
+guess. Each round makes at least one more token right, and a guess that predicts itself is the greedy
+continuation; a guess that is right for most of its tokens needs few rounds.
+
+`Perturbation.causes` asks *why* some tokens matter (position, rarity and surprisal are entangled),
+`minimal_sets` how many tokens must be replaced to stop the recitation and how short a piece of the
+prefix still starts it.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor
+
+from memcircuits.adapter import Adapter, adapt
+from memcircuits.checks import InputError, at_least, one_of
+from memcircuits.measure import read_continuation
+from memcircuits.memory import in_pieces, rows_that_fit
+from memcircuits.paragraphs import Paragraphs
+from memcircuits.progress import bar
+from memcircuits.results import Provenance, Result
+from memcircuits.statistics import bootstrap_means
+from memcircuits.unigrams import UnigramTable
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+REPLACEMENTS = ("random", "frequency", "neighbor", "second")
+_NEAR = 10  # a frequency-matched token is one of the 20 nearest in rank
+_BOUNDS = torch.tensor([0.025, 0.975])
+
+
+class Interval(NamedTuple):
+    """A mean with its 95 % bootstrap interval over paragraphs."""
+
+    mean: float
+    low: float
+    high: float
+
+
+class Pairs(NamedTuple):
+    """Paragraphs and their perturbed twins, row by row.
+
+    Attributes:
+        clean: the paragraphs as they are.
+        corrupted: the same with one prefix token replaced, and what the model then writes. Facts:
+            `position` of that token, `replacement` (its new id), `em` (tokens of the clean
+            continuation still recited) and `first_impacted` (index of the first continuation token
+            that differs).
+    """
+
+    clean: Paragraphs
+    corrupted: Paragraphs
+
+
+@dataclass(frozen=True)
+class Perturbation(Result, kind="perturbation"):
+    """What is left of the recitation when one prefix token is replaced.
+
+    Attributes:
+        em: tokens still recited, [paragraph, pos, draw].
+        nll: of the original continuation, nats/token, [paragraph, pos, draw].
+        replacements: the token ids put in, [paragraph, pos, draw].
+        baseline_em: EM with nothing replaced, [paragraph].
+        baseline_nll: NLL with nothing replaced, nats/token, [paragraph].
+        surprisal: -log p of every prefix token given those before it, nats, [paragraph, pos]; NaN
+            for the first one, which nothing precedes.
+        ids: the paragraphs, [paragraph, pos].
+        n_prefix: tokens of the prefix.
+        names: one per paragraph.
+        replacement: how tokens were chosen.
+        provenance: where the numbers come from.
+        notes: what the reader must know.
+        model: the model, kept for `pairs`; not saved.
+    """
+
+    em: Int[Tensor, "paragraph pos draw"]
+    nll: Float[Tensor, "paragraph pos draw"]
+    replacements: Int[Tensor, "paragraph pos draw"]
+    baseline_em: Int[Tensor, " paragraph"]
+    baseline_nll: Float[Tensor, " paragraph"]
+    surprisal: Float[Tensor, "paragraph pos"]
+    ids: Tensor
+    n_prefix: int
+    names: tuple[str, ...]
+    replacement: str
+    provenance: Provenance
+    notes: tuple[str, ...] = ()
+    model: Any = field(default=None, repr=False, compare=False, metadata={"saved": False})
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "names", tuple(self.names))
+        object.__setattr__(self, "notes", tuple(self.notes))
+        if self.em.shape != self.nll.shape or self.em.shape != self.replacements.shape:
+            raise InputError("em", tuple(self.em.shape), "em, nll, replacements must agree")
+
+    @property
+    def paragraphs(self) -> Paragraphs:
+        """The paragraphs perturbed."""
+        return Paragraphs(self.ids, self.n_prefix, self.names)
+
+    @property
+    def drops(self) -> Float[Tensor, "paragraph pos"]:
+        """EM lost by replacing each token, mean over draws, tokens."""
+        return self.baseline_em[:, None] - self.em.float().mean(-1)
+
+    def drop(self, *, resamples: int = 2000, seed: int = 0) -> Interval:
+        """Mean EM drop per replaced token, tokens (figure 3: 12.19 memorized, 33.12 not)."""
+        return _interval(self.drops.mean(-1), resamples, seed)
+
+    def pairs(self, *, model: Any = None) -> Pairs:
+        """The most destructive replacement of each paragraph, with the model's new continuation.
+
+        Most destructive: lowest EM, among equals highest NLL. Paragraphs whose continuation no
+        single replacement changes are left out of both sides.
+
+        Args:
+            model: needed by a loaded result, which has none.
+
+        Raises:
+            InputError: without a model, or if no paragraph is left.
+        """
+        model = self.model if model is None else model
+        if model is None:
+            raise InputError("model", "None", "a loaded result has no model: pass model=")
+        worst = _worst(self.em, self.nll)
+        position, draw = worst // self.em.shape[2], worst % self.em.shape[2]
+        rows = torch.arange(len(self.ids))
+        ids = self.ids.clone()
+        ids[rows, position] = self.replacements[rows, position, draw]
+        new = greedy_continuations(model, Paragraphs(ids, self.n_prefix, self.names))
+        different = new.continuation != self.ids[:, self.n_prefix :]
+        facts = {
+            "position": position,
+            "replacement": ids[rows, position],
+            "em": self.em[rows, position, draw],
+            "first_impacted": different.long().argmax(-1),
+        }
+        kept = different.any(-1)
+        if not kept.any():
+            raise InputError(
+                "paragraphs",
+                "no single replacement changes a continuation",
+                "use more draws or another replacement",
+            )
+        columns = {name: tuple(values.tolist()) for name, values in facts.items()}
+        return Pairs(self.paragraphs[kept], dataclasses.replace(new, facts=columns)[kept])
+
+    def causes(
+        self, unigrams: UnigramTable, *, resamples: int = 2000, seed: int = 0
+    ) -> pd.DataFrame:
+        """Do late, rare or surprising tokens matter? Each with the others held fixed.
+
+        Least squares of the EM drop on a token's position, its rarity (-log unigram probability)
+        and its surprisal, over all prefix tokens but the first. Every column is centred within its
+        paragraph, so that a fragile paragraph does not pose as a rare token, and divided by its
+        standard deviation. The rank correlations are taken within each paragraph, each cause by
+        itself, and averaged.
+
+        Args:
+            unigrams: token counts of the training corpus or of text like it.
+            resamples: bootstrap resamples of the paragraphs.
+            seed: of the bootstrap.
+
+        Returns:
+            Columns `cause, coefficient, ci_low, ci_high` (tokens of EM per standard deviation),
+            `spearman, spearman_low, spearman_high, kendall`.
+
+        Raises:
+            InputError: if the prefix is shorter than three tokens or the table is another
+                tokenizer's.
+        """
+        import pandas as pd
+
+        if self.n_prefix < 3:
+            raise InputError("n_prefix", self.n_prefix, "the regression needs at least 3 tokens")
+        if self.model is not None:
+            unigrams.check(adapt(self.model).model)
+        elif len(unigrams.counts) <= int(self.ids.max()):
+            raise InputError(
+                "unigrams", f"{len(unigrams.counts)} tokens", "count with the model's tokenizer"
+            )
+        n, length = self.surprisal.shape
+        causes = {
+            "position": torch.arange(length, dtype=torch.float32).expand(n, length),
+            "rarity": -unigrams.log_prob[self.ids[:, : self.n_prefix]],
+            "surprisal": self.surprisal,
+        }
+        x = torch.stack([cause[:, 1:] for cause in causes.values()], -1).double()
+        y = self.drops[:, 1:].double()
+        effects, resampled = _least_squares(x, y, resamples, seed)
+        low, high = torch.quantile(resampled, _BOUNDS.double(), dim=0)
+        rows = []
+        for i, name in enumerate(causes):
+            ranks = _rank_correlations(x[..., i], y)
+            interval = _interval(ranks[:, 0].nan_to_num(0.0).float(), resamples, seed)
+            rows.append(
+                {
+                    "cause": name,
+                    "coefficient": float(effects[i]),
+                    "ci_low": float(low[i]),
+                    "ci_high": float(high[i]),
+                    "spearman": interval.mean,
+                    "spearman_low": interval.low,
+                    "spearman_high": interval.high,
+                    "kendall": float(ranks[:, 1].nan_to_num(0.0).mean()),
+                }
+            )
+        return pd.DataFrame(rows)
+
+    def to_frame(self) -> pd.DataFrame:
+        """One row per paragraph and position, mean over draws.
+
+        Columns `id, position, token, drop, em, em_se, nll, nll_se, surprisal`; standard errors over
+        draws are NaN where there is one.
+        """
+        import pandas as pd
+
+        n, length, draws = self.em.shape
+        data: dict[str, Any] = {
+            "id": [name for name in self.names for _ in range(length)],
+            "position": list(range(length)) * n,
+            "token": self.ids[:, :length].flatten().numpy(),
+            "drop": self.drops.flatten().double().numpy(),
+        }
+        for name, values in {"em": self.em.double(), "nll": self.nll.double()}.items():
+            data[name] = values.mean(-1).flatten().numpy()
+            spread = values.std(-1) if draws > 1 else torch.full((n, length), torch.nan)
+            data[f"{name}_se"] = (spread / draws**0.5).flatten().numpy()
+        data["surprisal"] = self.surprisal.flatten().double().numpy()
+        return pd.DataFrame(data)
+
+    def curves(self, paragraph: int | None = None) -> pd.DataFrame:
+        """EM and NLL against the position replaced, with 95 % intervals.
+
+        Args:
+            paragraph: index of one paragraph, with intervals over draws; by default the mean over
+                all, with intervals over paragraphs.
+
+        Returns:
+            Columns `position, em, em_low, em_high, nll, nll_low, nll_high`.
+        """
+        import pandas as pd
+
+        data: dict[str, Any] = {"position": range(self.em.shape[1])}
+        for name, values in {"em": self.em.float(), "nll": self.nll.float()}.items():
+            samples = values.mean(-1) if paragraph is None else values[paragraph].T
+            generator = torch.Generator().manual_seed(0)
+            low, high = torch.quantile(bootstrap_means(samples, 2000, generator), _BOUNDS, dim=0)
+            data[name] = samples.mean(0).numpy()
+            if len(samples) > 1:
+                data[f"{name}_low"], data[f"{name}_high"] = low.numpy(), high.numpy()
+        return pd.DataFrame(data)
+
+    def figure(self, paragraph: int | None = None) -> Any:
+        """Figure 3 of the paper (plotly): of one paragraph, or the mean over all."""
+        from memcircuits import figures
+
+        title = f"{self.replacement} replacement" + (
+            "" if paragraph is None else f": {self.names[paragraph]}"
+        )
+        return figures.perturbation_curves(self.curves(paragraph), title=title)
+
+    def __str__(self) -> str:
+        n, length, draws = self.em.shape
+        mean = float(self.drops.mean())
+        return (
+            f"{self.replacement} replacement of {length} prefix tokens in {n} paragraphs, "
+            f"{draws} draws: mean EM drop {mean:.2f} tokens"
+        )
+
+
+def perturb_prefix(
+    model: Any,
+    paragraphs: Any,
+    *,
+    replacement: str = "random",
+    draws: int = 1,
+    unigrams: UnigramTable | None = None,
+    seed: int = 0,
+    memory_budget: int | None = None,
+    progress: bool = True,
+) -> Perturbation:
+    """Replace every prefix token, one at a time, and measure what is still recited.
+
+    EM counts against the given continuation. For paragraphs that are not memorized the paper
+    measures against what the model writes by itself: pass `greedy_continuations(model, controls)`.
+
+    Args:
+        model: HookedTransformer or TransformerBridge.
+        paragraphs: `Paragraphs`, a list of strings or a LongTensor of ids.
+        replacement: `random` (any token of the vocabulary), `frequency` (a token about as frequent
+            in the corpus), `neighbor` (nearest in the cosine of embeddings) or `second` (the
+            model's most likely other token there; the first position, which nothing precedes, is
+            replaced at random).
+        draws: replacements per position; `neighbor` and `second` take the best `draws` of them.
+        unigrams: token counts for `frequency`; by default the paragraphs are counted, and the
+            result says so in `notes`.
+        seed: of the random draws.
+        memory_budget: bytes that one batch may take.
+        progress: show a bar on stderr.
+
+    Returns:
+        A `Perturbation`.
+
+    Raises:
+        InputError: for a wrong replacement, unusable paragraphs, a table of another tokenizer, or
+            non-finite logits.
+    """
+    adapter = adapt(model)
+    paragraphs = Paragraphs.of(paragraphs, model)
+    adapter.check_tokens(paragraphs.ids, "paragraphs")
+    with adapter.untouched():
+        tokens, notes = _choose(
+            adapter, paragraphs, replacement, draws, unigrams, seed, memory_budget
+        )
+        log_prob, correct = _unperturbed(adapter, paragraphs, memory_budget)
+        with bar(tokens.numel(), "perturb", progress=progress) as shown:
+            em, nll = _replaced(
+                adapter, paragraphs.ids, paragraphs.n_prefix, tokens, memory_budget, shown.update
+            )
+    n_prefix = paragraphs.n_prefix
+    surprisal = torch.full((len(paragraphs), n_prefix), torch.nan)
+    surprisal[:, 1:] = -log_prob[:, : n_prefix - 1]
+    return Perturbation(
+        em=em,
+        nll=nll,
+        replacements=tokens,
+        baseline_em=correct[:, n_prefix - 1 :].long().cumprod(-1).sum(-1),
+        baseline_nll=-log_prob[:, n_prefix - 1 :].mean(-1),
+        surprisal=surprisal,
+        ids=paragraphs.ids,
+        n_prefix=n_prefix,
+        names=paragraphs.names,
+        replacement=replacement,
+        provenance=Provenance.of(
+            adapter,
+            {"paragraphs": paragraphs},
+            replacement=replacement,
+            draws=draws,
+            seed=seed,
+            unigrams=None if unigrams is None else unigrams.source,
+        ),
+        notes=notes,
+        model=model,
+    )
+
+
+def greedy_continuations(
+    model: Any,
+    paragraphs: Any,
+    *,
+    memory_budget: int | None = None,
+    progress: bool = True,
+) -> Paragraphs:
+    """The paragraphs with the model's own greedy continuation, of the same length.
+
+    Args:
+        model: HookedTransformer or TransformerBridge.
+        paragraphs: `Paragraphs`, a list of strings or a LongTensor of ids; their continuations are
+            the first guess (see the module's docstring).
+        memory_budget: bytes that one batch may take.
+        progress: show a bar on stderr.
+
+    Returns:
+        `Paragraphs` with the same prefixes, names and facts.
+
+    Raises:
+        InputError: for unusable paragraphs.
+    """
+    adapter = adapt(model)
+    paragraphs = Paragraphs.of(paragraphs, model)
+    adapter.check_tokens(paragraphs.ids, "paragraphs")
+    ids, n_prefix = paragraphs.ids.clone(), paragraphs.n_prefix
+    size = rows_that_fit(adapter, ids.shape[1], paragraphs.n_continuation, memory_budget)
+    wrong = torch.arange(len(ids))
+
+    def predict(piece: slice) -> Tensor:
+        tokens = ids[wrong[piece], :-1]
+        return adapter.run(tokens, positions=slice(n_prefix - 1, None)).logits.argmax(-1).cpu()
+
+    with adapter.untouched(), bar(len(ids), "decode", progress=progress) as shown:
+        for _ in range(paragraphs.n_continuation):
+            guess = in_pieces(len(wrong), size, predict)
+            changed = (guess != ids[wrong, n_prefix:]).any(-1)
+            ids[wrong, n_prefix:] = guess
+            shown.update(int((~changed).sum()))
+            wrong = wrong[changed]
+            if not len(wrong):
+                break
+    return dataclasses.replace(paragraphs, ids=ids)
+
+
+# -- minimal sets -------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class MinimalSets(Result, kind="minimal-sets"):
+    """How few prefix tokens stop the recitation, and how few start it.
+
+    Attributes:
+        positions: prefix positions replaced, in order, [paragraph, step]; -1 once it has stopped.
+        replacements: the ids put there, [paragraph, step]; -1 likewise.
+        em: tokens recited after each step, [paragraph, step].
+        baseline_em: with nothing replaced, [paragraph].
+        suffix_em: tokens recited when only the last 1, 2, ... prefix tokens are given,
+            [paragraph, length].
+        threshold: the recitation has stopped when EM is at most this.
+        names: one per paragraph.
+        provenance: where the numbers come from.
+        notes: what the reader must know.
+    """
+
+    positions: Int[Tensor, "paragraph step"]
+    replacements: Int[Tensor, "paragraph step"]
+    em: Int[Tensor, "paragraph step"]
+    baseline_em: Int[Tensor, " paragraph"]
+    suffix_em: Int[Tensor, "paragraph length"]
+    threshold: int
+    names: tuple[str, ...]
+    provenance: Provenance
+    notes: tuple[str, ...] = ()
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "names", tuple(self.names))
+        object.__setattr__(self, "notes", tuple(self.notes))
+
+    @property
+    def stopping(self) -> Float[Tensor, " paragraph"]:
+        """Tokens replaced until the recitation stopped; NaN where the search gave up."""
+        steps = (self.positions >= 0).sum(-1).float()
+        return steps.where(self.em[:, -1] <= self.threshold, torch.nan)
+
+    @property
+    def starting(self) -> Int[Tensor, " paragraph"]:
+        """Length of the shortest suffix of the prefix that recites as much as all of it."""
+        return (self.suffix_em >= self.baseline_em[:, None]).long().argmax(-1) + 1
+
+    def to_frame(self) -> pd.DataFrame:
+        """Columns `id, baseline_em, stopping, positions, em, starting`."""
+        import pandas as pd
+
+        return pd.DataFrame(
+            {
+                "id": self.names,
+                "baseline_em": self.baseline_em.numpy(),
+                "stopping": self.stopping.numpy(),
+                "positions": [[p for p in row if p >= 0] for row in self.positions.tolist()],
+                "em": self.em[:, -1].numpy(),
+                "starting": self.starting.numpy(),
+            }
+        )
+
+    def __str__(self) -> str:
+        stopped = ~self.stopping.isnan()
+        few = f", median {float(self.stopping[stopped].median()):.0f} tokens" * bool(stopped.any())
+        return (
+            f"stopped {int(stopped.sum())} of {len(self.names)}{few}; "
+            f"started by a median of {float(self.starting.float().median()):.0f} tokens"
+        )
+
+
+def minimal_sets(
+    model: Any,
+    paragraphs: Any,
+    *,
+    threshold: int | None = None,
+    max_tokens: int = 5,
+    replacement: str = "random",
+    draws: int = 1,
+    unigrams: UnigramTable | None = None,
+    seed: int = 0,
+    memory_budget: int | None = None,
+    progress: bool = True,
+) -> MinimalSets:
+    """The smallest sets of prefix tokens that stop and that start the recitation.
+
+    *Stopping* is a greedy search: replace the token that lowers EM most (among equals raises NLL
+    most), keep it replaced, go on until EM is at most `threshold`. What it finds is an upper bound
+    of the smallest set. *Starting* drops tokens from the front of the prefix: the paragraph gets
+    shorter and all positions shift, which a model with learned positions feels by itself.
+
+    Args:
+        model: HookedTransformer or TransformerBridge.
+        paragraphs: `Paragraphs`, a list of strings or a LongTensor of ids.
+        threshold: EM at which a recitation counts as stopped; by default a fifth of the
+            continuation, as for controls.
+        max_tokens: give up after so many.
+        replacement: how tokens are chosen, see `perturb_prefix`.
+        draws: candidates per position.
+        unigrams: token counts for `frequency`.
+        seed: of the random draws.
+        memory_budget: bytes that one batch may take.
+        progress: show a bar on stderr.
+
+    Returns:
+        `MinimalSets`.
+
+    Raises:
+        InputError: as `perturb_prefix`, or for a threshold outside [0, n_continuation).
+    """
+    adapter = adapt(model)
+    paragraphs = Paragraphs.of(paragraphs, model)
+    adapter.check_tokens(paragraphs.ids, "paragraphs")
+    at_least("max_tokens", max_tokens, 1)
+    threshold = paragraphs.n_continuation // 5 if threshold is None else threshold
+    if not 0 <= threshold < paragraphs.n_continuation:
+        raise InputError(
+            "threshold", threshold, f"give a number of tokens in [0, {paragraphs.n_continuation})"
+        )
+    n, n_prefix = len(paragraphs), paragraphs.n_prefix
+    max_tokens = min(max_tokens, n_prefix)
+    positions = torch.full((n, max_tokens), -1)
+    replacements = positions.clone()
+    with adapter.untouched():
+        tokens, notes = _choose(
+            adapter, paragraphs, replacement, draws, unigrams, seed, memory_budget
+        )
+        suffix_em = _suffix_em(adapter, paragraphs, memory_budget, progress)
+        baseline_em = suffix_em[:, -1]
+        em = baseline_em[:, None].repeat(1, max_tokens)
+        ids, free = paragraphs.ids.clone(), torch.ones(n, n_prefix, dtype=torch.bool)
+        with bar(max_tokens, "stop", unit="token", progress=progress) as shown:
+            for step in range(max_tokens):
+                rows = (em[:, step] > threshold).nonzero().flatten()
+                if not len(rows):
+                    break
+                found, nll = _replaced(adapter, ids[rows], n_prefix, tokens[rows], memory_budget)
+                found = found.masked_fill(~free[rows, :, None], paragraphs.n_continuation + 1)
+                worst = _worst(found, nll)
+                position, draw = worst // draws, worst % draws
+                positions[rows, step] = position
+                replacements[rows, step] = tokens[rows, position, draw]
+                ids[rows, position] = replacements[rows, step]
+                free[rows, position] = False
+                em[rows, step:] = found.flatten(1).gather(1, worst[:, None])
+                shown.update(1)
+    return MinimalSets(
+        positions=positions,
+        replacements=replacements,
+        em=em,
+        baseline_em=baseline_em,
+        suffix_em=suffix_em,
+        threshold=threshold,
+        names=paragraphs.names,
+        provenance=Provenance.of(
+            adapter,
+            {"paragraphs": paragraphs},
+            threshold=threshold,
+            max_tokens=max_tokens,
+            replacement=replacement,
+            draws=draws,
+            seed=seed,
+            unigrams=None if unigrams is None else unigrams.source,
+        ),
+        notes=notes,
+    )
+
+
+def _suffix_em(
+    adapter: Adapter, paragraphs: Paragraphs, memory_budget: int | None, progress: bool
+) -> Int[Tensor, "paragraph length"]:
+    columns = []
+    with bar(paragraphs.n_prefix, "start", unit="length", progress=progress) as shown:
+        for length in range(1, paragraphs.n_prefix + 1):
+            short = paragraphs.ids[:, paragraphs.n_prefix - length :]
+            columns.append(_em_and_nll(adapter, short, length, memory_budget)[0])
+            shown.update(1)
+    return torch.stack(columns, 1)
+
+
+# -- choosing tokens ----------------------------------------------------------------------------
+
+
+def _choose(
+    adapter: Adapter,
+    paragraphs: Paragraphs,
+    replacement: str,
+    draws: int,
+    unigrams: UnigramTable | None,
+    seed: int,
+    memory_budget: int | None,
+) -> tuple[Int[Tensor, "paragraph pos draw"], tuple[str, ...]]:
+    """Token ids to put in, none equal to the one it replaces, and what to tell the reader."""
+    one_of("replacement", replacement, REPLACEMENTS)
+    at_least("draws", draws, 1)
+    prefix = paragraphs.prefix
+    # Embedding matrices are often padded beyond the tokenizer's vocabulary.
+    n_tokens = min(adapter.d_vocab, len(adapter.tokenizer or range(adapter.d_vocab)))
+    n_tokens = max(n_tokens, int(prefix.max()) + 1)
+    if n_tokens <= draws:
+        raise InputError("draws", draws, f"there are only {n_tokens - 1} other tokens")
+    generator = torch.Generator().manual_seed(seed)
+    random = torch.randint(n_tokens - 1, (*prefix.shape, draws), generator=generator)
+    random += random >= prefix[..., None]
+    if replacement == "random":
+        return random, ()
+    if replacement == "neighbor":
+        return _neighbors(adapter, prefix, draws, n_tokens), ()
+    if replacement == "second":
+        random[:, 1:] = _other_choices(adapter, paragraphs, draws, n_tokens, memory_budget)
+        return random, ("nothing precedes the first token: it is replaced at random",)
+    notes: tuple[str, ...] = ()
+    if unigrams is None:
+        unigrams = UnigramTable.from_tokens(
+            paragraphs.ids, adapter.d_vocab, source="the paragraphs themselves"
+        )
+        notes = ("no unigram table was given: frequencies are counted in the paragraphs",)
+    else:
+        unigrams.check(adapter.model)
+    order = unigrams.counts[:n_tokens].argsort(stable=True)
+    rank = order.argsort()[prefix][..., None]
+    width = min(2 * _NEAR, n_tokens - 1)
+    first = (rank - _NEAR).clamp(0, n_tokens - 1 - width)
+    near = first + torch.randint(width, random.shape, generator=generator)
+    return order[near + (near >= rank)], notes
+
+
+def _neighbors(
+    adapter: Adapter, prefix: Int[Tensor, "paragraph pos"], draws: int, n_tokens: int
+) -> Int[Tensor, "paragraph pos draw"]:
+    embedding = torch.nn.functional.normalize(adapter.model.W_E[:n_tokens].float(), dim=-1)
+    tokens, place = prefix.unique(return_inverse=True)
+    nearest = []
+    for some in tokens.split(1024):
+        cosine = embedding[some.to(embedding.device)] @ embedding.T
+        cosine[torch.arange(len(some)), some] = -torch.inf
+        nearest.append(cosine.topk(draws).indices.cpu())
+    return torch.cat(nearest)[place]
+
+
+def _other_choices(
+    adapter: Adapter,
+    paragraphs: Paragraphs,
+    draws: int,
+    n_tokens: int,
+    memory_budget: int | None,
+) -> Int[Tensor, "paragraph pos draw"]:
+    """The most likely other tokens at every prefix position but the first."""
+    prefix = paragraphs.prefix
+    if prefix.shape[1] == 1:
+        return torch.empty(len(prefix), 0, draws, dtype=torch.long)
+
+    def one_batch(piece: slice) -> Tensor:
+        logits = adapter.run(prefix[piece, :-1]).logits[..., :n_tokens].float()
+        actual = prefix[piece, 1:, None].to(logits.device)
+        return logits.scatter(-1, actual, -torch.inf).topk(draws).indices.cpu()
+
+    size = rows_that_fit(adapter, prefix.shape[1], prefix.shape[1], memory_budget)
+    return in_pieces(len(prefix), size, one_batch)
+
+
+# -- measuring ----------------------------------------------------------------------------------
+
+
+def _unperturbed(
+    adapter: Adapter, paragraphs: Paragraphs, memory_budget: int | None
+) -> tuple[Float[Tensor, "paragraph pos"], Tensor]:
+    """Log-probability of every token but the first, and whether it is the greedy choice."""
+    ids = paragraphs.ids
+
+    def one_batch(piece: slice) -> Tensor:
+        logits = adapter.run(ids[piece, :-1]).logits
+        found = read_continuation(logits, ids[piece, 1:].to(adapter.device))
+        return torch.stack([found.log_prob, found.correct.float()], 1).cpu()
+
+    size = rows_that_fit(adapter, ids.shape[1], ids.shape[1], memory_budget)
+    log_prob, correct = in_pieces(len(ids), size, one_batch).unbind(1)
+    if not log_prob.isfinite().all():
+        raise InputError("model", "non-finite logits", "load it in float32 and check its weights")
+    return log_prob, correct > 0.5
+
+
+def _replaced(
+    adapter: Adapter,
+    ids: Int[Tensor, "row pos"],
+    n_prefix: int,
+    tokens: Int[Tensor, "row pos draw"],
+    memory_budget: int | None,
+    done: Callable[[int], None] | None = None,
+) -> tuple[Int[Tensor, "row pos draw"], Float[Tensor, "row pos draw"]]:
+    """EM and NLL with each single prefix token replaced by each of its candidates."""
+
+    def change(flat: Tensor) -> Tensor:
+        row, position, draw = torch.unravel_index(flat, tokens.shape)
+        changed = ids[row]
+        changed[torch.arange(len(flat)), position] = tokens[row, position, draw]
+        return changed
+
+    em, nll = _em_and_nll(adapter, ids, n_prefix, memory_budget, change, tokens.numel(), done)
+    return em.view(tokens.shape), nll.view(tokens.shape)
+
+
+def _em_and_nll(
+    adapter: Adapter,
+    ids: Int[Tensor, "row pos"],
+    n_prefix: int,
+    memory_budget: int | None,
+    change: Callable[[Tensor], Tensor] | None = None,
+    n: int | None = None,
+    done: Callable[[int], None] | None = None,
+) -> tuple[Int[Tensor, " run"], Float[Tensor, " run"]]:
+    """EM and NLL of rows; `change` makes the run's rows, by number, out of `n` of them."""
+
+    def one_batch(piece: slice) -> Tensor:
+        flat = torch.arange(piece.start, piece.stop)
+        tokens = ids[flat] if change is None else change(flat)
+        run = adapter.run(tokens[:, :-1], positions=slice(n_prefix - 1, None))
+        found = read_continuation(run.logits, tokens[:, n_prefix:].to(adapter.device))
+        return torch.stack([found.em.float(), found.nll], 1).cpu()
+
+    size = rows_that_fit(adapter, ids.shape[1], ids.shape[1] - n_prefix, memory_budget)
+    em, nll = in_pieces(len(ids) if n is None else n, size, one_batch, done).unbind(1)
+    return em.long(), nll
+
+
+def _worst(
+    em: Int[Tensor, "row pos draw"], nll: Float[Tensor, "row pos draw"]
+) -> Int[Tensor, " row"]:
+    """Flat index of the lowest EM; among equals of the highest NLL."""
+    em, nll = em.flatten(1), nll.flatten(1)
+    lowest = em == em.amin(-1, keepdim=True)
+    return nll.masked_fill(~lowest, -torch.inf).argmax(-1)
+
+
+# -- statistics ---------------------------------------------------------------------------------
+
+
+def _interval(samples: Float[Tensor, " paragraph"], resamples: int, seed: int) -> Interval:
+    at_least("resamples", resamples, 1)
+    generator = torch.Generator().manual_seed(seed)
+    low, high = torch.quantile(bootstrap_means(samples, resamples, generator), _BOUNDS).tolist()
+    return Interval(float(samples.mean()), low, high)
+
+
+def _least_squares(
+    x: Float[Tensor, "paragraph pos cause"],
+    y: Float[Tensor, "paragraph pos"],
+    resamples: int,
+    seed: int,
+) -> tuple[Float[Tensor, " cause"], Float[Tensor, "resample cause"]]:
+    """Coefficients of centred, standardised causes, and of resampled paragraphs.
+
+    Per paragraph only X'X and X'y are needed, so resampling is a weighted mean of those.
+    """
+    x = x - x.mean(1, keepdim=True)
+    y = y - y.mean(1, keepdim=True)
+    spread = x.flatten(0, 1).std(0)
+    x = x / spread.where(spread > 0, 1.0)
+    k = x.shape[-1]
+    products = torch.cat([(x.mT @ x).flatten(1), (x.mT @ y[..., None]).flatten(1)], 1)
+
+    def solve(sums: Tensor) -> Tensor:
+        squares, cross = sums[..., : k * k].unflatten(-1, (k, k)), sums[..., k * k :, None]
+        return (torch.linalg.pinv(squares, hermitian=True) @ cross)[..., 0]
+
+    generator = torch.Generator().manual_seed(seed)
+    resampled = bootstrap_means(products, resamples, generator).double()
+    return solve(products.mean(0)), solve(resampled)
+
+
+def _rank_correlations(
+    x: Float[Tensor, "paragraph pos"], y: Float[Tensor, "paragraph pos"]
+) -> Float[Tensor, "paragraph 2"]:
+    """Spearman's rho and Kendall's tau-b within each paragraph; NaN where one is constant."""
+    from scipy.stats import kendalltau, spearmanr
+
+    found = torch.full((len(x), 2), torch.nan)
+    for i, (a, b) in enumerate(zip(x.numpy(), y.numpy(), strict=True)):
+        if a.min() < a.max() and b.min() < b.max():
+            found[i] = torch.tensor([spearmanr(a, b).statistic, kendalltau(a, b).statistic])
+    return found

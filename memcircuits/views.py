@@ -1,0 +1,126 @@
+"""Look at what heads attend to: from a model and a paragraph to an `AttentionView`.
+
+The picture itself, and why it is safe and offline, is `memcircuits.pages`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+
+from memcircuits.adapter import Adapter, Head, adapt, hook_pattern
+from memcircuits.checks import InputError
+from memcircuits.pages import AttentionView, Strip
+from memcircuits.paragraphs import Paragraphs
+from memcircuits.results import Provenance
+from memcircuits.unigrams import UnigramTable
+
+
+def attention_view(
+    model: Any,
+    paragraph: Any,
+    *,
+    layer: int | None = None,
+    heads: Sequence[Head | int] | None = None,
+    compare: Any = None,
+    unigrams: UnigramTable | None = None,
+) -> AttentionView:
+    """Attention patterns of some heads on one paragraph, as an interactive view.
+
+    Args:
+        model: HookedTransformer or TransformerBridge.
+        paragraph: one paragraph: `Paragraphs` of one, a string in a list, or ids [1, pos].
+        layer: show the heads of this layer.
+        heads: which heads: `Head`s of any layer, or indices within `layer`; by default all.
+        compare: a second paragraph shown beside it, such as the perturbed one.
+        unigrams: token counts; adds a strip coloured by rarity.
+
+    Returns:
+        An `AttentionView`: shows itself in notebooks, `.to_html(path)` writes a page.
+
+    Raises:
+        InputError: for a layer or head that the model does not have, or several paragraphs.
+    """
+    adapter = adapt(model)
+    chosen = _choose(adapter, layer, heads)
+    if unigrams is not None:
+        unigrams.check(adapter.model)
+    view = _one_view(adapter, _single(paragraph, model, "paragraph"), chosen, unigrams, None)
+    if compare is None:
+        return view
+    other = _one_view(adapter, _single(compare, model, "compare"), chosen, unigrams, None)
+    return _one_view(adapter, _single(paragraph, model, "paragraph"), chosen, unigrams, other)
+
+
+def _single(paragraph: Any, model: Any, argument: str) -> Paragraphs:
+    found = Paragraphs.of([paragraph] if isinstance(paragraph, str) else paragraph, model, argument)
+    if len(found) != 1:
+        raise InputError(argument, f"{len(found)} paragraphs", "give one, such as paragraphs[0]")
+    return found
+
+
+def _choose(adapter: Adapter, layer: int | None, heads: Sequence[Head | int] | None) -> list[Head]:
+    if layer is not None and not 0 <= layer < adapter.n_layers:
+        raise InputError("layer", layer, f"the model has layers 0 to {adapter.n_layers - 1}")
+    if heads is None:
+        return [h for h in adapter.heads() if layer is None or h.layer == layer]
+    chosen = []
+    for head in heads:
+        if isinstance(head, int):
+            if layer is None:
+                raise InputError("heads", head, "give layer= too, or Head(layer, head)")
+            head = Head(layer, head)
+        head = Head(*head)
+        if not (0 <= head.layer < adapter.n_layers and 0 <= head.head < adapter.n_heads):
+            raise InputError(
+                "heads", str(head), f"it has {adapter.n_layers} x {adapter.n_heads} heads"
+            )
+        chosen.append(head)
+    if not chosen:
+        raise InputError("heads", "empty", "name at least one head")
+    return chosen
+
+
+def _one_view(
+    adapter: Adapter,
+    paragraph: Paragraphs,
+    heads: list[Head],
+    unigrams: UnigramTable | None,
+    compare: AttentionView | None,
+) -> AttentionView:
+    adapter.check_tokens(paragraph.ids, "paragraph")
+    ids = paragraph.ids
+    layers = sorted({head.layer for head in heads})
+    with adapter.untouched():
+        run = adapter.run(ids, read=[hook_pattern(i) for i in layers])
+    patterns = torch.stack([run.cache[hook_pattern(h.layer)][0, h.head].float() for h in heads])
+    log_prob = run.logits[0, :-1].float().log_softmax(-1).cpu()
+    of_tokens = log_prob.gather(-1, ids[0, 1:, None])[:, 0]
+    strips = {}
+    if unigrams is not None:
+        strips["unigram rarity"] = Strip((-unigrams.log_prob[ids[0]]).tolist(), "nats")
+    strips["log-probability"] = Strip([float("nan"), *of_tokens.tolist()], "nats", reverse=True)
+    provenance = Provenance.of(adapter, {"paragraph": paragraph})
+    return AttentionView(
+        patterns=patterns.cpu(),
+        head_names=[str(head) for head in heads],
+        tokens=_texts(adapter, paragraph),
+        n_prefix=paragraph.n_prefix,
+        strips=strips,
+        compare=compare,
+        title=paragraph.names[0],
+        provenance={
+            "model": provenance.model["name"],
+            "basis": provenance.basis,
+            "paragraph": paragraph.hash,
+            **provenance.versions,
+        },
+    )
+
+
+def _texts(adapter: Adapter, paragraph: Paragraphs) -> list[str]:
+    if adapter.tokenizer is None:
+        return [f"<{i}>" for i in paragraph.ids[0].tolist()]
+    return paragraph.tokens(adapter.model)

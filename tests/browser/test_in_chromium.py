@@ -1,0 +1,229 @@
+"""Pages as a reader meets them: opened from a file in Chromium with the network cut off.
+
+Every test also fails on any console error, dialog, or request other than for the file itself
+(`conftest.open_page` checks that at its end).
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+import pytest
+from test_pages import HOSTILE, make_page, make_view
+
+from memcircuits.pages import Attention, Heatmap, Lines, Page, Prose, Table
+from memcircuits.pages.text import visible
+
+INK = """canvas => {
+    const data = canvas.getContext("2d").getImageData(0, 0, canvas.width, canvas.height).data;
+    let blue = 0;
+    for (let i = 0; i < data.length; i += 4) {
+        if (data[i + 3] > 0 && data[i + 2] > data[i] + 40) blue++;
+    }
+    return blue;
+}"""
+
+
+def drawn(page: Any, within: str = "") -> Any:
+    """CircuitsVis' canvas, once the reader has scrolled to it and it has ink."""
+    place = page.locator(f"{within} .cv".strip()).first
+    place.scroll_into_view_if_needed()
+    canvas = place.locator("canvas")
+    canvas.wait_for()
+    page.wait_for_function(f"canvas => ({INK})(canvas) > 50", arg=canvas.element_handle())
+    return canvas
+
+
+def test_circuitsvis_draws_and_follows_the_chosen_head(open_page: Any, tmp_path: Path) -> None:
+    path = tmp_path / "view.html"
+    make_view(12, 40).to_html(path)
+    page = open_page(path, viewport={"width": 700, "height": 300}).page
+    assert page.locator(".cv canvas").count() == 0  # not before it is seen
+    canvas = drawn(page)
+    before = canvas.evaluate("canvas => canvas.toDataURL()")
+    assert page.locator(".cv h2").text_content() == "L0H0"
+    page.get_by_role("button", name="L0H5").click()
+    page.locator(".cv h2", has_text="L0H5").wait_for()
+    page.wait_for_function(
+        "([canvas, before]) => canvas.toDataURL() !== before", arg=[canvas.element_handle(), before]
+    )
+    assert page.get_by_role("button", name="L0H5").get_attribute("aria-pressed") == "true"
+    assert "Under L0H5" in page.locator(".looks").text_content()
+
+
+def test_head_chosen_before_the_view_is_drawn(open_page: Any, tmp_path: Path) -> None:
+    path = tmp_path / "view.html"
+    make_view(3, 20).to_html(path)
+    page = open_page(path, viewport={"width": 700, "height": 300}).page
+    page.get_by_role("button", name="L0H2").click()
+    drawn(page)
+    page.locator(".cv h2", has_text="L0H2").wait_for()
+
+
+def test_thumbnails_differ_by_head(open_page: Any, tmp_path: Path) -> None:
+    path = tmp_path / "view.html"
+    make_view(144, 24).to_html(path)
+    page = open_page(path).page
+    page.wait_for_function("document.querySelectorAll('.thumbs canvas')[143].width === 24")
+    images = page.eval_on_selector_all(".thumbs canvas", "all => all.map(c => c.toDataURL())")
+    assert len(set(images)) == 144
+
+
+def test_clicking_a_token_shows_what_it_attends_to(open_page: Any, tmp_path: Path) -> None:
+    view = make_view(2, 12)
+    path = tmp_path / "view.html"
+    view.to_html(path)
+    page = open_page(path).page
+    tokens = page.locator("button.token")
+    page.locator(".token.chosen").wait_for()
+    tokens.nth(9).click()
+    row = view.patterns[0, 9].numpy()
+    best = int(row.argmax())
+    first = page.locator(".looks li").first.text_content()
+    assert first == f"·w{best} (token {best}): {row[best]:.3f}"
+    assert "s20" in tokens.nth(best).get_attribute("class")
+    assert "none" in tokens.nth(11).get_attribute("class")  # the future is not seen
+    page.keyboard.press("ArrowLeft")
+    assert "token 8" in page.locator(".looks p").text_content()
+    assert tokens.nth(8).evaluate("token => token === document.activeElement")
+    page.locator("select").select_option("0")
+    assert "s20" in tokens.nth(11).get_attribute("class")  # the rarest token
+    assert page.locator(".ramp b").all_text_contents() == ["1", "9"]
+    page.locator("select").select_option("1")
+    assert "none" in tokens.nth(0).get_attribute("class")  # nothing comes before it
+
+
+def test_views_side_by_side_move_together(open_page: Any, tmp_path: Path) -> None:
+    path = tmp_path / "pair.html"
+    make_view(3, 10, title="memorized", compare=make_view(3, 10, title="perturbed")).to_html(path)
+    page = open_page(path, viewport={"width": 1200, "height": 900}).page
+    left, right = page.locator(".view").all()
+    page.locator(".token.chosen").nth(1).wait_for()
+    right.get_by_role("button", name="L0H2").click()
+    left.locator("button.token").nth(4).click()
+    for view in (left, right):
+        assert "Under L0H2, token 4" in view.locator(".looks").text_content()
+    assert left.bounding_box()["y"] == right.bounding_box()["y"]
+
+
+@pytest.mark.parametrize("keyboard", [False, True], ids=["mouse", "keyboard"])
+def test_sorting_sorts_and_pages_turn(open_page: Any, tmp_path: Path, keyboard: bool) -> None:
+    scores = np.array([0.5, -2.0, np.nan, 1e-7, 3.25, -0.5, 1200.0])
+    frame = pd.DataFrame({"head": [f"L{i}" for i in (10, 9, 2, 1, 0, 3, 11)], "score": scores})
+    path = Page("p", [Table(frame, page_size=4, title="Heads")]).save(tmp_path / "table.html")
+    page = open_page(path).page
+
+    def press(name: str) -> None:
+        button = page.get_by_role("button", name=name)
+        if keyboard:
+            button.focus()
+            page.keyboard.press("Enter")
+        else:
+            button.click()
+
+    def shown() -> list[str]:
+        return page.locator("tbody tr:visible td:first-child").all_text_contents()
+
+    assert shown() == ["L10", "L9", "L2", "L1"]
+    press("score")
+    assert shown() == ["L11", "L0", "L10", "L1"]
+    assert page.locator("th").nth(1).get_attribute("aria-sort") == "descending"
+    press("Next")
+    assert shown() == ["L3", "L9", "L2"]  # the missing one last
+    assert "5 to 7 of 7 rows" in page.locator(".pager").text_content()
+    assert page.get_by_role("button", name="Next").is_disabled()
+    press("score")
+    assert shown() == ["L9", "L3", "L1", "L10"]
+    press("head")
+    assert shown() == ["L0", "L1", "L2", "L3"]
+
+
+@pytest.mark.parametrize("width", [1200, 360])
+def test_hostile_tokens_are_shown_as_text(open_page: Any, tmp_path: Path, width: int) -> None:
+    tokens = [*HOSTILE, *[f"<b>{t}" for t in HOSTILE]]
+    path = make_page(" ".join(HOSTILE), tokens).save(tmp_path / "hostile.html")
+    page = open_page(path, viewport={"width": width, "height": 800}).page
+    drawn(page)
+    shown = page.locator("button.token").all_text_contents()
+    assert shown == [visible(t) for t in tokens]
+    for index in range(0, len(tokens), 5):
+        page.locator("button.token").nth(index).click()
+    assert page.locator("b:not(.ramp b), img, body script[src], [onmouseover]").count() == 0
+    canvas = page.locator(".cv canvas")
+    canvas.hover(position={"x": 60, "y": 60})  # CircuitsVis' own tooltip
+    assert page.evaluate("document.documentElement.scrollWidth <= innerWidth")
+
+
+@pytest.mark.parametrize("scheme", ["light", "dark"])
+def test_every_block_fits_a_phone(open_page: Any, tmp_path: Path, scheme: str) -> None:
+    path = make_page("words of some length", ["a", "b", "c"] * 20).save(tmp_path / "page.html")
+    page = open_page(
+        path, viewport={"width": 360, "height": 700}, color_scheme=scheme, has_touch=True
+    ).page
+    drawn(page)
+    assert page.evaluate("document.documentElement.scrollWidth <= innerWidth")
+    page.locator(".heatmap g").nth(1).tap()
+    tip = page.locator(".chart .tip").first
+    assert "head 1: \u22122" in tip.text_content()
+
+
+def test_a_long_report_opens_within_a_second(open_page: Any, tmp_path: Path) -> None:
+    frame = pd.DataFrame(
+        np.random.default_rng(0).normal(size=(10_000, 8)), columns=list("abcdefgh")
+    )
+    values = frame["a"].to_numpy()[:144].reshape(12, 12)
+    line = pd.DataFrame({"x": range(50), "y": frame["b"][:50]})
+    view = Attention(make_view(12, 100), title="attention")
+    blocks = [Prose(["text"]), Heatmap(values), Table(frame), Lines(line, "x", "y"), view]
+    path = Page("report", blocks).save(tmp_path / "report.html")
+    assert path.stat().st_size < 3_000_000
+    opened = open_page(path).page
+    milliseconds = opened.evaluate(
+        "performance.getEntriesByType('navigation')[0].domContentLoadedEventEnd"
+    )
+    assert milliseconds < 1000 * 3  # one second, and room for a busy machine
+
+
+def test_notebook_output_works_in_its_frame(open_page: Any, tmp_path: Path) -> None:
+    path = tmp_path / "notebook.html"
+    output = make_view(3, 20, title="a view")._repr_html_()
+    path.write_text(f"<!doctype html><meta charset=utf-8><body>{output}", encoding="utf-8")
+    page = open_page(path, viewport={"width": 1000, "height": 1300}).page
+    frame = page.frame_locator("iframe")
+    canvas = frame.locator(".cv canvas")
+    canvas.scroll_into_view_if_needed()
+    canvas.wait_for()
+    frame.get_by_role("button", name="L0H1").click()
+    frame.locator(".cv h2", has_text="L0H1").wait_for()
+    assert page.frames[1].evaluate("origin") == "null"  # it shares nothing with the notebook
+    with pytest.raises(Exception, match=r"SecurityError|cross-origin|sandboxed"):
+        page.frames[1].evaluate("parent.document.title")
+
+
+def test_the_policy_stops_what_would_slip_through(
+    open_page: Any, chromium: Any, tmp_path: Path
+) -> None:
+    """Were a token to break out after all, the browser would still refuse to run it."""
+    html = make_view(2, 8).to_html()
+    broken = html.replace(
+        "</main>",
+        "<script>ran = 1</script><img src=x onerror='ran = 2'><b style='color:red'>x</b></main>",
+    )
+    path = tmp_path / "broken.html"
+    path.write_text(broken, encoding="utf-8")
+    context = chromium.new_context(offline=True)
+    page = context.new_page()
+    refused: list[str] = []
+    page.on("console", lambda message: refused.append(message.text))
+    page.goto(path.as_uri())
+    drawn(page)
+    assert page.evaluate("typeof ran") == "undefined"
+    assert (
+        page.locator("b", has_text="x").evaluate("b => getComputedStyle(b).color")
+        != "rgb(255, 0, 0)"
+    )
+    assert len([text for text in refused if "Content Security Policy" in text]) >= 3
+    context.close()

@@ -1,0 +1,293 @@
+"""Every public analysis on every architecture, model class and basis, against plain PyTorch.
+
+`ANALYSES` is the table: to add an analysis, add a line. `python tests/matrix.py` measures all of it
+for the installed transformer-lens and writes its part of docs/matrix.md; the parts of other versions
+stay as they are.
+"""
+
+from __future__ import annotations
+
+import functools
+import importlib.metadata
+import json
+import math
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+import zoo
+from plain import Plain
+from torch import Tensor
+
+import memcircuits as mc
+from memcircuits.adapter import adapt
+from memcircuits.loading import as_bridge
+
+N_PREFIX, N_CONTINUATION = 10, 12
+VARIANTS = ("Bridge raw", "Bridge folded", "HookedTransformer raw", "HookedTransformer folded")
+Numbers = Mapping[str, Tensor]
+
+
+# -- models and paragraphs ------------------------------------------------------------------------
+
+
+@functools.cache
+def plain(name: str) -> Plain:
+    """The transformers model itself, norms and biases random."""
+    return Plain(name, zoo.shaken(zoo.hf_model(name)))
+
+
+@functools.cache
+def model(name: str, variant: str) -> Any:
+    """The same weights as a TransformerLens model."""
+    kind, basis = variant.split()
+    source = zoo.shaken(zoo.hf_model(name))
+    if kind == "HookedTransformer":
+        return zoo.hooked(name, source, folded=basis == "folded")
+    bridge = as_bridge(source, zoo.tokenizer(), name=f"tiny-{name}")
+    if basis == "folded":
+        bridge.enable_compatibility_mode(disable_warnings=True)
+    return bridge
+
+
+def variants() -> list[str]:
+    """Those that the installed transformer-lens has."""
+    return [v for v in VARIANTS if zoo.has_hooked() or v.startswith("Bridge")]
+
+
+@functools.cache
+def paragraphs(name: str) -> mc.Paragraphs:
+    """Three that the model recites (by `generate`), three random ones."""
+    ids = zoo.random_ids(6, N_PREFIX + N_CONTINUATION, seed=1)
+    with torch.no_grad():
+        for position in range(N_PREFIX, ids.shape[1]):
+            ids[:3, position] = plain(name).logits(ids[:3, :position])[:, -1].argmax(-1)
+    return mc.Paragraphs.from_tokens(ids, n_prefix=N_PREFIX)
+
+
+def reference_paragraph() -> mc.Paragraphs:
+    """One paragraph of its own that means and samples are taken from."""
+    return mc.Paragraphs.from_tokens(
+        zoo.random_ids(1, N_PREFIX + N_CONTINUATION, seed=2), n_prefix=N_PREFIX
+    )
+
+
+def unigrams() -> mc.UnigramTable:
+    """Random counts with ties."""
+    counts = zoo.random_ids(1, zoo.D_VOCAB, seed=3)[0] // 4
+    return mc.UnigramTable(counts, "random counts")
+
+
+# -- what is measured, and the same by hand -------------------------------------------------------
+
+
+def scan(m: Any, p: mc.Paragraphs) -> Numbers:
+    found = mc.scan(m, p, progress=False)
+    return {"em": found.em, "nll": found.nll, "log_prob": found.log_prob}
+
+
+def plain_scan(m: Plain, p: mc.Paragraphs) -> Numbers:
+    with torch.no_grad():
+        log_prob = m.log_prob(p.ids, p.n_prefix)
+    em = m.em(p.ids, p.n_prefix)
+    return {"em": em, "nll": -log_prob.mean(-1), "log_prob": log_prob.sum(-1)}
+
+
+def ablate(mode: str) -> Callable[[Any, mc.Paragraphs], Numbers]:
+    def measure(m: Any, p: mc.Paragraphs) -> Numbers:
+        reference = None if mode == "zero" else reference_paragraph()
+        found = mc.ablate_heads(m, p, mode=mode, reference=reference, progress=False)
+        return {"nll": found.samples["nll"]}
+
+    return measure
+
+
+def plain_ablate(mode: str, m: Plain, p: mc.Paragraphs) -> Numbers:
+    new = m.z(reference_paragraph().ids)
+    if mode == "zero":
+        new = [torch.zeros_like(z) for z in new]
+    with torch.no_grad():
+        clean = m.nll(p.ids, p.n_prefix)
+    return {"nll": m.nll_with_z(p.ids, p.n_prefix, new) - clean[:, None, None]}
+
+
+def gradients(m: Any, p: mc.Paragraphs) -> Numbers:
+    return {
+        f"{pool} {name}": values
+        for pool in ("max", "l2")
+        for name, values in mc.parameter_gradients(m, p, pool=pool, progress=False).values.items()
+    }
+
+
+def plain_gradients(m: Plain, p: mc.Paragraphs) -> Numbers:
+    found = m.gradients(p.ids, p.n_prefix)
+    largest = {f"max {c}": [g.abs().amax((1, 2)) for g in layers] for c, layers in found.items()}
+    norms = {f"l2 {c}": [g.flatten(1).norm(dim=1) for g in layers] for c, layers in found.items()}
+    return {key: torch.stack(rows) for key, rows in (largest | norms).items()}
+
+
+def rare_tokens(m: Any, p: mc.Paragraphs) -> Numbers:
+    found = mc.rare_token_attention(m, p, unigrams(), permutations=5, progress=False)
+    return {"attention": found.attention, "tau": found.samples["tau"]}
+
+
+def plain_rare_tokens(m: Plain, p: mc.Paragraphs) -> Numbers:
+    from scipy.stats import kendalltau
+
+    rows = m.attention(p.ids)[:, :, :, p.n_prefix, : p.n_prefix]
+    counts = unigrams().counts[p.prefix]
+    tau = torch.zeros(rows.shape[:3])
+    for i, layer, head in torch.cartesian_prod(*map(torch.arange, tau.shape)).tolist():
+        found = kendalltau(rows[i, layer, head].numpy(), counts[i].numpy(), variant="b").statistic
+        tau[i, layer, head] = 0.0 if math.isnan(found) else found
+    return {"attention": rows, "tau": tau}
+
+
+def heads(m: Any, p: mc.Paragraphs) -> Numbers:
+    found = mc.find_memorization_heads(m, p, unigrams=unigrams(), draws=50, progress=False)
+    return {"score": found.score, "em": torch.tensor([found.counts["memorized"]])}
+
+
+def plain_heads(m: Plain, p: mc.Paragraphs) -> Numbers:
+    em = m.em(p.ids, p.n_prefix)
+    effect = plain_ablate("zero", m, p)["nll"]
+    memorized, control = em == p.n_continuation, em * 5 <= p.n_continuation
+    score = effect[memorized].mean(0) - effect[control].mean(0)
+    return {"score": score, "em": memorized.sum()[None]}
+
+
+@dataclass(frozen=True)
+class Analysis:
+    """One line of the table.
+
+    Attributes:
+        measure: our number or numbers.
+        plain: the same by transformers and PyTorch alone, where that is written.
+        tolerance: largest difference allowed, relative to the largest number; `em` must be equal.
+        bases: where the plain numbers, which are raw, hold: folding changes what a weight, and
+            what a z of zero, means.
+    """
+
+    measure: Callable[[Any, mc.Paragraphs], Numbers]
+    plain: Callable[[Plain, mc.Paragraphs], Numbers] | None
+    tolerance: float
+    bases: tuple[str, ...] = ("raw",)
+
+
+BOTH = ("raw", "folded")
+ANALYSES: dict[str, Analysis] = {
+    "scan": Analysis(scan, plain_scan, 1e-5, BOTH),
+    "ablate_heads, zero": Analysis(ablate("zero"), functools.partial(plain_ablate, "zero"), 1e-5),
+    "ablate_heads, mean": Analysis(
+        ablate("mean"), functools.partial(plain_ablate, "mean"), 1e-5, BOTH
+    ),
+    "ablate_heads, resample": Analysis(
+        ablate("resample"), functools.partial(plain_ablate, "resample"), 1e-5, BOTH
+    ),
+    "parameter_gradients": Analysis(gradients, plain_gradients, 1e-5),
+    "rare_token_attention": Analysis(rare_tokens, plain_rare_tokens, 1e-5, BOTH),
+    "find_memorization_heads": Analysis(heads, plain_heads, 1e-5),
+}
+
+
+# -- comparing ------------------------------------------------------------------------------------
+
+
+@functools.cache
+def measured(name: str, variant: str, analysis: str) -> Numbers:
+    return ANALYSES[analysis].measure(model(name, variant), paragraphs(name))
+
+
+@functools.cache
+def expected(name: str, analysis: str) -> Numbers:
+    reference = ANALYSES[analysis].plain
+    assert reference is not None
+    return reference(plain(name), paragraphs(name))
+
+
+def difference(found: Numbers, other: Numbers) -> float:
+    """Largest difference relative to the largest number; infinite where EM or shapes differ."""
+    worst = 0.0
+    if found.keys() != other.keys():
+        return math.inf
+    for key, value in found.items():
+        if value.shape != other[key].shape:
+            return math.inf
+        off = float((value.double() - other[key].double()).abs().max())
+        if key == "em":
+            worst = max(worst, math.inf if off else 0.0)
+        else:
+            worst = max(worst, off / max(float(other[key].double().abs().max()), 1e-12))
+    return worst
+
+
+def counterpart(variant: str) -> str:
+    """The other class in the same basis."""
+    kind, basis = variant.split()
+    return f"{'HookedTransformer' if kind == 'Bridge' else 'Bridge'} {basis}"
+
+
+def compared(name: str, variant: str, analysis: str) -> float | None:
+    """The difference from plain PyTorch, or (folded) from the other class; None if neither is."""
+    basis = variant.split()[1]
+    line = ANALYSES[analysis]
+    if line.plain is not None and basis in line.bases:
+        return difference(measured(name, variant, analysis), expected(name, analysis))
+    if counterpart(variant) in variants():
+        other = measured(name, counterpart(variant), analysis)
+        return difference(measured(name, variant, analysis), other)
+    return None
+
+
+# -- the table in docs ----------------------------------------------------------------------------
+
+_INTRODUCTION = """# Architectures x analyses
+
+Tiny random models of every architecture, each analysis on each class of TransformerLens model.
+A number is the largest difference from plain transformers with hand-written PyTorch hooks and
+autograd (exact matches: from `generate`), relative to the largest value; where folding gives weights
+another meaning, from the other class in the same basis (marked c), and `ran` where there is no such
+class. Written by `python tests/matrix.py`, once for each version of transformer-lens.
+"""
+
+
+def table() -> str:
+    """The section of the installed transformer-lens."""
+    version = importlib.metadata.version("transformer-lens")
+    lines = [
+        f"## transformer-lens {version}",
+        "",
+        "| architecture | model | " + " | ".join(ANALYSES) + " |",
+        "| --- | --- |" + " --- |" * len(ANALYSES),
+    ]
+    for name in zoo.ARCHITECTURES:
+        for variant in variants():
+            cells = []
+            for analysis, line in ANALYSES.items():
+                off = compared(name, variant, analysis)
+                mark = "" if line.plain and variant.split()[1] in line.bases else " c"
+                cells.append("ran" if off is None else f"{off:.0e}{mark}")
+                assert off is None or off <= line.tolerance, (name, variant, analysis, off)
+            lines.append(f"| {name} | {variant} | " + " | ".join(cells) + " |")
+    return "\n".join(lines) + "\n"
+
+
+def write(path: Path) -> None:
+    """Replace the section of the installed version, keep the others."""
+    sections: dict[str, str] = {}
+    if path.is_file():
+        for part in path.read_text(encoding="utf-8").split("\n## ")[1:]:
+            sections[part.splitlines()[0]] = f"## {part.strip()}\n"
+    own = table()
+    sections[own.splitlines()[0].removeprefix("## ")] = own
+    path.parent.mkdir(exist_ok=True)
+    parts = [_INTRODUCTION, *(sections[key] for key in sorted(sections))]
+    path.write_text("\n".join(parts), encoding="utf-8")
+
+
+if __name__ == "__main__":
+    target = Path(__file__).resolve().parent.parent / "docs" / "matrix.md"
+    write(target)
+    print(target)

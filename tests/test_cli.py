@@ -1,0 +1,126 @@
+"""The command line as a user meets it: exit codes, streams, files, speed of --help."""
+
+import json
+import subprocess
+import sys
+
+import pytest
+import zoo
+from typer.testing import CliRunner
+
+from memcircuits.cli import app
+
+runner = CliRunner()
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    """A tiny model in a folder, and a file of paragraphs that it recites or not."""
+    path = tmp_path_factory.mktemp("tiny")
+    zoo.hf_model("gpt_neo").save_pretrained(path / "model")
+    zoo.tokenizer().save_pretrained(path / "model")
+    paragraphs = zoo.mixed(zoo.bridge("gpt_neo"), n=5)
+    with (path / "paragraphs.jsonl").open("w") as file:
+        for name, ids in zip(paragraphs.names, paragraphs.ids.tolist(), strict=True):
+            file.write(json.dumps({"id": name, "ids": ids}) + "\n")
+    return path
+
+
+@pytest.fixture(scope="module")
+def options(folder):
+    return [
+        "--model",
+        str(folder / "model"),
+        "--paragraphs",
+        str(folder / "paragraphs.jsonl"),
+        "--n-prefix",
+        "10",
+        "--n-continuation",
+        "12",
+    ]
+
+
+def test_heads_prints_a_table_and_writes_two_files(options, tmp_path):
+    result = runner.invoke(app, ["heads", *options, "--out", str(tmp_path / "out")])
+    assert result.exit_code == 0, result.output
+    assert "stand out" in result.stdout or "stands out" in result.stdout
+    assert result.stdout.splitlines()[0].split()[:3] == ["rank", "layer", "head"]
+    assert len([line for line in result.stdout.splitlines() if line.strip()[:1].isdigit()]) >= 10
+    report = (tmp_path / "out" / "report.html").read_text()
+    ranking = json.loads((tmp_path / "out" / "ranking.json").read_text())
+    assert len(ranking["heads"]) == 16
+    assert ranking["counts"]["memorized"] == 5
+    assert "connect-src" in report
+    assert str(tmp_path) not in report
+    assert sorted(p.name for p in (tmp_path / "out").iterdir()) == ["ranking.json", "report.html"]
+
+
+def test_scan_as_json_is_json_and_only_json(options):
+    result = runner.invoke(app, ["scan", *options, "--json"])
+    assert result.exit_code == 0, result.output
+    data = json.loads(result.stdout)
+    assert data["summary"]["all"]["memorized"] == 5
+    assert [p["em"] for p in data["paragraphs"][:5]] == [12] * 5
+
+
+def test_info_describes_the_model(folder):
+    result = runner.invoke(app, ["info", str(folder / "model"), "--json"])
+    assert result.exit_code == 0, result.output
+    facts = json.loads(result.stdout)
+    assert "GPTNeo" in json.dumps(facts)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "says"),
+    [
+        (["heads", "--model", "no/such/folder/here"], "--paragraphs"),
+        (["scan", "--paragraphs", "missing.jsonl"], "there is no such file"),
+        (["scan", "--device", "tpu"], "choose one of"),
+        (["scan", "--dtype", "int3"], "choose one of"),
+    ],
+)
+def test_bad_input_is_one_line_and_status_2(arguments, says, folder):
+    if "--model" not in arguments:
+        arguments = [*arguments, "--model", str(folder / "model")]
+        if "--paragraphs" not in arguments:
+            arguments += ["--paragraphs", str(folder / "paragraphs.jsonl")]
+    result = runner.invoke(app, arguments)
+    assert result.exit_code == 2
+    lines = [x for x in result.stderr.splitlines() if x.startswith("memcircuits: ")]
+    assert len(lines) == 1
+    assert says in lines[0]
+    assert "Traceback" not in result.output
+
+
+def test_wrong_mode_is_named(options, tmp_path):
+    result = runner.invoke(
+        app, ["heads", *options, "--mode", "upside-down", "--out", str(tmp_path / "o")]
+    )
+    assert result.exit_code == 2
+    assert "mode: 'upside-down'" in result.stderr
+    assert not (tmp_path / "o").exists()
+
+
+def test_ctrl_c_is_status_130(options, monkeypatch):
+    import memcircuits.scanning
+
+    def interrupted(*_, **__):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(memcircuits.scanning, "in_pieces", interrupted)
+    result = runner.invoke(app, ["scan", *options])
+    assert result.exit_code == 130
+
+
+def test_help_imports_nothing_heavy():
+    """torch and transformer_lens take seconds: neither --help nor the import may load them."""
+    code = (
+        "import sys, memcircuits, memcircuits.cli\n"
+        "from typer.testing import CliRunner\n"
+        "result = CliRunner().invoke(memcircuits.cli.app, ['--help'])\n"
+        "assert result.exit_code == 0 and 'heads' in result.output\n"
+        "heavy = {'torch', 'transformers', 'transformer_lens', 'pandas', 'plotly', 'scipy'}\n"
+        "print(sorted(heavy & set(sys.modules)))\n"
+    )
+    found = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert found.stdout.strip() == "[]"
