@@ -1,7 +1,7 @@
 """File formats: from bytes to rows, one after the other, in bounded memory.
 
-A *source* is one file (or a Hugging Face dataset); `find_sources` lists those of a folder in a fixed
-order. Reading has two halves, so that work can be shared out:
+A *source* is one file (or a Hugging Face dataset); `find_sources` lists those of a folder in a
+fixed order. Reading has two halves, so that work can be shared out:
 
 1. `read_chunks` only finds where rows begin and end and groups them into *chunks*. Chunks depend on
    the source alone, never on the machine, so they are the units of work of long scans; a chunk that
@@ -84,7 +84,7 @@ class Row:
         text: the text, None where ids are given.
         ids: token ids, None where text is given.
         split: tokens of the prefix, where the file itself separates it from the continuation.
-        facts: all other columns.
+        facts: all other columns; never the text, which can be decoded.
     """
 
     where: str
@@ -217,7 +217,7 @@ def _row(source: Source, number: int, where: str, record: dict[str, Any]) -> Row
         text,
         ids,
         split,
-        {printable(k): _clean(v) for k, v in record.items() if k not in ("id", *used)},
+        {printable(k): _clean(v) for k, v in record.items() if k not in ("id", "text", *used)},
     )
 
 

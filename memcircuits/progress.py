@@ -6,11 +6,11 @@ import sys
 from typing import Any
 
 
-def bar(total: int, what: str, *, unit: str = "row", progress: bool = True) -> Any:
+def bar(total: int | None, what: str, *, unit: str = "row", progress: bool = True) -> Any:
     """A tqdm bar with rate and remaining time; nothing is shown before one second has passed.
 
     Args:
-        total: number of steps.
+        total: number of steps, None if it is not known.
         what: label.
         unit: name of one step.
         progress: False silences it; it is silent anyway where stderr is no terminal, except in

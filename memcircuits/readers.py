@@ -2,19 +2,21 @@
 
 | ending | content |
 | --- | --- |
-| `.jsonl` | one object a line: `ids` (or `tokens`, `input_ids`, `token_ids`), `text` (or `paragraph`), \
-or `prefix_ids` and `suffix_ids` |
-| `.csv` | a column `text` or `paragraph` |
+| `.jsonl` | one object a line with token ids, `prefix_ids` and `suffix_ids`, or text |
+| `.csv` | a column of text |
 | `.txt` | paragraphs separated by blank lines |
 | `.parquet` | columns as in `.jsonl` |
 | `.npy` | an integer array [paragraph, pos]; `NAME_prefix.npy` with `NAME_suffix.npy` beside it |
 | `.pt` | an integer tensor [paragraph, pos], read with `weights_only=True` |
 | `hf:NAME[:SPLIT]` | a dataset on the hub, streamed, or a folder that `datasets` saved |
 
-The first three may be compressed (`.gz`, `.zst`); a folder means all its files. Every other column
-becomes a fact of the paragraphs; `id` (or `index`) names them. The ids are the truth: text is encoded
-once, without special tokens, and `Windows` says which slices of a row are taken. Where the file
-itself separates prefix from continuation, the slice is taken around that place.
+Token ids are a column `ids`, `tokens`, `input_ids` or `token_ids`, text is one `text` or
+`paragraph`; `id` (or `index`) names the paragraphs, every other column becomes a fact of them. The
+first three formats may be compressed (`.gz`, `.zst`); a folder means all its files.
+
+The ids are the truth: text is encoded once, without special tokens, and `Windows` says which slices
+of a row are taken. Where the file itself separates prefix from continuation, the slice is taken
+around that place.
 
 `read_paragraphs` is strict: the first row that cannot be used is an error. `cut`, on which scans of
 whole corpora are built, collects such rows instead.
@@ -126,8 +128,7 @@ def read_paragraphs(
     sources = find_sources(path)
     rows: list[Row] = []
     for source in sources:
-        for row in read_rows(source):
-            rows.append(_strict(row))
+        rows.extend(_strict(row) for row in read_rows(source))
     if not rows:
         raise InputError("paragraphs", f"{sources[0].name} is empty", "give at least one paragraph")
     found = cut(rows, model, Windows(n_prefix, n_continuation))

@@ -1,0 +1,43 @@
+"""Run every public analysis with its annotated shapes and types checked (see test_shapes.py).
+
+The checker must be installed before the package is imported, and it refuses bad input before the
+package can say what is wrong with it; so it runs in a process of its own.
+"""
+
+import sys
+import typing
+from pathlib import Path
+
+import beartype
+import jaxtyping
+
+sys.path.insert(0, str(Path(__file__).parent))
+
+
+def checked(function):
+    """beartype, except for functions whose annotations are only there for type checkers."""
+    try:
+        typing.get_type_hints(function)
+    except NameError:
+        return function
+    return beartype.beartype(function)
+
+
+if __name__ == "__main__":
+    jaxtyping.install_import_hook("memcircuits", "shapes.checked")
+    import zoo
+
+    import memcircuits as mc
+    from memcircuits.validation import validate_model
+
+    model = zoo.bridge(sys.argv[1])
+    paragraphs = zoo.mixed(model)
+    validate_model(model)
+    mc.scan(model, paragraphs).to_frame()
+    for mode in ("zero", "mean", "resample"):
+        mc.ablate_heads(model, paragraphs, mode=mode).to_frame()
+    mc.parameter_gradients(model, paragraphs).to_frame()
+    mc.rare_token_attention(model, paragraphs, permutations=5).to_frame()
+    mc.find_memorization_heads(model, paragraphs, draws=10).to_frame()
+    mc.attention_view(model, paragraphs[0], layer=1).to_html()
+    print("checked")
