@@ -9,18 +9,19 @@ import typing
 from pathlib import Path
 
 import beartype
+import beartype.roar
 import jaxtyping
 
 sys.path.insert(0, str(Path(__file__).parent))
 
 
 def checked(function):
-    """beartype, except for functions whose annotations are only there for type checkers."""
+    """beartype, except where an annotation is for static checkers only (`Self`, lazy imports)."""
     try:
         typing.get_type_hints(function)
-    except NameError:
+        return beartype.beartype(function)
+    except (NameError, beartype.roar.BeartypeDecorHintException):
         return function
-    return beartype.beartype(function)
 
 
 if __name__ == "__main__":

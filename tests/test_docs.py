@@ -1,0 +1,59 @@
+"""The code in README and docs runs as it stands, on the shipped model."""
+
+import re
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parents[1]
+PAGES = ["README.md", "docs/index.md", "docs/howto.md"]
+
+
+def blocks(page):
+    """Python blocks of a page, without those marked `notest` (they need weights we do not have)."""
+    text = (ROOT / page).read_text(encoding="utf-8")
+    return re.findall(r"^```python\n(.*?)^```", text, flags=re.DOTALL | re.MULTILINE)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("page", PAGES)
+def test_code_blocks_run_in_order(page, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    names: dict = {}
+    found = blocks(page)
+    assert found
+    for block in found:
+        exec(compile(block, page, "exec"), names)
+
+
+def test_the_module_map_names_every_module():
+    import memcircuits
+
+    package = ROOT / "memcircuits"
+    modules = {p.stem for p in package.glob("*.py")} | {
+        p.name for p in package.iterdir() if (p / "__init__.py").is_file()
+    }
+    modules -= {"__init__", "__main__"}
+    named = set(re.findall(r"`(\w+)`", memcircuits.__doc__.split("| --- |")[1]))
+    assert modules - named == set()
+    assert {n for n in named if n.islower() and "_" not in n} - modules == set()
+
+
+def test_links_between_pages_resolve():
+    for page in [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted((ROOT / "docs").glob("*.md"))]:
+        for target in re.findall(r"\]\(([^)#:]+)(?:#[\w-]+)?\)", page.read_text(encoding="utf-8")):
+            assert (page.parent / target).exists(), f"{page.name}: {target}"
+
+
+def test_command_line_page_is_current():
+    from typer.testing import CliRunner
+
+    from memcircuits.cli import app
+
+    page = (ROOT / "docs" / "cli.md").read_text(encoding="utf-8")
+    for command in app.registered_commands:
+        name = command.name or command.callback.__name__
+        assert f"`memcircuits {name}`" in page
+        options = CliRunner().invoke(app, [name, "--help"], env={"COLUMNS": "200"}).output
+        for option in set(re.findall(r"--[a-z][a-z-]+", options)) - {"--help"}:
+            assert option in page, f"{name} {option}: run the command named in docs/cli.md"
