@@ -29,14 +29,15 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from memcircuits.ablation import ablate_heads
+from memcircuits.ablation import Ablation
 from memcircuits.adapter import Head, adapt
 from memcircuits.attention import rare_token_attention
-from memcircuits.checks import InputError, at_least
+from memcircuits.checks import InputError, at_least, one_of
 from memcircuits.gradients import parameter_gradients
 from memcircuits.paragraphs import Paragraphs
 from memcircuits.results import Provenance, Result, ScoreMap, write_atomically
 from memcircuits.scanning import Scan, scan
+from memcircuits.screening import METHODS, head_effects
 from memcircuits.statistics import benjamini_hochberg, bootstrap_means, permuted_differences
 from memcircuits.unigrams import UnigramTable
 
@@ -189,7 +190,8 @@ class Ranking(Result, kind="ranking"):
             )
         if not n:
             return f"No head stands out ({sets}, q < {SIGNIFICANCE})."
-        best = ", ".join(str(h) for h in self.scores.top(n)[:5])
+        ranked = [h for h in self.scores.top(self.score.numel()) if self.stands_out[h]]
+        best = ", ".join(str(h) for h in ranked[:5])
         more = f" and {n - 5} more" if n > 5 else ""
         total = self.score.numel()
         return f"{n} of {total} heads stand out ({sets}, q < {SIGNIFICANCE}): {best}{more}."
@@ -211,6 +213,7 @@ def find_memorization_heads(
     control: Any = None,
     unigrams: UnigramTable | None = None,
     mode: str = "zero",
+    method: str = "exact",
     max_paragraphs: int | None = 100,
     draws: int = 2000,
     seed: int = 0,
@@ -226,6 +229,10 @@ def find_memorization_heads(
         control: paragraphs not memorized; by default those of `paragraphs` with a low EM.
         unigrams: token counts that define rarity; by default counted in the given paragraphs.
         mode: ablation, `zero`, `mean` or `resample`; the latter two draw on the controls.
+        method: `exact` ablates every head. `screen` (`memcircuits.screening`) is several times
+            faster on models with many heads: it estimates all of them, ablates the best ones and
+            some at random, and says in `notes` what it may have missed. Heads that were not ablated
+            have an estimate as their score, no interval, p = 1 and `verified` False.
         max_paragraphs: measure at most so many memorized paragraphs and so many controls, drawn by
             `seed`; there are never more controls than memorized paragraphs unless `control` is
             given. None: all.
@@ -244,6 +251,7 @@ def find_memorization_heads(
     adapter = adapt(model)
     given = Paragraphs.of(paragraphs, model)
     at_least("draws", draws, 1)
+    one_of("method", method, METHODS)
     if max_paragraphs is not None:
         at_least("max_paragraphs", max_paragraphs, 2)
     found = scan(model, given, memory_budget=memory_budget, progress=progress)
@@ -288,22 +296,24 @@ def find_memorization_heads(
     if adapter.dtype in (torch.float16, torch.bfloat16):
         notes.append("Half precision: near-ties may decide exact matches differently.")
 
-    reference = None if mode == "zero" else controls
     options: dict[str, Any] = {"memory_budget": memory_budget, "progress": progress}
-    ablated = {
-        name: ablate_heads(
-            model, group, mode=mode, reference=None if group is reference else reference, **options
-        )
-        for name, group in {"memorized": memorized, "control": controls}.items()
-    }
-    notes += ablated["memorized"].notes
+    ablated = head_effects(
+        Ablation(
+            model, memorized, mode=mode, reference=None if mode == "zero" else controls, seed=seed
+        ),
+        Ablation(model, controls, mode=mode, seed=seed),
+        method=method,
+        seed=seed,
+        **options,
+    )
+    notes += ablated.notes
     gradients = {
         name: parameter_gradients(model, group, **options)
         for name, group in {"memorized": memorized, "control": controls}.items()
     }
     rare = rare_token_attention(model, memorized, unigrams, seed=seed, progress=progress)
 
-    effect = {name: result.samples["nll"] for name, result in ablated.items()}
+    effect = ablated.nll
     score = effect["memorized"].mean(0) - effect["control"].mean(0)
     resampled = bootstrap_means(effect["memorized"], draws, generator) - bootstrap_means(
         effect["control"], draws, generator
@@ -312,17 +322,20 @@ def find_memorization_heads(
     evidence = {
         "ablation_memorized": effect["memorized"].mean(0),
         "ablation_control": effect["control"].mean(0),
-        "em_memorized": ablated["memorized"].samples["em"].mean(0),
-        "em_control": ablated["control"].samples["em"].mean(0),
+        "em_memorized": ablated.em["memorized"].mean(0),
+        "em_control": ablated.em["control"].mean(0),
         "gradient": gradients["memorized"].per_head(adapter.n_heads),
         "gradient_control": gradients["control"].per_head(adapter.n_heads),
         "rare_token_tau": rare.values,
         "rare_token_p": rare.p_value,
+        "verified": ablated.verified,
     }
+    ci = torch.quantile(resampled, torch.tensor([0.025, 0.975]), dim=0)
+    p_value = (1 + (null >= score).sum(0)) / (1 + draws)
     return Ranking(
         score=score,
-        ci=torch.quantile(resampled, torch.tensor([0.025, 0.975]), dim=0),
-        p_value=(1 + (null >= score).sum(0)) / (1 + draws),
+        ci=ci.where(ablated.verified, torch.nan),
+        p_value=p_value.where(ablated.verified, 1.0),
         evidence=evidence,
         memorized_ids=memorized.ids,
         control_ids=controls.ids,
@@ -335,6 +348,7 @@ def find_memorization_heads(
             adapter,
             {"paragraphs": given, "memorized": memorized, "control": controls},
             mode=mode,
+            method=method,
             max_paragraphs=max_paragraphs,
             draws=draws,
             seed=seed,

@@ -8,6 +8,7 @@ import torch
 import zoo
 
 import memcircuits as mc
+from memcircuits.ablation import Ablation
 from memcircuits.adapter import adapt
 from memcircuits.statistics import benjamini_hochberg
 
@@ -56,19 +57,18 @@ def test_same_seed_same_bits(neo, ranking):
 
 def test_a_head_that_only_memorized_paragraphs_need_stands_out(neo, monkeypatch):
     """A positive control with a known answer: the effect of one head is raised by hand."""
-    import memcircuits.ranking as module
-
     paragraphs = zoo.mixed(neo, n=8)
-    plain = module.ablate_heads
+    plain = Ablation.effects
     memorized = set(map(tuple, zoo.reciting(neo, n=8).ids.tolist()))
 
-    def rigged(model, group, **options):
-        found = plain(model, group, **options)
-        is_memorized = torch.tensor([tuple(row) in memorized for row in group.ids.tolist()])
-        found.samples["nll"][is_memorized, 3, 1] += 2.0
+    def rigged(ablation, heads, **options):
+        found = plain(ablation, heads, **options)
+        group = ablation.paragraphs.ids.tolist()
+        is_memorized = torch.tensor([tuple(row) in memorized for row in group])
+        found[is_memorized, heads.index(mc.Head(3, 1)), 0] += 2.0
         return found
 
-    monkeypatch.setattr(module, "ablate_heads", rigged)
+    monkeypatch.setattr(Ablation, "effects", rigged)
     found = mc.find_memorization_heads(neo, paragraphs, draws=2000)
     assert found.top(1) == [mc.Head(3, 1)]
     assert found.stands_out[3, 1]

@@ -15,7 +15,7 @@ from typing import Any
 import numpy as np
 
 from .palette import LEVELS, SERIES, level
-from .text import number, short
+from .text import MINUS, UNKNOWN, number, short
 
 WIDTH, HEIGHT = 480, 270
 LEFT, RIGHT, TOP, BOTTOM = 46, 10, 26, 42
@@ -199,6 +199,15 @@ def bars(series: Sequence[Series], *, x_label: str, units: str) -> dict[str, Any
     }
 
 
+def _in_cell(value: float, high: float) -> str:
+    """A value to two digits of the scale's upper end, so that cells compare; empty if too long."""
+    if math.isnan(value):
+        return UNKNOWN
+    decimals = max(0, 1 - math.floor(math.log10(abs(high)))) if high else 0
+    shown = f"{value:.{decimals}f}".replace("-", MINUS)
+    return shown if len(shown) <= 5 else ""
+
+
 def heatmap(
     values: np.ndarray,
     *,
@@ -232,7 +241,7 @@ def heatmap(
                     "x": gutter + j * side,
                     "y": 22 + (n_rows - 1 - i) * side,  # row 0 at the bottom, as in the figures
                     "shade": "none" if shade is None else f"{kind}{shade}",
-                    "text": number(value, 2) if side >= 36 else "",
+                    "text": _in_cell(value, high) if side >= 36 else "",
                     "marked": (i, j) in marks,
                     "tip": tips[i][j],
                 }
