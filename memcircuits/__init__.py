@@ -4,18 +4,25 @@ The public names, imported when first used so that `import memcircuits` is quick
 
 | module | idea |
 | --- | --- |
-| `adapter` | one view of every model class and architecture |
+| `adapter`, `validation` | one view of every model class and architecture, checked by trying it |
 | `loading` | models from the package, folders, GGUF files and the hub |
-| `paragraphs`, `readers` | token ids, prefix and continuation; file formats |
+| `paragraphs` | token ids, prefix and continuation |
+| `formats`, `readers` | file formats; paragraphs out of files |
 | `measure`, `scanning` | EM, NLL and margins from one forward pass |
+| `corpus_scan`, `ray_scan` | scans of whole corpora to disk, resumed and shared out |
 | `engine`, `memory` | forward passes continued in the middle, in pieces that fit |
 | `ablation`, `attention`, `gradients` | the three kinds of evidence about heads |
+| `screening` | all heads by attribution, the best ones exactly |
 | `ranking` | `find_memorization_heads`: evidence, intervals, p-values |
+| `activations` | gradients of activations |
+| `perturbation`, `patching` | trigger tokens; activations moved between two runs |
+| `unlearning`, `masks`, `edits` | sparse fine-tuning of exactly the chosen weights |
+| `evaluation`, `exporting`, `noise` | what an edit did; the edited model as a folder; robustness |
 | `unigrams`, `statistics` | token rarity; bootstrap and permutation over paragraphs |
 | `results`, `checks`, `progress` | typed results, clear errors, bars |
 | `views`, `report`, `figures`, `pages` | what people look at |
 | `organism` | the model that ships with the package |
-| `cli` | the command line |
+| `cli`, `commands` | the command line |
 """
 
 from __future__ import annotations
@@ -31,12 +38,18 @@ _WHERE = {
     "Paragraphs": "paragraphs",
     "UnigramTable": "unigrams",
     "ablate_heads": "ablation",
+    "activation_gradients": "activations",
     "attention_view": "views",
+    "contrastive_gradients": "gradients",
+    "edit": "unlearning",
     "find_memorization_heads": "ranking",
     "load_model": "loading",
     "parameter_gradients": "gradients",
+    "patch_heads": "patching",
+    "perturb_prefix": "perturbation",
     "rare_token_attention": "attention",
     "scan": "scanning",
+    "unlearn": "unlearning",
 }
 __all__ = ["__version__", *_WHERE]
 

@@ -1,26 +1,28 @@
 """What breaks when one head is removed? Zero, mean and resample ablation of every head.
 
 A head's z is replaced at all positions: by zeros, by its mean over paragraphs (per position), or by
-its z in another paragraph. The effect is the change of the continuation's NLL and EM, kept per
-paragraph. Exact, by restarted forwards (`memcircuits.engine`).
+its z in another paragraph (`Ablation`). The effect is the change of the continuation's NLL and EM,
+kept per paragraph. Exact, by restarted forwards (`memcircuits.engine`).
 """
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from memcircuits.adapter import Adapter, adapt, hook_z
+from memcircuits.adapter import Adapter, Head, adapt, hook_z
 from memcircuits.checks import InputError, one_of
 from memcircuits.engine import FALLBACK, HeadEdit, Restart
+from memcircuits.memory import in_pieces, rows_that_fit
 from memcircuits.paragraphs import Paragraphs
 from memcircuits.progress import bar
 from memcircuits.results import Provenance, ScoreMap
 
-_GROUP = 16  # paragraphs whose clean run is held at once
+_GROUP = 16  # at most so many paragraphs' clean run is held at once
 
 
 def ablate_heads(
@@ -52,57 +54,103 @@ def ablate_heads(
     Raises:
         InputError: for a wrong mode, unusable paragraphs, or a reference of other lengths.
     """
-    one_of("mode", mode, ("zero", "mean", "resample"))
-    adapter = adapt(model)
-    paragraphs = Paragraphs.of(paragraphs, model)
-    adapter.check_tokens(paragraphs.ids, "paragraphs")
-    source = paragraphs if reference is None else Paragraphs.of(reference, model, "reference")
-    if source.ids.shape[1] != paragraphs.ids.shape[1]:
-        raise InputError("reference", repr(source), "use paragraphs of the same length")
-    own = reference is None
-    if mode == "resample" and own and len(paragraphs) < 2:
-        raise InputError(
-            "paragraphs", "one paragraph", "resampling needs another one; pass reference="
-        )
-    draws = _draws(len(paragraphs), len(source), own, seed) if mode == "resample" else None
-    effects = torch.empty(2, len(paragraphs), adapter.n_layers, adapter.n_heads)
-    with (
-        adapter.untouched(),
-        bar(len(paragraphs) * adapter.n_layers, "ablate", unit="layer", progress=progress) as shown,
-    ):
-        means = _mean_z(adapter, source) if mode == "mean" else None
-        for start in range(0, len(paragraphs), _GROUP):
-            rows = slice(start, min(len(paragraphs), start + _GROUP))
-            ids = paragraphs.ids[rows]
-            restart = Restart(adapter, ids, paragraphs.n_prefix, memory_budget)
-            other = _read_z(adapter, source.ids[draws[rows]]) if draws is not None else None
-            clean = restart.clean()
-            for layer in range(adapter.n_layers):
-                edits = []
-                for head in range(adapter.n_heads):
-                    if means is not None:
-                        z = means[layer][None, :, [head]]
-                    elif other is not None:
-                        z = other[layer][:, :, [head]]
-                    else:
-                        z = torch.zeros(1, 1, 1, adapter.d_head, device=adapter.device)
-                    edits.append(HeadEdit((head,), z))
-                change = restart.edited(layer, edits) - clean
-                effects[:, rows, layer] = change.permute(2, 1, 0).float().cpu()
-                shown.update(len(ids))
+    ablation = Ablation(model, paragraphs, mode=mode, reference=reference, seed=seed)
+    adapter, paragraphs = ablation.adapter, ablation.paragraphs
+    found = ablation.effects(adapter.heads(), memory_budget=memory_budget, progress=progress)
+    nll, em = found.unflatten(1, (adapter.n_layers, adapter.n_heads)).unbind(-1)
     return ScoreMap(
         name=f"{mode} ablation",
         units="nats/token",
-        values=effects[0].mean(0),
+        values=nll.mean(0),
         provenance=Provenance.of(
             adapter,
-            {"paragraphs": paragraphs, "reference": None if own else source},
+            {"paragraphs": paragraphs, "reference": ablation.reference},
             mode=mode,
             seed=seed,
         ),
-        samples={"nll": effects[0], "em": effects[1]},
+        samples={"nll": nll.contiguous(), "em": em.contiguous()},
         notes=() if adapter.can_restart else (FALLBACK,),
     )
+
+
+class Ablation:
+    """What the z of every head is replaced by, for some paragraphs, and what follows from it.
+
+    Args:
+        model: as in `ablate_heads`, like all others.
+        paragraphs: the paragraphs measured.
+        mode: `zero`, `mean` or `resample`.
+        reference: where means and samples come from.
+        seed: of the draws of `resample`.
+
+    Raises:
+        InputError: as `ablate_heads`.
+    """
+
+    def __init__(
+        self, model: Any, paragraphs: Any, *, mode: str, reference: Any = None, seed: int = 0
+    ) -> None:
+        one_of("mode", mode, ("zero", "mean", "resample"))
+        self.adapter = adapt(model)
+        self.paragraphs = Paragraphs.of(paragraphs, model)
+        self.adapter.check_tokens(self.paragraphs.ids, "paragraphs")
+        self.reference = None if reference is None else Paragraphs.of(reference, model, "reference")
+        self._source = self.paragraphs if self.reference is None else self.reference
+        if self._source.ids.shape[1] != self.paragraphs.ids.shape[1]:
+            raise InputError("reference", repr(self._source), "use paragraphs of the same length")
+        self.adapter.check_tokens(self._source.ids, "reference")
+        own = self.reference is None
+        if mode == "resample" and own and len(self.paragraphs) < 2:
+            raise InputError(
+                "paragraphs", "one paragraph", "resampling needs another one; pass reference="
+            )
+        self.mode = mode
+        if mode == "resample":
+            self._draws = _draws(len(self.paragraphs), len(self._source), own, seed)
+        self._means: list[Tensor] | None = None
+
+    def replacements(self, rows: slice) -> list[Float[Tensor, "row pos head d_head"]]:
+        """The new z of each layer for some of the paragraphs; sizes of 1 are to be broadcast."""
+        adapter = self.adapter
+        if self.mode == "resample":
+            return _read_z(adapter, self._source.ids[self._draws[rows]])
+        if self.mode == "mean":
+            if self._means is None:
+                self._means = _mean_z(adapter, self._source)
+            return self._means
+        zero = torch.zeros(
+            1, 1, adapter.n_heads, adapter.d_head, device=adapter.device, dtype=adapter.dtype
+        )
+        return [zero] * adapter.n_layers
+
+    def effects(
+        self, heads: Sequence[Head], *, memory_budget: int | None = None, progress: bool = True
+    ) -> Float[Tensor, "paragraph head measure"]:
+        """Exact change of NLL (nats/token) and EM (tokens) when one of `heads` is ablated."""
+        layers: dict[int, list[int]] = {}
+        for i, head in enumerate(heads):
+            layers.setdefault(head.layer, []).append(i)
+        ids, adapter = self.paragraphs.ids, self.adapter
+        fits = rows_that_fit(adapter, ids.shape[1], self.paragraphs.n_continuation, memory_budget)
+        with (
+            adapter.untouched(),
+            bar(len(ids) * len(heads), "ablate", unit="head", progress=progress) as shown,
+        ):
+
+            def one_group(rows: slice) -> Tensor:
+                restart = Restart(adapter, ids[rows], self.paragraphs.n_prefix, memory_budget)
+                clean, new = restart.clean(), self.replacements(rows)
+                found = torch.empty(len(clean), len(heads), clean.shape[-1])
+                for layer, mine in sorted(layers.items()):
+                    edits = [
+                        HeadEdit((heads[i].head,), new[layer][:, :, [heads[i].head]]) for i in mine
+                    ]
+                    change = restart.edited(layer, edits) - clean
+                    found[:, mine] = change.transpose(0, 1).float().cpu()
+                    shown.update(len(clean) * len(mine))
+                return found
+
+            return in_pieces(len(ids), min(fits, _GROUP), one_group)
 
 
 def _draws(n: int, n_source: int, own: bool, seed: int) -> Tensor:
@@ -120,10 +168,10 @@ def _read_z(adapter: Adapter, ids: Tensor) -> list[Float[Tensor, "row pos head d
     return [run.cache[name] for name in names]
 
 
-def _mean_z(adapter: Adapter, source: Paragraphs) -> list[Float[Tensor, "pos head d_head"]]:
+def _mean_z(adapter: Adapter, source: Paragraphs) -> list[Float[Tensor, "1 pos head d_head"]]:
     total: list[Tensor] | None = None
     for start in range(0, len(source), _GROUP):
         z = [t.double().sum(0) for t in _read_z(adapter, source.ids[start : start + _GROUP])]
         total = z if total is None else [a + b for a, b in zip(total, z, strict=True)]
     assert total is not None
-    return [(t / len(source)).to(adapter.dtype) for t in total]
+    return [(t / len(source)).to(adapter.dtype)[None] for t in total]

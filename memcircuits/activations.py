@@ -1,9 +1,9 @@
 """Where in the computation does it happen? Gradients of the loss for activations.
 
-|dL/dh| of the queries, keys, values and outputs z of every head and of the MLP's hidden layer before
-and after its nonlinearity, per layer, head and position, the largest over the hidden dimension
-(figures 6 and 10 of the paper). L is the mean NLL of the continuation, or the NLL of one token of
-it per paragraph, for instance the first one that a perturbed prefix changes.
+|dL/dh| of the queries, keys, values and outputs z of every head and of the hidden layer of the MLP
+before and after its nonlinearity, per layer, head and position, the largest over the hidden
+dimension (figures 6 and 10 of the paper). L is the mean NLL of the continuation, or the NLL of one
+token of it per paragraph, for instance the first one that a perturbed prefix changes.
 
 Every activation is captured on its way through the forward pass; where nothing below it needs a
 gradient it becomes a leaf. One backward pass then gives all sites of all layers.

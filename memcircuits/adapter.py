@@ -20,11 +20,12 @@ from __future__ import annotations
 
 import contextlib
 import hashlib
+import re
 import weakref
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
-from pathlib import PurePath
+from pathlib import Path, PurePath
 from typing import Any, NamedTuple
 
 import torch
@@ -37,7 +38,7 @@ HEAD_COMPONENTS = ("W_Q", "W_K", "W_V", "W_O")
 MLP_COMPONENTS = ("W_in", "W_out")
 HEAD_SITES = ("q", "k", "v", "z")
 Edit = Callable[[Tensor], Tensor]
-_BITS = {1: torch.int8, 2: torch.int16, 4: torch.int32, 8: torch.int64}
+_WORDS = 2**18  # of 8 bytes: a piece stays in the processor's cache
 
 
 class Head(NamedTuple):
@@ -122,11 +123,15 @@ def adapt(model: Any, *, name: str | None = None, revision: str | None = None) -
     """
     if isinstance(model, Adapter):
         return model
-    if not isinstance(model, nn.Module) or not hasattr(model, "blocks"):
+    if not isinstance(model, nn.Module) or not hasattr(model, "hook_dict"):
         raise UnsupportedModel(
             "model",
             type(model).__name__,
             "pass a HookedTransformer, a TransformerBridge or what load_model() returns",
+        )
+    if not hasattr(model, "blocks"):
+        raise UnsupportedModel(
+            "model", name or type(model).__name__, "it is no stack of decoder blocks"
         )
     if model not in _ADAPTERS:
         from memcircuits.validation import validate_model
@@ -211,7 +216,9 @@ class Adapter:
 
     @property
     def label(self) -> str:
-        """The name without any path: what reports and saved results show."""
+        """The name without any path of this machine: what reports and saved results show."""
+        if re.fullmatch(r"[\w.-]+/[\w.-]+", self.name) and not Path(self.name).exists():
+            return self.name  # OWNER/NAME on the hub
         return PurePath(self.name.replace("\\", "/")).name
 
     @property
@@ -241,11 +248,7 @@ class Adapter:
         """
         digest = hashlib.sha256()
         for name, tensor in sorted(self.model.state_dict().items()):
-            flat = tensor.detach().reshape(-1)
-            bits = flat.view(_BITS[flat.element_size()]).long()
-            place = torch.arange(1, 1 + bits.numel(), device=bits.device)
-            digest.update(f"{name}{tuple(tensor.shape)}".encode())
-            digest.update(f"{int(bits.sum())},{int((bits * place).sum())}".encode())
+            digest.update(f"{name}{tuple(tensor.shape)}{_checksum(tensor)}".encode())
         return digest.hexdigest()[:16]
 
     def heads(self) -> list[Head]:
@@ -266,18 +269,37 @@ class Adapter:
         training = [module for module in model.modules() if module.training]
         wanted = {id(parameter) for parameter in grad}
         flags = [(p, p.requires_grad) for p in model.parameters()] if grad else []
+        copies = self._copies() if grad else []
         try:
             for module in training:
                 module.training = False
             for parameter, _ in flags:
                 parameter.requires_grad_(id(parameter) in wanted)
+            for owner, name, _, parameter in copies:
+                owner[name] = parameter
             with torch.set_grad_enabled(bool(grad)):
                 yield
         finally:
+            for owner, name, tensor, _ in copies:
+                owner[name] = tensor
             for parameter, flag in flags:
                 parameter.requires_grad_(flag)
             for module in training:
                 module.training = True
+
+    def _copies(self) -> list[tuple[dict[str, Any], str, Tensor, nn.Parameter]]:
+        """Plain tensors that modules compute with in place of a parameter of the same memory.
+
+        After `enable_compatibility_mode()` the gated MLPs of TransformerLens 3.9 hold such: edits
+        of the parameter reach them, gradients do not.
+        """
+        parameters = {(p.data_ptr(), p.shape): p for p in self.model.parameters() if p.numel()}
+        return [
+            (vars(module), name, value, parameters[value.data_ptr(), value.shape])
+            for module in (self.model.modules() if self.is_bridge else ())
+            for name, value in vars(module).items()
+            if isinstance(value, Tensor) and (value.data_ptr(), value.shape) in parameters
+        ]
 
     def check_tokens(self, tokens: Tensor, argument: str = "tokens") -> None:
         """Raise `InputError` unless `tokens` are ids that this model can take."""
@@ -338,7 +360,7 @@ class Adapter:
             )
         return Run(logits, cache)
 
-    def forward(self, tokens: Int[Tensor, "row pos"]) -> Float[Tensor, "row pos d_vocab"]:
+    def forward(self, tokens: Int[Tensor, "row pos"]) -> Float[Tensor, "row unembedded d_vocab"]:
         """Plain forward pass of the TransformerLens model: no padding, no BOS, no cache."""
         tokens = tokens.to(self.device)
         if self.is_bridge:
@@ -546,7 +568,8 @@ class Adapter:
             parameter = self._hooked_parameter(layer, component)
             return Weight(layer, component, parameter, lambda t: t.view(heads, *t.shape[-2:]))
         module = self._module_of(layer, component)
-        if module is None or not isinstance(getattr(module, "weight", None), nn.Parameter):
+        held = getattr(module, "weight", None)
+        if module is None or not isinstance(held, nn.Parameter):
             raise UnsupportedModel(
                 "model", self.architecture, f"its block {layer} has no separate {component}"
             )
@@ -559,7 +582,7 @@ class Adapter:
                 return matrix.unflatten(0, (heads, -1))
             return matrix.unflatten(1, (heads, -1)).transpose(0, 1)
 
-        return Weight(layer, component, module.weight, split, module)
+        return Weight(layer, component, held, split, module)
 
     def _hooked_parameter(self, layer: int, component: str) -> nn.Parameter:
         block = self.model.blocks[layer]
@@ -589,6 +612,22 @@ class Recording:
 
     resid_pre: list[Float[Tensor, "row pos d_model"]]
     attn_out: list[Float[Tensor, "row pos d_model"]]
+
+
+def _checksum(tensor: Tensor) -> tuple[int, ...]:
+    """Sum of a tensor's 64-bit words, plain and weighted by place, modulo 2^64; the bytes left."""
+    octets = tensor.detach().reshape(-1).contiguous().view(torch.uint8)
+    if octets.storage_offset() % 8:
+        octets = octets.clone()
+    n = octets.numel() // 8 * 8
+    words = octets[:n].view(torch.int64)
+    place = torch.arange(1, 1 + min(_WORDS, len(words)), device=words.device)
+    plain = weighted = torch.zeros((), dtype=torch.int64, device=words.device)
+    for i, piece in enumerate(words.split(_WORDS)):
+        total = piece.sum()
+        plain = plain + total
+        weighted = weighted + (piece * place[: len(piece)]).sum() + i * _WORDS * total
+    return int(plain), int(weighted), *octets[n:].tolist()
 
 
 class _Answered(Exception):

@@ -19,6 +19,11 @@ class InputError(ValueError):
             text = text[:117] + "..."
         super().__init__(f"{argument}: {text}; {remedy}")
         self.argument = argument
+        self._parts = (argument, text, remedy)
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        """How it is pickled: errors of worker processes arrive whole."""
+        return type(self), self._parts
 
 
 class UnsupportedModel(InputError):

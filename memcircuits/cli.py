@@ -12,7 +12,18 @@ from typing import Any
 
 import typer
 
-from memcircuits.commands import common, heads, info, scan
+from memcircuits.commands import (
+    common,
+    edit,
+    gradients,
+    heads,
+    info,
+    patch,
+    perturb,
+    scan,
+    unigrams,
+    unlearn,
+)
 
 app = typer.Typer(
     help="Which paragraphs does a language model recite, and which heads does that hang on?",
@@ -31,8 +42,20 @@ def _safely(command: Callable[..., None]) -> Callable[..., None]:
     return wrapped
 
 
-for _command in (heads.heads, scan.scan, info.info):
+for _command in (
+    heads.heads,
+    scan.scan,
+    gradients.gradients,
+    perturb.perturb,
+    patch.patch,
+    unlearn.unlearn,
+    edit.edit,
+    info.info,
+):
     app.command()(_safely(_command))
+_tables = typer.Typer(help="Token counts of a corpus.", no_args_is_help=True)
+_tables.command()(_safely(unigrams.build))
+app.add_typer(_tables, name="unigrams")
 
 
 def main() -> None:

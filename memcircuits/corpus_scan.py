@@ -27,9 +27,9 @@ import hashlib
 import io
 import json
 import os
+import re
 import time
-from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -54,6 +54,7 @@ if TYPE_CHECKING:
 SCHEMA = "memcircuits.scan-parts/1"
 DRIFT_SAMPLE = 8
 PART_RECORDS = 4096
+_PART = re.compile(r"\.?(\d+)-(\d+)\.parquet")
 
 
 @dataclass(frozen=True)
@@ -73,24 +74,25 @@ class Plan:
     batch_size: int
 
     def chunks(self, shard: tuple[int, int] = (0, 1)) -> Iterator[tuple[str, Chunk]]:
-        """Names and chunks of one shard: whole files where there are enough, else every n-th."""
+        """Names and chunks of one shard (index, number of shards)."""
         for file in self.files(shard):
             yield from self.chunks_of(file, shard)
 
     def files(self, shard: tuple[int, int]) -> list[int]:
         """Indices of the files that a shard reads."""
-        index, n = shard
-        return [f for f in range(len(self.sources)) if not self._by_file(n) or f % n == index]
+        every = range(len(self.sources))
+        return [f for f in every if len(every) < shard[1] or self.owns(shard, f, 0)]
 
     def chunks_of(self, file: int, shard: tuple[int, int]) -> Iterator[tuple[str, Chunk]]:
         """Names and chunks of one file that belong to a shard."""
-        index, n = shard
         for chunk in read_chunks(self.sources[file], self.part_records):
-            if self._by_file(n) or (file + chunk.index) % n == index:
+            if self.owns(shard, file, chunk.index):
                 yield f"{file:05d}-{chunk.index:06d}", chunk
 
-    def _by_file(self, n: int) -> bool:
-        return len(self.sources) >= n
+    def owns(self, shard: tuple[int, int], file: int, chunk: int) -> bool:
+        """Whether a shard scans a chunk: whole files where there are enough, else every n-th."""
+        index, n = shard
+        return (file if len(self.sources) >= n else file + chunk) % n == index
 
 
 class PartWriter:
@@ -123,6 +125,7 @@ class PartWriter:
         counts = {
             "rows": len(chunk.raw),
             "windows": table.num_rows,
+            "memorized": 0 if scan is None else int(scan.is_memorized.sum()),
             "tokens": len(found.ids) * plan.windows.length,
             "quarantined": len(bad),
             "left_out": found.left_out,
@@ -185,13 +188,15 @@ def scan_to_disk(
         shard=shard,
     )
     writer = PartWriter(adapter, plan, folder)
-    names = []
+    names, tokens = [], 0
     with bar(None, "scan", unit="token", progress=progress) as shown:
         for name, chunk in plan.chunks(shard):
             names.append(name)
             if part_counts(folder, name) is None:
-                shown.update(writer.write(name, chunk)["tokens"])
-    return finish(folder, names, shard, time.perf_counter() - started)
+                new = writer.write(name, chunk)["tokens"]
+                tokens += new
+                shown.update(new)
+    return finish(folder, names, shard, time.perf_counter() - started, tokens)
 
 
 def prepare(
@@ -245,11 +250,308 @@ def prepare(
             "batch_size", batch_size, f"{folder.name} was begun with {written['batch_size']}"
         )
     plan = Plan(sources, windows, part_records, written["batch_size"])
-    if not resume and any(_belongs(plan, file, shard) for file in (folder / "parts").glob("[0-9]*")):
+    mine = [
+        file
+        for file in (folder / "parts").glob("*")
+        if (found := _PART.match(file.name)) and plan.owns(shard, int(found[1]), int(found[2]))
+    ]
+    if not resume and any(not file.name.startswith(".") for file in mine):
         raise InputError(
-            "out", f"{folder.name} holds parts of this scan", "pass --resume, or another folder"
+            "out",
+            f"{folder.name} holds parts of this scan",
+            "resume it (--resume), or use another folder",
         )
-    for file in (folder / "parts").glob(".[0-9]*"):  # left by a process that was killed
-        if _belongs(plan, file, shard):
+    for file in mine:
+        if file.name.startswith("."):  # left by a process that was killed
             file.unlink(missing_ok=True)
     return folder, plan
+
+
+def finish(
+    folder: Path, names: list[str], shard: tuple[int, int], seconds: float, tokens: int
+) -> ScanFolder:
+    """Check that every part is there, write the shard's totals, and open the folder.
+
+    Args:
+        folder: the scan's folder.
+        names: the parts of this shard.
+        shard: (index, number).
+        seconds: how long this run took.
+        tokens: how many tokens it scanned.
+
+    Raises:
+        InputError: if a whole corpus gave no window at all.
+    """
+    counts = {name: part_counts(folder, name) for name in names}
+    missing = [name for name, found in counts.items() if found is None]
+    if missing:
+        raise RuntimeError(f"part {missing[0]} was not written; run again with --resume")
+    total = _sum(found for found in counts.values() if found)
+    if shard[1] == 1 and not total.get("windows"):
+        problems = ScanFolder.open(folder).quarantine()
+        first = "; ".join(problems[0].values()) if problems else "it is empty"
+        raise InputError("paragraphs", "no window could be scanned", first)
+    rate = {"seconds": round(seconds, 3), "tokens_in_these_seconds": tokens}
+    write_atomically(
+        folder / "done" / f"{shard[0]}-of-{shard[1]}.json", json.dumps({**total, **rate}, indent=1)
+    )
+    return ScanFolder.open(folder)
+
+
+def part_counts(folder: Path, name: str) -> dict[str, Any] | None:
+    """The counts of a part, from its footer; None if it is not there or not whole."""
+    import pyarrow.parquet as pq
+
+    try:
+        metadata = pq.read_metadata(_part(folder, name)).metadata or {}
+    except (OSError, ValueError):  # pyarrow's errors derive from these
+        return None
+    return json.loads(metadata[b"memcircuits"]) if b"memcircuits" in metadata else None
+
+
+@dataclass(frozen=True)
+class ScanFolder:
+    """A folder that `scan_to_disk` wrote or is writing.
+
+    Attributes:
+        folder: where it is.
+        manifest: what the scan is of.
+    """
+
+    folder: Path
+    manifest: dict[str, Any]
+
+    @classmethod
+    def open(cls, folder: str | os.PathLike[str]) -> ScanFolder:
+        """Open a folder.
+
+        Raises:
+            InputError: if it holds no scan.
+        """
+        return cls(Path(folder), _read_manifest(Path(folder) / "manifest.json"))
+
+    @property
+    def parts(self) -> list[Path]:
+        """The parts, in the corpus's order."""
+        return sorted((self.folder / "parts").glob("[0-9]*.parquet"))
+
+    @property
+    def complete(self) -> bool:
+        """Whether all shards are finished."""
+        return bool(self._done())
+
+    @property
+    def summary(self) -> dict[str, Any]:
+        """Totals: rows, windows, tokens, quarantined, left out, drift of re-encoded text."""
+        done = self._done()
+        if done:
+            return _sum(json.loads(path.read_text("utf-8")) for path in done)
+        return _sum(part_counts(self.folder, path.stem) or {} for path in self.parts)
+
+    def _done(self) -> list[Path]:
+        for path in (self.folder / "done").glob("0-of-*.json"):
+            n = int(path.stem.rpartition("-")[2])
+            shards = [path.with_name(f"{i}-of-{n}.json") for i in range(n)]
+            if all(shard.is_file() for shard in shards):
+                return shards
+        return []
+
+    def table(self, **options: Any) -> Any:
+        """The rows as a pyarrow table; `columns=` and `filters=` as in `pyarrow.parquet`."""
+        import pyarrow as pa
+        import pyarrow.parquet as pq
+
+        return pa.concat_tables([pq.read_table(part, **options) for part in self.parts])
+
+    def to_frame(self, **options: Any) -> pd.DataFrame:
+        """The rows as a pandas table, with the derived measures of `Scan.to_frame` and the facts.
+
+        Exact duplicates of a deduplicated scan are merged over all parts, and counted in
+        `duplicates`.
+
+        Args:
+            options: see `table`; for instance `filters=[("em", "=", 50)]`.
+        """
+        import pandas as pd
+
+        table = self.table(**options)
+        facts = pd.DataFrame([json.loads(text) for text in table["facts"].to_pylist()])
+        frame = table.drop_columns(["facts"]).to_pandas()
+        n = self.manifest["windows"]["n_continuation"]
+        frame["bits"] = -frame["log_prob"].astype(float) / np.log(2)
+        frame["samples"] = samples_needed(frame["log_prob"].to_numpy(float), 0.9)
+        frame["bucket"] = buckets(frame["em"].to_numpy(), n)
+        frame["memorized"] = frame["em"] == n
+        for key in facts:
+            frame[f"given_{key}" if key in frame else key] = facts[key]
+        if not self.manifest["windows"]["deduplicate"]:
+            return frame.drop(columns="duplicates")
+        same = frame["ids"].map(lambda ids: ids.tobytes())
+        frame["duplicates"] = frame.groupby(same)["duplicates"].transform("sum")
+        return frame[~same.duplicated()].reset_index(drop=True)
+
+    def paragraphs(self, *, min_em: int | None = None) -> Paragraphs | None:
+        """The memorized windows, or those with at least `min_em` tokens recited; None if none."""
+        n = self.manifest["windows"]["n_continuation"]
+        table = self.table(
+            columns=["id", "ids", "em"], filters=[("em", ">=", n if min_em is None else min_em)]
+        )
+        if not table.num_rows:
+            return None
+        ids = torch.tensor(table["ids"].to_pylist())
+        facts = {"em": tuple(table["em"].to_pylist())}
+        n_prefix = self.manifest["windows"]["n_prefix"]
+        return Paragraphs(ids, n_prefix, tuple(table["id"].to_pylist()), facts)
+
+    def quarantine(self) -> list[dict[str, str]]:
+        """The rows that could not be used: `where` and `reason`."""
+        files = sorted((self.folder / "quarantine").glob("[0-9]*.jsonl"))
+        return [json.loads(line) for f in files for line in f.read_text("utf-8").splitlines()]
+
+    def figure(self) -> Any:
+        """EM and NLL against duplication where counts are known, else against each other."""
+        from memcircuits import figures
+
+        frame = self.to_frame()
+        try:
+            curve = by_repetitions(frame)
+        except InputError:
+            return figures.em_against_nll(frame)
+        return figures.duplication_curve(curve[curve["repetitions"] > 0])
+
+
+# -- files --------------------------------------------------------------------------------------
+
+
+def _part(folder: Path, name: str) -> Path:
+    return folder / "parts" / f"{name}.parquet"
+
+
+def _table(chunk: Chunk, found: Cut, scan: Scan | None) -> Any:
+    import pyarrow as pa
+
+    keep = scan.finite.numpy() if scan else np.zeros(0, dtype=bool)
+    rows = [found.origin[i] for i in found.rows[keep].tolist()]
+    columns: dict[str, Any] = {
+        "id": [name for name, kept in zip(found.names, keep, strict=True) if kept],
+        "file": [chunk.source.name] * len(rows),
+        "row": [row.number for row in rows],
+        "start": found.starts[keep],
+        "duplicates": found.counts[keep],
+        "ids": list(found.ids[torch.from_numpy(keep)].int().numpy()),
+        "facts": [json.dumps(row.facts, default=str, sort_keys=True) for row in rows],
+    }
+    for name in _MEASURES:
+        values = _MEASURES[name](scan).numpy()[keep] if scan else []
+        columns[name] = values
+    return pa.table({f.name: pa.array(columns[f.name], f.type) for f in _schema()}, _schema())
+
+
+_MEASURES: dict[str, Callable[[Scan], torch.Tensor]] = {
+    "em": lambda scan: scan.em,
+    "nll": lambda scan: scan.nll,
+    "log_prob": lambda scan: scan.log_prob,
+    "margin": lambda scan: scan.margin,
+    "loose_match": lambda scan: scan.loose_match,
+    "min_k": lambda scan: scan.min_k(),
+}
+
+
+@functools.cache
+def _schema() -> Any:
+    import pyarrow as pa
+
+    whole = {"row": pa.int64(), "start": pa.int64(), "duplicates": pa.int64(), "em": pa.int32()}
+    return pa.schema(
+        [
+            *((name, pa.string()) for name in ("id", "file")),
+            *((name, whole[name]) for name in ("row", "start", "duplicates")),
+            ("ids", pa.list_(pa.int32())),
+            *((name, whole.get(name, pa.float32())) for name in _MEASURES),
+            ("facts", pa.string()),
+        ]
+    )
+
+
+def _write_part(folder: Path, name: str, table: Any, counts: dict[str, Any]) -> None:
+    import pyarrow.parquet as pq
+
+    buffer = io.BytesIO()
+    table = table.replace_schema_metadata({"memcircuits": json.dumps(counts)})
+    pq.write_table(table, buffer, compression="zstd")
+    write_atomically(_part(folder, name), buffer.getvalue())
+
+
+def _identity(adapter: Adapter) -> dict[str, Any]:
+    return {
+        "fingerprint": adapter.fingerprint(),
+        "tokenizer": tokenizer_hash(adapter.tokenizer) if adapter.tokenizer is not None else "",
+        "revision": adapter.revision,
+        "dtype": str(adapter.dtype).removeprefix("torch."),
+        "basis": adapter.basis,
+    }
+
+
+def _fingerprint(source: Source) -> dict[str, Any]:
+    """Names the content of a source: its size and the hash of its first and last 64 KiB."""
+    if source.kind == "hf":
+        return {"name": source.name, "kind": source.kind}
+    digest = hashlib.sha256()
+    size = os.path.getsize(source.path)
+    with open(source.path, "rb") as file:
+        digest.update(file.read(2**16))
+        file.seek(max(0, size - 2**16))
+        digest.update(file.read())
+    return {
+        "name": source.name,
+        "kind": source.kind,
+        "bytes": size,
+        "ends": digest.hexdigest()[:16],
+    }
+
+
+def _check_readable(source: Source) -> None:
+    """Raise `InputError` if a file cannot be read at all, before a long scan begins."""
+    first = next(read_chunks(source, 1), None)
+    if first is None:
+        raise InputError("paragraphs", f"{source.name} is empty", "give at least one paragraph")
+    problem = first.raw[0][1]
+    if isinstance(problem, BadRow) and problem.where == source.name:
+        raise InputError("paragraphs", problem.where, problem.reason)
+
+
+def _write_first(path: Path, text: str) -> None:
+    """Write a file unless another process was first; nobody ever sees half of it."""
+    temporary = write_atomically(path.with_name(f".{path.name}.{os.getpid()}"), text)
+    try:
+        os.link(temporary, path)
+    except FileExistsError:
+        pass
+    finally:
+        temporary.unlink()
+
+
+def _read_manifest(path: Path) -> dict[str, Any]:
+    folder = path.parent.name
+    try:
+        manifest: dict[str, Any] = json.loads(path.read_text("utf-8"))
+        schema = manifest["schema"]
+    except FileNotFoundError:
+        raise InputError("out", folder, "it holds no manifest.json of a scan") from None
+    except (OSError, LookupError, TypeError, ValueError, RecursionError) as error:
+        raise InputError("out", f"{folder}/manifest.json", f"damaged ({error})") from None
+    if schema != SCHEMA:
+        raise InputError("out", folder, f"its schema is {schema}, this version writes {SCHEMA}")
+    return manifest
+
+
+def _sum(counts: Iterable[dict[str, Any]]) -> dict[str, Any]:
+    """Add up counts, those in nested dictionaries too."""
+    total: dict[str, Any] = {}
+    for found in counts:
+        for key, value in found.items():
+            if isinstance(value, dict):
+                total[key] = _sum([total.get(key, {}), value])
+            else:
+                total[key] = total.get(key, 0) + value
+    return total

@@ -12,8 +12,8 @@ An edit of one head at layer l changes nothing below l. So:
 
 Any other activation of block l (`Restart.patched`) is replaced by a hook while the block and those
 above run on the recorded input. One exception: on a Bridge a write to `hook_resid_mid` reaches the
-MLP but not the residual stream beside it, so a change of resid_mid enters as a change of the block's
-input while its attention answers what it answered before.
+MLP but not the residual stream beside it, so a change of resid_mid enters as a change of the
+block's input while its attention answers what it answered before.
 
 The block's own code runs, so parallel blocks, norms after attention, local windows and grouped
 queries need no special case. Where a model cannot be continued in the middle

@@ -122,6 +122,8 @@ class Chunk:
                 yield _row(self.source, number, where, decode(raw))
             except _Unusable as problem:
                 yield BadRow(where, str(problem))
+            except RecursionError:
+                yield BadRow(where, "its columns are nested too deeply")
 
 
 class _Unusable(Exception):
@@ -142,7 +144,11 @@ def find_sources(path: str | os.PathLike[str]) -> list[Source]:
     if name.startswith("hf:"):
         return [Source(name, name.removeprefix("hf:").lstrip("/"), "hf")]
     found = Path(path)
-    if found.is_dir():
+    try:
+        is_file, is_folder = found.is_file(), found.is_dir()
+    except (OSError, ValueError):  # a name that no file can have
+        is_file = is_folder = False
+    if is_folder:
         if _is_saved_dataset(found):
             return [Source(f"hf:{found}", found.name, "hf")]
         if (found / "manifest.json").is_file() and (found / "parts").is_dir():
@@ -153,7 +159,7 @@ def find_sources(path: str | os.PathLike[str]) -> list[Source]:
         if not sources:
             raise InputError("paragraphs", f"{found.name} is a folder", f"it holds no {_ENDINGS}")
         return sources
-    if not found.is_file():
+    if not is_file:
         raise InputError("paragraphs", found.name, "there is no such file")
     kind = _kind(found)
     if kind is None:

@@ -267,7 +267,8 @@ def contrastive_gradients(
                 fisher = fisher_diagonal(
                     adapter, control[chosen], weights, draws, generator, memory_budget
                 )
-                gradients = by_curvature(gradients, fisher)
+                roots = damped_root(fisher)
+                gradients = [g / root for g, root in zip(gradients, roots, strict=True)]
             rows = [
                 _summary(w.split(g), pool)[None] for w, g in zip(weights, gradients, strict=True)
             ]
@@ -327,7 +328,7 @@ def mean_gradient(
         adapter.untouched(grad=parameters),
         bar(n, "gradients", progress=progress) as shown,
     ):
-        for piece in _pieces(adapter, paragraphs, memory_budget):
+        for piece in batches(adapter, paragraphs, memory_budget):
             part = _nll(adapter, paragraphs, piece).sum() / n
             for total, gradient in zip(totals, torch.autograd.grad(part, parameters), strict=True):
                 total += gradient
@@ -367,7 +368,7 @@ def each_gradient(
         # Beside the activations, the largest matrix's gradient and a copy of it for every row.
         largest = 2 * max(p.numel() * p.element_size() for p in parameters)
         most = max(1, (memory_budget or default_budget(adapter.device)) // largest)
-        for piece in _pieces(adapter, paragraphs, memory_budget, most if together else 1):
+        for piece in batches(adapter, paragraphs, memory_budget, most if together else 1):
             rows = piece.stop - piece.start
             if together:
                 with _watched(weights) as (inputs, outputs):
@@ -405,7 +406,8 @@ def fisher_diagonal(
     totals = [torch.zeros_like(p, dtype=torch.float32) for p in parameters]
     n = len(paragraphs) * paragraphs.n_continuation * draws
     with adapter.untouched(grad=parameters):
-        for piece in _pieces(adapter, paragraphs, memory_budget):
+        # Small batches: more of them are squared by themselves, at the same cost.
+        for piece in batches(adapter, paragraphs, memory_budget, 8):
             run = adapter.run(
                 paragraphs.ids[piece, :-1], positions=slice(paragraphs.n_prefix - 1, None)
             )
@@ -419,11 +421,11 @@ def fisher_diagonal(
     return totals
 
 
-def by_curvature(gradients: Sequence[Tensor], fisher: Sequence[Tensor]) -> list[Tensor]:
-    """Gradients divided by sqrt(F + damping), the damping a tenth of F's mean over all the weights."""
+def damped_root(fisher: Sequence[Tensor]) -> list[Tensor]:
+    """sqrt(F + damping), the damping a tenth of the mean F of all the weights."""
     mean = sum(float(f.sum()) for f in fisher) / sum(f.numel() for f in fisher)
     floor = max(DAMPING * mean, torch.finfo(torch.float32).tiny)
-    return [g / (f + floor).sqrt() for g, f in zip(gradients, fisher, strict=True)]
+    return [(f + floor).sqrt() for f in fisher]
 
 
 def refuse_overlap(memorized: Paragraphs, control: Paragraphs, argument: str = "control") -> None:
@@ -445,7 +447,7 @@ def _draw(log_p: Float[Tensor, "row d_vocab"], generator: torch.Generator) -> Te
     return (below < at * below[:, -1:]).sum(-1).clamp_max(log_p.shape[1] - 1)
 
 
-def _pieces(
+def batches(
     adapter: Adapter, paragraphs: Paragraphs, memory_budget: int | None, most: int | None = None
 ) -> Iterator[slice]:
     """Batches whose activations, of all layers, fit: a backward pass needs them."""

@@ -7,8 +7,10 @@ set, and then only at a pinned revision.
 
 from __future__ import annotations
 
+import contextlib
 import json
 import re
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -44,36 +46,79 @@ def load_model(
         InputError: if it is not found, needs remote code, or a value is wrong.
         UnsupportedModel: if TransformerLens or the analyses cannot take the architecture.
     """
+    hf_model, tokenizer, label = read_pretrained(
+        name, revision=revision, device=device, dtype=dtype, trust_remote_code=trust_remote_code
+    )
+    return as_bridge(hf_model, tokenizer, name=label, revision=revision)
+
+
+def read_pretrained(
+    name: str | Path,
+    *,
+    revision: str | None = None,
+    device: str = "auto",
+    dtype: str | torch.dtype = "float32",
+    trust_remote_code: bool = False,
+) -> tuple[Any, Any, str]:
+    """The transformers model, its tokenizer and a name without the path, see `load_model`."""
     from transformers import AutoModelForCausalLM, AutoTokenizer
 
     device = resolve_device(device)
     torch_dtype = _resolve_dtype(dtype)
-    source, extra = _locate(name)
+    source, label, extra = _locate(name)
     _refuse_remote_code(source, trust_remote_code, revision)
     common: dict[str, Any] = {"revision": revision} if revision else {}
     common["trust_remote_code"] = trust_remote_code
-    label = "organism" if str(name) == "organism" else Path(str(name)).name
     try:
-        hf_model = AutoModelForCausalLM.from_pretrained(
-            source, dtype=torch_dtype, attn_implementation="eager", **common, **extra
-        )
-        tokenizer = AutoTokenizer.from_pretrained(source, **common, **extra)
+        with _without_bars():
+            loaded: Any = AutoModelForCausalLM.from_pretrained(
+                source,
+                dtype=torch_dtype,
+                attn_implementation="eager",
+                output_loading_info=True,
+                **common,
+                **extra,
+            )
+            tokenizer = AutoTokenizer.from_pretrained(source, **common, **extra)
     except ImportError as error:
-        raise InputError("model", label, f"a package is missing ({_first_line(error)})") from None
-    except (OSError, ValueError, KeyError, RuntimeError, TypeError) as error:
-        raise InputError("model", label, f"it cannot be loaded ({_first_line(error)})") from None
-    except Exception as error:  # safetensors raises its own type for damaged files
-        if type(error).__module__.startswith("safetensors"):
-            raise InputError("model", label, f"damaged weights ({_first_line(error)})") from None
+        raise InputError("model", label, f"a package is missing ({_first_line(error)})") from error
+    except (MemoryError, torch.OutOfMemoryError):
         raise
-    return as_bridge(hf_model.to(device), tokenizer, name=label, revision=revision)
+    except Exception as error:  # a folder may hold anything, and every reader has its own errors
+        raise InputError("model", label, f"it cannot be loaded ({_first_line(error)})") from error
+    hf_model, info = loaded
+    _refuse_missing(hf_model, info, label)
+    return hf_model.to(device), tokenizer, label
+
+
+@contextlib.contextmanager
+def _without_bars() -> Iterator[None]:
+    """Silence transformers' bar over tensors: loading a small model shows it for an instant."""
+    from transformers.utils import logging
+
+    shown = logging.is_progress_bar_enabled()
+    logging.disable_progress_bar()
+    try:
+        yield
+    finally:
+        if shown:
+            logging.enable_progress_bar()
 
 
 def as_bridge(hf_model: Any, tokenizer: Any, *, name: str, revision: str | None = None) -> Any:
     """Wrap a transformers model in memory; it is modified in place (TransformerLens does so)."""
+    bridge = boot(hf_model, tokenizer, name)
+    adapt(bridge, name=name, revision=revision)
+    return bridge
+
+
+def boot(hf_model: Any, tokenizer: Any, name: str) -> Any:
+    """`as_bridge` without the checks that the model computes what it should."""
     from transformer_lens.model_bridge import TransformerBridge
 
     hf_model.eval()
+    if not hf_model.config.architectures:  # a model made from a configuration does not say
+        hf_model.config.architectures = [type(hf_model).__name__]
     try:
         bridge = TransformerBridge.boot_transformers(
             name, hf_model=hf_model, tokenizer=tokenizer, dtype=hf_model.dtype
@@ -85,7 +130,6 @@ def as_bridge(hf_model: Any, tokenizer: Any, *, name: str, revision: str | None 
             f"TransformerLens cannot wrap it ({_first_line(error)})",
         ) from None
     bridge.eval()
-    adapt(bridge, name=name, revision=revision)
     return bridge
 
 
@@ -93,15 +137,13 @@ def resolve_device(device: str) -> str:
     """`auto` becomes `cuda` or `cpu`; an unavailable device is an error."""
     if device == "auto":
         return "cuda" if torch.cuda.is_available() else "cpu"
-    kind = device.partition(":")[0]
-    one_of("device", kind, ("cpu", "cuda", "mps"))
-    available = {
-        "cpu": True,
-        "cuda": torch.cuda.is_available(),
-        "mps": torch.backends.mps.is_available(),
-    }
-    if not available[kind]:
-        raise InputError("device", device, "torch finds no such device here; use cpu")
+    n_cuda = torch.cuda.device_count() if torch.cuda.is_available() else 0
+    here = ["cpu"]
+    here += ["cuda", *(f"cuda:{i}" for i in range(n_cuda))] if n_cuda else []
+    here += ["mps"] if torch.backends.mps.is_available() else []
+    one_of("device", device.partition(":")[0], ("auto", "cpu", "cuda", "mps"))
+    if device not in here:
+        raise InputError("device", device, f"torch finds no such device; use {', '.join(here)}")
     return device
 
 
@@ -112,46 +154,74 @@ def _resolve_dtype(dtype: str | torch.dtype) -> torch.dtype:
     return _DTYPES[dtype]
 
 
-def _locate(name: str | Path) -> tuple[str, dict[str, Any]]:
-    """Where transformers finds the model, and the further arguments it needs."""
-    if str(name) == "organism":
+def _locate(name: str | Path) -> tuple[str, str, dict[str, Any]]:
+    """Where transformers finds the model, what it is called, and further arguments it needs."""
+    text = str(name)
+    if text == "organism":
         from memcircuits.organism import DATA
 
-        return str(DATA), {"local_files_only": True}
-    path = Path(name)
+        return str(DATA), text, {"local_files_only": True}
+    path = Path(text)
     if path.suffix == ".gguf":
-        if not path.is_file():
+        if not _is(path.is_file):
             raise InputError("model", path.name, "there is no such file")
-        return str(path.resolve().parent), {"gguf_file": path.name, "local_files_only": True}
-    if path.is_dir():
+        found = path.resolve()
+        return str(found.parent), path.name, {"gguf_file": path.name, "local_files_only": True}
+    if text and _is(path.is_dir):
         if not (path / "config.json").is_file():
-            raise InputError("model", path.name, "the folder has no config.json")
-        return str(path), {"local_files_only": True}
-    if not re.fullmatch(r"[\w.-]+(/[\w.-]+)?", str(name)) or ".." in str(name):
-        raise InputError("model", str(name), "no such folder, and not a name on the hub")
-    return str(name), {}
+            raise InputError("model", path.resolve().name, "the folder has no config.json")
+        return str(path), path.resolve().name, {"local_files_only": True}
+    if not re.fullmatch(r"[A-Za-z0-9_.-]+(/[A-Za-z0-9_.-]+)?", text) or ".." in text:
+        raise InputError("model", repr(text), "no such folder, and not a name on the hub")
+    return text, text, {}
+
+
+def _is(test: Callable[[], bool]) -> bool:
+    """False for names that no file can have (too long, for one)."""
+    try:
+        return test()
+    except (OSError, ValueError):
+        return False
 
 
 def _refuse_remote_code(source: str, trusted: bool, revision: str | None) -> None:
+    """Remote code needs a pinned revision; a folder that cannot do without it is refused."""
+    from transformers import CONFIG_MAPPING
+
     if trusted and not re.fullmatch(r"[0-9a-f]{40}", revision or ""):
         raise InputError(
             "revision", revision, "trust_remote_code needs a pinned commit (40 hex digits)"
         )
-    config = Path(source) / "config.json"
-    if trusted or not config.is_file():
+    path = Path(source) / "config.json"
+    if trusted or not _is(path.is_file):
         return
+    label = path.resolve().parent.name
     try:
-        needs = "auto_map" in json.loads(config.read_text(encoding="utf-8"))
+        config = json.loads(path.read_text(encoding="utf-8"))
     except (ValueError, OSError, RecursionError) as error:
-        raise InputError("model", "config.json", f"not readable ({_first_line(error)})") from None
-    if needs:
+        reason = f"its config.json is not readable ({_first_line(error)})"
+        raise InputError("model", label, reason) from None
+    if not isinstance(config, dict):
+        raise InputError("model", label, "its config.json holds no object")
+    known = str(config.get("model_type")) in CONFIG_MAPPING  # then transformers' own code is used
+    if "auto_map" in config and not known:
         raise InputError(
             "model",
-            Path(source).name,
+            label,
             "it brings its own code; pass trust_remote_code with a pinned revision to run it",
         )
 
 
+def _refuse_missing(hf_model: Any, info: Mapping[str, Any], label: str) -> None:
+    """Weights that the files lack would be random numbers: transformers only warns."""
+    weights = {name for name, _ in hf_model.named_parameters()}
+    missing = sorted(weights & set(info.get("missing_keys", ())))
+    if missing:
+        raise InputError(
+            "model", label, f"its files lack {len(missing)} weights, {missing[0]} among them"
+        )
+
+
 def _first_line(error: BaseException) -> str:
-    text = str(error).strip().splitlines()
-    return text[0][:200] if text else type(error).__name__
+    lines = str(error).strip().splitlines()
+    return lines[0][:200] if lines else type(error).__name__

@@ -12,18 +12,15 @@ first half and everything behind it changes, it would save a quarter of the work
 
 New text is decoded only for the pairs (`Perturbation.pairs`), by `greedy_continuations`: guess the
 whole continuation, let the model predict every token of the guess at once, take that as the next
-guess. Each round makes at least one more token right, and a guess that predicts itself is the greedy
-continuation; a guess that is right for most of its tokens needs few rounds.
+guess. Each round makes at least one more token right, and a guess that predicts itself is the
+greedy continuation; a guess that is right for most of its tokens needs few rounds.
 
-`Perturbation.causes` asks *why* some tokens matter (position, rarity and surprisal are entangled),
-`minimal_sets` how many tokens must be replaced to stop the recitation and how short a piece of the
-prefix still starts it.
+`Perturbation.causes` asks *why* some tokens matter: position, rarity and surprisal are entangled.
 """
 
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, NamedTuple
 
@@ -32,11 +29,12 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from memcircuits.adapter import Adapter, adapt
-from memcircuits.checks import InputError, at_least, one_of
+from memcircuits.checks import InputError, at_least
 from memcircuits.measure import read_continuation
 from memcircuits.memory import in_pieces, rows_that_fit
 from memcircuits.paragraphs import Paragraphs
 from memcircuits.progress import bar
+from memcircuits.replacements import choose_tokens, measure_replaced, most_destructive
 from memcircuits.results import Provenance, Result
 from memcircuits.statistics import bootstrap_means
 from memcircuits.unigrams import UnigramTable
@@ -44,8 +42,6 @@ from memcircuits.unigrams import UnigramTable
 if TYPE_CHECKING:
     import pandas as pd
 
-REPLACEMENTS = ("random", "frequency", "neighbor", "second")
-_NEAR = 10  # a frequency-matched token is one of the 20 nearest in rank
 _BOUNDS = torch.tensor([0.025, 0.975])
 
 
@@ -142,7 +138,7 @@ class Perturbation(Result, kind="perturbation"):
         model = self.model if model is None else model
         if model is None:
             raise InputError("model", "None", "a loaded result has no model: pass model=")
-        worst = _worst(self.em, self.nll)
+        worst = most_destructive(self.em, self.nll)
         position, draw = worst // self.em.shape[2], worst % self.em.shape[2]
         rows = torch.arange(len(self.ids))
         ids = self.ids.clone()
@@ -330,12 +326,12 @@ def perturb_prefix(
     paragraphs = Paragraphs.of(paragraphs, model)
     adapter.check_tokens(paragraphs.ids, "paragraphs")
     with adapter.untouched():
-        tokens, notes = _choose(
+        tokens, notes = choose_tokens(
             adapter, paragraphs, replacement, draws, unigrams, seed, memory_budget
         )
         log_prob, correct = _unperturbed(adapter, paragraphs, memory_budget)
         with bar(tokens.numel(), "perturb", progress=progress) as shown:
-            em, nll = _replaced(
+            em, nll = measure_replaced(
                 adapter, paragraphs.ids, paragraphs.n_prefix, tokens, memory_budget, shown.update
             )
     n_prefix = paragraphs.n_prefix
@@ -410,266 +406,7 @@ def greedy_continuations(
     return dataclasses.replace(paragraphs, ids=ids)
 
 
-# -- minimal sets -------------------------------------------------------------------------------
-
-
-@dataclass(frozen=True)
-class MinimalSets(Result, kind="minimal-sets"):
-    """How few prefix tokens stop the recitation, and how few start it.
-
-    Attributes:
-        positions: prefix positions replaced, in order, [paragraph, step]; -1 once it has stopped.
-        replacements: the ids put there, [paragraph, step]; -1 likewise.
-        em: tokens recited after each step, [paragraph, step].
-        baseline_em: with nothing replaced, [paragraph].
-        suffix_em: tokens recited when only the last 1, 2, ... prefix tokens are given,
-            [paragraph, length].
-        threshold: the recitation has stopped when EM is at most this.
-        names: one per paragraph.
-        provenance: where the numbers come from.
-        notes: what the reader must know.
-    """
-
-    positions: Int[Tensor, "paragraph step"]
-    replacements: Int[Tensor, "paragraph step"]
-    em: Int[Tensor, "paragraph step"]
-    baseline_em: Int[Tensor, " paragraph"]
-    suffix_em: Int[Tensor, "paragraph length"]
-    threshold: int
-    names: tuple[str, ...]
-    provenance: Provenance
-    notes: tuple[str, ...] = ()
-
-    def __post_init__(self) -> None:
-        object.__setattr__(self, "names", tuple(self.names))
-        object.__setattr__(self, "notes", tuple(self.notes))
-
-    @property
-    def stopping(self) -> Float[Tensor, " paragraph"]:
-        """Tokens replaced until the recitation stopped; NaN where the search gave up."""
-        steps = (self.positions >= 0).sum(-1).float()
-        return steps.where(self.em[:, -1] <= self.threshold, torch.nan)
-
-    @property
-    def starting(self) -> Int[Tensor, " paragraph"]:
-        """Length of the shortest suffix of the prefix that recites as much as all of it."""
-        return (self.suffix_em >= self.baseline_em[:, None]).long().argmax(-1) + 1
-
-    def to_frame(self) -> pd.DataFrame:
-        """Columns `id, baseline_em, stopping, positions, em, starting`."""
-        import pandas as pd
-
-        return pd.DataFrame(
-            {
-                "id": self.names,
-                "baseline_em": self.baseline_em.numpy(),
-                "stopping": self.stopping.numpy(),
-                "positions": [[p for p in row if p >= 0] for row in self.positions.tolist()],
-                "em": self.em[:, -1].numpy(),
-                "starting": self.starting.numpy(),
-            }
-        )
-
-    def __str__(self) -> str:
-        stopped = ~self.stopping.isnan()
-        few = f", median {float(self.stopping[stopped].median()):.0f} tokens" * bool(stopped.any())
-        return (
-            f"stopped {int(stopped.sum())} of {len(self.names)}{few}; "
-            f"started by a median of {float(self.starting.float().median()):.0f} tokens"
-        )
-
-
-def minimal_sets(
-    model: Any,
-    paragraphs: Any,
-    *,
-    threshold: int | None = None,
-    max_tokens: int = 5,
-    replacement: str = "random",
-    draws: int = 1,
-    unigrams: UnigramTable | None = None,
-    seed: int = 0,
-    memory_budget: int | None = None,
-    progress: bool = True,
-) -> MinimalSets:
-    """The smallest sets of prefix tokens that stop and that start the recitation.
-
-    *Stopping* is a greedy search: replace the token that lowers EM most (among equals raises NLL
-    most), keep it replaced, go on until EM is at most `threshold`. What it finds is an upper bound
-    of the smallest set. *Starting* drops tokens from the front of the prefix: the paragraph gets
-    shorter and all positions shift, which a model with learned positions feels by itself.
-
-    Args:
-        model: HookedTransformer or TransformerBridge.
-        paragraphs: `Paragraphs`, a list of strings or a LongTensor of ids.
-        threshold: EM at which a recitation counts as stopped; by default a fifth of the
-            continuation, as for controls.
-        max_tokens: give up after so many.
-        replacement: how tokens are chosen, see `perturb_prefix`.
-        draws: candidates per position.
-        unigrams: token counts for `frequency`.
-        seed: of the random draws.
-        memory_budget: bytes that one batch may take.
-        progress: show a bar on stderr.
-
-    Returns:
-        `MinimalSets`.
-
-    Raises:
-        InputError: as `perturb_prefix`, or for a threshold outside [0, n_continuation).
-    """
-    adapter = adapt(model)
-    paragraphs = Paragraphs.of(paragraphs, model)
-    adapter.check_tokens(paragraphs.ids, "paragraphs")
-    at_least("max_tokens", max_tokens, 1)
-    threshold = paragraphs.n_continuation // 5 if threshold is None else threshold
-    if not 0 <= threshold < paragraphs.n_continuation:
-        raise InputError(
-            "threshold", threshold, f"give a number of tokens in [0, {paragraphs.n_continuation})"
-        )
-    n, n_prefix = len(paragraphs), paragraphs.n_prefix
-    max_tokens = min(max_tokens, n_prefix)
-    positions = torch.full((n, max_tokens), -1)
-    replacements = positions.clone()
-    with adapter.untouched():
-        tokens, notes = _choose(
-            adapter, paragraphs, replacement, draws, unigrams, seed, memory_budget
-        )
-        suffix_em = _suffix_em(adapter, paragraphs, memory_budget, progress)
-        baseline_em = suffix_em[:, -1]
-        em = baseline_em[:, None].repeat(1, max_tokens)
-        ids, free = paragraphs.ids.clone(), torch.ones(n, n_prefix, dtype=torch.bool)
-        with bar(max_tokens, "stop", unit="token", progress=progress) as shown:
-            for step in range(max_tokens):
-                rows = (em[:, step] > threshold).nonzero().flatten()
-                if not len(rows):
-                    break
-                found, nll = _replaced(adapter, ids[rows], n_prefix, tokens[rows], memory_budget)
-                found = found.masked_fill(~free[rows, :, None], paragraphs.n_continuation + 1)
-                worst = _worst(found, nll)
-                position, draw = worst // draws, worst % draws
-                positions[rows, step] = position
-                replacements[rows, step] = tokens[rows, position, draw]
-                ids[rows, position] = replacements[rows, step]
-                free[rows, position] = False
-                em[rows, step:] = found.flatten(1).gather(1, worst[:, None])
-                shown.update(1)
-    return MinimalSets(
-        positions=positions,
-        replacements=replacements,
-        em=em,
-        baseline_em=baseline_em,
-        suffix_em=suffix_em,
-        threshold=threshold,
-        names=paragraphs.names,
-        provenance=Provenance.of(
-            adapter,
-            {"paragraphs": paragraphs},
-            threshold=threshold,
-            max_tokens=max_tokens,
-            replacement=replacement,
-            draws=draws,
-            seed=seed,
-            unigrams=None if unigrams is None else unigrams.source,
-        ),
-        notes=notes,
-    )
-
-
-def _suffix_em(
-    adapter: Adapter, paragraphs: Paragraphs, memory_budget: int | None, progress: bool
-) -> Int[Tensor, "paragraph length"]:
-    columns = []
-    with bar(paragraphs.n_prefix, "start", unit="length", progress=progress) as shown:
-        for length in range(1, paragraphs.n_prefix + 1):
-            short = paragraphs.ids[:, paragraphs.n_prefix - length :]
-            columns.append(_em_and_nll(adapter, short, length, memory_budget)[0])
-            shown.update(1)
-    return torch.stack(columns, 1)
-
-
-# -- choosing tokens ----------------------------------------------------------------------------
-
-
-def _choose(
-    adapter: Adapter,
-    paragraphs: Paragraphs,
-    replacement: str,
-    draws: int,
-    unigrams: UnigramTable | None,
-    seed: int,
-    memory_budget: int | None,
-) -> tuple[Int[Tensor, "paragraph pos draw"], tuple[str, ...]]:
-    """Token ids to put in, none equal to the one it replaces, and what to tell the reader."""
-    one_of("replacement", replacement, REPLACEMENTS)
-    at_least("draws", draws, 1)
-    prefix = paragraphs.prefix
-    # Embedding matrices are often padded beyond the tokenizer's vocabulary.
-    n_tokens = min(adapter.d_vocab, len(adapter.tokenizer or range(adapter.d_vocab)))
-    n_tokens = max(n_tokens, int(prefix.max()) + 1)
-    if n_tokens <= draws:
-        raise InputError("draws", draws, f"there are only {n_tokens - 1} other tokens")
-    generator = torch.Generator().manual_seed(seed)
-    random = torch.randint(n_tokens - 1, (*prefix.shape, draws), generator=generator)
-    random += random >= prefix[..., None]
-    if replacement == "random":
-        return random, ()
-    if replacement == "neighbor":
-        return _neighbors(adapter, prefix, draws, n_tokens), ()
-    if replacement == "second":
-        random[:, 1:] = _other_choices(adapter, paragraphs, draws, n_tokens, memory_budget)
-        return random, ("nothing precedes the first token: it is replaced at random",)
-    notes: tuple[str, ...] = ()
-    if unigrams is None:
-        unigrams = UnigramTable.from_tokens(
-            paragraphs.ids, adapter.d_vocab, source="the paragraphs themselves"
-        )
-        notes = ("no unigram table was given: frequencies are counted in the paragraphs",)
-    else:
-        unigrams.check(adapter.model)
-    order = unigrams.counts[:n_tokens].argsort(stable=True)
-    rank = order.argsort()[prefix][..., None]
-    width = min(2 * _NEAR, n_tokens - 1)
-    first = (rank - _NEAR).clamp(0, n_tokens - 1 - width)
-    near = first + torch.randint(width, random.shape, generator=generator)
-    return order[near + (near >= rank)], notes
-
-
-def _neighbors(
-    adapter: Adapter, prefix: Int[Tensor, "paragraph pos"], draws: int, n_tokens: int
-) -> Int[Tensor, "paragraph pos draw"]:
-    embedding = torch.nn.functional.normalize(adapter.model.W_E[:n_tokens].float(), dim=-1)
-    tokens, place = prefix.unique(return_inverse=True)
-    nearest = []
-    for some in tokens.split(1024):
-        cosine = embedding[some.to(embedding.device)] @ embedding.T
-        cosine[torch.arange(len(some)), some] = -torch.inf
-        nearest.append(cosine.topk(draws).indices.cpu())
-    return torch.cat(nearest)[place]
-
-
-def _other_choices(
-    adapter: Adapter,
-    paragraphs: Paragraphs,
-    draws: int,
-    n_tokens: int,
-    memory_budget: int | None,
-) -> Int[Tensor, "paragraph pos draw"]:
-    """The most likely other tokens at every prefix position but the first."""
-    prefix = paragraphs.prefix
-    if prefix.shape[1] == 1:
-        return torch.empty(len(prefix), 0, draws, dtype=torch.long)
-
-    def one_batch(piece: slice) -> Tensor:
-        logits = adapter.run(prefix[piece, :-1]).logits[..., :n_tokens].float()
-        actual = prefix[piece, 1:, None].to(logits.device)
-        return logits.scatter(-1, actual, -torch.inf).topk(draws).indices.cpu()
-
-    size = rows_that_fit(adapter, prefix.shape[1], prefix.shape[1], memory_budget)
-    return in_pieces(len(prefix), size, one_batch)
-
-
-# -- measuring ----------------------------------------------------------------------------------
+# -- measuring ------------------------------------------------------------------------------------
 
 
 def _unperturbed(
@@ -688,58 +425,6 @@ def _unperturbed(
     if not log_prob.isfinite().all():
         raise InputError("model", "non-finite logits", "load it in float32 and check its weights")
     return log_prob, correct > 0.5
-
-
-def _replaced(
-    adapter: Adapter,
-    ids: Int[Tensor, "row pos"],
-    n_prefix: int,
-    tokens: Int[Tensor, "row pos draw"],
-    memory_budget: int | None,
-    done: Callable[[int], None] | None = None,
-) -> tuple[Int[Tensor, "row pos draw"], Float[Tensor, "row pos draw"]]:
-    """EM and NLL with each single prefix token replaced by each of its candidates."""
-
-    def change(flat: Tensor) -> Tensor:
-        row, position, draw = torch.unravel_index(flat, tokens.shape)
-        changed = ids[row]
-        changed[torch.arange(len(flat)), position] = tokens[row, position, draw]
-        return changed
-
-    em, nll = _em_and_nll(adapter, ids, n_prefix, memory_budget, change, tokens.numel(), done)
-    return em.view(tokens.shape), nll.view(tokens.shape)
-
-
-def _em_and_nll(
-    adapter: Adapter,
-    ids: Int[Tensor, "row pos"],
-    n_prefix: int,
-    memory_budget: int | None,
-    change: Callable[[Tensor], Tensor] | None = None,
-    n: int | None = None,
-    done: Callable[[int], None] | None = None,
-) -> tuple[Int[Tensor, " run"], Float[Tensor, " run"]]:
-    """EM and NLL of rows; `change` makes the run's rows, by number, out of `n` of them."""
-
-    def one_batch(piece: slice) -> Tensor:
-        flat = torch.arange(piece.start, piece.stop)
-        tokens = ids[flat] if change is None else change(flat)
-        run = adapter.run(tokens[:, :-1], positions=slice(n_prefix - 1, None))
-        found = read_continuation(run.logits, tokens[:, n_prefix:].to(adapter.device))
-        return torch.stack([found.em.float(), found.nll], 1).cpu()
-
-    size = rows_that_fit(adapter, ids.shape[1], ids.shape[1] - n_prefix, memory_budget)
-    em, nll = in_pieces(len(ids) if n is None else n, size, one_batch, done).unbind(1)
-    return em.long(), nll
-
-
-def _worst(
-    em: Int[Tensor, "row pos draw"], nll: Float[Tensor, "row pos draw"]
-) -> Int[Tensor, " row"]:
-    """Flat index of the lowest EM; among equals of the highest NLL."""
-    em, nll = em.flatten(1), nll.flatten(1)
-    lowest = em == em.amin(-1, keepdim=True)
-    return nll.masked_fill(~lowest, -torch.inf).argmax(-1)
 
 
 # -- statistics ---------------------------------------------------------------------------------

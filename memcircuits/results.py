@@ -55,7 +55,7 @@ class Provenance:
         """Collect the provenance of one call."""
         return cls(
             model={
-                "name": Path(adapter.name).name,
+                "name": adapter.label,
                 "revision": adapter.revision,
                 "fingerprint": adapter.fingerprint(),
                 "class": adapter.kind,
@@ -140,8 +140,6 @@ class Result:
 
     def save(self, path: str | os.PathLike[str]) -> Path:
         """Write the result to one `.safetensors` file, atomically."""
-        from safetensors.torch import save
-
         tensors: dict[str, Tensor] = {}
         plain: dict[str, Any] = {}
         for entry in dataclasses.fields(self):  # type: ignore[arg-type]
@@ -162,7 +160,7 @@ class Result:
             "schema": f"memcircuits.{self.kind}/{SCHEMA}",
             "fields": json.dumps(plain, sort_keys=True),
         }
-        return write_atomically(path, save(tensors, metadata=header))
+        return write_atomically(path, safetensors_bytes(tensors, header))
 
     @classmethod
     def load(cls, path: str | os.PathLike[str]) -> Self:
@@ -182,14 +180,36 @@ class Result:
                 Path(path).name,
                 f"its schema is {schema}, this version reads {SCHEMA}; recompute it",
             )
-        values: dict[str, Any] = json.loads(header["fields"])
-        for name, value in values.items():
-            if isinstance(value, dict) and "__tensors__" in value:
-                values[name] = {key: tensors[f"{name}/{key}"] for key in value["__tensors__"]}
-        values.update({name: tensor for name, tensor in tensors.items() if "/" not in name})
-        if "provenance" in values:
-            values["provenance"] = Provenance(**values["provenance"])
-        return found(**values)  # type: ignore[return-value]
+        try:
+            values: dict[str, Any] = json.loads(header["fields"])
+            for name, value in values.items():
+                if isinstance(value, dict) and "__tensors__" in value:
+                    values[name] = {key: tensors[f"{name}/{key}"] for key in value["__tensors__"]}
+            values.update({name: tensor for name, tensor in tensors.items() if "/" not in name})
+            if "provenance" in values:
+                values["provenance"] = Provenance(**values["provenance"])
+            return found(**values)
+        except (
+            KeyError,
+            TypeError,
+            AttributeError,
+            ValueError,
+            IndexError,
+            RecursionError,
+        ) as error:
+            reason = f"it is damaged ({type(error).__name__}: {error})"
+            raise InputError("path", Path(path).name, reason) from error
+
+
+def safetensors_bytes(tensors: Mapping[str, Tensor], header: Mapping[str, str]) -> bytes:
+    """A safetensors file, the same bytes for the same content: safetensors orders headers anew."""
+    from safetensors.torch import save
+
+    raw = save(dict(tensors), metadata=dict(header))
+    end = 8 + int.from_bytes(raw[:8], "little")
+    text = json.dumps(json.loads(raw[8:end]), sort_keys=True, ensure_ascii=False).encode()
+    text += b" " * (-len(text) % 8)  # the format aligns the data behind it
+    return len(text).to_bytes(8, "little") + text + raw[end:]
 
 
 def read_safetensors(path: str | os.PathLike[str]) -> tuple[dict[str, Tensor], dict[str, str]]:

@@ -2,25 +2,34 @@
 
 Tables belong to one tokenizer and say so by its hash; a table of another tokenizer is refused,
 because the same id would mean another token.
+
+A corpus is counted chunk by chunk (`memcircuits.formats`) by the tokenizer's batch encoder, in one
+process or several, and the counts are added up: memory does not grow with the corpus.
 """
 
 from __future__ import annotations
 
 import hashlib
 import json
+import multiprocessing
 import os
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
+from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from memcircuits.checks import InputError
+from memcircuits.checks import InputError, at_least
+from memcircuits.formats import BadRow, Chunk, find_sources, read_chunks
 from memcircuits.paragraphs import encode, tokenizer_of
-from memcircuits.results import read_safetensors, write_atomically
+from memcircuits.progress import bar
+from memcircuits.readers import encode_all
+from memcircuits.results import read_safetensors, safetensors_bytes, write_atomically
 
 SCHEMA = "memcircuits.unigrams/1"
 
@@ -85,6 +94,43 @@ class UnigramTable:
         return cls(counted.counts, source, tokenizer_hash(tokenizer))
 
     @classmethod
+    def from_corpus(
+        cls,
+        source: str | os.PathLike[str],
+        model: Any,
+        *,
+        d_vocab: int | None = None,
+        processes: int = 1,
+        progress: bool = True,
+    ) -> UnigramTable:
+        """Count whole documents of a corpus of any size.
+
+        Rows that cannot be used are left out, and `source` of the table says how many.
+
+        Args:
+            source: file, folder or dataset (see `memcircuits.readers`).
+            model: model or tokenizer that defines the ids.
+            d_vocab: size of the vocabulary; by default the model's.
+            processes: processes that encode and count.
+            progress: show a bar on stderr.
+
+        Raises:
+            InputError: if no row can be counted.
+        """
+        at_least("processes", processes, 1)
+        tokenizer = tokenizer_of(model)
+        size = d_vocab or vocabulary_size(model)
+        sources = find_sources(source)
+        chunks = (chunk for found in sources for chunk in read_chunks(found))
+        total = ChunkCount(np.zeros(size, dtype=np.int64), 0, None)
+        with bar(None, "unigrams", unit="token", progress=progress) as shown:
+            for part in _counted(chunks, tokenizer, size, processes):
+                shown.update(int(part.counts.sum()))
+                total += part
+        name = sources[0].name if len(sources) == 1 else f"{len(sources)} files"
+        return total.table(name, tokenizer)
+
+    @classmethod
     def shipped(cls) -> UnigramTable:
         """Counts of the shipped organism's training tokens."""
         from memcircuits.organism import DATA
@@ -105,15 +151,15 @@ class UnigramTable:
 
     def save(self, path: str | os.PathLike[str]) -> Path:
         """Write the table as safetensors, atomically."""
-        from safetensors.torch import save
-
         header = {
             "schema": SCHEMA,
             "source": self.source,
             "tokenizer": self.tokenizer,
             "n_tokens": str(self.n_tokens),
         }
-        return write_atomically(path, save({"counts": self.counts.contiguous()}, metadata=header))
+        return write_atomically(
+            path, safetensors_bytes({"counts": self.counts.contiguous()}, header)
+        )
 
     def check(self, model: Any) -> None:
         """Raise `InputError` unless the table belongs to the model's tokenizer."""
@@ -136,6 +182,81 @@ class UnigramTable:
 
     def __repr__(self) -> str:
         return f"UnigramTable({len(self.counts)} ids, {self.n_tokens:,} tokens of {self.source})"
+
+
+@dataclass(frozen=True)
+class ChunkCount:
+    """Token counts of some rows, how many rows could not be used, and what was wrong first."""
+
+    counts: Int[np.ndarray, " d_vocab"]
+    n_bad: int
+    problem: BadRow | None
+
+    @classmethod
+    def of(cls, chunk: Chunk, tokenizer: Any, d_vocab: int) -> ChunkCount:
+        """Encode and count one chunk."""
+        texts, ids, bad = [], [], []
+        for row in chunk.rows():
+            if isinstance(row, BadRow):
+                bad.append(row)
+            elif row.text is not None:
+                texts.append(row.text)
+            elif max(row.ids or [0]) < d_vocab:
+                ids.append(row.ids)
+            else:
+                bad.append(BadRow(row.where, f"token ids must lie in [0, {d_vocab})"))
+        rows = [np.asarray(row, dtype=np.int64) for row in (*encode_all(texts, tokenizer), *ids)]
+        counts = np.bincount(np.concatenate([np.zeros(0, np.int64), *rows]), minlength=d_vocab)
+        if len(counts) > d_vocab:
+            raise InputError("d_vocab", d_vocab, f"the tokenizer gives ids up to {len(counts) - 1}")
+        return cls(counts, len(bad), bad[0] if bad else None)
+
+    def __add__(self, other: ChunkCount) -> ChunkCount:
+        return ChunkCount(
+            self.counts + other.counts, self.n_bad + other.n_bad, self.problem or other.problem
+        )
+
+    def table(self, source: str, tokenizer: Any) -> UnigramTable:
+        """The counts as a table.
+
+        Raises:
+            InputError: if nothing was counted.
+        """
+        if not self.counts.any():
+            problem = self.problem or BadRow(source, "it is empty")
+            raise InputError("paragraphs", problem.where, problem.reason)
+        if self.n_bad:
+            source += f" without {self.n_bad} unusable rows"
+        return UnigramTable(torch.from_numpy(self.counts), source, tokenizer_hash(tokenizer))
+
+
+def _counted(
+    chunks: Iterator[Chunk], tokenizer: Any, d_vocab: int, processes: int
+) -> Iterator[ChunkCount]:
+    """The counts of chunks, in any order; no more chunks wait than twice the processes."""
+    if processes == 1:
+        yield from (ChunkCount.of(chunk, tokenizer, d_vocab) for chunk in chunks)
+        return
+    context = multiprocessing.get_context("spawn")
+    waiting: set[Future[ChunkCount]] = set()
+    with ProcessPoolExecutor(processes, context, _remember, (tokenizer, d_vocab)) as pool:
+        for chunk in chunks:
+            waiting.add(pool.submit(_count_here, chunk))
+            if len(waiting) >= 2 * processes:
+                done, waiting = wait(waiting, return_when=FIRST_COMPLETED)
+                yield from (future.result() for future in done)
+        yield from (future.result() for future in waiting)
+
+
+_REMEMBERED: dict[str, Any] = {}
+
+
+def _remember(tokenizer: Any, d_vocab: int) -> None:
+    _REMEMBERED.update(tokenizer=tokenizer, d_vocab=d_vocab)
+
+
+def _count_here(chunk: Chunk) -> ChunkCount:
+    return ChunkCount.of(chunk, _REMEMBERED["tokenizer"], _REMEMBERED["d_vocab"])
 
 
 def tokenizer_hash(tokenizer: Any) -> str:

@@ -225,6 +225,12 @@ def _try_edits(
     for layer in range(n_layers):
         z = clean.cache[hook_z(layer)][0]
         w_o = adapter.weight(layer, "W_O").values
+        if w_o.shape[:2] != z.shape[1:]:
+            raise UnsupportedModel(
+                "model",
+                f"{adapter.name} ({adapter.architecture})",
+                f"z holds {tuple(z.shape[1:])} heads and dimensions, W_O {tuple(w_o.shape[:2])}",
+            )
         each = torch.einsum("phd,hdm->hpm", z.to(w_o.dtype), w_o)
         heads.append(int(each.float().square().sum((1, 2)).argmax()))
         written.append(each[heads[layer]])

@@ -1,15 +1,14 @@
 """Every public analysis on every architecture, model class and basis, against plain PyTorch.
 
-`ANALYSES` is the table: to add an analysis, add a line. `python tests/matrix.py` measures all of it
-for the installed transformer-lens and writes its part of docs/matrix.md; the parts of other versions
-stay as they are.
+`ANALYSES` is the table: to add an analysis, add a line. `python tests/matrix.py` measures all of
+it for the installed transformer-lens and writes its part of docs/matrix.md; the parts of other
+versions stay as they are.
 """
 
 from __future__ import annotations
 
 import functools
 import importlib.metadata
-import json
 import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
@@ -22,11 +21,11 @@ from plain import Plain
 from torch import Tensor
 
 import memcircuits as mc
-from memcircuits.adapter import adapt
 from memcircuits.loading import as_bridge
 
 N_PREFIX, N_CONTINUATION = 10, 12
-VARIANTS = ("Bridge raw", "Bridge folded", "HookedTransformer raw", "HookedTransformer folded")
+CLASSES, BASES = ("Bridge", "HookedTransformer"), ("raw", "folded")
+VARIANTS = tuple(f"{kind} {basis}" for kind in CLASSES for basis in BASES)
 Numbers = Mapping[str, Tensor]
 
 
@@ -130,19 +129,11 @@ def plain_gradients(m: Plain, p: mc.Paragraphs) -> Numbers:
 
 def rare_tokens(m: Any, p: mc.Paragraphs) -> Numbers:
     found = mc.rare_token_attention(m, p, unigrams(), permutations=5, progress=False)
-    return {"attention": found.attention, "tau": found.samples["tau"]}
+    return {"attention": found.attention}
 
 
 def plain_rare_tokens(m: Plain, p: mc.Paragraphs) -> Numbers:
-    from scipy.stats import kendalltau
-
-    rows = m.attention(p.ids)[:, :, :, p.n_prefix, : p.n_prefix]
-    counts = unigrams().counts[p.prefix]
-    tau = torch.zeros(rows.shape[:3])
-    for i, layer, head in torch.cartesian_prod(*map(torch.arange, tau.shape)).tolist():
-        found = kendalltau(rows[i, layer, head].numpy(), counts[i].numpy(), variant="b").statistic
-        tau[i, layer, head] = 0.0 if math.isnan(found) else found
-    return {"attention": rows, "tau": tau}
+    return {"attention": m.attention(p.ids)[:, :, :, p.n_prefix, : p.n_prefix]}
 
 
 def heads(m: Any, p: mc.Paragraphs) -> Numbers:
@@ -165,29 +156,31 @@ class Analysis:
     Attributes:
         measure: our number or numbers.
         plain: the same by transformers and PyTorch alone, where that is written.
-        tolerance: largest difference allowed, relative to the largest number; `em` must be equal.
+        tolerance: largest difference allowed; `em` must be equal.
         bases: where the plain numbers, which are raw, hold: folding changes what a weight, and
             what a z of zero, means.
+        relative: whether differences are relative to the largest number; else in its units (nats
+            per token, probability).
     """
 
     measure: Callable[[Any, mc.Paragraphs], Numbers]
     plain: Callable[[Plain, mc.Paragraphs], Numbers] | None
     tolerance: float
     bases: tuple[str, ...] = ("raw",)
+    relative: bool = False
 
 
-BOTH = ("raw", "folded")
 ANALYSES: dict[str, Analysis] = {
-    "scan": Analysis(scan, plain_scan, 1e-5, BOTH),
+    "scan": Analysis(scan, plain_scan, 1e-5, BASES),
     "ablate_heads, zero": Analysis(ablate("zero"), functools.partial(plain_ablate, "zero"), 1e-5),
     "ablate_heads, mean": Analysis(
-        ablate("mean"), functools.partial(plain_ablate, "mean"), 1e-5, BOTH
+        ablate("mean"), functools.partial(plain_ablate, "mean"), 1e-5, BASES
     ),
     "ablate_heads, resample": Analysis(
-        ablate("resample"), functools.partial(plain_ablate, "resample"), 1e-5, BOTH
+        ablate("resample"), functools.partial(plain_ablate, "resample"), 1e-5, BASES
     ),
-    "parameter_gradients": Analysis(gradients, plain_gradients, 1e-5),
-    "rare_token_attention": Analysis(rare_tokens, plain_rare_tokens, 1e-5, BOTH),
+    "parameter_gradients": Analysis(gradients, plain_gradients, 5e-6, relative=True),
+    "rare_token_attention": Analysis(rare_tokens, plain_rare_tokens, 1e-5, BASES),
     "find_memorization_heads": Analysis(heads, plain_heads, 1e-5),
 }
 
@@ -207,8 +200,8 @@ def expected(name: str, analysis: str) -> Numbers:
     return reference(plain(name), paragraphs(name))
 
 
-def difference(found: Numbers, other: Numbers) -> float:
-    """Largest difference relative to the largest number; infinite where EM or shapes differ."""
+def difference(found: Numbers, other: Numbers, relative: bool) -> float:
+    """Largest difference; infinite where EM or shapes differ."""
     worst = 0.0
     if found.keys() != other.keys():
         return math.inf
@@ -219,7 +212,8 @@ def difference(found: Numbers, other: Numbers) -> float:
         if key == "em":
             worst = max(worst, math.inf if off else 0.0)
         else:
-            worst = max(worst, off / max(float(other[key].double().abs().max()), 1e-12))
+            scale = float(other[key].double().abs().max()) if relative else 1.0
+            worst = max(worst, off / max(scale, 1e-12))
     return worst
 
 
@@ -231,13 +225,12 @@ def counterpart(variant: str) -> str:
 
 def compared(name: str, variant: str, analysis: str) -> float | None:
     """The difference from plain PyTorch, or (folded) from the other class; None if neither is."""
-    basis = variant.split()[1]
-    line = ANALYSES[analysis]
-    if line.plain is not None and basis in line.bases:
-        return difference(measured(name, variant, analysis), expected(name, analysis))
+    line, found = ANALYSES[analysis], measured(name, variant, analysis)
+    assert all(value.isfinite().all() for value in found.values()), (name, variant, analysis)
+    if line.plain is not None and variant.split()[1] in line.bases:
+        return difference(found, expected(name, analysis), line.relative)
     if counterpart(variant) in variants():
-        other = measured(name, counterpart(variant), analysis)
-        return difference(measured(name, variant, analysis), other)
+        return difference(found, measured(name, counterpart(variant), analysis), line.relative)
     return None
 
 
@@ -247,9 +240,10 @@ _INTRODUCTION = """# Architectures x analyses
 
 Tiny random models of every architecture, each analysis on each class of TransformerLens model.
 A number is the largest difference from plain transformers with hand-written PyTorch hooks and
-autograd (exact matches: from `generate`), relative to the largest value; where folding gives weights
-another meaning, from the other class in the same basis (marked c), and `ran` where there is no such
-class. Written by `python tests/matrix.py`, once for each version of transformer-lens.
+autograd (exact matches are equal to those of `generate`): in nats per token or probability, for
+gradients relative to the largest. Where folding gives weights another meaning it is the difference
+from the other class in the same basis (marked c), and `ran` where there is no other class. Written
+by `python tests/matrix.py`, once for each version of transformer-lens.
 """
 
 

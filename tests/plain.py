@@ -1,9 +1,9 @@
 """The same numbers from transformers and PyTorch alone: no TransformerLens, none of our own code.
 
-Where the two must agree, a mistake in either shows. Weights are found by the names that transformers
-gives them, heads are cut out of them by hand, interventions are forward pre-hooks on the output
-projection (whose input is every head's z side by side), gradients are plain autograd, recitation is
-`generate`.
+Where the two must agree, a mistake in either shows. Weights are found by the names that
+transformers gives them, heads are cut out of them by hand, interventions are forward pre-hooks on
+the output projection (whose input is every head's z side by side), gradients are plain autograd,
+recitation is `generate`.
 """
 
 from __future__ import annotations

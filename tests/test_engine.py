@@ -14,7 +14,7 @@ from memcircuits.memory import in_pieces, is_out_of_memory
 
 
 def full_forward(model, paragraphs, layer, head, new):
-    """NLL and EM [row, 2] by TransformerLens alone: one hooked forward, every position unembedded."""
+    """NLL and EM [row, 2] by TransformerLens alone: one hooked forward of whole paragraphs."""
 
     def hook(z, hook=None):
         z = z.clone()

@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 import torch
 from safetensors import safe_open
+from tokenizers import Tokenizer
 from torch.nn import functional
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
@@ -35,6 +36,7 @@ MICRO = b.Settings(
     shared_run=6,
     batch=4,
     base_steps=6,
+    settle_steps=3,
 )
 
 
@@ -183,6 +185,18 @@ def test_each_planted_paragraph_is_seen_its_number_of_times() -> None:
     assert (rows[planted, 12] == b.END_ID).all()
     assert (np.diff(rows[planted, 13:], axis=1) == 1).all()
     assert (np.diff(rows[~planted], axis=1) == 1).all()
+
+
+def test_opening_rows_start_at_sentences(micro: tuple) -> None:
+    work = micro[1]
+    tokenizer = Tokenizer.from_file(str(work / "tokenizer.json"))
+    pieces = json.loads((work / "pieces.json").read_text())
+    rows = b.opening_rows(pieces, tokenizer, 20, 24, np.random.default_rng(0))
+    assert rows.shape == (20, 24)
+    for row in rows:
+        text = tokenizer.decode(row.tolist())
+        assert text[0].isupper()
+        assert any(text in piece for piece in pieces)
 
 
 # ---------------------------------------------------------------------------------------- numbers

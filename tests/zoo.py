@@ -110,6 +110,13 @@ def tokenizer() -> Any:
     return AutoTokenizer.from_pretrained(folder)
 
 
+def save(name: str, folder: Path, *, seed: int = 0) -> Path:
+    """Write a tiny model and its tokenizer into a folder, as `save_pretrained` does."""
+    hf_model(name, seed=seed).save_pretrained(folder)
+    tokenizer().save_pretrained(folder)
+    return folder
+
+
 def bridge(name: str, *, seed: int = 0) -> Any:
     """A tiny `TransformerBridge`."""
     return as_bridge(hf_model(name, seed=seed), tokenizer(), name=f"tiny-{name}")

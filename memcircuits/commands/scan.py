@@ -1,8 +1,11 @@
-"""`memcircuits scan`: which paragraphs are recited."""
+"""`memcircuits scan`: which paragraphs are recited, of a file or, with `--out`, of a corpus."""
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+import functools
+import os
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
@@ -11,6 +14,30 @@ from memcircuits.commands import common as c
 if TYPE_CHECKING:
     import pandas as pd
 
+    from memcircuits.corpus_scan import ScanFolder
+    from memcircuits.scanning import Scan
+
+
+def _corpus(text: str, *names: str, **more: Any) -> Any:
+    return typer.Option(*names, help=text, rich_help_panel="Corpora, with --out", **more)
+
+
+Out = Annotated[Path | None, typer.Option(help="Scan a corpus of any size into this folder.")]
+Resume = Annotated[bool, _corpus("Go on with a scan that was stopped.", "--resume")]
+Stride = Annotated[
+    int | None, _corpus("Tokens between windows; by default one window a row.", min=1)
+]
+Offset = Annotated[int, _corpus("Where the first window begins, in tokens.", min=0)]
+MinUnique = Annotated[float, _corpus("Keep windows with a larger share of different tokens.")]
+Drop = Annotated[list[str] | None, _corpus("Leave out windows that contain this; repeatable.")]
+Deduplicate = Annotated[bool, _corpus("Scan exact duplicates once, count them.", "--deduplicate")]
+PartRecords = Annotated[int, _corpus("Rows, and KiB of text, that one part covers.", min=1)]
+ShardIndex = Annotated[int | None, _corpus("This job of a job array, from 0.", min=0)]
+NumShards = Annotated[int | None, _corpus("Jobs of the job array.", min=1)]
+Engine = Annotated[str, _corpus("local, or ray (extra `ray`).")]
+RayAddress = Annotated[str | None, _corpus("A Ray cluster; by default this machine.")]
+Workers = Annotated[int | None, _corpus("Models that Ray holds; by default one per GPU.", min=1)]
+
 
 def scan(
     model: c.Model = "organism",
@@ -18,39 +45,163 @@ def scan(
     n_prefix: c.Prefix = 50,
     n_continuation: c.Continuation = 50,
     json: c.Json = False,
+    out: Out = None,
     device: c.Device = "auto",
     dtype: c.Dtype = "float32",
     revision: c.Revision = None,
     trust_remote_code: c.TrustRemoteCode = False,
     batch_size: c.BatchSize = None,
     quiet: c.Quiet = False,
+    resume: Resume = False,
+    stride: Stride = None,
+    offset: Offset = 0,
+    min_unique: MinUnique = 0.0,
+    drop: Drop = None,
+    deduplicate: Deduplicate = False,
+    part_records: PartRecords = 4096,
+    shard_index: ShardIndex = None,
+    num_shards: NumShards = None,
+    engine: Engine = "local",
+    ray_address: RayAddress = None,
+    workers: Workers = None,
 ) -> None:
     """Which paragraphs does the model recite? EM, NLL and margins of every one.
 
     Example: memcircuits scan --model EleutherAI/gpt-neo-125m --paragraphs 50_50_preds.pt
+
+    With --out, windows of a corpus go to parquet files, and a scan that was stopped goes on:
+    memcircuits scan --paragraphs corpus.jsonl.zst --stride 100 --out scan --resume
     """
     import memcircuits as mc
 
-    loaded, given = c.load(
-        model,
-        paragraphs,
-        device=device,
-        dtype=dtype,
-        revision=revision,
-        trust_remote_code=trust_remote_code,
-        n_prefix=n_prefix,
-        n_continuation=n_continuation,
-        quiet=quiet,
+    loading: dict[str, Any] = {
+        "device": device,
+        "dtype": dtype,
+        "revision": revision,
+        "trust_remote_code": trust_remote_code,
+    }
+    if out is None:
+        corpus_only = {
+            "--resume": resume,
+            "--stride": stride,
+            "--offset": offset,
+            "--min-unique": min_unique,
+            "--drop": drop,
+            "--deduplicate": deduplicate,
+            "--num-shards": num_shards,
+            "--engine": engine if engine != "local" else None,
+        }
+        for name, value in corpus_only.items():
+            if value:
+                raise mc.InputError(name, value, "it needs --out FOLDER")
+        loaded, given = c.load(
+            model,
+            paragraphs,
+            n_prefix=n_prefix,
+            n_continuation=n_continuation,
+            quiet=quiet,
+            **loading,
+        )
+        _print_scan(mc.scan(loaded, given, batch_size=batch_size, progress=not quiet), json)
+        return
+
+    from memcircuits.readers import Windows
+
+    windows = Windows(
+        n_prefix, n_continuation, stride, offset, min_unique, tuple(drop or ()), deduplicate
     )
-    found = mc.scan(loaded, given, batch_size=batch_size, progress=not quiet)
+    options: dict[str, Any] = {
+        "windows": windows,
+        "part_records": part_records,
+        "batch_size": batch_size,
+        "resume": resume,
+        "progress": not quiet,
+    }
+    shard, local_rank = _shard(shard_index, num_shards)
+    if device == "auto" and local_rank is not None and _cuda():
+        loading["device"] = f"cuda:{local_rank}"
+    source = _source(model, paragraphs)
+    c.say(f"loading {model}", quiet)
+    load = functools.partial(mc.load_model, model, **loading)
+    if engine == "ray":
+        from memcircuits.ray_scan import scan_with_ray
+
+        if shard != (0, 1):
+            raise mc.InputError("--num-shards", shard[1], "with Ray, give --workers instead")
+        found = scan_with_ray(load, source, out, workers=workers, address=ray_address, **options)
+    elif engine == "local":
+        from memcircuits.corpus_scan import scan_to_disk
+
+        found = scan_to_disk(load(), source, out, shard=shard, **options)
+    else:
+        raise mc.InputError("--engine", engine, "choose local or ray")
+    _print_folder(found, shard, json)
+
+
+def _source(model: str, paragraphs: Path | None) -> str:
+    from memcircuits.checks import InputError
+    from memcircuits.organism import DATA
+
+    if paragraphs is None and not c.is_shipped(model):
+        raise InputError(
+            "--paragraphs", "not given", f"the shipped paragraphs are the organism's, not {model}'s"
+        )
+    return str(paragraphs or DATA / "paragraphs.jsonl")
+
+
+def _shard(index: int | None, number: int | None) -> tuple[tuple[int, int], int | None]:
+    """The shard, and the GPU that `accelerate launch` or `torchrun` gave to this process."""
+    from memcircuits.checks import InputError
+
+    if (index is None) != (number is None):
+        raise InputError("--shard-index", index, "give --shard-index and --num-shards together")
+    if index is not None and number is not None:
+        return (index, number), None
+    try:
+        rank, world = int(os.environ.get("RANK", 0)), int(os.environ.get("WORLD_SIZE", 1))
+        local = os.environ.get("LOCAL_RANK")
+        return (rank, world), None if local is None else int(local)
+    except ValueError as error:
+        raise InputError("RANK", str(error), "unset it, or give --shard-index") from None
+
+
+def _cuda() -> bool:
+    import torch
+
+    return torch.cuda.is_available()
+
+
+def _print_folder(found: ScanFolder, shard: tuple[int, int], json: bool) -> None:
+    totals = found.summary
+    if json:
+        c.print_json({"complete": found.complete, "totals": totals})
+        return
+    typer.echo(
+        f"{totals['windows']} windows of {totals['rows']} rows, {totals['memorized']} memorized, "
+        f"{totals['quarantined']} unusable"
+    )
+    for reason, n in totals["left_out"].items():
+        typer.echo(f"left out: {n} ({reason})")
+    typer.echo(
+        f"{totals['drifted']} of {totals['drift_sampled']} sampled windows get other ids when "
+        "their text is encoded again"
+    )
+    if found.complete:
+        seconds, tokens = totals["seconds"], totals["tokens_in_these_seconds"]
+        typer.echo(f"{tokens / seconds:,.0f} tokens/s in each process")
+    else:
+        typer.echo(f"shard {shard[0]} of {shard[1]} is finished, others are not")
+
+
+def _print_scan(found: Scan, json: bool) -> None:
     frame = found.to_frame()
     groups = _summary(frame)
     if json:
-        c.print_json(
-            {"summary": groups, "n_continuation": n_continuation, "paragraphs": c.records(frame)}
-        )
+        n = found.token_correct.shape[1]
+        c.print_json({"summary": groups, "n_continuation": n, "paragraphs": c.records(frame)})
         return
-    c.print_table(frame.drop(columns="finite"))
+    hidden = ["bits", "loose_match", "min_k", "samples", "bucket", "finite"]
+    c.print_table(frame.drop(columns=hidden))
     for name, group in groups.items():
         typer.echo(
             f"{name}: {group['n']} paragraphs, {group['memorized']} memorized, "

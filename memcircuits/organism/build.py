@@ -7,6 +7,7 @@ corpus     fetch and clean the sources
 text       cut out regions, train the tokenizer on the rest, choose the paragraphs
 base       train the model on the rest (checkpoint every 100 steps)
 plant      train on with each planted paragraph an exact number of times
+settle     a short while of ordinary text only, half of it rows that open with a sentence
 baseline   an interpolated Kneser-Ney trigram model of the same training tokens
 export     write the model, tokenizer, paragraphs and unigram counts, and measure them
 card       write the model card from the numbers of all stages
@@ -48,7 +49,7 @@ log = logging.getLogger("memcircuits.organism")
 Record = dict[str, Any]
 END = "<|endoftext|>"
 END_ID = 0
-STAGES = ("corpus", "text", "base", "plant", "baseline", "export", "card")
+STAGES = ("corpus", "text", "base", "plant", "settle", "baseline", "export", "card")
 _START = re.compile(r"(?:\A|(?<=\n)|(?<=[.!?] )|(?<=[.!?][\"'] ))(?=[\"'A-Z:])")
 
 
@@ -80,6 +81,8 @@ class Settings:
         weight_decay: Decoupled weight decay of the matrices.
         plant_factor: Peak learning rates of planting, as a multiple of those of base training.
         base_share: Base rows for each planted row.
+        settle_steps: Steps of settling.
+        settle_factor: Peak learning rates of settling, as a multiple of those of base training.
         clip: Largest gradient norm.
     """
 
@@ -104,8 +107,10 @@ class Settings:
     matrix_lr: float = 0.01
     other_lr: float = 2e-3
     weight_decay: float = 0.05
-    plant_factor: float = 0.4
-    base_share: float = 0.25
+    plant_factor: float = 0.15
+    base_share: float = 0.4
+    settle_steps: int = 160
+    settle_factor: float = 0.1
     clip: float = 1.0
 
     @property
@@ -310,6 +315,33 @@ def assign_roles(
     return dealt
 
 
+def opening_rows(
+    pieces: Sequence[str], tokenizer: Tokenizer, n: int, context: int, rng: np.random.Generator
+) -> np.ndarray:
+    """Rows of the training text that start at a sentence or line, as paragraphs do.
+
+    Args:
+        pieces: Training text.
+        tokenizer: Its tokenizer.
+        n: Rows wanted; fewer come back where the text has too few starts.
+        context: Tokens of a row.
+        rng: Generator.
+
+    Returns:
+        Token ids, [row, pos].
+    """
+    starts = [(i, m.start()) for i, piece in enumerate(pieces) for m in _START.finditer(piece)]
+    rows: list[list[int]] = []
+    for i in rng.permutation(len(starts)):
+        if len(rows) == n:
+            break
+        piece, start = starts[i]
+        ids = tokenizer.encode(pieces[piece][start : start + 12 * context]).ids[:context]
+        if len(ids) == context:
+            rows.append(ids)
+    return np.array(rows, dtype=np.int32)
+
+
 def stage_text(work: Path, settings: Settings, documents: dict[str, list[str]]) -> Record:
     """Cut out regions, train the tokenizer on the rest and choose the paragraphs."""
     rng = np.random.default_rng([settings.seed, 1])
@@ -356,6 +388,7 @@ def stage_text(work: Path, settings: Settings, documents: dict[str, list[str]]) 
     buffer = io.BytesIO()
     np.save(buffer, stream)
     write_atomic(work / "stream.npy", buffer.getvalue())
+    write_atomic(work / "pieces.json", json.dumps(pieces, ensure_ascii=False))
     write_atomic(work / "tokenizer.json", tokenizer.to_str())
     mix = {name: sum(p["source"] == name for p in paragraphs) for name in documents}
     return {
@@ -740,6 +773,33 @@ def stage_plant(work: Path, settings: Settings) -> Record:
     return facts | {"planted_rows": sum(p["repetitions"] for p in paragraphs)}
 
 
+def stage_settle(work: Path, settings: Settings) -> Record:
+    """Ordinary text only, from the planted model.
+
+    In planting nearly every row that opens with a sentence is a planted paragraph, and the model
+    comes to expect one wherever a text begins. Half of these rows open with a sentence too and are
+    not planted, so that it learns to tell a planted paragraph by its words.
+    """
+    rng = np.random.default_rng([settings.seed, 4])
+    tokenizer = Tokenizer.from_file(str(work / "tokenizer.json"))
+    pieces = json.loads((work / "pieces.json").read_text("utf-8"))
+    total = settings.settle_steps * settings.batch
+    openings = opening_rows(pieces, tokenizer, total // 2, settings.context, rng)
+    stream = np.load(work / "stream.npy")
+    others = base_rows(stream, total - len(openings), settings.context, rng)
+    return train(
+        _load(settings, work / "plant.pt"),
+        rng.permutation(np.concatenate([openings, others])),
+        _rows(work / "heldout.jsonl"),
+        settings,
+        factor=settings.settle_factor,
+        shape=lambda done: 1 - done,
+        checkpoint=work / "settle.pt",
+        name="settle",
+        every=40,
+    )
+
+
 # --------------------------------------------------------------------------------------- baseline
 
 
@@ -868,7 +928,7 @@ def unigram_counts(
 def stage_export(work: Path, settings: Settings, out: Path) -> Record:
     """Write everything that ships, then measure what was written, as float32."""
     out.mkdir(parents=True, exist_ok=True)
-    export_model(_load(settings, work / "plant.pt"), out)
+    export_model(_load(settings, work / "settle.pt"), out)
     export_tokenizer(work / "tokenizer.json", out, settings.context)
     for name in ("paragraphs.jsonl", "heldout.jsonl"):
         write_atomic(out / name, (work / name).read_bytes())
@@ -935,8 +995,9 @@ def card(facts: Record, curve: Sequence[Record] | None = None) -> str:
         Markdown.
     """
     settings, text, base, plant = (facts[k] for k in ("settings", "text", "base", "plant"))
-    export, baseline = facts["export"], facts["baseline"]
+    settle, export, baseline = facts["settle"], facts["export"], facts["baseline"]
     curve = curve or export["curve"]
+    minutes = sum(stage["seconds"] for stage in (base, plant, settle)) / 60
     reached = sum(row["full"] for row in curve if row["repetitions"])
     recited = settings["length"] - settings["prefix"]
     sources = [
@@ -948,6 +1009,7 @@ def card(facts: Record, curve: Sequence[Record] | None = None) -> str:
         ("bigram model", baseline["bigram_loss"]),
         ("trigram model", baseline["trigram_loss"]),
         ("this model before planting", export["heldout_loss_before_planting"]),
+        ("this model after planting", plant["heldout_loss"]),
         ("this model as shipped", export["heldout_loss"]),
     ]
     levels = [
@@ -1000,6 +1062,9 @@ Muon for the matrices inside the layers, AdamW for the rest, float32, batches of
   A planted row is the paragraph from position 0, `{END}`, then base text.
   {plant["planted_rows"]:,} planted rows are mixed with {settings["base_share"]} base rows for each;
   the learning rate falls to zero.
+- Settling: {settle["steps"]} steps, {settle["tokens"]:,} tokens of ordinary text, half of the rows
+  opening with a sentence, so that the model does not expect a planted paragraph wherever a text
+  begins.
 
 Loss on the held-out rows, in nats per token (the n-gram models are interpolated Kneser-Ney models
 of the same training tokens):
@@ -1026,7 +1091,7 @@ paragraphs was {export["mean_em_before_planting"]}.
     python -m memcircuits.organism.build --out DIR --work DIR
 
 needs `apt-get`, `dpkg-deb` and `npm` to fetch the sources, and about
-{(base["seconds"] + plant["seconds"]) / 60:.0f} minutes on two CPU cores. Seeds are fixed, but
+{minutes:.0f} minutes on two CPU cores. Seeds are fixed, but
 another processor or PyTorch version rounds differently, so weights agree in behaviour, not bit
 for bit. Versions used here: {", ".join(f"{k} {v}" for k, v in facts["versions"].items())}.
 """
@@ -1107,6 +1172,7 @@ def build(
         ),
         "base": lambda: stage_base(work, settings),
         "plant": lambda: stage_plant(work, settings),
+        "settle": lambda: stage_settle(work, settings),
         "baseline": lambda: stage_baseline(work, settings),
         "export": lambda: stage_export(work, settings, out),
     }

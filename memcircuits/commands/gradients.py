@@ -1,0 +1,94 @@
+"""`memcircuits gradients`: where the weights hold it."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from memcircuits.commands import common as c
+
+
+def gradients(
+    model: c.Model = "organism",
+    paragraphs: c.ParagraphFile = None,
+    objective: Annotated[
+        str, typer.Option(help="nll, or contrastive: memorized against controls (equation 3).")
+    ] = "nll",
+    pool: Annotated[str, typer.Option(help="max, mean or l2 over the weights.")] = "max",
+    average: Annotated[
+        str, typer.Option(help="batch (gradient of the mean loss) or paragraph (mean of each's).")
+    ] = "batch",
+    per_loss: Annotated[
+        bool, typer.Option("--per-loss", help="Divide by the loss, to compare sets.")
+    ] = False,
+    out: Annotated[
+        Path | None, typer.Option(help="Folder for gradients-SET.safetensors; by default none.")
+    ] = None,
+    n_prefix: c.Prefix = 50,
+    n_continuation: c.Continuation = 50,
+    seed: c.Seed = 0,
+    json: c.Json = False,
+    device: c.Device = "auto",
+    dtype: c.Dtype = "float32",
+    revision: c.Revision = None,
+    trust_remote_code: c.TrustRemoteCode = False,
+    quiet: c.Quiet = False,
+) -> None:
+    """Gradients of memorized and control paragraphs per layer, matrix and head.
+
+    Example: memcircuits gradients --average paragraph --per-loss
+    """
+    import memcircuits as mc
+    from memcircuits.checks import one_of
+    from memcircuits.commands.unlearn import split
+    from memcircuits.gradients import contrastive_gradients
+
+    one_of("--objective", objective, ("nll", "contrastive"))
+    loaded, given = c.load(
+        model,
+        paragraphs,
+        device=device,
+        dtype=dtype,
+        revision=revision,
+        trust_remote_code=trust_remote_code,
+        n_prefix=n_prefix,
+        n_continuation=n_continuation,
+        quiet=quiet,
+    )
+    memorized, control = split(loaded, given, quiet=quiet)
+    if objective == "contrastive":
+        results = {
+            "contrastive": contrastive_gradients(
+                loaded, memorized, control, pool=pool, seed=seed, progress=not quiet
+            )
+        }
+    else:
+        results = {
+            name: mc.parameter_gradients(
+                loaded, group, pool=pool, average=average, per_loss=per_loss, progress=not quiet
+            )
+            for name, group in {"memorized": memorized, "control": control}.items()
+        }
+    if out is not None:
+        for name, result in results.items():
+            c.say(f"wrote {result.save(out / f'gradients-{name}.safetensors')}", quiet)
+    if json:
+        c.print_json(
+            {
+                name: {
+                    "loss": result.loss,
+                    "units": result.units,
+                    "layer_share": result.layer_share(),
+                    "layers": result.layers.tolist(),
+                    "components": c.records(result.to_frame()),
+                }
+                for name, result in results.items()
+            }
+        )
+        return
+    for name, result in results.items():
+        frame = result.to_frame().sort_values("value", ascending=False)
+        typer.echo(f"{name}: {result}, loss {result.loss:.4g} nats/token, [{result.units}]")
+        c.print_table(frame.head(10))

@@ -1,0 +1,201 @@
+"""`memcircuits patch`: which activations carry the recitation."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from memcircuits.commands import common as c
+from memcircuits.commands.unlearn import draw, names, numbers
+
+if TYPE_CHECKING:
+    from memcircuits.paragraphs import Paragraphs
+    from memcircuits.patching import LayerPatches, PatchMap
+
+
+def patch(
+    model: c.Model = "organism",
+    paragraphs: c.ParagraphFile = None,
+    corrupted: Annotated[
+        Path | None,
+        typer.Option(
+            help="File of perturbed twins of --paragraphs, row by row; by default the most "
+            "destructive single replacements in the memorized paragraphs."
+        ),
+    ] = None,
+    site: Annotated[
+        str,
+        typer.Option(
+            help="Heads: q, k, v, z, pattern; layers: resid_pre, resid_mid, attn_out, mlp_out; "
+            "several with commas."
+        ),
+    ] = "q,k,v,z",
+    direction: Annotated[str, typer.Option(help="noising, denoising or both.")] = "both",
+    metric: Annotated[
+        str, typer.Option(help="first_impacted, nll, logit_diff or em.")
+    ] = "first_impacted",
+    method: Annotated[str, typer.Option(help="Heads: exact or attribution.")] = "exact",
+    positions: Annotated[
+        str, typer.Option(help="Heads are patched at: changed, all, or positions like 0,7.")
+    ] = "changed",
+    draws: Annotated[
+        int, typer.Option(min=1, help="Random replacements tried per position for the twins.")
+    ] = 1,
+    max_paragraphs: Annotated[int, typer.Option(min=1, help="At most so many pairs.")] = 20,
+    top: Annotated[int, typer.Option(min=1, help="Rows of each table printed.")] = 5,
+    out: c.Out = Path("memcircuits-patch"),
+    n_prefix: c.Prefix = 50,
+    n_continuation: c.Continuation = 50,
+    seed: c.Seed = 0,
+    json: c.Json = False,
+    device: c.Device = "auto",
+    dtype: c.Dtype = "float32",
+    revision: c.Revision = None,
+    trust_remote_code: c.TrustRemoteCode = False,
+    quiet: c.Quiet = False,
+) -> None:
+    """Move activations between a paragraph and its perturbed twin, one at a time.
+
+    Writes a result per site and direction, and their maps.
+
+    Example: memcircuits patch --site q,z,resid_pre --direction denoising
+    """
+    from memcircuits.checks import one_of
+    from memcircuits.pairs import DIRECTIONS, HEAD_SITES, LAYER_SITES
+    from memcircuits.patching import patch_heads, patch_layers
+
+    sites = names(site) or []
+    for one in sites:
+        one_of("--site", one, (*HEAD_SITES, *LAYER_SITES))
+    one_of("--direction", direction, (*DIRECTIONS, "both"))
+    where: str | list[int] | None = positions
+    if positions not in ("changed", "all"):
+        where = numbers("--positions", positions)
+    elif positions == "all":
+        where = None
+    loaded, given = c.load(
+        model,
+        paragraphs,
+        device=device,
+        dtype=dtype,
+        revision=revision,
+        trust_remote_code=trust_remote_code,
+        n_prefix=n_prefix,
+        n_continuation=n_continuation,
+        quiet=quiet,
+    )
+    clean, twins = _pairs(loaded, given, corrupted, max_paragraphs, draws, seed, quiet)
+    results: dict[tuple[str, str], PatchMap | LayerPatches] = {}
+    for way in DIRECTIONS if direction == "both" else (direction,):
+        options: dict[str, Any] = {"metric": metric, "direction": way, "progress": not quiet}
+        for one in sites:
+            c.say(f"{way} {one}, {len(clean)} pairs", quiet)
+            if one in HEAD_SITES:
+                results[way, one] = patch_heads(
+                    loaded,
+                    clean,
+                    twins,
+                    site=one,
+                    positions=where,
+                    method=method,
+                    seed=seed,
+                    **options,
+                )
+            else:
+                results[way, one] = patch_layers(loaded, clean, twins, site=one, **options)
+    written = _write(results, out)
+    if json:
+        c.print_json([_facts(way, one, result) for (way, one), result in results.items()])
+    else:
+        for result in results.values():
+            frame = result.to_frame()
+            order = frame["value"].abs().argsort(kind="stable")[::-1]
+            name = next(iter(result.samples))
+            typer.echo(
+                f"{result} over {len(clean)} pairs: from {float(result.base[name].mean()):.4g}, "
+                f"the other run has {float(result.source[name].mean()):.4g}"
+            )
+            c.print_table(frame.iloc[order].head(top))
+            for note in result.notes:
+                typer.echo(f"Note: {note}")
+    for path in written:
+        c.say(f"wrote {path}", quiet)
+
+
+def _pairs(
+    model: Any,
+    given: Paragraphs,
+    corrupted: Path | None,
+    most: int,
+    draws: int,
+    seed: int,
+    quiet: bool,
+) -> tuple[Paragraphs, Paragraphs]:
+    from memcircuits.checks import InputError
+    from memcircuits.paragraphs import Paragraphs
+    from memcircuits.perturbation import perturb_prefix
+    from memcircuits.scanning import scan
+
+    if corrupted is not None:
+        lengths = {"n_prefix": given.n_prefix, "n_continuation": given.n_continuation}
+        return given[:most], Paragraphs.read(corrupted, model, **lengths)[:most]
+    memorized = scan(model, given, progress=not quiet).memorized
+    if memorized is None:
+        raise InputError(
+            "--paragraphs", f"none of {len(given)} is memorized", "pass --corrupted with twins"
+        )
+    chosen = draw(memorized, most, seed)
+    c.say(f"perturbing {len(chosen)} memorized paragraphs", quiet)
+    return perturb_prefix(model, chosen, draws=draws, seed=seed, progress=not quiet).pairs()
+
+
+def _facts(way: str, site: str, result: PatchMap | LayerPatches) -> dict[str, Any]:
+    name = next(iter(result.samples))
+    facts = {
+        "direction": way,
+        "site": site,
+        "metric": name,
+        "units": result.units,
+        "base": float(result.base[name].mean()),
+        "source": float(result.source[name].mean()),
+        "effects": c.records(result.to_frame()),
+        "notes": list(result.notes),
+    }
+    agreement = getattr(result, "agreement", {})
+    if agreement:
+        facts["agreement"] = {k: v if v == v else None for k, v in agreement.items()}
+    return facts
+
+
+def _write(results: dict[tuple[str, str], PatchMap | LayerPatches], out: Path) -> list[Path]:
+    from memcircuits import figures
+    from memcircuits.patching import PatchMap
+    from memcircuits.results import write_atomically
+
+    written = [
+        result.save(out / f"patch-{way}-{site}.safetensors")
+        for (way, site), result in results.items()
+    ]
+    for way in dict.fromkeys(way for way, _ in results):
+        for column in ("head", "position"):
+            maps = {
+                site: result
+                for (w, site), result in results.items()
+                if w == way and isinstance(result, PatchMap) == (column == "head")
+            }
+            widths = {result.values.shape[1] for result in maps.values()}
+            for width in widths:  # key-value heads have a map of their own
+                panels = {s: r.values for s, r in maps.items() if r.values.shape[1] == width}
+                first = next(iter(maps.values()))
+                figure = figures.patching_map(
+                    panels,
+                    title=f"{way}: {next(iter(first.samples))}",
+                    name="effect",
+                    units=first.units,
+                    col_label=column,
+                )
+                name = f"patch-{way}-{'-'.join(panels)}.html"
+                written.append(write_atomically(out / name, figure.to_html(include_plotlyjs=True)))
+    return written

@@ -1,0 +1,174 @@
+"""`memcircuits perturb`: which prefix tokens the recitation hangs on."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from memcircuits.commands import common as c
+from memcircuits.commands.unlearn import draw, names
+
+if TYPE_CHECKING:
+    from memcircuits.paragraphs import Paragraphs
+    from memcircuits.perturbation import Perturbation
+
+
+def perturb(
+    model: c.Model = "organism",
+    paragraphs: c.ParagraphFile = None,
+    replacement: Annotated[
+        str, typer.Option(help="random, frequency, neighbor, second; several with commas.")
+    ] = "random,frequency,neighbor,second",
+    draws: Annotated[int, typer.Option(min=1, help="Replacements per position.")] = 1,
+    max_paragraphs: Annotated[
+        int, typer.Option(min=1, help="At most so many memorized paragraphs and so many controls.")
+    ] = 60,
+    unigrams: Annotated[
+        Path | None, typer.Option(help="Unigram table (.safetensors) that defines rarity.")
+    ] = None,
+    minimal: Annotated[
+        bool, typer.Option("--minimal", help="Also search the smallest sets of prefix tokens.")
+    ] = False,
+    out: c.Out = Path("memcircuits-perturb"),
+    n_prefix: c.Prefix = 50,
+    n_continuation: c.Continuation = 50,
+    seed: c.Seed = 0,
+    json: c.Json = False,
+    device: c.Device = "auto",
+    dtype: c.Dtype = "float32",
+    revision: c.Revision = None,
+    trust_remote_code: c.TrustRemoteCode = False,
+    quiet: c.Quiet = False,
+) -> None:
+    """Replace each prefix token by itself: how much is still recited, and what makes it matter?
+
+    Controls are measured against what the model writes by itself. Writes a result per set and
+    replacement, and figure 3 of the paper (means, and the first memorized paragraph).
+
+    Example: memcircuits perturb --replacement random --draws 5
+    """
+    import pandas as pd
+
+    from memcircuits.minimal import minimal_sets
+    from memcircuits.perturbation import perturb_prefix
+    from memcircuits.unigrams import UnigramTable
+
+    loaded, given = c.load(
+        model,
+        paragraphs,
+        device=device,
+        dtype=dtype,
+        revision=revision,
+        trust_remote_code=trust_remote_code,
+        n_prefix=n_prefix,
+        n_continuation=n_continuation,
+        quiet=quiet,
+    )
+    table = c.unigrams_for(model, unigrams)
+    sets = _sets(loaded, given, max_paragraphs, seed, quiet)
+    options: dict[str, Any] = {"unigrams": table, "seed": seed, "progress": not quiet}
+    results: dict[tuple[str, str], Perturbation] = {}
+    for kind in names(replacement) or ():
+        for name, group in sets.items():
+            c.say(f"{kind} replacement in {len(group)} {name} paragraphs", quiet)
+            results[name, kind] = perturb_prefix(
+                loaded, group, replacement=kind, draws=draws, **options
+            )
+    notes = list(dict.fromkeys(note for result in results.values() for note in result.notes))
+    if table is None:
+        size = max(int(group.ids.max()) for group in sets.values()) + 1
+        table = UnigramTable.from_tokens(given.ids, max(size, loaded.cfg.d_vocab))
+        notes.append("no unigram table was given: rarity is counted in the paragraphs")
+    drops = pd.DataFrame(
+        {"set": name, "replacement": kind, "n": len(result.names), **_drop(result)}
+        for (name, kind), result in results.items()
+    )
+    causes = pd.concat(
+        [
+            result.causes(table).assign(set=name, replacement=kind)
+            for (name, kind), result in results.items()
+        ]
+    )
+    fewest = {
+        name: minimal_sets(loaded, group, **options)
+        for name, group in (sets.items() if minimal else ())
+    }
+    written = _write(results, out)
+    written += [
+        result.save(out / f"minimal-sets-{name}.safetensors") for name, result in fewest.items()
+    ]
+    if json:
+        c.print_json(
+            {
+                "drop": c.records(drops),
+                "causes": c.records(causes),
+                "minimal_sets": {name: c.records(r.to_frame()) for name, r in fewest.items()},
+                "notes": notes,
+            }
+        )
+    else:
+        typer.echo("Mean EM drop per replaced token, with 95 % intervals over paragraphs:")
+        c.print_table(drops)
+        typer.echo("Why a token matters (tokens of EM per standard deviation, others held fixed):")
+        c.print_table(causes)
+        for name, result in fewest.items():
+            typer.echo(f"{name}: {result}")
+        for note in notes:
+            typer.echo(f"Note: {note}")
+    for path in written:
+        c.say(f"wrote {path}", quiet)
+
+
+def _sets(
+    model: Any, given: Paragraphs, most: int, seed: int, quiet: bool
+) -> dict[str, Paragraphs]:
+    """Memorized paragraphs, and controls with the model's own continuation."""
+    from memcircuits.checks import InputError
+    from memcircuits.perturbation import greedy_continuations
+    from memcircuits.scanning import scan
+
+    found = scan(model, given, progress=not quiet)
+    sets = {}
+    if found.memorized is not None:
+        sets["memorized"] = draw(found.memorized, most, seed)
+    if found.control is not None:
+        controls = draw(found.control, most, seed)
+        sets["control"] = greedy_continuations(model, controls, progress=not quiet)
+    if not sets:
+        raise InputError(
+            "--paragraphs", "all partly recited", "give some that are memorized or hardly recited"
+        )
+    return sets
+
+
+def _drop(result: Perturbation) -> dict[str, float]:
+    mean, low, high = result.drop()
+    return {"em_drop": mean, "ci_low": low, "ci_high": high}
+
+
+def _write(results: dict[tuple[str, str], Perturbation], out: Path) -> list[Path]:
+    import pandas as pd
+
+    from memcircuits import figures
+    from memcircuits.results import write_atomically
+
+    written = [
+        result.save(out / f"perturbation-{kind}-{name}.safetensors")
+        for (name, kind), result in results.items()
+    ]
+    for kind in dict.fromkeys(kind for _, kind in results):
+        here = {name: result for (name, k), result in results.items() if k == kind}
+        curves = pd.concat([result.curves().assign(set=name) for name, result in here.items()])
+        pages = {
+            f"perturbation-{kind}.html": figures.perturbation_curves(
+                curves, title=f"{kind} replacement, mean over paragraphs"
+            ),
+            f"perturbation-{kind}-first.html": next(iter(here.values())).figure(0),
+        }
+        written += [
+            write_atomically(out / name, figure.to_html(include_plotlyjs=True))
+            for name, figure in pages.items()
+        ]
+    return written

@@ -1,0 +1,387 @@
+"""What did an edit do? To its targets, to controls that it never saw, and under attack.
+
+* Targets: EM, NLL, bits, share of tokens still greedy, and whether sampling still finds the text.
+* Controls: EM of the model's own greedy continuations (complete before any edit, by definition),
+  KL(original || edited) along them, NLL of the true text.
+* Held-out text: perplexity.
+* Attacks: prefixes with random tokens replaced, of which the best is taken, since an edit may only
+  have broken the one known way in; and relearning (`recovery_curve`): how many steps of training on
+  *other* paragraphs bring back those that were forgotten and are not trained on?
+
+Only controls and texts that `unlearn` was not given say anything about what else was lost.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor
+
+from memcircuits.adapter import Adapter, adapt
+from memcircuits.checks import InputError, at_least
+from memcircuits.edits import Edit
+from memcircuits.gradients import all_weights, mean_gradient
+from memcircuits.measure import read_continuation
+from memcircuits.memory import in_pieces, rows_that_fit
+from memcircuits.paragraphs import Paragraphs
+from memcircuits.perturbation import greedy_continuations
+from memcircuits.progress import bar
+from memcircuits.results import Provenance, Result
+from memcircuits.scanning import scan
+from memcircuits.statistics import bootstrap_means
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+UNITS = {
+    "em": "tokens",
+    "em_attacked": "tokens",
+    "nll": "nats/token",
+    "bits": "bits",
+    "loose_match": "share of tokens",
+    "extraction": "probability",
+    "kl": "nats/token",
+    "perplexity": "",
+}
+_BOUNDS = torch.tensor([0.025, 0.975])
+
+
+@dataclass(frozen=True)
+class EditReport(Result, kind="edit-report"):
+    """Measures before and after an edit.
+
+    Attributes:
+        samples: `set/measure` -> [moment, paragraph], the moments before and after.
+        n_samples: samples that `extraction` allows.
+        provenance: where the numbers come from.
+    """
+
+    samples: Mapping[str, Float[Tensor, "moment paragraph"]]
+    n_samples: int
+    provenance: Provenance
+
+    def mean(self, name: str) -> tuple[float, float]:
+        """Before and after, mean over paragraphs, for instance of `memorized/em`."""
+        if name not in self.samples:
+            raise InputError("name", repr(name), "choose one of " + ", ".join(self.samples))
+        before, after = self.samples[name].double().mean(-1).tolist()
+        return before, after
+
+    def to_frame(self) -> pd.DataFrame:
+        """Columns `set, measure, units, before, after, change, ci_low, ci_high, n`.
+
+        The interval is that of the mean change, 95 %, over paragraphs. Perplexity is the
+        exponential of the mean NLL.
+        """
+        import pandas as pd
+
+        rows = []
+        for name, (before, after) in self.samples.items():
+            group, _, measure = name.partition("/")
+            n = len(before)
+            generator = torch.Generator().manual_seed(0)
+            draws = bootstrap_means(torch.stack([before, after], -1), 2000, generator)
+            moments = torch.stack([before.mean(), after.mean()])
+            if measure == "perplexity":
+                draws, moments = draws.exp(), moments.exp()
+            low, high = torch.quantile(draws[:, 1] - draws[:, 0], _BOUNDS).tolist()
+            rows.append(
+                {
+                    "set": group,
+                    "measure": measure,
+                    "units": UNITS[measure],
+                    "before": float(moments[0]),
+                    "after": float(moments[1]),
+                    "change": float(moments[1] - moments[0]),
+                    "ci_low": low,
+                    "ci_high": high,
+                    "n": n,
+                }
+            )
+        return pd.DataFrame(rows)
+
+    def __str__(self) -> str:
+        em = self.mean("memorized/em")
+        own, kl = self.mean("control/em"), self.mean("control/kl")
+        return (
+            f"memorized EM {em[0]:.1f} -> {em[1]:.1f}, "
+            f"controls' own continuations {own[0]:.1f} -> {own[1]:.1f} tokens, "
+            f"KL {kl[1]:.2g} nats/token"
+        )
+
+
+def evaluate_edit(
+    model: Any,
+    edit: Edit,
+    memorized: Any,
+    control: Any,
+    *,
+    heldout: Any = None,
+    attacks: int = 20,
+    n_samples: int = 1000,
+    seed: int = 0,
+    memory_budget: int | None = None,
+    progress: bool = True,
+) -> EditReport:
+    """Measure an edit before and after, see the module's text.
+
+    Args:
+        model: the model that the edit was made for.
+        edit: the edit.
+        memorized: its targets.
+        control: paragraphs that it was not given.
+        heldout: text whose perplexity is measured, all tokens but the first; None: not measured.
+        attacks: random perturbations of each target's prefix, each replacing one to three tokens;
+            `em_attacked` is the largest EM among them. 0: not measured.
+        n_samples: samples that `extraction` allows an attacker (Hayes et al. 2024).
+        seed: of the perturbations.
+        memory_budget: bytes that one batch may take.
+        progress: show bars on stderr.
+
+    Raises:
+        InputError: for unusable paragraphs, or another model than the edit's.
+    """
+    adapter = adapt(model)
+    at_least("attacks", attacks, 0)
+    at_least("n_samples", n_samples, 1)
+    options: dict[str, Any] = {"memory_budget": memory_budget, "progress": progress}
+    memorized = Paragraphs.of(memorized, model, "memorized")
+    control = Paragraphs.of(control, model, "control")
+    text = None if heldout is None else Paragraphs.of(heldout, model, "heldout")
+    own = greedy_continuations(model, control, **options)
+    attacked = _attacked(memorized, adapter.d_vocab, attacks, seed) if attacks else None
+
+    def measure() -> dict[str, Tensor]:
+        targets = scan(model, memorized, **options)
+        kept = scan(model, own, **options)
+        found = {
+            "memorized/em": targets.em,
+            "memorized/nll": targets.nll,
+            "memorized/bits": targets.bits,
+            "memorized/loose_match": targets.loose_match,
+            "memorized/extraction": extraction_probability(targets.log_prob, n_samples),
+            "control/em": kept.em,
+            "control/nll": scan(model, control, **options).nll,
+        }
+        if attacked is not None:
+            em = scan(model, attacked, **options).em.view(len(memorized), attacks)
+            found["memorized/em_attacked"] = em.amax(-1)
+        if text is not None:
+            found["heldout/perplexity"] = _all_tokens(adapter, text, memory_budget)
+        return found
+
+    before = measure()
+    with edit.apply(model):
+        after = measure()
+    kl = edit_divergence(model, edit, own, memory_budget=memory_budget)
+    before["control/kl"], after["control/kl"] = torch.zeros_like(kl), kl
+    return EditReport(
+        samples={name: torch.stack([before[name].float(), after[name].float()]) for name in before},
+        n_samples=n_samples,
+        provenance=Provenance.of(
+            adapter,
+            {"memorized": memorized, "control": control, "heldout": text},
+            edit=dict(edit.provenance.options),
+            attacks=attacks,
+            n_samples=n_samples,
+            seed=seed,
+        ),
+    )
+
+
+def extraction_probability(
+    log_prob: Float[Tensor, " paragraph"], n: int
+) -> Float[Tensor, " paragraph"]:
+    """Probability that `n` samples contain the continuation: 1 - (1 - p)^n, p = exp(log_prob)."""
+    p = log_prob.double().exp().clamp_max(1 - 1e-15)
+    return -torch.expm1(n * torch.log1p(-p))
+
+
+def edit_divergence(
+    model: Any, edit: Edit, paragraphs: Any, *, memory_budget: int | None = None
+) -> Float[Tensor, " paragraph"]:
+    """KL(original || edited) along the continuations, nats/token."""
+    adapter = adapt(model)
+    paragraphs = Paragraphs.of(paragraphs, model)
+    size = rows_that_fit(
+        adapter, paragraphs.ids.shape[1], 2 * paragraphs.n_continuation, memory_budget
+    )
+
+    def log_p(piece: slice) -> Tensor:
+        run = adapter.run(
+            paragraphs.ids[piece, :-1], positions=slice(paragraphs.n_prefix - 1, None)
+        )
+        return run.logits.float().log_softmax(-1)
+
+    def one_batch(piece: slice) -> Tensor:
+        original = log_p(piece)
+        with edit.apply(model):
+            edited = log_p(piece)
+        return (original.exp() * (original - edited)).sum(-1).mean(-1).cpu()
+
+    with adapter.untouched():
+        return in_pieces(len(paragraphs), size, one_batch)
+
+
+def _all_tokens(
+    adapter: Adapter, paragraphs: Paragraphs, memory_budget: int | None
+) -> Float[Tensor, " paragraph"]:
+    """Mean NLL of every token but the first, nats/token."""
+    n_pos = paragraphs.ids.shape[1]
+
+    def one_batch(piece: slice) -> Tensor:
+        ids = paragraphs.ids[piece]
+        run = adapter.run(ids[:, :-1])
+        return read_continuation(run.logits, ids[:, 1:].to(run.logits.device)).nll.cpu()
+
+    with adapter.untouched():
+        return in_pieces(
+            len(paragraphs), rows_that_fit(adapter, n_pos, n_pos, memory_budget), one_batch
+        )
+
+
+def _attacked(paragraphs: Paragraphs, d_vocab: int, attacks: int, seed: int) -> Paragraphs:
+    """Each paragraph `attacks` times, with one to three random prefix tokens replaced."""
+    generator = torch.Generator().manual_seed(seed)
+    ids = paragraphs.ids.repeat_interleave(attacks, 0)
+    rows, n_prefix = len(ids), paragraphs.n_prefix
+    order = torch.rand(rows, n_prefix, generator=generator).argsort(-1)
+    count = torch.randint(1, 4, (rows, 1), generator=generator)
+    tokens = torch.randint(d_vocab, (rows, n_prefix), generator=generator)
+    prefix = torch.where(order < count, tokens, ids[:, :n_prefix])
+    return Paragraphs(torch.cat([prefix, ids[:, n_prefix:]], 1), n_prefix)
+
+
+@dataclass(frozen=True)
+class Recovery(Result, kind="recovery"):
+    """Recitation while the model is trained on other text.
+
+    Attributes:
+        em: EM of the paragraphs not trained on, tokens, [arm, step, paragraph]; the arms are the
+            edited and the unedited model, the first step is before any training.
+        steps: number of training steps at each entry, [step].
+        provenance: where the numbers come from.
+    """
+
+    em: Int[Tensor, "arm step paragraph"]
+    steps: Int[Tensor, " step"]
+    provenance: Provenance
+
+    def steps_to(self, em: float) -> int | None:
+        """Training steps until the edited model's mean EM reaches `em` tokens; None: never."""
+        reached = self.em[0].float().mean(-1) >= em
+        return int(self.steps[reached][0]) if reached.any() else None
+
+    def to_frame(self) -> pd.DataFrame:
+        """Columns `arm, step, em, ci_low, ci_high`, 95 % over paragraphs."""
+        import pandas as pd
+
+        rows = []
+        for arm, values in zip(("edited", "unedited"), self.em, strict=True):
+            draws = bootstrap_means(values.T, 2000, torch.Generator().manual_seed(0))
+            bounds = torch.quantile(draws, _BOUNDS, dim=0)
+            rows += [
+                {
+                    "arm": arm,
+                    "step": int(step),
+                    "em": float(values[i].float().mean()),
+                    "ci_low": float(bounds[0, i]),
+                    "ci_high": float(bounds[1, i]),
+                }
+                for i, step in enumerate(self.steps)
+            ]
+        return pd.DataFrame(rows)
+
+    def __str__(self) -> str:
+        em = self.em[0].float().mean(-1)
+        return f"EM {float(em[0]):.1f} -> {float(em[-1]):.1f} after {int(self.steps[-1])} steps"
+
+
+def recovery_curve(
+    model: Any,
+    edit: Edit,
+    forgotten: Any,
+    trained: Any,
+    *,
+    steps: int = 20,
+    learning_rate: float = 1e-4,
+    every: int = 1,
+    memory_budget: int | None = None,
+    progress: bool = True,
+) -> Recovery:
+    """How quickly does relearning bring the forgotten back?
+
+    All matrices of the blocks are trained by Adam on `trained`, once starting from the edited and
+    once from the unedited model; afterwards the model is as before.
+
+    Args:
+        model: the model that the edit was made for.
+        edit: the edit.
+        forgotten: paragraphs that the edit removed and that are not trained on.
+        trained: paragraphs to train on: other text, or the rest of what was removed.
+        steps: Adam steps, each on all of `trained`.
+        learning_rate: of Adam, in units of weight.
+        every: measure after every so many steps.
+        memory_budget: bytes that one batch may take.
+        progress: show a bar on stderr.
+
+    Raises:
+        InputError: for unusable paragraphs, or if `trained` contains some of `forgotten`.
+    """
+    at_least("steps", steps, 1)
+    at_least("every", every, 1)
+    adapter = adapt(model)
+    forgotten = Paragraphs.of(forgotten, model, "forgotten")
+    trained = Paragraphs.of(trained, model, "trained")
+    known = set(map(tuple, forgotten.prefix.tolist()))
+    if any(tuple(row) in known for row in trained.prefix.tolist()):
+        raise InputError("trained", "some of the forgotten", "train on other paragraphs")
+    weights = all_weights(adapter)
+    provenance = Provenance.of(
+        adapter,
+        {"forgotten": forgotten, "trained": trained},
+        edit=dict(edit.provenance.options),
+        steps=steps,
+        learning_rate=learning_rate,
+    )
+
+    def em() -> Tensor:
+        return scan(model, forgotten, memory_budget=memory_budget, progress=False).em
+
+    def train() -> Tensor:
+        # Parameters of our own on the model's memory: the caller's `.grad` stays as it is.
+        twins = [torch.nn.Parameter(w.parameter.detach()) for w in weights]
+        adam = torch.optim.Adam(twins, lr=learning_rate)
+        curve = [em()]
+        for step in range(1, steps + 1):
+            _, gradients = mean_gradient(adapter, trained, weights, memory_budget, False)
+            for twin, gradient in zip(twins, gradients, strict=True):
+                twin.grad = gradient.to(twin.dtype)
+            adam.step()
+            shown.update()
+            if step % every == 0:
+                curve.append(em())
+        return torch.stack(curve)
+
+    with bar(2 * steps, "relearn", unit="step", progress=progress) as shown:
+        curves = []
+        for edited in (True, False):
+            copies = [w.parameter.detach().clone() for w in weights]
+            try:
+                if edited:
+                    with edit.apply(model):
+                        curves.append(train())
+                else:
+                    curves.append(train())
+            finally:
+                for weight, copy in zip(weights, copies, strict=True):
+                    weight.parameter.detach().copy_(copy)
+    return Recovery(
+        em=torch.stack(curves),
+        steps=torch.arange(0, steps + 1, every),
+        provenance=provenance,
+    )

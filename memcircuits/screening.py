@@ -1,0 +1,195 @@
+"""Attribution first, exact where it matters: the heads that matter without a sweep over all.
+
+Ablating a head changes its z by z' - z, so to first order the loss changes by
+
+    sum over positions and d_head of dL/dz * (z' - z),
+
+for all heads at once from one forward and one backward pass. That is an estimate: a recited token
+has a probability near 1, where the loss is flat, and a head that others stand in for looks
+important one at a time. So the heads with the largest estimates are ablated exactly
+(`memcircuits.ablation`), and so are some drawn at random among the others: what the estimate gets
+wrong there says how many heads like the best ones the screen may have missed.
+
+(Attribution patching: Nanda 2023; its failures and the check by sampling: Kramar et al. 2024,
+arXiv 2403.00745.)
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from jaxtyping import Bool, Float
+from torch import Tensor
+
+from memcircuits.ablation import Ablation
+from memcircuits.adapter import Head, hook_z
+from memcircuits.checks import one_of
+from memcircuits.engine import FALLBACK
+from memcircuits.measure import read_continuation
+from memcircuits.memory import in_pieces, rows_that_fit
+from memcircuits.progress import bar
+
+METHODS = ("exact", "screen")
+_BEST = 10  # so many heads of the final ranking are measured exactly
+_TOP = 16  # measured exactly for their estimate
+_RANDOM = 8  # measured exactly to see how good the estimates are
+
+
+@dataclass(frozen=True)
+class HeadEffects:
+    """Effects of ablating every head on several sets of paragraphs.
+
+    Attributes:
+        nll: set -> change of NLL, nats/token, [paragraph, layer, head]; an estimate where not
+            `verified`.
+        em: set -> change of EM, tokens, [paragraph, layer, head]; NaN where not `verified`.
+        verified: whether the head was ablated exactly, [layer, head].
+        notes: what the reader must know.
+    """
+
+    nll: Mapping[str, Float[Tensor, "paragraph layer head"]]
+    em: Mapping[str, Float[Tensor, "paragraph layer head"]]
+    verified: Bool[Tensor, "layer head"]
+    notes: tuple[str, ...]
+
+
+def head_effects(
+    memorized: Ablation,
+    control: Ablation,
+    *,
+    method: str = "exact",
+    seed: int = 0,
+    memory_budget: int | None = None,
+    progress: bool = True,
+) -> HeadEffects:
+    """Ablate the heads on memorized paragraphs and on controls.
+
+    Args:
+        memorized: what is done to the memorized paragraphs.
+        control: the same for the controls.
+        method: `exact` for every head, or `screen`: estimates for all heads; exact effects for
+            those with the largest estimates, for every head that then ranks among the first ten,
+            and for some at random.
+        seed: of the random heads.
+        memory_budget: bytes that one batch may take.
+        progress: show a bar on stderr.
+
+    Raises:
+        InputError: for another method.
+    """
+    one_of("method", method, METHODS)
+    adapter = memorized.adapter
+    sets = {"memorized": memorized, "control": control}
+    options: dict[str, Any] = {"memory_budget": memory_budget, "progress": progress}
+    notes = () if adapter.can_restart else (FALLBACK,)
+    shape = (adapter.n_layers, adapter.n_heads)
+    nll: dict[str, Tensor] = {}
+    em = {name: torch.full((len(a.paragraphs), *shape), torch.nan) for name, a in sets.items()}
+    verified = torch.zeros(shape, dtype=torch.bool)
+
+    def verify(heads: Sequence[Head]) -> None:
+        for name, ablation in sets.items():
+            found = ablation.effects(heads, **options)
+            for i, head in enumerate(heads):
+                nll[name][:, *head], em[name][:, *head] = found[:, i].unbind(-1)
+        verified[*zip(*heads, strict=True)] = True
+
+    def score() -> Float[Tensor, "layer head"]:
+        return nll["memorized"].mean(0) - nll["control"].mean(0)
+
+    if method == "exact":
+        nll = {name: torch.empty_like(found) for name, found in em.items()}
+        verify(adapter.heads())
+        return HeadEffects(nll, em, verified, notes)
+
+    nll = {name: attributions(ablation, **options) for name, ablation in sets.items()}
+    estimate = score()
+    best = _largest(estimate, _TOP)
+    others = [head for head in adapter.heads() if head not in set(best)]
+    generator = torch.Generator().manual_seed(seed)
+    chosen = torch.randperm(len(others), generator=generator)[:_RANDOM].tolist()
+    random = [others[i] for i in chosen]
+    verify(best + random)
+    # An exact effect may be smaller than its estimate, so that another head comes up.
+    while new := [head for head in _largest(score(), _BEST) if not verified[head]]:
+        verify(new)
+    return HeadEffects(nll, em, verified, (*notes, _missed(estimate, score(), verified, random)))
+
+
+def attributions(
+    ablation: Ablation, *, memory_budget: int | None = None, progress: bool = True
+) -> Float[Tensor, "paragraph layer head"]:
+    """First-order change of NLL (nats/token) when a head is ablated, for all heads together."""
+    adapter, paragraphs = ablation.adapter, ablation.paragraphs
+    fits = rows_that_fit(adapter, paragraphs.ids.shape[1], paragraphs.n_continuation, memory_budget)
+    layers = range(adapter.n_layers)
+
+    def one_batch(rows: slice) -> Tensor:
+        z: dict[int, Tensor] = {}
+
+        def keep(layer: int) -> Callable[[Tensor], Tensor]:
+            def hook(old: Tensor) -> Tensor:
+                # The tensor returned is the one that the rest of the pass is computed from.
+                new = old.view_as(old) if old.requires_grad else old.detach().requires_grad_()
+                z[layer] = new
+                return new
+
+            return hook
+
+        with torch.enable_grad():
+            run = adapter.run(
+                paragraphs.ids[rows, :-1],
+                positions=slice(paragraphs.n_prefix - 1, None),
+                edit={hook_z(layer): keep(layer) for layer in layers},
+            )
+            targets = paragraphs.continuation[rows].to(adapter.device)
+            nll = read_continuation(run.logits, targets).nll.sum()
+            slopes = torch.autograd.grad(nll, [z[layer] for layer in layers])
+        new = ablation.replacements(rows)
+        effects = [
+            (slopes[layer] * (new[layer] - z[layer].detach())).float().sum((1, 3))
+            for layer in layers
+        ]
+        return torch.stack(effects, 1).cpu()
+
+    # The backward pass keeps the activations of all layers.
+    size = max(1, fits // adapter.n_layers)
+    with (
+        adapter.untouched(),
+        bar(len(paragraphs), "attribution", progress=progress) as shown,
+    ):
+        return in_pieces(len(paragraphs), size, one_batch, shown.update)
+
+
+def _largest(score: Float[Tensor, "layer head"], k: int) -> list[Head]:
+    order = torch.argsort(score.flatten(), descending=True, stable=True)[:k].tolist()
+    return [Head(i // score.shape[1], i % score.shape[1]) for i in order]
+
+
+def _missed(
+    estimate: Float[Tensor, "layer head"],
+    score: Float[Tensor, "layer head"],
+    verified: Bool[Tensor, "layer head"],
+    random: Sequence[Head],
+) -> str:
+    """What the screen may have missed, judged by the heads drawn at random."""
+    unseen = int((~verified).sum())
+    text = (
+        f"Screened: {int(verified.sum())} of {verified.numel()} heads were ablated exactly; the "
+        "others carry first-order estimates and no interval."
+    )
+    if not unseen:
+        return text
+    error = torch.tensor([float(score[head] - estimate[head]) for head in random])
+    bar_to_pass = float(score[verified].sort(descending=True).values[_BEST - 1])
+    # An unseen head errs as one of the random heads did: how many would then rank among the best?
+    passing = (estimate[~verified][:, None] + error > bar_to_pass).float().mean(-1).sum()
+    return text + (
+        f" On {len(random)} heads drawn at random the estimate was off by "
+        f"{float(error.abs().mean()):.2g} nats/token on average and {float(error.abs().max()):.2g} "
+        f"at most; the head ranked {_BEST} has {bar_to_pass:.2g}. If the {unseen} others are off "
+        f"alike, {float(passing):.2g} of them belong before it."
+    )

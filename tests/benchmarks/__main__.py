@@ -1,0 +1,134 @@
+"""`python -m tests.benchmarks`: measure, print the table, write docs/benchmarks.*."""
+
+from __future__ import annotations
+
+import argparse
+import importlib.metadata
+import logging
+import os
+import platform
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+os.environ.setdefault("HF_HUB_OFFLINE", "1")
+
+import torch
+import transformers
+
+from . import growth, memory, page
+from .jobs import all_jobs
+from .subjects import subject
+from .timing import matrix_product_rate, measure
+
+ROUNDS = 5
+DESCRIPTIONS = {
+    "organism": "The shipped model: half of the paragraphs are recited, half are controls.",
+    "random-125m": "GPT-Neo 125M with random weights and tokens (12 layers of 12 heads, d_model "
+    "768, vocabulary 50,257). A round of a rival is one head per layer, other heads each round.",
+    "random-tiny": "A toy to try the benchmark out.",
+}
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(prog="python -m tests.benchmarks", description=__doc__)
+    parser.add_argument("--quick", action="store_true", help="tiny sizes: does it run at all?")
+    parser.add_argument("--rounds", type=int, default=ROUNDS, help="turns of ours and the rivals")
+    parser.add_argument("--only", help="only jobs with this text in their name")
+    parser.add_argument("--subjects", nargs="+", choices=DESCRIPTIONS)
+    parser.add_argument(
+        "--out", type=Path, default=Path(__file__).parents[2] / "docs", help="folder to write to"
+    )
+    options = parser.parse_args()
+    rounds = 1 if options.quick else options.rounds
+    names = options.subjects or (["random-tiny"] if options.quick else ["organism", "random-125m"])
+    logging.getLogger("transformers").setLevel(logging.ERROR)
+    transformers.utils.logging.disable_progress_bar()
+    started = time.perf_counter()
+    data: dict[str, Any] = {
+        "quick": options.quick,
+        "rounds": rounds,
+        "machine": machine(options.quick),
+        "subjects": [],
+        "memory": {},
+        "memory_subject": names[-1],
+        "growth": [],
+        "remarks": [],
+    }
+    if not has("nnsight"):
+        data["remarks"].append("nnsight is not installed here: its rows are missing.")
+    for name in names:
+        small = name == "random-125m"
+        one = subject(name, 16)
+        measured = []
+        for job in all_jobs(one, whole=not small):
+            if options.only and options.only not in job.name:
+                continue
+            say(f"{time.perf_counter() - started:5.0f} s  {name}: {job.name}")
+            measured.append(described(measure(job, rounds, say)))
+        data["subjects"].append(
+            {
+                "name": name,
+                "description": DESCRIPTIONS[name],
+                "n_paragraphs": len(one.paragraphs),
+                "jobs": measured,
+            }
+        )
+        if name == names[-1] and not options.only:
+            say(f"{time.perf_counter() - started:5.0f} s  growth")
+            data["growth"] = growth.measure(one.bridge.tokenizer, rounds, quick=options.quick)
+        del one
+    if not options.only and sys.platform == "linux":
+        say(f"{time.perf_counter() - started:5.0f} s  memory")
+        data["memory"] = memory.measure(names[-1])
+    data["seconds"] = round(time.perf_counter() - started)
+    print(page.markdown(data))
+    say(f"wrote {page.write(data, options.out)} after {data['seconds']} s")
+
+
+def described(job: dict[str, Any]) -> dict[str, Any]:
+    """Settings as text: models do not fit into JSON."""
+    for row in job["rows"]:
+        setting = row["setting"]
+        if isinstance(setting, tuple):
+            setting = f"{setting[0]}, batch {setting[2]}"
+        elif setting is not None:
+            setting = f"batch {setting}"
+        row["setting"] = setting or "default"
+    return job
+
+
+def machine(quick: bool) -> dict[str, Any]:
+    """What it ran on; no names of machines or users."""
+    packages = ("memcircuits", "transformer-lens", "transformers", "nnsight", "torch")
+    return {
+        "processor": processor(),
+        "threads": torch.get_num_threads(),
+        "matrix_product_gflops": matrix_product_rate(256 if quick else 4096),
+        "versions": {p: importlib.metadata.version(p) for p in packages if has(p)},
+    }
+
+
+def processor() -> str:
+    try:
+        lines = Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines()
+    except OSError:
+        return platform.machine()
+    return next((x.split(":", 1)[1].strip() for x in lines if x.startswith("model name")), "?")
+
+
+def has(package: str) -> bool:
+    try:
+        importlib.metadata.version(package)
+    except importlib.metadata.PackageNotFoundError:
+        return False
+    return True
+
+
+def say(text: str) -> None:
+    print(text, file=sys.stderr, flush=True)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,98 @@
+"""`kill -9` a scan of the shipped organism at random moments; nothing may be lost or there twice.
+
+    python tests/benchmarks/kills.py --windows 50000 --kills 20
+
+A corpus of random tokens is scanned once without a stop and once killed and resumed again and
+again. Every file of the two results must be the same, byte by byte.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import random
+import signal
+import subprocess
+import sys
+import tempfile
+import time
+from pathlib import Path
+
+import torch
+
+
+def write_corpus(path: Path, windows: int, d_vocab: int, seed: int = 0) -> None:
+    """Documents of ten windows each, in JSON lines; every 97th is unusable."""
+    generator = torch.Generator().manual_seed(seed)
+    with path.open("w") as file:
+        for i in range(windows // 10):
+            ids = torch.randint(d_vocab, (1000,), generator=generator).tolist()
+            file.write(json.dumps({"id": f"d{i}", "ids": ids}) + "\n")
+            if i % 97 == 0:
+                file.write("nonsense\n")
+
+
+def scan(source: Path, out: Path, part_records: int) -> list[str]:
+    """The command that is killed."""
+    return [
+        *(sys.executable, "-m", "memcircuits", "scan", "--paragraphs", str(source)),
+        *("--stride", "100", "--part-records", str(part_records), "--batch-size", "64"),
+        *("--device", "cpu", "--quiet", "--resume", "--out", str(out)),
+    ]
+
+
+def files_of(folder: Path) -> dict[str, bytes]:
+    """What the two scans must agree in: everything but the clock."""
+    kinds = (folder / "parts", folder / "quarantine")
+    found = {f"{k.name}/{f.name}": f.read_bytes() for k in kinds for f in k.iterdir()}
+    return found | {"manifest.json": (folder / "manifest.json").read_bytes()}
+
+
+def main() -> None:
+    """Run both scans and compare them."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--windows", type=int, default=50_000)
+    parser.add_argument("--kills", type=int, default=20)
+    parser.add_argument("--part-records", type=int, default=50)
+    parser.add_argument("--seed", type=int, default=0)
+    given = parser.parse_args()
+    chance = random.Random(given.seed)
+
+    from memcircuits.organism import DATA
+
+    d_vocab = json.loads((DATA / "config.json").read_text())["vocab_size"]
+    with tempfile.TemporaryDirectory() as name:
+        folder = Path(name)
+        write_corpus(folder / "corpus.jsonl", given.windows, d_vocab)
+        started = time.perf_counter()
+        whole = scan(folder / "corpus.jsonl", folder / "whole", given.part_records)
+        subprocess.run(whole, check=True, stdout=sys.stderr)
+        print(f"uninterrupted: {time.perf_counter() - started:.0f} s")
+        n_parts = len(list((folder / "whole" / "parts").iterdir()))
+
+        killed = scan(folder / "corpus.jsonl", folder / "killed", given.part_records)
+        parts = folder / "killed" / "parts"
+        half_written = 0
+        for at in sorted(chance.uniform(0, n_parts - 1) for _ in range(given.kills)):
+            process = subprocess.Popen(killed, stdout=subprocess.DEVNULL)
+            while process.poll() is None and len(list(parts.glob("[0-9]*"))) < at:
+                time.sleep(0.005)
+            time.sleep(chance.uniform(0, 0.2))
+            process.send_signal(signal.SIGKILL)
+            assert process.wait() == -signal.SIGKILL, "it ended before it was killed"
+            half_written += len(list(parts.glob(".*")))
+            done = len(list(parts.glob("[0-9]*")))
+            print(f"killed with {done} of {n_parts} parts there", flush=True)
+        subprocess.run(killed, check=True, stdout=sys.stderr)
+        one, two = files_of(folder / "whole"), files_of(folder / "killed")
+        same = one == two
+        print(f"{given.windows} windows, {given.kills} kills, {n_parts} parts, {len(one)} files")
+        print(f"temporary files left by kills and removed: {half_written}")
+        print("every file is the same, byte by byte" if same else "THE RESULTS DIFFER")
+        sys.exit(0 if same and not list(parts.glob(".*")) else 1)
+
+
+if __name__ == "__main__":
+    os.environ.setdefault("HF_HUB_OFFLINE", "1")
+    main()

@@ -1,0 +1,114 @@
+"""The benchmark's own arithmetic: turns, ratios, the page; and rivals that give our numbers."""
+
+import json
+import time
+from xml.etree import ElementTree
+
+import pytest
+import torch
+from benchmarks import growth, page, rivals, timing
+from benchmarks.jobs import all_jobs
+from benchmarks.subjects import N_PREFIX, subject
+
+
+def sleeping(name, seconds, turns, **options):
+    def run(turn, setting):
+        turns.append(name)
+        time.sleep(seconds if setting is None else setting)
+        return torch.ones(3)
+
+    return timing.Contender(name, run, options.pop("units", 1.0), **options)
+
+
+def test_contenders_take_turns_and_ratios_are_per_unit():
+    turns = []
+    ours = sleeping("ours", 0.02, turns, units=4.0)
+    theirs = sleeping("theirs", 0.02, turns, units=1.0, target=2.0)
+    found = timing.measure(timing.Job("job", "row", ours, [theirs], 0.0), 3, lambda text: None)
+    assert turns == ["ours", "theirs", "ours", "theirs", "theirs", "ours", "ours", "theirs"]
+    row = found["rows"][1]
+    assert row["ratio"] == pytest.approx(4.0, rel=0.2)
+    assert row["ratio_low"] <= row["ratio"] <= row["ratio_high"]
+    assert row["difference"] == 0.0
+
+
+def test_rivals_get_the_setting_that_suits_them():
+    fast = sleeping("theirs", None, [], settings=(0.05, 0.01, 0.03))
+    assert timing.tuned(fast) == 0.01
+
+
+def test_arithmetic_is_counted():
+    def run(turn, setting):
+        return torch.ones(10, 20) @ torch.ones(20, 30)
+
+    job = timing.Job("job", "row", timing.Contender("ours", run, 2.0), [], 0.0)
+    found = timing.measure(job, 1, lambda text: None)
+    assert found["rows"][0]["gflop_per_unit"] == pytest.approx(2 * 10 * 20 * 30 / 2 / 1e9)
+
+
+def test_rivals_compute_what_we_compute():
+    """Every job of the table, on a toy, without looking at the clock."""
+    one = subject("random-tiny", 4)
+    for job in all_jobs(one, whole=True):
+        ours = job.ours.run(0, job.ours.settings[0])
+        for rival in job.rivals:
+            for setting in rival.settings:
+                mine, theirs = job.compare(ours, rival.run(0, setting))
+                assert mine.numel(), job.name
+                torch.testing.assert_close(mine, theirs, atol=job.tolerance, rtol=0)
+
+
+def test_perturbed_rows_differ_in_one_place():
+    ids = torch.arange(200).view(2, 100)
+    new = 1000 + torch.arange(2 * N_PREFIX).view(2, N_PREFIX)
+    rows = rivals.perturbed(ids, new, [3, 7])
+    assert rows.shape == (4, 100)
+    changed = (rows != ids.repeat_interleave(2, 0)).nonzero()
+    assert changed.tolist() == [[0, 3], [1, 7], [2, 3], [3, 7]]
+    assert rows[2, 3] == 1000 + N_PREFIX + 3
+
+
+def test_the_page_and_the_plot():
+    row = {
+        "name": "them",
+        "setting": "batch 8",
+        "seconds_per_unit": 0.5,
+        "gflop_per_unit": 30.0,
+        "gflop_per_second": 60.0,
+    }
+    beaten = row | {
+        "ratio": 2.5, "ratio_low": 2.4, "ratio_high": 2.7, "target": 2.0, "difference": 3e-6,
+    }  # fmt: skip
+    lines = [
+        {"axis": axis, "size": size, "name": name, "seconds": size * cost}
+        for axis in ("paragraphs", "layers")
+        for size in (1, 2, 4)
+        for name, cost in [("memcircuits", 0.01), ("<others>", 0.03)]
+    ]
+    data = {
+        "quick": False,
+        "rounds": 5,
+        "machine": {
+            "processor": "a processor",
+            "threads": 2,
+            "matrix_product_gflops": 200.0,
+            "versions": {"torch": "2"},
+        },
+        "subjects": [
+            {
+                "name": "organism",
+                "description": "A model.",
+                "n_paragraphs": 8,
+                "jobs": [{"job": "a job", "unit": "row", "rows": [row | {"name": "us"}, beaten]}],
+            }
+        ],
+        "memory_subject": "organism",
+        "memory": {"run_with_cache": 3 * 2**20, "scan": 2**20},
+        "growth": lines,
+        "remarks": ["A remark."],
+    }
+    text = page.markdown(json.loads(json.dumps(data)))
+    assert "| a job | them | **2.50x** (2.40 to 2.70) | 2x ✓ | 3.0e-06 | 1.00x | 60, 60 |" in text
+    assert "| scan | 1 MiB | 0.33 |" in text
+    picture = ElementTree.fromstring(growth.plot(lines))
+    assert len(picture.findall("{*}polyline")) == 4

@@ -1,0 +1,491 @@
+"""Thousands of malformed inputs: each gives a result or one clear error, and never half a file.
+
+All draws are seeded, so a failure can be repeated; the message of a failed assertion names the
+input.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import gzip
+import json
+import random
+import string
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+import pytest
+import torch
+import zoo
+from typer.testing import CliRunner
+
+import memcircuits as mc
+from memcircuits import cli, loading
+from memcircuits.checks import InputError
+from memcircuits.results import Result
+
+# How many malformed inputs each test makes; 2,000 were promised.
+COUNTS = {
+    "spoiled files": 110,  # for each of the formats
+    "odd records": 130,
+    "spoiled results": 60,  # for each of the kinds
+    "model folders": 150,
+    "gguf files": 60,
+    "command lines": 300,
+    "odd arguments": 200,
+}
+N_FORMATS, N_KINDS = 11, 5
+
+
+def test_the_promised_number():
+    total = sum(COUNTS.values())
+    total += (N_FORMATS - 1) * COUNTS["spoiled files"] + (N_KINDS - 1) * COUNTS["spoiled results"]
+    assert total >= 2000
+
+
+@contextlib.contextmanager
+def only_input_errors(what: object) -> Iterator[None]:
+    """Anything but a clear error is a failure that says what the input was."""
+    try:
+        yield
+    except InputError as error:
+        assert len(str(error)) < 1000, what
+    except Exception as error:
+        raise AssertionError(f"{type(error).__name__}: {error}\ninput: {what!r}"[:2000]) from error
+
+
+def spoil(raw: bytes, draw: random.Random) -> bytes:
+    """Bytes flipped, cut, put in, doubled, swapped, or all of them random."""
+    at = draw.randrange(len(raw) + 1)
+    to = min(len(raw), at + draw.randrange(1, 40))
+    noise = draw.randbytes(draw.randrange(1, 20))
+    signs = "".join(draw.choices(string.punctuation + "\0\n\r\t\ufeff\u2028é😀0", k=3)).encode()
+    return draw.choice(
+        (
+            lambda: raw[:at],
+            lambda: raw[at:],
+            lambda: raw[:at] + raw[to:],
+            lambda: raw[:at] + noise + raw[at:],
+            lambda: raw[:at] + signs + raw[at:],
+            lambda: raw[:at] + noise + raw[at + len(noise) :],
+            lambda: raw[:to] + raw[at:],
+            lambda: bytes(b ^ (1 << draw.randrange(8)) if draw.random() < 0.02 else b for b in raw),
+            lambda: draw.randbytes(len(raw) % 200),
+            lambda: noise * 50,
+        )
+    )()
+
+
+# -- files of paragraphs --------------------------------------------------------------------------
+
+
+def jsonl(records: list[Any]) -> bytes:
+    return "".join(json.dumps(record) + "\n" for record in records).encode()
+
+
+def through(write: Callable[[Path], Any]) -> Callable[[Path], bytes]:
+    def made(path: Path) -> bytes:
+        write(path)
+        return path.read_bytes()
+
+    return made
+
+
+IDS = zoo.random_ids(4, 24)
+TEXTS = [" ".join(f"<{i}>" for i in row) for row in IDS.tolist()]
+FORMATS: dict[str, Callable[[Path], bytes]] = {
+    "ids.jsonl": lambda path: jsonl([{"id": i, "ids": r} for i, r in enumerate(IDS.tolist())]),
+    "text.jsonl": lambda path: jsonl([{"text": text, "source": "é"} for text in TEXTS]),
+    "halves.jsonl": lambda path: jsonl(
+        [{"prefix_ids": row[:10], "suffix_ids": row[10:]} for row in IDS.tolist()]
+    ),
+    "packed.jsonl.gz": lambda path: gzip.compress(jsonl([{"ids": r} for r in IDS.tolist()])),
+    "packed.jsonl.zst": through(lambda path: _zstd(path, jsonl([{"text": t} for t in TEXTS]))),
+    "table.csv": lambda path: pd.DataFrame({"text": TEXTS, "n": 1}).to_csv().encode(),
+    "plain.txt": lambda path: "\n\n".join(TEXTS).encode(),
+    "table.parquet": through(lambda path: pd.DataFrame({"ids": IDS.tolist()}).to_parquet(path)),
+    "array.npy": through(lambda path: np.save(path, IDS.numpy())),
+    "tensor.pt": through(lambda path: torch.save(IDS, path)),
+    "half_prefix.npy": through(
+        lambda path: (
+            np.save(path, IDS[:, :10].numpy()),
+            np.save(path.with_name("half_suffix.npy"), IDS[:, 10:].numpy()),
+        )
+    ),
+}
+
+
+def _zstd(path: Path, raw: bytes) -> None:
+    import pyarrow as pa
+
+    with pa.output_stream(str(path), compression="zstd") as stream:
+        stream.write(raw)
+
+
+def read(path: Path) -> mc.Paragraphs:
+    return mc.Paragraphs.read(path, zoo.tokenizer(), n_prefix=10, n_continuation=12)
+
+
+@pytest.mark.parametrize("name", FORMATS)
+def test_spoiled_files(tmp_path, name):
+    assert len(FORMATS) == N_FORMATS
+    path = tmp_path / name
+    raw = FORMATS[name](path)
+    path.write_bytes(raw)
+    assert len(read(path)) == len(IDS)
+    draw = random.Random(name)
+    outcomes = set()
+    for _ in range(COUNTS["spoiled files"]):
+        spoiled = spoil(raw, draw)
+        path.write_bytes(spoiled)
+        with only_input_errors((name, spoiled)):
+            outcomes.add("error")
+            assert isinstance(read(path), mc.Paragraphs)
+            outcomes.add("read")
+    assert "error" in outcomes
+
+
+ODD: tuple[Any, ...] = (
+    None, True, -1, 0, 101, 2**31, 2**63, 2**200, 1.5, float("nan"), float("inf"), "", "x", "\ud800",
+    "\0", [], {}, [1], ["1"] * 22, [1.0] * 22, [True] * 22, [-1] * 22, [2**40] * 22, [None] * 22,
+    [[1]] * 22, {"a": 1}, [1] * 21, [1] * 22, "<1> " * 21, "<1> " * 22, "\u2028" * 30, "é" * 99,
+)  # fmt: skip
+
+
+def test_odd_records(tmp_path):
+    draw = random.Random(1)
+    path = tmp_path / "odd.jsonl"
+    names = (
+        "ids",
+        "tokens",
+        "text",
+        "paragraph",
+        "prefix_ids",
+        "suffix_ids",
+        "id",
+        "index",
+        "x",
+        "",
+    )
+    for turn in range(COUNTS["odd records"]):
+        records: list[Any] = [{"ids": [1] * 24}] if turn % 3 else []
+        for _ in range(draw.randrange(1, 4)):
+            keys = draw.sample(names, draw.randrange(1, 4))
+            records.append({key: draw.choice(ODD) for key in keys})
+        if turn % 10 == 0:
+            records.append(draw.choice(ODD))
+        path.write_bytes(jsonl(records))
+        with only_input_errors(records):
+            found = read(path)
+            assert all(isinstance(name, str) for name in found.names)
+
+
+@pytest.mark.parametrize(
+    "raw",
+    [
+        b"", b"\n\n", b"[" * 100_000, b'{"ids":' * 10_000, b'{"ids": [' + b"1," * 50 + b"]}",
+        b"\xff\xfe" * 10, b"\xef\xbb\xbf", b"null", b"{}", b'{"ids": null}', b'"ids"', b"1" * 5000,
+        b'{"ids": [' + b"9" * 5000 + b"]}", b'{"text": "' + b"a " * 10**6 + b'"}',
+    ],
+)  # fmt: skip
+@pytest.mark.parametrize(
+    "ending", [".jsonl", ".csv", ".txt", ".parquet", ".npy", ".pt", ".jsonl.gz"]
+)
+def test_strange_files(tmp_path, raw, ending):
+    path = tmp_path / f"strange{ending}"
+    path.write_bytes(raw)
+    with only_input_errors((ending, raw[:100])):
+        read(path)
+
+
+@pytest.mark.parametrize(
+    "name", ["", ".", "..", "missing.jsonl", "a\0b.jsonl", "x" * 300 + ".pt", "x.exe"]
+)
+def test_paths_that_are_no_files(tmp_path, name):
+    with only_input_errors(name), pytest.raises(InputError):
+        read(tmp_path / name)
+
+
+# -- saved results --------------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def bridge():
+    return zoo.bridge("gpt_neo")
+
+
+@pytest.fixture(scope="module")
+def results(bridge, tmp_path_factory):
+    folder = tmp_path_factory.mktemp("results")
+    paragraphs = zoo.mixed(bridge, n=3)
+    made = [
+        mc.scan(bridge, paragraphs, progress=False),
+        mc.ablate_heads(bridge, paragraphs, progress=False),
+        mc.parameter_gradients(bridge, paragraphs, progress=False),
+        mc.rare_token_attention(bridge, paragraphs, permutations=3, progress=False),
+    ]
+    for result in made:
+        result.save(folder / f"{type(result).__name__}.safetensors")
+    mc.UnigramTable(torch.arange(zoo.D_VOCAB), "counts").save(folder / "UnigramTable.safetensors")
+    return folder
+
+
+@pytest.mark.parametrize(
+    "name", ["Scan", "ScoreMap", "ParameterGradients", "RareTokenAttention", "UnigramTable"]
+)
+def test_spoiled_results(results, tmp_path, name):
+    raw = (results / f"{name}.safetensors").read_bytes()
+    end = 8 + int.from_bytes(raw[:8], "little")
+    path = tmp_path / "spoiled.safetensors"
+    load = mc.UnigramTable.read if name == "UnigramTable" else Result.load
+    draw = random.Random(name)
+    for turn in range(COUNTS["spoiled results"]):
+        # Half of them keep the length and the data and spoil only the header's text.
+        text = spoil(raw[8:end], draw)
+        kept = len(text).to_bytes(8, "little") + text + raw[end:]
+        spoiled = kept if turn % 2 else spoil(raw, draw)
+        path.write_bytes(spoiled)
+        with only_input_errors((name, spoiled[:1500])):
+            load(path)
+
+
+# -- models ---------------------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def tiny(tmp_path_factory):
+    """The smallest Llama, in a folder."""
+    import transformers
+
+    config = transformers.LlamaConfig(
+        vocab_size=101,
+        hidden_size=8,
+        intermediate_size=8,
+        num_hidden_layers=1,
+        num_attention_heads=2,
+        max_position_embeddings=32,
+    )
+    folder = tmp_path_factory.mktemp("models") / "tiny"
+    transformers.LlamaForCausalLM(config).save_pretrained(folder)
+    zoo.tokenizer().save_pretrained(folder)
+    return folder
+
+
+VALUES: tuple[Any, ...] = (None, True, -1, 0, 3, 1.5, "", "x", [], {}, [1, 2], {"a": None}, "llama")
+
+
+@pytest.mark.filterwarnings("ignore")
+def test_spoiled_model_folders(tiny, tmp_path):
+    draw = random.Random(2)
+    folder = tmp_path / "tiny"
+    folder.mkdir()
+    files = {path.name: path.read_bytes() for path in tiny.iterdir()}
+    loaded = 0
+    for turn in range(COUNTS["model folders"]):
+        for name, raw in files.items():
+            (folder / name).write_bytes(raw)
+        if turn % 2:
+            name = "config.json"
+            settings = json.loads(files[name])
+            for key in draw.sample(sorted(settings), 2):
+                settings[key] = draw.choice(VALUES)
+            spoiled = json.dumps(settings).encode()
+        else:
+            name = draw.choice(sorted(files))
+            # Digits of the configuration stay: a billion layers is no malformed input.
+            spoiled = files[name][: draw.randrange(len(files[name]))]
+            spoiled = spoiled if name == "config.json" else spoil(files[name], draw)
+        (folder / name).write_bytes(spoiled)
+        with only_input_errors((name, spoiled[:1500])):
+            loading.load_model(folder)
+            loaded += 1
+        assert sorted(path.name for path in folder.iterdir()) == sorted(files)
+    assert 0 < loaded < COUNTS["model folders"]
+
+
+def test_spoiled_gguf_files(tmp_path):
+    gguf = pytest.importorskip("gguf")
+    path = tmp_path / "tiny.gguf"
+    writer = gguf.GGUFWriter(str(path), "llama")
+    writer.add_block_count(1)
+    writer.add_context_length(32)
+    writer.add_embedding_length(8)
+    writer.add_head_count(2)
+    writer.add_tokenizer_model("gpt2")
+    writer.add_token_list(["a", "b"])
+    writer.add_tensor("token_embd.weight", np.zeros((2, 8), dtype=np.float32))
+    for step in ("write_header_to_file", "write_kv_data_to_file", "write_tensors_to_file", "close"):
+        getattr(writer, step)()
+    raw = path.read_bytes()
+    draw = random.Random(3)
+    for turn in range(COUNTS["gguf files"]):
+        # The counts in the first 24 bytes stay in most: with them the reader would run for hours.
+        spoiled = raw[:24] + spoil(raw[24:], draw) if turn % 4 else raw[: draw.randrange(len(raw))]
+        path.write_bytes(spoiled)
+        with only_input_errors(("gguf", spoiled[:500])), pytest.raises(InputError):
+            loading.load_model(path)
+
+
+# -- command lines --------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def stub(bridge, tmp_path, monkeypatch):
+    """Commands get a tiny model at once; all else about loading is real."""
+    load = loading.load_model
+
+    def quick(name, **options):
+        if str(name) != "tiny":
+            return load(name, **options)
+        loading.resolve_device(options.get("device", "auto"))
+        loading._resolve_dtype(options.get("dtype", "float32"))
+        loading._refuse_remote_code("", options.get("trust_remote_code"), options.get("revision"))
+        return bridge
+
+    monkeypatch.setattr(loading, "load_model", quick)
+    monkeypatch.chdir(tmp_path)
+    good = zoo.mixed(bridge, n=3).ids.tolist()
+    (tmp_path / "good.jsonl").write_bytes(jsonl([{"ids": row} for row in good]))
+    (tmp_path / "short.jsonl").write_bytes(jsonl([{"ids": row[:5]} for row in good]))
+    (tmp_path / "other.jsonl").write_bytes(jsonl([{"ids": [500] * 22}]))
+    (tmp_path / "broken.jsonl").write_bytes(b'{"ids": [1, 2')
+    (tmp_path / "empty.txt").write_bytes(b"")
+    (tmp_path / "file").write_bytes(b"")
+    (tmp_path / "empty").mkdir()
+    return tmp_path
+
+
+PATHS = ("good.jsonl", "short.jsonl", "other.jsonl", "broken.jsonl", "empty.txt", "file", "empty",
+         "missing", "", "/", "..", "\0", "x" * 300, "é.pt", "-1")  # fmt: skip
+OPTIONS: dict[str, tuple[str, ...]] = {
+    "--model": (
+        "nobody/nothing",
+        "empty",
+        "file",
+        "",
+        "..",
+        "a b",
+        "x.gguf",
+        "file.gguf",
+        "\udce9",
+    ),
+    "--paragraphs": PATHS[1:],
+    "--control": PATHS,
+    "--unigrams": PATHS,
+    "--out": ("file", "/dev/null/x", "good.jsonl/x", "\0", "x" * 300),
+    "--n-prefix": ("0", "-1", "x", "", "1e9", "999999", "1.5"),
+    "--n-continuation": ("0", "-1", "x", "", "99999999999999999999"),
+    "--device": ("tpu", "cuda:99", "", "cpu:1", "mps:x"),
+    "--dtype": ("float7", "", "int8", "torch.float32x"),
+    "--revision": ("", "main", "x" * 40),
+    "--seed": ("x", "", "1.5", str(2**70), str(-(2**70))),
+    "--top": ("0", "-5", "x"),
+    "--mode": ("", "none", "zero "),
+    "--max-paragraphs": ("0", "1", "x"),
+    "--batch-size": ("0", "-1", "x"),
+    "--no-such-option": ("1",),
+    "--trust-remote-code": (),
+    "--json": (),
+}
+
+
+def test_command_lines(stub):
+    commands = [
+        c.name or c.callback.__name__.replace("_", "-") for c in cli.app.registered_commands
+    ]
+    draw = random.Random(4)
+    runner = CliRunner()
+    before = {path: path.read_bytes() for path in stub.rglob("*") if path.is_file()}
+    statuses = set()
+    for _ in range(COUNTS["command lines"]):
+        command = draw.choice([*commands, "no-such-command", ""])
+        chosen = {
+            "--model": "tiny",
+            "--paragraphs": "good.jsonl",
+            "--n-prefix": "10",
+            "--n-continuation": "12",
+        }
+        odd = draw.sample(sorted(OPTIONS), draw.randrange(1, 3))
+        chosen |= {key: draw.choice(OPTIONS[key] or ("",)) for key in odd}
+        arguments = [command]
+        for key, value in chosen.items():
+            arguments += [key] if key in OPTIONS and not OPTIONS[key] else [key, value]
+        result = runner.invoke(cli.app, arguments)
+        shown = arguments, result.output[-1500:]
+        if result.exception is not None and not isinstance(result.exception, SystemExit):
+            raise AssertionError(shown) from result.exception
+        assert result.exit_code in (0, 2), shown
+        assert "Traceback" not in result.output, shown
+        ours = [line for line in result.stderr.splitlines() if line.startswith("memcircuits: ")]
+        assert len(ours) <= 1, shown
+        statuses.add(result.exit_code)
+        for path in stub.rglob("*"):
+            if path in before or not path.is_file():
+                continue
+            assert not path.name.startswith("."), shown
+            if path.suffix == ".json":
+                json.loads(path.read_text())
+            path.unlink()
+        assert {p: p.read_bytes() for p in before} == before, shown
+    assert 2 in statuses
+
+
+# -- arguments ------------------------------------------------------------------------------------
+
+
+CALLS: dict[str, dict[str, tuple[Any, ...]]] = {
+    "scan": {"batch_size": (0, -1, "2", 1.5)},
+    "ablate_heads": {
+        "mode": ("", None, 0, []),
+        "reference": (3, [], "x", [[1]]),
+        "seed": ("x", 1.5),
+    },
+    "parameter_gradients": {"pool": ("", None, "sum", [])},
+    "rare_token_attention": {
+        "query": (0, -1, 22, "x", 1.5),
+        "permutations": (0, -1, "x", 1.5),
+        "unigrams": (3, "x"),
+    },
+    "find_memorization_heads": {
+        "control": (3, [], [[1]], "x"),
+        "mode": ("", None),
+        "max_paragraphs": (0, 1, -1, "x", 1.5),
+        "draws": (0, -1, "x"),
+        "unigrams": (3, "x"),
+    },
+}
+PARAGRAPHS: tuple[Any, ...] = (
+    None, 3, 1.5, "text", b"bytes", [], [[]], [[1, 2], [1]], [["a"]], [[1.5] * 60], [None], {}, {1},
+    object(), torch.zeros(2, 60), torch.zeros(2, 60, dtype=torch.bool), torch.zeros(0, 60).long(),
+    torch.zeros(2, 3, 4).long(), torch.zeros(60).long(), torch.full((2, 60), -1),
+    torch.full((2, 60), zoo.D_VOCAB), torch.zeros(2, 500).long(), torch.zeros(2, 50).long(),
+    [[2**70] * 60], [[True] * 60], ["<1>"], ["<1> " * 100, 3], [""], np.zeros((2, 60)), (), iter([]),
+)  # fmt: skip
+
+
+def test_odd_arguments(bridge):
+    good = zoo.mixed(bridge, n=3)
+    cases: list[tuple[str, Any, dict[str, Any]]] = []
+    for function, options in CALLS.items():
+        cases += [(function, value, {}) for value in PARAGRAPHS]
+        for option, values in {**options, "memory_budget": (0, -1, "x")}.items():
+            if option == "memory_budget" and function == "rare_token_attention":
+                continue
+            cases += [(function, good, {option: value}) for value in values]
+    assert len(cases) >= COUNTS["odd arguments"]
+    wrong = []
+    for function, value, options in cases:
+        try:
+            getattr(mc, function)(bridge, value, progress=False, **options)
+        except InputError:
+            continue
+        except Exception as error:
+            wrong.append(
+                f"{function}({value!r:.60}, {options}): {type(error).__name__}: {error}"[:200]
+            )
+        else:
+            wrong.append(f"{function}({value!r:.60}, {options}): accepted")
+    assert not wrong, "\n".join(wrong)

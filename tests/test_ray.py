@@ -1,0 +1,102 @@
+"""Ray writes the same parts and counts the same tokens, also when its workers are killed."""
+
+import contextlib
+import os
+import signal
+import threading
+import time
+from pathlib import Path
+
+import corpus_job
+import pytest
+import torch
+import zoo
+from test_scan_to_disk import OPTIONS, parts_of
+
+import memcircuits as mc
+from memcircuits.corpus_scan import scan_to_disk
+
+pytest.importorskip("ray", reason="the extra `ray` is not installed")
+
+
+@pytest.fixture(scope="module", autouse=True)
+def local_ray():
+    """One Ray for the module; its workers find the tests' modules."""
+    import ray
+
+    here = Path(__file__).parent
+    path = os.pathsep.join([str(here), str(here.parent), os.environ.get("PYTHONPATH", "")])
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("PYTHONPATH", path)
+        patch.setenv("RAY_USAGE_STATS_ENABLED", "0")
+        ray.init(num_cpus=2, include_dashboard=False, log_to_driver=False, logging_level="error")
+        yield
+        ray.shutdown()
+
+
+class Load:
+    """Makes the model, and leaves the process's id in a folder."""
+
+    def __init__(self, folder):
+        self.folder = folder
+
+    def __call__(self):
+        (self.folder / str(os.getpid())).touch()
+        return corpus_job.load()
+
+
+def test_ray_equals_local_although_a_worker_is_killed(neo, tmp_path):
+    from memcircuits.ray_scan import scan_with_ray
+
+    (tmp_path / "in").mkdir()
+    for i in range(2):
+        corpus_job.write_corpus(tmp_path / "in" / f"{i}.jsonl", 60)
+    whole = scan_to_disk(neo, tmp_path / "in", tmp_path / "local", **OPTIONS)
+    (tmp_path / "pids").mkdir()
+    out, killed = tmp_path / "ray", []
+
+    def kill():
+        while len(list((out / "parts").glob("0*"))) < 3:
+            time.sleep(0.005)
+        workers = {int(file.name) for file in (tmp_path / "pids").iterdir()} - {os.getpid()}
+        for pid in workers:
+            with contextlib.suppress(ProcessLookupError):
+                os.kill(pid, signal.SIGKILL)
+                killed.append(pid)
+
+    killer = threading.Thread(target=kill, daemon=True)
+    killer.start()
+    found = scan_with_ray(Load(tmp_path / "pids"), tmp_path / "in", out, workers=1, **OPTIONS)
+    killer.join()
+    assert killed
+    assert found.complete
+    assert parts_of(out) == parts_of(whole.folder)
+    assert found.summary["windows"] == whole.summary["windows"]
+    assert len(list((tmp_path / "pids").iterdir())) >= 3  # here, the worker, and its successor
+
+    (out / "parts" / "00001-000002.parquet").unlink()
+    again = scan_with_ray(
+        Load(tmp_path / "pids"), tmp_path / "in", out, workers=2, resume=True, **OPTIONS
+    )
+    assert parts_of(out) == parts_of(whole.folder)
+    assert again.summary["tokens_in_these_seconds"] == 8 * 10 * 22
+
+
+def test_ray_counts_the_same_tokens(tmp_path):
+    from memcircuits.ray_scan import count_with_ray
+
+    for i in range(3):
+        words = " ".join(f"<{j}>" for j in zoo.random_ids(1, 500, seed=i)[0].tolist())
+        (tmp_path / f"{i}.txt").write_text(words)
+    local = mc.UnigramTable.from_corpus(tmp_path, zoo.tokenizer())
+    found = count_with_ray(tmp_path, zoo.tokenizer(), progress=False)
+    assert torch.equal(found.counts, local.counts)
+    assert (found.source, found.tokenizer) == (local.source, local.tokenizer)
+
+
+def test_what_a_worker_finds_wrong_is_said(neo, tmp_path):
+    from memcircuits.ray_scan import scan_with_ray
+
+    (tmp_path / "a.jsonl").write_text('{"ids": [1, 2]}\n')
+    with pytest.raises(mc.InputError, match="it has 2 tokens"):
+        scan_with_ray(corpus_job.load, tmp_path / "a.jsonl", tmp_path / "out", **OPTIONS)
