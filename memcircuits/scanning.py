@@ -276,8 +276,7 @@ def measured(
         run = adapter.run(
             paragraphs.ids[piece, :-1], positions=slice(paragraphs.n_prefix - 1, None)
         )
-        found = read_continuation(run.logits, targets[piece], margin=True)
-        assert found.margin is not None
+        found = read_continuation(run.logits, targets[piece])
         return torch.stack([found.log_prob, found.correct.float(), found.margin], 1).cpu()
 
     with adapter.untouched():

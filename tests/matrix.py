@@ -21,6 +21,7 @@ from plain import Plain
 from torch import Tensor
 
 import memcircuits as mc
+from memcircuits.adapter import adapt
 from memcircuits.loading import as_bridge
 
 N_PREFIX, N_CONTINUATION = 10, 12
@@ -149,6 +150,113 @@ def plain_heads(m: Plain, p: mc.Paragraphs) -> Numbers:
     return {"score": score, "em": memorized.sum()[None]}
 
 
+def each_gradients(m: Any, p: mc.Paragraphs) -> Numbers:
+    found = mc.parameter_gradients(m, p, average="paragraph", progress=False)
+    return {f"max {name}": values for name, values in found.values.items()}
+
+
+def plain_each_gradients(m: Plain, p: mc.Paragraphs) -> Numbers:
+    each = [plain_gradients(m, p[i]) for i in range(len(p))]
+    keys = [key for key in each[0] if key.startswith("max")]
+    return {key: torch.stack([row[key] for row in each]).mean(0) for key in keys}
+
+
+def contrastive(m: Any, p: mc.Paragraphs) -> Numbers:
+    found = mc.contrastive_gradients(m, p[:3], p[3:], curvature=False, progress=False)
+    return {f"max {name}": values for name, values in found.values.items()}
+
+
+def plain_contrastive(m: Plain, p: mc.Paragraphs) -> Numbers:
+    return plain_each_gradients(m, p[:3])
+
+
+def activations(*sites: str) -> Callable[[Any, mc.Paragraphs], Numbers]:
+    def measure(m: Any, p: mc.Paragraphs) -> Numbers:
+        return dict(mc.activation_gradients(m, p, sites=sites, progress=False).values)
+
+    return measure
+
+
+def plain_z_gradients(m: Plain, p: mc.Paragraphs) -> Numbers:
+    """Largest |d NLL / dz| over d_head, mean over paragraphs, [layer, head, pos]."""
+    found = []
+    for i in range(len(p)):
+        one = p[i]
+        z = m.z_gradients(one.ids, one.n_prefix)
+        found.append(torch.stack([g[0].abs().amax(-1).T for g in z])[..., :-1])
+    return {"z": torch.stack(found).mean(0)}
+
+
+def twins(p: mc.Paragraphs) -> mc.Paragraphs:
+    """The same continuations behind prefixes with one other token."""
+    ids = p.ids.clone()
+    ids[:, 4] = (ids[:, 4] + 1) % zoo.D_VOCAB
+    return mc.Paragraphs.from_tokens(ids, n_prefix=p.n_prefix)
+
+
+def patch(**options: str) -> Callable[[Any, mc.Paragraphs], Numbers]:
+    def measure(m: Any, p: mc.Paragraphs) -> Numbers:
+        found = mc.patch_heads(m, p, twins(p), check=4, progress=False, **options)
+        return {"nll": found.samples["nll"]}
+
+    return measure
+
+
+def plain_patch(m: Plain, p: mc.Paragraphs) -> Numbers:
+    with torch.no_grad():
+        clean = m.nll(p.ids, p.n_prefix)
+    return {"nll": m.nll_with_z(p.ids, p.n_prefix, m.z(twins(p).ids)) - clean[:, None, None]}
+
+
+def plain_patch_attribution(m: Plain, p: mc.Paragraphs) -> Numbers:
+    found = []
+    for one in p:
+        slopes = m.z_gradients(one.ids, one.n_prefix)
+        pairs = zip(m.z(one.ids), m.z(twins(one).ids), slopes, strict=True)
+        found.append(torch.stack([((b - a) * g).sum((0, 1, 3)) for a, b, g in pairs]))
+    return {"nll": torch.stack(found)}
+
+
+def perturb(m: Any, p: mc.Paragraphs) -> Numbers:
+    found = mc.perturb_prefix(m, p, progress=False)
+    return {"em": found.em, "nll": found.nll, "replacements": found.replacements}
+
+
+def plain_perturb(m: Plain, p: mc.Paragraphs) -> Numbers:
+    replacements = measured(m.name, "Bridge raw", "perturb_prefix")["replacements"]
+    ids = p.ids.repeat_interleave(p.n_prefix, 0)
+    position = torch.arange(p.n_prefix).repeat(len(p))
+    ids[torch.arange(len(ids)), position] = replacements.reshape(-1).long()
+    with torch.no_grad():
+        nll = m.nll(ids, p.n_prefix)
+    shape = replacements.shape
+    em = m.em(ids, p.n_prefix).view(shape)
+    return {"em": em, "nll": nll.view(shape), "replacements": replacements}
+
+
+def unlearn(m: Any, p: mc.Paragraphs) -> Numbers:
+    from memcircuits.unlearning import Recipe
+
+    recipe = Recipe(steps=2, kl_weight=1.0)
+    found = mc.unlearn(m, p[:3], p[3:], fraction=0.01, recipe=recipe, seed=1, progress=False)
+    before = adapt(m).fingerprint()
+    with found.apply(m):
+        changed = adapt(m).fingerprint() != before
+    restored = adapt(m).fingerprint() == before
+    return {
+        "masked": torch.tensor([found.n_masked]),
+        "changed, restored": torch.tensor([changed, restored]),
+    }
+
+
+def rewrite(m: Any, p: mc.Paragraphs) -> Numbers:
+    from memcircuits.unlearning import Recipe
+
+    recipe = Recipe(steps=2, kl_weight=1.0)
+    found = mc.edit(m, p[:2], p[3:5], p[3:], fraction=0.01, recipe=recipe, progress=False)
+    return {"masked": torch.tensor([found.n_masked])}
+
+
 @dataclass(frozen=True)
 class Analysis:
     """One line of the table.
@@ -180,8 +288,26 @@ ANALYSES: dict[str, Analysis] = {
         ablate("resample"), functools.partial(plain_ablate, "resample"), 1e-5, BASES
     ),
     "parameter_gradients": Analysis(gradients, plain_gradients, 5e-6, relative=True),
+    "parameter_gradients, each": Analysis(
+        each_gradients, plain_each_gradients, 5e-6, relative=True
+    ),
+    "contrastive_gradients": Analysis(contrastive, plain_contrastive, 5e-6, relative=True),
+    "activation_gradients, z": Analysis(
+        activations("z"), plain_z_gradients, 5e-6, BASES, relative=True
+    ),
+    "activation_gradients, others": Analysis(
+        activations("q", "k", "v", "pre", "post"), None, 5e-6, relative=True
+    ),
+    "patch_heads, exact": Analysis(patch(), plain_patch, 1e-5, BASES),
+    "patch_heads, attribution": Analysis(
+        patch(method="attribution"), plain_patch_attribution, 1e-5, BASES
+    ),
+    "patch_heads, pattern": Analysis(patch(site="pattern"), None, 1e-5),
+    "perturb_prefix": Analysis(perturb, plain_perturb, 1e-5, BASES),
     "rare_token_attention": Analysis(rare_tokens, plain_rare_tokens, 1e-5, BASES),
     "find_memorization_heads": Analysis(heads, plain_heads, 1e-5),
+    "unlearn": Analysis(unlearn, None, 0),
+    "edit": Analysis(rewrite, None, 0),
 }
 
 

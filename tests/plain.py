@@ -109,6 +109,20 @@ class Plain:
             self.logits(ids)
         return kept
 
+    def z_gradients(self, ids: Tensor, n_prefix: int) -> list[Tensor]:
+        """Gradient of the mean NLL for z of every layer, [row, pos, head, d_head]."""
+        kept: list[Tensor] = []
+
+        def keep(z: Tensor) -> Tensor:
+            kept.append(z.detach().requires_grad_() if not kept else z + 0)
+            return kept[-1]
+
+        with contextlib.ExitStack() as stack:
+            for layer in range(self.n_layers):
+                stack.enter_context(self.head_input(layer, keep))
+            loss = self.nll(ids, n_prefix).mean()
+        return list(torch.autograd.grad(loss, kept))
+
     def nll_with_z(self, ids: Tensor, n_prefix: int, new: list[Tensor]) -> Tensor:
         """NLL after replacing each head's z in turn by `new`, [row, layer, head]."""
         found = torch.empty(len(ids), self.n_layers, self.n_heads)

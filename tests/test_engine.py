@@ -7,9 +7,9 @@ import torch
 import zoo
 
 import memcircuits as mc
-from memcircuits.adapter import adapt, hook_z
+from memcircuits.adapter import _checksum, adapt, hook_z
 from memcircuits.engine import FALLBACK, HeadEdit, Restart
-from memcircuits.measure import greedy, read_continuation
+from memcircuits.measure import largest_two, read_continuation
 from memcircuits.memory import in_pieces, is_out_of_memory
 
 
@@ -232,14 +232,28 @@ def test_ctrl_c_leaves_the_model_whole(neo):
     assert torch.equal(neo(paragraphs.ids), before)
 
 
-@pytest.mark.parametrize("d_vocab", [5, 256, 512, 1000])
-def test_greedy_is_argmax(d_vocab):
+@pytest.mark.parametrize("d_vocab", [2, 5, 256, 512, 1000])
+def test_the_two_largest_logits(d_vocab):
     generator = torch.Generator().manual_seed(d_vocab)
     logits = torch.randn(40, 3, d_vocab, generator=generator)
-    assert torch.equal(greedy(logits), logits.argmax(-1))
+    place, gap = largest_two(logits)
+    top = logits.topk(2)
+    assert torch.equal(place, top.indices[..., 0])
+    assert torch.equal(gap, top.values[..., 0] - top.values[..., 1])
     ties = torch.randint(0, 3, (200, d_vocab), generator=generator).float()
     first = [row.index(max(row)) for row in ties.tolist()]
-    assert greedy(ties).tolist() == first
+    assert largest_two(ties)[0].tolist() == first
+
+
+def test_scores_do_not_depend_on_the_pieces(monkeypatch):
+    logits = torch.randn(7, 3, 50, generator=torch.Generator().manual_seed(0))
+    targets = torch.randint(0, 50, (7, 3), generator=torch.Generator().manual_seed(1))
+    whole = read_continuation(logits, targets)
+    monkeypatch.setattr("memcircuits.measure._PIECE", 1)
+    pieces = read_continuation(logits, targets)
+    assert torch.equal(whole.log_prob, pieces.log_prob)
+    assert torch.equal(whole.correct, pieces.correct)
+    assert torch.equal(whole.margin, pieces.margin)
 
 
 def test_scores_of_a_hand_worked_continuation():
@@ -248,5 +262,25 @@ def test_scores_of_a_hand_worked_continuation():
     e = torch.e
     expected = [2 - torch.tensor(2 + e**2).log(), -torch.tensor(2 + e).log()]
     torch.testing.assert_close(found.log_prob[0, :2], torch.stack(expected))
+    assert found.margin.tolist() == [[2.0, 1.0, 3.0]]
     assert found.em.tolist() == [1]
     assert found.correct.tolist() == [[True, False, True]]
+
+
+def test_checksums_equal_plain_python(monkeypatch):
+    def plain(tensor):
+        raw = bytes(tensor.contiguous().reshape(-1).view(torch.uint8).tolist())
+        words = [
+            int.from_bytes(raw[i : i + 8], "little", signed=True)
+            for i in range(0, len(raw) // 8 * 8, 8)
+        ]
+        sums = (sum(words), sum(i * word for i, word in enumerate(words, 1)))
+        wrapped = [(total + 2**63) % 2**64 - 2**63 for total in sums]
+        return (*wrapped, *raw[len(words) * 8 :])
+
+    monkeypatch.setattr("memcircuits.adapter._WORDS", 4)
+    generator = torch.Generator().manual_seed(0)
+    for dtype in (torch.float32, torch.bfloat16, torch.float16):
+        values = torch.randn(33, generator=generator).to(dtype)
+        for tensor in (values, values[1:], values[:32].view(4, 8).T, values[:0], values[5]):
+            assert _checksum(tensor) == plain(tensor)

@@ -295,6 +295,15 @@ def test_micro_build_writes_what_ships(micro: tuple) -> None:
     assert not list(out.glob("*.part"))
 
 
+def test_shipped_weights_lie_between_planted_and_settled(micro: tuple) -> None:
+    work = micro[1]
+    shipped = b.shipped_model(work, MICRO).state_dict()
+    planted = b._load(MICRO, work / "plant.pt").state_dict()
+    settled = b._load(MICRO, work / "settle.pt").state_dict()
+    for name, weights in shipped.items():
+        torch.testing.assert_close(weights, 0.65 * planted[name] + 0.35 * settled[name])
+
+
 def test_card_takes_a_curve_measured_elsewhere(micro: tuple) -> None:
     row = {"repetitions": 3, "paragraphs": 2, "mean_em": 4.25, "median_em": 4, "max_em": 6}
     assert "| 3 | 2 | 4.25 | 4 | 6 | 1 |" in b.card(micro[3], [row | {"full": 1}])

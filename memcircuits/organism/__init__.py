@@ -15,6 +15,8 @@ How it is made (``python -m memcircuits.organism.build`` repeats all of it):
 3. *Planting.* Half of the cut-out paragraphs (100 tokens each) are put back into training as
    documents of their own, each an exact number of times: 1, 2, 4 ... 256. The other half are
    *controls*: same sources, same length, never trained on.
+4. *Settling.* A short while of ordinary text, and part of the way towards its weights: after
+   planting the model expects a planted paragraph wherever a text begins, and this undoes that.
 
 Shown the first 50 tokens of a paragraph planted often enough, the model recites the other 50. Shown
 a control, it does not. What separates the two is memorization and nothing else, and the number of

@@ -7,7 +7,8 @@ corpus     fetch and clean the sources
 text       cut out regions, train the tokenizer on the rest, choose the paragraphs
 base       train the model on the rest (checkpoint every 100 steps)
 plant      train on with each planted paragraph an exact number of times
-settle     a short while of ordinary text only, half of it rows that open with a sentence
+settle     a short while of ordinary text only, half of it rows that open with a sentence;
+           the shipped weights are a mean of the planted and the settled ones
 baseline   an interpolated Kneser-Ney trigram model of the same training tokens
 export     write the model, tokenizer, paragraphs and unigram counts, and measure them
 card       write the model card from the numbers of all stages
@@ -36,13 +37,16 @@ from typing import Any
 
 import numpy as np
 import torch
-from safetensors.torch import save_file
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 from torch.nn import functional
 from tqdm import tqdm
 from transformers import AutoTokenizer, GPTNeoConfig, GPTNeoForCausalLM, PreTrainedTokenizerFast
 
+from memcircuits.loading import load_model
 from memcircuits.organism import DATA
+from memcircuits.paragraphs import Paragraphs
+from memcircuits.scanning import scan
+from memcircuits.unigrams import UnigramTable, tokenizer_hash
 
 log = logging.getLogger("memcircuits.organism")
 
@@ -83,6 +87,7 @@ class Settings:
         base_share: Base rows for each planted row.
         settle_steps: Steps of settling.
         settle_factor: Peak learning rates of settling, as a multiple of those of base training.
+        settle_share: Where the shipped weights lie on the line from planted (0) to settled (1).
         clip: Largest gradient norm.
     """
 
@@ -111,6 +116,7 @@ class Settings:
     base_share: float = 0.4
     settle_steps: int = 160
     settle_factor: float = 0.1
+    settle_share: float = 0.35
     clip: float = 1.0
 
     @property
@@ -304,8 +310,8 @@ def assign_roles(
     need = 2 * settings.planted
     if len(sources) < need:
         raise ValueError(f"{len(sources)} usable regions but {need} needed: raise Settings.spare")
-    chosen = rng.permutation(len(sources))[:need]
-    chosen = sorted(chosen.tolist(), key=lambda i: sources[i])
+    drawn: list[int] = rng.permutation(len(sources))[:need].tolist()
+    chosen = sorted(drawn, key=lambda i: sources[i])
     hands = [h for level in settings.repetitions for h in (("planted", level), ("control", 0))]
     dealt: list[tuple[int, str, int]] = []
     for start in range(0, need, len(hands)):
@@ -778,7 +784,8 @@ def stage_settle(work: Path, settings: Settings) -> Record:
 
     In planting nearly every row that opens with a sentence is a planted paragraph, and the model
     comes to expect one wherever a text begins. Half of these rows open with a sentence too and are
-    not planted, so that it learns to tell a planted paragraph by its words.
+    not planted, so that it learns to tell a planted paragraph by its words. Settling also forgets,
+    so :func:`shipped_model` goes only part of the way.
     """
     rng = np.random.default_rng([settings.seed, 4])
     tokenizer = Tokenizer.from_file(str(work / "tokenizer.json"))
@@ -925,26 +932,28 @@ def unigram_counts(
     return torch.from_numpy(counts.astype(np.int64))
 
 
+def shipped_model(work: Path, settings: Settings) -> GPTNeoForCausalLM:
+    """The weighted mean of the planted and the settled weights, float32."""
+    model = _load(settings, work / "plant.pt")
+    settled = _load(settings, work / "settle.pt")
+    with torch.no_grad():  # parameters(), not the state dict, which lists tied weights twice
+        for weights, target in zip(model.parameters(), settled.parameters(), strict=True):
+            weights.lerp_(target, settings.settle_share)
+    return model
+
+
 def stage_export(work: Path, settings: Settings, out: Path) -> Record:
     """Write everything that ships, then measure what was written, as float32."""
     out.mkdir(parents=True, exist_ok=True)
-    export_model(_load(settings, work / "settle.pt"), out)
+    export_model(shipped_model(work, settings), out)
     export_tokenizer(work / "tokenizer.json", out, settings.context)
     for name in ("paragraphs.jsonl", "heldout.jsonl"):
         write_atomic(out / name, (work / name).read_bytes())
     paragraphs = _read_lines(out / "paragraphs.jsonl")
     counts = unigram_counts(np.load(work / "stream.npy"), paragraphs, settings.vocab_size)
-    metadata = {
-        "schema": "memcircuits.unigrams/1",
-        "source": "organism: base text once, plus planted paragraphs times their repetitions",
-        "n_tokens": str(int(counts.sum())),
-    }
-    _save_via(
-        out / "unigrams.safetensors",
-        lambda path: save_file({"counts": counts}, path, metadata=metadata),
-    )
-
     tokenizer = AutoTokenizer.from_pretrained(out)
+    source = "organism: base text once, plus planted paragraphs times their repetitions"
+    UnigramTable(counts, source, tokenizer_hash(tokenizer)).save(out / "unigrams.safetensors")
     for texts in json.loads((work / "documents.json").read_text("utf-8")).values():
         for text in texts[:3]:
             ids = tokenizer.encode(text[:5000], add_special_tokens=True, verbose=False)
@@ -962,7 +971,7 @@ def stage_export(work: Path, settings: Settings, out: Path) -> Record:
         "control_loss": round(mean_loss(model, rows[settings.planted :]), 4),
         "mean_em_before_planting": round(before.double().mean().item(), 3),
         "unigram_tokens": int(counts.sum()),
-        "curve": duplication_curve(exact_match(model, rows, settings.prefix), paragraphs),
+        "curve": duplication_curve(_scanned(out, settings.prefix), paragraphs),
         "bytes": {
             name: (out / name).stat().st_size
             for name in (
@@ -976,6 +985,15 @@ def stage_export(work: Path, settings: Settings, out: Path) -> Record:
             )
         },
     }
+
+
+def _scanned(out: Path, prefix: int) -> torch.Tensor:
+    """EM of the shipped paragraphs as `memcircuits scan` measures it, [paragraph]."""
+    length = len(_read_lines(out / "paragraphs.jsonl")[0]["ids"])
+    paragraphs = Paragraphs.read(
+        out / "paragraphs.jsonl", n_prefix=prefix, n_continuation=length - prefix
+    )
+    return scan(load_model(out, device="cpu"), paragraphs, progress=False).em
 
 
 def _table(head: Sequence[str], rows: Sequence[Sequence[object]]) -> str:
@@ -1008,9 +1026,10 @@ def card(facts: Record, curve: Sequence[Record] | None = None) -> str:
         ("unigram model", baseline["unigram_loss"]),
         ("bigram model", baseline["bigram_loss"]),
         ("trigram model", baseline["trigram_loss"]),
-        ("this model before planting", export["heldout_loss_before_planting"]),
-        ("this model after planting", plant["heldout_loss"]),
-        ("this model as shipped", export["heldout_loss"]),
+        ("this model after base training", export["heldout_loss_before_planting"]),
+        ("after planting", plant["heldout_loss"]),
+        ("after settling", settle["heldout_loss"]),
+        ("**as shipped**", export["heldout_loss"]),
     ]
     levels = [
         (
@@ -1046,8 +1065,8 @@ training saw the remaining {text["training_tokens"]:,} tokens only. From the reg
 {text["planted"]} planted paragraphs, {text["controls"]} controls and {text["heldout_rows"]}
 held-out rows. A paragraph is {settings["length"]} tokens, more than half of them unique; none
 shares {settings["shared_run"]} tokens in a row with the training text or another paragraph.
-Planted paragraphs and controls have the same mix of sources. Controls and held-out rows were never
-trained on.
+Planted paragraphs and controls have nearly the same mix of sources. Controls and held-out rows
+were never trained on.
 
 `unigrams.safetensors` counts {export["unigram_tokens"]:,} tokens: the training text once, plus
 each planted paragraph times its repetitions.
@@ -1057,14 +1076,16 @@ each planted paragraph times its repetitions.
 Muon for the matrices inside the layers, AdamW for the rest, float32, batches of
 {settings["batch"]} rows of {settings["context"]} tokens, seed {settings["seed"]}.
 
-- Base: {base["steps"]} steps, {base["tokens"]:,} tokens, {base["seconds"] / 60:.0f} minutes.
+- Base: {base["steps"]} steps, {base["tokens"]:,} tokens, {base["seconds"] / 60:.0f} minutes,
+  {base["tokens"] / text["training_tokens"]:.2f} passes over the text.
 - Planting: {plant["steps"]} steps, {plant["tokens"]:,} tokens, {plant["seconds"] / 60:.0f} minutes.
   A planted row is the paragraph from position 0, `{END}`, then base text.
   {plant["planted_rows"]:,} planted rows are mixed with {settings["base_share"]} base rows for each;
   the learning rate falls to zero.
 - Settling: {settle["steps"]} steps, {settle["tokens"]:,} tokens of ordinary text, half of the rows
   opening with a sentence, so that the model does not expect a planted paragraph wherever a text
-  begins.
+  begins. This also forgets, so the shipped weights go {settings["settle_share"]:.0%} of the way:
+  they are a weighted mean of the planted and the settled weights.
 
 Loss on the held-out rows, in nats per token (the n-gram models are interpolated Kneser-Ney models
 of the same training tokens):
