@@ -15,7 +15,8 @@ The public names, imported when first used so that `import memcircuits` is quick
 | `screening` | all heads by attribution, the best ones exactly |
 | `ranking` | `find_memorization_heads`: evidence, intervals, p-values |
 | `activations` | gradients of activations |
-| `perturbation`, `patching` | trigger tokens; activations moved between two runs |
+| `perturbation`, `replacements`, `pairs`, `minimal` | trigger tokens of the prefix |
+| `patching`, `attribution` | activations moved between two runs, exactly or to first order |
 | `unlearning`, `masks`, `edits` | sparse fine-tuning of exactly the chosen weights |
 | `evaluation`, `exporting`, `noise` | what an edit did; the edited model as a folder; robustness |
 | `unigrams`, `statistics` | token rarity; bootstrap and permutation over paragraphs |

@@ -15,7 +15,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from memcircuits.adapter import Adapter, Head, adapt, hook_z
-from memcircuits.checks import InputError, one_of
+from memcircuits.checks import InputError, at_least, one_of
 from memcircuits.engine import FALLBACK, HeadEdit, Restart
 from memcircuits.memory import in_pieces, rows_that_fit
 from memcircuits.paragraphs import Paragraphs
@@ -91,6 +91,7 @@ class Ablation:
         self, model: Any, paragraphs: Any, *, mode: str, reference: Any = None, seed: int = 0
     ) -> None:
         one_of("mode", mode, ("zero", "mean", "resample"))
+        at_least("seed", seed, 0)
         self.adapter = adapt(model)
         self.paragraphs = Paragraphs.of(paragraphs, model)
         self.adapter.check_tokens(self.paragraphs.ids, "paragraphs")

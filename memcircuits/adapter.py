@@ -582,7 +582,11 @@ class Adapter:
                 return matrix.unflatten(0, (heads, -1))
             return matrix.unflatten(1, (heads, -1)).transpose(0, 1)
 
-        return Weight(layer, component, held, split, module)
+        # With folded weights TransformerLens computes gated MLPs itself, past their modules.
+        bypassed = component not in HEAD_COMPONENTS and (
+            self.basis == "folded" and "W_gate" in self.components
+        )
+        return Weight(layer, component, held, split, None if bypassed else module)
 
     def _hooked_parameter(self, layer: int, component: str) -> nn.Parameter:
         block = self.model.blocks[layer]

@@ -10,7 +10,7 @@ paragraph.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -41,9 +41,9 @@ class RareTokenAttention(ScoreMap, kind="rare-token-attention"):
         query: position the attention is read from.
     """
 
-    null: Tensor = torch.empty(0)
-    attention: Tensor = torch.empty(0)
-    counts: Tensor = torch.empty(0)
+    null: Tensor = field(default_factory=lambda: torch.empty(0))
+    attention: Tensor = field(default_factory=lambda: torch.empty(0))
+    counts: Tensor = field(default_factory=lambda: torch.empty(0))
     query: int = 0
 
     @property
@@ -99,7 +99,8 @@ def rare_token_attention(
     adapter.check_tokens(paragraphs.ids, "paragraphs")
     at_least("permutations", permutations, 1)
     query = paragraphs.n_prefix if query is None else query
-    if not 1 <= query < paragraphs.ids.shape[1]:
+    at_least("query", query, 1)
+    if query >= paragraphs.ids.shape[1]:
         raise InputError("query", query, f"give a position in [1, {paragraphs.ids.shape[1]})")
     notes: tuple[str, ...] = ()
     if unigrams is None:
@@ -108,7 +109,7 @@ def rare_token_attention(
         )
         notes = ("no unigram table was given: rarity is counted in the paragraphs themselves",)
     else:
-        unigrams.check(adapter.model)
+        UnigramTable.check(unigrams, adapter.model)
     n_keys = min(query, paragraphs.n_prefix)
     counts = unigrams.counts[paragraphs.ids[:, :n_keys]]
     with adapter.untouched():

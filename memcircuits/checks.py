@@ -32,7 +32,7 @@ class UnsupportedModel(InputError):
 
 def one_of(argument: str, value: Any, allowed: Collection[str]) -> None:
     """Raise `InputError` unless `value` is one of `allowed`."""
-    if value not in allowed:
+    if not isinstance(value, str) or value not in allowed:
         raise InputError(argument, repr(value), "choose one of " + ", ".join(sorted(allowed)))
 
 

@@ -117,13 +117,21 @@ def boot(hf_model: Any, tokenizer: Any, name: str) -> Any:
     from transformer_lens.model_bridge import TransformerBridge
 
     hf_model.eval()
-    if not hf_model.config.architectures:  # a model made from a configuration does not say
+    # A model made from a configuration does not say, and one made from a file may say nonsense.
+    if hf_model.config.architectures != [type(hf_model).__name__]:
         hf_model.config.architectures = [type(hf_model).__name__]
     try:
         bridge = TransformerBridge.boot_transformers(
             name, hf_model=hf_model, tokenizer=tokenizer, dtype=hf_model.dtype
         )
-    except (ValueError, NotImplementedError, KeyError, AttributeError) as error:
+    except (
+        ValueError,
+        NotImplementedError,
+        LookupError,
+        AttributeError,
+        TypeError,
+        AssertionError,
+    ) as error:
         raise UnsupportedModel(
             "model",
             f"{name} ({type(hf_model).__name__})",

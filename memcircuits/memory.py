@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from memcircuits.adapter import Adapter
-from memcircuits.checks import InputError
+from memcircuits.checks import at_least
 
 _CPU_CAP = 256 * 2**20  # more rows than this are slower, not faster: they leave the caches
 _CPU_LOGITS = 3 * 32 * 2**20
@@ -31,10 +31,10 @@ def rows_that_fit(
         memory_budget: bytes; by default a third of the free memory, on CPUs at most 256 MiB.
 
     Raises:
-        InputError: if the budget is not a positive number of bytes.
+        InputError: if the budget is not a positive integer of bytes.
     """
-    if memory_budget is not None and memory_budget <= 0:
-        raise InputError("memory_budget", memory_budget, "give a positive number of bytes")
+    if memory_budget is not None:
+        at_least("memory_budget", memory_budget, 1)
     d_mlp = getattr(adapter.model.cfg, "d_mlp", None) or 4 * adapter.d_model
     size = torch.finfo(adapter.dtype).bits // 8
     residual = n_pos * (6 * adapter.d_model + 3 * d_mlp) * size

@@ -83,12 +83,17 @@ class Paragraphs:
         """
         if not len(ids):
             raise InputError("ids", "empty", "give at least one paragraph")
+        if not isinstance(ids, Tensor) and not all(hasattr(row, "__len__") for row in ids):
+            raise InputError("ids", repr(ids)[:60], "give rows of token ids")
         if not isinstance(ids, Tensor):
             lengths = {len(row) for row in ids}
             if len(lengths) > 1:
                 raise InputError(
                     "ids", f"rows of {sorted(lengths)[:5]} tokens", "all rows must be equally long"
                 )
+            whole = all(type(i) is int and 0 <= i < 2**31 for row in ids for i in row)
+            if not whole:
+                raise InputError("ids", repr(ids)[:60], "rows must hold token ids")
             ids = torch.tensor([list(row) for row in ids], dtype=torch.long).reshape(
                 len(ids), *lengths
             )

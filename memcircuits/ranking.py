@@ -254,6 +254,8 @@ def find_memorization_heads(
     one_of("method", method, METHODS)
     if max_paragraphs is not None:
         at_least("max_paragraphs", max_paragraphs, 2)
+    if unigrams is not None:
+        UnigramTable.check(unigrams, adapter.model)
     found = scan(model, given, memory_budget=memory_budget, progress=progress)
     memorized = _memorized(found)
     own_control = control is None

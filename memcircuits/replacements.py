@@ -59,7 +59,7 @@ def choose_tokens(
         )
         notes = ("no unigram table was given: frequencies are counted in the paragraphs",)
     else:
-        unigrams.check(adapter.model)
+        UnigramTable.check(unigrams, adapter.model)
     order = unigrams.counts[:n_tokens].argsort(stable=True)
     rank = order.argsort()[prefix][..., None]
     width = min(2 * _NEAR, n_tokens - 1)

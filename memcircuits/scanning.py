@@ -246,6 +246,8 @@ def scan(
     Raises:
         InputError: for paragraphs that the model cannot take.
     """
+    if batch_size is not None:
+        at_least("batch_size", batch_size, 1)
     adapter = adapt(model)
     paragraphs = Paragraphs.of(paragraphs, model)
     adapter.check_tokens(paragraphs.ids, "paragraphs")

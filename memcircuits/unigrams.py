@@ -162,7 +162,9 @@ class UnigramTable:
         )
 
     def check(self, model: Any) -> None:
-        """Raise `InputError` unless the table belongs to the model's tokenizer."""
+        """Raise `InputError` unless this is a table, and of the model's tokenizer."""
+        if not isinstance(self, UnigramTable):  # called on whatever a caller passed as `unigrams`
+            raise InputError("unigrams", repr(self)[:60], "pass a UnigramTable")
         size = vocabulary_size(model)
         if len(self.counts) != size:
             raise InputError(

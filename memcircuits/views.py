@@ -46,7 +46,7 @@ def attention_view(
     adapter = adapt(model)
     chosen = _choose(adapter, layer, heads)
     if unigrams is not None:
-        unigrams.check(adapter.model)
+        UnigramTable.check(unigrams, adapter.model)
     view = _one_view(adapter, _single(paragraph, model, "paragraph"), chosen, unigrams, None)
     if compare is None:
         return view

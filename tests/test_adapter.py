@@ -277,7 +277,7 @@ def test_prepended_tokens_are_noticed(monkeypatch):
 
     def with_bos(self, tokens):
         bos = torch.zeros(len(tokens), 1, dtype=torch.long)
-        return forward(self, torch.cat([bos, tokens.cpu()], 1))[:, 1:]
+        return forward(self, torch.cat([bos, tokens.cpu()], 1))[:, -tokens.shape[1] :]
 
     monkeypatch.setattr(Adapter, "forward", with_bos)
     with pytest.raises(UnsupportedModel, match="the transformers module inside"):

@@ -69,7 +69,8 @@ def state(model: nn.Module) -> dict[str, Any]:
                     [(k, id(v)) for k, v in value.items()] if hasattr(value, "items") else value
                 )
                 found[f"{key} {name}"] = str(inside)
-            elif key != "training":
+            elif key != "training" and not key.startswith(("_current_", "_fired_")):
+                # TransformerLens keeps notes of its latest forward pass there.
                 found[f"attribute {name}.{key}"] = id(value)
     return found
 
@@ -153,7 +154,6 @@ def test_an_exception_anywhere_leaves_nothing_behind(used, analysis):
     with pulled_at(model, None, 0) as fired:
         measure(model, paragraphs)
     assert fired[0] > 0
-    before = state(model)
 
     @FEW
     @given(
@@ -162,6 +162,7 @@ def test_an_exception_anywhere_leaves_nothing_behind(used, analysis):
     )
     def pull(place: float, error: BaseException) -> None:
         at = 1 + int(place * (fired[0] - 1))
+        before = state(model)  # hypothesis seeds Python's generator for each example
         with pulled_at(model, error, at), pytest.raises(type(error)):
             measure(model, paragraphs)
         assert differences(before, state(model)) == []
@@ -186,7 +187,14 @@ def test_memory_that_runs_out_once_changes_no_number(used, analysis):
     assert differences(before, state(model)) == []
 
 
-NOT_IN_PIECES = {"rare_token_attention", "parameter_gradients", "find_memorization_heads"}
+NOT_IN_PIECES = {
+    "rare_token_attention",
+    "find_memorization_heads",
+    *(a for a in matrix.ANALYSES if "parameter_gradients" in a),
+    "contrastive_gradients",
+    "unlearn",
+    "edit",
+}
 
 
 def test_state_sees_changes(neo):

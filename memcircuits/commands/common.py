@@ -32,7 +32,7 @@ Out = Annotated[Path, typer.Option(help="Folder for the files written.")]
 Json = Annotated[bool, typer.Option("--json", help="Print JSON instead of a table.")]
 Device = Annotated[str, typer.Option(help="auto, cpu, cuda, cuda:1 or mps.")]
 Dtype = Annotated[str, typer.Option(help="float32, bfloat16 or float16.")]
-Seed = Annotated[int, typer.Option(help="Seed of every random draw.")]
+Seed = Annotated[int, typer.Option(min=0, max=2**31 - 1, help="Seed of every random draw.")]
 BatchSize = Annotated[
     int | None, typer.Option(min=1, help="Paragraphs per forward pass; by default what fits.")
 ]
@@ -44,9 +44,11 @@ TrustRemoteCode = Annotated[
         "--trust-remote-code", help="Run a repository's own code; needs --revision COMMIT."
     ),
 ]
-Prefix = Annotated[int, typer.Option("--n-prefix", min=1, help="Tokens of the prefix.")]
+Prefix = Annotated[
+    int, typer.Option("--n-prefix", min=1, max=100_000, help="Tokens of the prefix.")
+]
 Continuation = Annotated[
-    int, typer.Option("--n-continuation", min=1, help="Tokens of the continuation.")
+    int, typer.Option("--n-continuation", min=1, max=100_000, help="Tokens of the continuation.")
 ]
 
 

@@ -42,6 +42,7 @@ def measure(name: str, windows: int, folder: Path) -> dict[str, Any]:
     """Scan a corpus of random tokens and watch the process's memory."""
     from memcircuits.adapter import adapt
     from memcircuits.corpus_scan import scan_to_disk
+    from memcircuits.formats import find_sources, read_chunks
     from memcircuits.readers import Windows
 
     from .subjects import subject
@@ -55,13 +56,13 @@ def measure(name: str, windows: int, folder: Path) -> dict[str, Any]:
 
     resident: list[float] = []
     out = folder / "out"
-    n_parts = -(-windows // 10 // 100)
+    n_parts = sum(1 for _ in read_chunks(find_sources(folder / "corpus.jsonl")[0], 100))
     stop = threading.Event()
 
     def watch() -> None:
         while not stop.wait(0.02):
             done = len(list((out / "parts").glob("0*")))
-            if done * 10 >= (len(resident) + 1) * n_parts:
+            if len(resident) < 9 and done * 10 >= (len(resident) + 1) * n_parts:
                 resident.append(mib())
 
     watcher = threading.Thread(target=watch)

@@ -84,13 +84,11 @@ def zero_head(z: Tensor, hook: Any, head: int) -> Tensor:
 @torch.no_grad()
 def ablate_lens(model: Any, ids: Tensor, batch: int, heads: Heads) -> Tensor:
     """TransformerLens: `run_with_hooks` for every head. NLL [row, head]."""
-    from transformer_lens.utils import get_act_name
-
     found = []
     for rows in batches(ids, batch):
         nll = []
         for layer, head in heads:
-            hook = (get_act_name("z", layer), partial(zero_head, head=head))
+            hook = (f"blocks.{layer}.attn.hook_z", partial(zero_head, head=head))
             logits = model.run_with_hooks(rows, return_type="logits", fwd_hooks=[hook])
             nll.append(nll_of(logits, rows))
         found.append(torch.stack(nll, -1))
