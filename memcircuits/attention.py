@@ -138,7 +138,7 @@ def rare_token_attention(
 
 def _attention_from(
     adapter: Adapter, ids: Int[Tensor, "row pos"], query: int, n_keys: int, progress: bool
-) -> Float[Tensor, "row layer head pos"]:
+) -> Float[Tensor, "row layer head key"]:
     """Attention rows of one query position; nothing behind it is run."""
     names = [hook_pattern(layer) for layer in range(adapter.n_layers)]
     parts = []

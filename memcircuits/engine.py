@@ -205,7 +205,7 @@ class Restart:
         layer: int,
         resid: Float[Tensor, "row pos d_model"],
         attn_out: Float[Tensor, "row pos d_model"],
-    ) -> Float[Tensor, "row pos d_model"]:
+    ) -> Float[Tensor, "row predicting d_model"]:
         """From the attention of block `layer` to the end, at the positions that are unembedded.
 
         Nothing reads the other positions of the last block: its MLP does not run on them.
