@@ -204,7 +204,7 @@ def _in_cell(value: float, high: float) -> str:
     if math.isnan(value):
         return UNKNOWN
     decimals = max(0, 1 - math.floor(math.log10(abs(high)))) if high else 0
-    shown = f"{value:.{decimals}f}".replace("-", MINUS)
+    shown = f"{round(value, decimals) + 0.0:.{decimals}f}".replace("-", MINUS)  # no minus zero
     return shown if len(shown) <= 5 else ""
 
 
