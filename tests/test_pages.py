@@ -318,7 +318,8 @@ def test_patterns_of_a_model_that_looks_ahead_are_kept_whole() -> None:
 
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float64])
 def test_half_precision_patterns_are_taken(dtype: torch.dtype) -> None:
-    AttentionView(make_patterns(2, 60).to(dtype), ["a", "b"], ["t"] * 60)
+    view = AttentionView(make_patterns(2, 60).to(dtype), ["a", "b"], ["t"] * 60)
+    assert len(view.context()["data"]["patterns"]) == 2
 
 
 @pytest.mark.parametrize("bad", [float("nan"), float("inf")])
