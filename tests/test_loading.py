@@ -73,7 +73,7 @@ def test_names_on_the_hub_keep_their_owner(neo):
     adapter = adapt(zoo.bridge("gpt2"))
     adapter.name = "EleutherAI/gpt-neo-125m"
     assert adapter.label == "EleutherAI/gpt-neo-125m"
-    for path in ("/home/someone/models/private", "C:\\models\\private", "./models/private"):
+    for path in ("/srv/models/private", "C:\\models\\private", "./models/private"):
         adapter.name = path
         assert adapter.label == "private"
 

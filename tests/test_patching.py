@@ -181,7 +181,9 @@ def test_heads_equal_hand_written_hooks(name, site, direction):
             torch.testing.assert_close(
                 found.samples["nll"][:, layer, head], expected, atol=2e-5, rtol=0
             )
-    assert found.values.abs().max() > 3e-5  # more than the tolerance, or nothing was compared
+    if name.endswith("gpt2") and (site, direction) == ("k", "noising"):
+        pytest.xfail("the numbers agree, but this model's effects are below 1e-4")
+    assert found.values.abs().max() > 1e-4
 
 
 @pytest.mark.parametrize("site", LAYER_SITES)
@@ -315,8 +317,18 @@ def test_results_equal_those_of_transformer_lens(name):
 
 
 @pytest.mark.parametrize("site", HEAD_SITES)
-# OPT's ReLU has kinks that a finite step crosses: its slope there is not the derivative.
-@pytest.mark.parametrize("name", ["gpt_neo", "gpt2", "neox", "llama", "qwen3", "gemma2"])
+@pytest.mark.parametrize(
+    "name",
+    [
+        "gpt_neo",
+        "gpt2",
+        "neox",
+        pytest.param("opt", marks=pytest.mark.xfail(reason="finite steps cross ReLU's kinks?")),
+        "llama",
+        "qwen3",
+        "gemma2",
+    ],
+)
 def test_attribution_is_the_derivative_of_the_patch_in_z(name, site):
     """A small step of z towards what the patch makes of it, by hand-written hooks."""
     model, positions = models(name), [0, 1, 2, 3, 9]
@@ -387,6 +399,8 @@ def test_attribution_says_how_far_to_trust_it(neo):
     assert found.agreement["all"] == pytest.approx(float(torch.corrcoef(estimates)[0, 1]), abs=1e-5)
     assert f"{found.agreement['all']:.3f}" in found.notes[0]
     assert found.to_frame()["exact"].notna().sum() == 6
+    if found.agreement["all"] <= 0.9:
+        pytest.xfail("attribution in q should agree with exact patching above 0.9 and does not")
 
 
 def test_recomputing_the_softmax_sees_through_saturation():
@@ -407,6 +421,8 @@ def test_recomputing_the_softmax_sees_through_saturation():
     assert exact.abs().max() > 1e-3
     error, plain_error = ((x - exact).abs().mean() for x in (found, plain))
     assert error < 0.8 * plain_error
+    if error >= 0.5 * plain_error:
+        pytest.xfail("the softmax recomputed should halve the error and does not")
 
 
 def plain_attribution(model, clean, corrupted, site):
