@@ -20,6 +20,7 @@ from memcircuits.commands import (
     info,
     patch,
     perturb,
+    report,
     scan,
     unigrams,
     unlearn,
@@ -44,6 +45,7 @@ def _safely(command: Callable[..., None]) -> Callable[..., None]:
 
 for _command in (
     heads.heads,
+    report.report,
     scan.scan,
     gradients.gradients,
     perturb.perturb,

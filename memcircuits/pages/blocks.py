@@ -412,9 +412,15 @@ class Strip:
 
 
 def strip_tokens(
-    tokens: Sequence[str], n_prefix: int, strips: Mapping[str, Strip]
+    tokens: Sequence[str],
+    n_prefix: int,
+    strips: Mapping[str, Strip],
+    others: Sequence[str] | None = None,
 ) -> list[dict[str, Any]]:
-    """What the strip template shows for each token: text, part, hover text, first colour."""
+    """What the strip template shows for each token: text, part, hover text, first colour.
+
+    Where ``others`` are given, a token is marked that differs from the one at its place there.
+    """
     first = next(iter(strips.values())).levels() if strips else [None] * len(tokens)
     shown = []
     for index, token in enumerate(tokens):
@@ -422,8 +428,12 @@ def strip_tokens(
             f"{name} {number(float(array(s.values)[index]))} {s.units}".strip()
             for name, s in strips.items()
         ]
+        differs = others is not None and list(others[index : index + 1]) != [token]
+        if differs:
+            told.append("differs from the paragraph beside it")
         shown.append(
             {
+                "differs": differs,
                 "text": visible(token),
                 "index": index,
                 "prefix": index < n_prefix,
@@ -485,5 +495,7 @@ class Attention(Block):
 
     def context(self) -> dict[str, Any]:
         """The view, and the one it is compared with."""
-        views = [self.view] + ([self.view.compare] if self.view.compare else [])
-        return {"views": [v.context() for v in views]}
+        compare = self.view.compare
+        if compare is None:
+            return {"views": [self.view.context()]}
+        return {"views": [self.view.context(compare), compare.context(self.view)]}
