@@ -215,7 +215,7 @@ def _numbers(ranking: Ranking) -> Numbers:
                 "q < 0.05",
             ),
             Number(
-                "gradient in the lower half",
+                "gradient in lower layers",
                 f"{100 * ranking.layer_share['memorized']:.0f} %",
                 f"controls {100 * ranking.layer_share['control']:.0f} %",
             ),
@@ -256,7 +256,7 @@ def _evidence(ranking: Ranking) -> pd.DataFrame:
     frame = ranking.to_frame()
     names = [str(head) for head in ranking.top(len(frame))]
     frame.insert(1, "name", names)
-    left_out = ["layer", "head", "p_value", "rare_token_p"]
+    left_out = ["layer", "head", "rank", "p_value", "rare_token_p"]
     if bool(frame["verified"].all()):
         left_out.append("verified")
     return frame.drop(columns=left_out).rename(columns={"name": "head"})
@@ -286,6 +286,7 @@ def _triggers(found: Perturbation, texts: list[list[str]]) -> list[Block]:
                 "nll": float(found.nll[index, i].mean() - found.baseline_nll[index]),
             }
             for i in order
+            if drops[i] > 0
         ]
         worst = order[0]
         blocks.append(
@@ -306,14 +307,15 @@ def _triggers(found: Perturbation, texts: list[list[str]]) -> list[Block]:
                 f"(token {worst}) {number(float(drops[worst]))} of {n} tokens are lost.",
             )
         )
+    columns = ["paragraph", "token", "position", "lost", "nll"]
     table = Table(
-        pd.DataFrame(rows),
+        pd.DataFrame(rows, columns=columns),
         labels={"lost": "tokens lost", "nll": "ΔNLL"},
         help={
             "lost": "recited tokens lost when this one is replaced, mean over draws",
             "nll": "rise of the loss of the continuation, nats/token",
         },
-        note="The five tokens of each paragraph that matter most.",
+        note="The tokens of each paragraph that matter, at most five.",
         page_size=15,
     )
     return [*blocks, table]

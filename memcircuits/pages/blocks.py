@@ -189,18 +189,20 @@ class Table(Block):
     def context(self) -> dict[str, Any]:
         """Cells as text and sort key; numeric columns are set flush right."""
         shown = self.frame.head(self.max_rows)
+        rows = [[self._cell(v) for v in row] for row in shown.itertuples(index=False)]
         columns = [
             {
+                "long": any(len(row[place]["text"]) > 60 for row in rows),
                 "label": self.labels.get(str(name), str(name)),
                 "help": self.help.get(str(name), ""),
                 "numeric": pd.api.types.is_numeric_dtype(self.frame[name].dtype)
                 and not pd.api.types.is_bool_dtype(self.frame[name].dtype),
             }
-            for name in self.frame.columns
+            for place, name in enumerate(self.frame.columns)
         ]
         return {
             "columns": columns,
-            "rows": [[self._cell(v) for v in row] for row in shown.itertuples(index=False)],
+            "rows": rows,
             "total": len(self.frame),
             "left_out": len(self.frame) - len(shown),
             "page_size": self.page_size,
