@@ -139,11 +139,11 @@ def collect(kept: Results) -> dict[str, Any]:
     return shown
 
 
-def write(name: str, raw: bytes, colours: int = 96) -> None:
+def write(name: str, raw: bytes, colours: int = 128) -> None:
     """Save a picture with a palette: charts have few colours."""
     image = Image.open(io.BytesIO(raw)).convert("RGB")
     path = IMAGES / f"{name}.png"
-    image.quantize(colours, dither=Image.Dither.NONE).save(path, optimize=True)
+    image.quantize(colours, method=Image.Quantize.MAXCOVERAGE, dither=Image.Dither.NONE).save(path, optimize=True)
     print(f"{path.relative_to(IMAGES.parents[1])}: {path.stat().st_size / 1000:.0f} kB")
 
 
@@ -176,7 +176,7 @@ def shoot(browser: Browser, shown: dict[str, Any], folder: Path) -> None:
         width, height = int(figure.layout.width), int(figure.layout.height)
         page = opened(browser, path, width + 20, height + 20)
         page.wait_for_selector(".main-svg")
-        write(name, page.locator(".svg-container").screenshot(), colours=64)
+        write(name, page.locator(".svg-container").screenshot())
 
 
 def drawn(page: Page) -> None:

@@ -418,7 +418,9 @@ def em_against_nll(frame: pd.DataFrame, *, title: str = "") -> Figure:
                 )
             )
     figure.update_xaxes(title_text="NLL of the continuation (nats/token)", rangemode="tozero")
-    figure.update_yaxes(title_text="exact match (tokens)", rangemode="tozero")
+    top = max(1.0, float(frame["em"].max()))
+    margin = 0.03 * top  # or the many points at 0 would be cut in half
+    figure.update_yaxes(title_text="exact match (tokens)", range=[-margin, top + 2 * margin])
     return _layout(figure, title=title, width=720, height=420)
 
 

@@ -150,8 +150,9 @@ class Ranking(Result, kind="ranking"):
 
         return figures.heatmap(
             self.score,
-            title="Memorization score",
-            units="nats/token, memorized minus control",
+            title="Memorization score: loss without the head, memorized minus control",
+            name="score",
+            units="nats/token",
             marks=self.stands_out,
         )
 
