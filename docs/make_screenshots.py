@@ -139,11 +139,11 @@ def collect(kept: Results) -> dict[str, Any]:
     return shown
 
 
-def write(name: str, raw: bytes, colours: int = 128) -> None:
+def write(name: str, raw: bytes) -> None:
     """Save a picture with a palette: charts have few colours."""
     image = Image.open(io.BytesIO(raw)).convert("RGB")
     path = IMAGES / f"{name}.png"
-    image.quantize(colours, method=Image.Quantize.MAXCOVERAGE, dither=Image.Dither.NONE).save(path, optimize=True)
+    image.quantize(255, dither=Image.Dither.NONE).save(path, optimize=True)
     print(f"{path.relative_to(IMAGES.parents[1])}: {path.stat().st_size / 1000:.0f} kB")
 
 

@@ -16,6 +16,7 @@ lists what is there.
 from __future__ import annotations
 
 import html
+import textwrap
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
@@ -90,9 +91,16 @@ def _layout(figure: Figure, *, title: str, width: int, height: int) -> Figure:
             "margin": {"l": 60, "r": 20, "t": 80 if title else 40, "b": 55},
         }
     )
-    return figure.update_layout(
-        template=template, title_text=_text(title), width=width, height=height
+    lines = textwrap.wrap(title, max(20, (width - 80) // 8)) or [""]  # a letter is about 8 px
+    figure.update_layout(
+        template=template,
+        title_text="<br>".join(_text(line) for line in lines),
+        width=width,
+        height=height + 20 * (len(lines) - 1),
     )
+    if len(lines) > 1:
+        figure.update_layout(margin_t=80 + 20 * (len(lines) - 1))
+    return figure
 
 
 def _with_units(name: str, units: str) -> str:

@@ -112,6 +112,14 @@ def test_heatmap_keeps_values_gaps_and_marks() -> None:
     assert figures.heatmap(np.abs(values)).data[0].zmin == 0
 
 
+def test_long_titles_are_broken_into_lines() -> None:
+    title = "A memorized paragraph with <b> and a very long name of its own indeed"
+    figure = figures.heatmap(np.eye(3), title=title)
+    shown = figure.layout.title.text
+    assert shown.replace("<br>", " ") == title.replace("<b>", "&lt;b&gt;")
+    assert max(map(len, shown.split("<br>"))) <= figure.layout.width // 8
+
+
 def test_gradient_map_has_the_papers_columns_and_layer_sums() -> None:
     frame = gradients()
     figure = figures.gradient_map(frame)
