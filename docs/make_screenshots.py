@@ -60,6 +60,7 @@ def collect(kept: Results) -> dict[str, Any]:
     )
     ranking = dataclasses.replace(ranking, model=model, unigrams=unigrams)  # these are not saved
     memorized, control = ranking.memorized, ranking.control
+    ten = list(range(10))
     few, others = memorized[list(range(20))], control[list(range(20))]
     perturbed = {
         "memorized": kept.get("perturbed", lambda: mc.perturb_prefix(model, few)),
@@ -110,7 +111,7 @@ def collect(kept: Results) -> dict[str, Any]:
             pd.concat([result.curves().assign(set=name) for name, result in perturbed.items()]),
             title="One prefix token replaced at random: mean of 20 paragraphs",
         ),
-        "minimal": kept.get("minimal", lambda: minimal_sets(model, few)).figure(),
+        "minimal": kept.get("minimal", lambda: minimal_sets(model, few[ten])).figure(),
         "rare-tokens": rare.figure(),
         "attention-by-rank": rare.figure(head=HEAD),
         "patching": figures.patching_map(
@@ -120,7 +121,7 @@ def collect(kept: Results) -> dict[str, Any]:
             units=patches["z"].units,
         ),
         "patching-layers": kept.get(
-            "patch-layers", lambda: patch_layers(model, pairs.clean, pairs.corrupted)
+            "patch-layers", lambda: patch_layers(model, pairs.clean[ten], pairs.corrupted[ten])
         ).figure(),
         "unlearning": figures.arms(
             edit_arms({"before": reports["top 0.1 %"], **reports}),

@@ -18,6 +18,7 @@ from hypothesis import strategies as st
 from test_pages import HOSTILE, make_page, make_view
 
 import memcircuits as mc
+from memcircuits import figures
 from memcircuits.pages import Attention, Heatmap, Lines, Page, Prose, Table
 from memcircuits.pages.text import clean, visible
 
@@ -311,3 +312,27 @@ def test_the_policy_stops_what_would_slip_through(
     )
     assert len([text for text in refused if "Content Security Policy" in text]) >= 3
     context.close()
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("ending", "start"), [("pdf", b"%PDF"), ("svg", b"<svg"), ("png", b"\x89PNG")]
+)
+def test_figures_are_written_as_image_files(
+    chromium: Any, tmp_path: Path, ending: str, start: bytes
+) -> None:
+    pytest.importorskip("kaleido", reason="kaleido is not installed")
+    path = tmp_path / f"figure.{ending}"
+    figures.heatmap(np.eye(4), title="Score", units="nats").write_image(path)
+    assert path.read_bytes().startswith(start)
+
+
+def test_a_figure_as_a_page_asks_nothing(open_page: Any, tmp_path: Path) -> None:
+    """As the docs say: `write_html(..., include_plotlyjs=True)` works offline, tokens as text."""
+    path = tmp_path / "figure.html"
+    view = make_view(tokens=[*HOSTILE[:12], "plain"])
+    view.figure(0).write_html(path, include_plotlyjs=True)
+    page = open_page(path).page
+    page.locator(".main-svg").first.wait_for()
+    page.mouse.move(300, 300)  # plotly's own hover text
+    assert page.locator("img, svg script").count() == 0
