@@ -181,11 +181,13 @@ def shoot(browser: Browser, shown: dict[str, Any], folder: Path) -> None:
 
 
 def drawn(page: Page) -> None:
-    """Scroll to every view, so that CircuitsVis draws, and go back to the top."""
+    """Scroll to every view, wait until CircuitsVis has drawn, and go back to the top."""
     for place in page.locator(".cv").all():
         place.scroll_into_view_if_needed()
-        place.locator("canvas").wait_for()
-    page.wait_for_timeout(1000)
+        canvas = place.locator("canvas")
+        canvas.wait_for()
+        page.wait_for_function("canvas => canvas.width > 200", arg=canvas.element_handle())
+    page.wait_for_timeout(3000)  # it grows into its place
     page.evaluate("scrollTo(0, 0)")
 
 

@@ -393,7 +393,8 @@ def commands(ranking: Ranking) -> list[str]:
 
     def call(function: str, *arguments: str, **named: object) -> str:
         parts = [*arguments, *(f"{name}={value!r}" for name, value in named.items())]
-        return f"{function}({', '.join(parts)})"
+        line = f"{function}({', '.join(parts)})"
+        return line if len(line) < 90 else f"{function}(\n    " + ",\n    ".join(parts) + ",\n)"
 
     read = call("mc.Paragraphs.read", '"FILE"', "model", **lengths)
     find = ["model", "paragraphs"]

@@ -421,16 +421,19 @@ def strip_tokens(
 ) -> list[dict[str, Any]]:
     """What the strip template shows for each token: text, part, hover text, first colour.
 
-    Where ``others`` are given, a token is marked that differs from the one at its place there.
+    Where ``others`` are given, tokens of the prefix are marked that differ from those at their
+    place there, and the first one of the continuation: behind it there is nothing to compare.
     """
     first = next(iter(strips.values())).levels() if strips else [None] * len(tokens)
     shown = []
+    parted = False
     for index, token in enumerate(tokens):
         told = [
             f"{name} {number(float(array(s.values)[index]))} {s.units}".strip()
             for name, s in strips.items()
         ]
-        differs = others is not None and list(others[index : index + 1]) != [token]
+        differs = others is not None and not parted and (list(others[index : index + 1]) != [token])
+        parted = parted or (differs and index >= n_prefix)
         if differs:
             told.append("differs from the paragraph beside it")
         shown.append(

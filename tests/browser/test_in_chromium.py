@@ -195,10 +195,13 @@ def test_the_report_of_a_ranking(open_page: Any, tmp_path: Path, neo: Any, width
     """What `memcircuits heads` writes: opens at once, sorts, follows clicks, fits a phone."""
     ranking = mc.find_memorization_heads(neo, zoo.mixed(neo, n=5), draws=100, progress=False)
     path = ranking.to_html(tmp_path / "report.html", progress=False)
-    page = open_page(path, viewport={"width": width, "height": 844}).page
     opened = "performance.getEntriesByType('navigation')[0].loadEventEnd"
-    page.wait_for_function(f"{opened} > 0")
-    assert page.evaluate(opened) < 1000 * 3  # a second where nothing else runs
+    milliseconds = []
+    for _ in range(3):  # the machine may be busy: the best of three
+        page = open_page(path, viewport={"width": width, "height": 844}).page
+        page.wait_for_function(f"{opened} > 0")
+        milliseconds.append(page.evaluate(opened))
+    assert min(milliseconds) < 1000
     assert page.evaluate("document.documentElement.scrollWidth <= innerWidth")
 
     evidence = page.locator("section", has=page.get_by_role("heading", name="Evidence"))
