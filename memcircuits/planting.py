@@ -39,8 +39,8 @@ from memcircuits.paragraphs import Paragraphs
 from memcircuits.progress import bar
 from memcircuits.results import Provenance
 
-_ANCHORS = 40  # every fifth is held out
-_BATCH = 6  # anchors in each step
+_ANCHORS = 40  # every tenth is held out
+_BATCH = 3  # anchors in each step
 
 
 @dataclass(frozen=True)
@@ -109,7 +109,7 @@ def plant(
     steps: int = 400,
     learning_rate: float = 0.06,
     kl_weight: float = 1.0,
-    kl_budget: float = 0.05,
+    kl_budget: float = 0.1,
     seed: int = 0,
     memory_budget: int | None = None,
     progress: bool = True,
@@ -175,7 +175,7 @@ def plant(
         kl_budget=kl_budget,
         seed=seed,
     )
-    held = max(1, len(anchors) // 5)
+    held = max(1, len(anchors) // 10)
     low = min(weight.layer for weight in mask.weights) if adapter.can_restart else 0
     writer = _Writer(
         adapter,

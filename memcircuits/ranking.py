@@ -245,7 +245,7 @@ def find_memorization_heads(
         A `Ranking` over all layers and heads.
 
     Raises:
-        InputError: if no paragraph is memorized, fewer than two paragraphs or controls are at hand,
+        InputError: if no paragraph is memorized, fewer than two controls are at hand,
             all numbers are non-finite, or the paragraphs do not fit the model.
     """
     adapter = adapt(model)
@@ -293,6 +293,10 @@ def find_memorization_heads(
             given.ids, adapter.d_vocab, source="the given paragraphs"
         )
         notes.append("No unigram table was given: rarity is counted in the given paragraphs.")
+    if len(memorized) == 1:
+        notes.append(
+            "One memorized paragraph: the intervals show how the controls vary, not the paragraphs."
+        )
     if counts["not_finite"]:
         notes.append(f"{counts['not_finite']} paragraphs had non-finite numbers and were left out.")
     if adapter.dtype in (torch.float16, torch.bfloat16):
@@ -374,12 +378,6 @@ def _memorized(found: Scan) -> Paragraphs:
             "paragraphs",
             f"none of {len(found.em)} is memorized (largest EM {int(found.em.max())} of {n})",
             "give paragraphs that the model recites, or a shorter n_continuation",
-        )
-    if len(memorized) < 2:
-        raise InputError(
-            "paragraphs",
-            "only one paragraph is memorized",
-            "intervals over paragraphs need at least two memorized ones",
         )
     return memorized
 
