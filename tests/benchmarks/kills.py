@@ -3,7 +3,9 @@
     python tests/benchmarks/kills.py --windows 50000 --kills 20
 
 A corpus of random tokens is scanned once without a stop and once killed and resumed again and
-again. Every file of the two results must be the same, byte by byte.
+again. A kill waits until a random number of parts is there and then for a random share of the time
+that a part takes, so that it meets the scan while it starts, reads, computes or writes. Every file
+of the two results must be the same, byte by byte.
 """
 
 from __future__ import annotations
@@ -68,8 +70,9 @@ def main() -> None:
         started = time.perf_counter()
         whole = scan(folder / "corpus.jsonl", folder / "whole", given.part_records)
         subprocess.run(whole, check=True, stdout=sys.stderr)
-        print(f"uninterrupted: {time.perf_counter() - started:.0f} s")
+        seconds = time.perf_counter() - started
         n_parts = len(list((folder / "whole" / "parts").iterdir()))
+        print(f"uninterrupted: {seconds:.0f} s", flush=True)
 
         killed = scan(folder / "corpus.jsonl", folder / "killed", given.part_records)
         parts = folder / "killed" / "parts"
@@ -78,7 +81,7 @@ def main() -> None:
             process = subprocess.Popen(killed, stdout=subprocess.DEVNULL)
             while process.poll() is None and len(list(parts.glob("[0-9]*"))) < at:
                 time.sleep(0.005)
-            time.sleep(chance.uniform(0, 0.2))
+            time.sleep(chance.uniform(0, seconds / n_parts))
             process.send_signal(signal.SIGKILL)
             assert process.wait() == -signal.SIGKILL, "it ended before it was killed"
             half_written += len(list(parts.glob(".*")))
