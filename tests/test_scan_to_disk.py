@@ -360,10 +360,12 @@ def test_command_in_a_job_array_with_more_jobs_than_parts(command, tmp_path):
 
 @pytest.mark.slow
 def test_processes_started_together_share_a_scan(command, whole, tmp_path):
-    """What `accelerate launch` does: the same command in several processes at once."""
-    launch = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2"]
+    """`accelerate launch`, as on a machine with two GPUs: both write one folder at once."""
+    launch = [sys.executable, "-m", "accelerate.commands.launch", "--multi_gpu"]
+    launch += ["--num_processes=2", "--num_machines=1", "--main_process_port=0"]
+    launch += ["--mixed_precision=no", "--dynamo_backend=no", "-m", "memcircuits"]
     options = ["--stride", 22, "--part-records", 8, "--batch-size", 32, "--out", tmp_path / "out"]
-    job = [*launch, "-m", "memcircuits", *command, *map(str, options)]
+    job = [*launch, *command, *map(str, options), "--device", "cpu"]
     subprocess.run(job, check=True, env={**os.environ, "OMP_NUM_THREADS": "1"})
     found = ScanFolder.open(tmp_path / "out")
     assert found.complete
