@@ -63,7 +63,9 @@ DRIFT_SAMPLE = 8
 PART_RECORDS = 4096
 _NOTHING: dict[str, Any] = {
     **dict.fromkeys(("rows", "windows", "memorized", "tokens", "quarantined"), 0),
-    **{"left_out": {}, "drift_sampled": 0, "drifted": 0},
+    "left_out": {},
+    "drift_sampled": 0,
+    "drifted": 0,
 }
 _PART = re.compile(r"\.?(\d+)-(\d+)\.parquet")
 

@@ -9,8 +9,8 @@ fixed order. Reading has two halves, so that work can be shared out:
 2. `Chunk.rows` decodes: every row becomes a `Row` (token ids or text, a name, further columns) or a
    `BadRow` that says what is wrong with it. A file that cannot be read on ends in a `BadRow` too.
 
-Lines and text blocks above `LIMIT` bytes are passed over without being held in memory. An empty file
-is one `BadRow` too: in a corpus of many files it may be the trace of a copy that failed.
+Lines and text blocks above `LIMIT` bytes are passed over without being held in memory. An empty
+file is one `BadRow` too: in a corpus of many files it may be the trace of a copy that failed.
 """
 
 from __future__ import annotations
