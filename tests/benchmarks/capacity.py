@@ -190,6 +190,7 @@ def page(machine: dict[str, Any], load: float, rows: list[dict[str, Any]]) -> st
         ),
     )
     here = PILE_TOKENS / big["tokens_per_second"] / 86400
+    state = "The machine was busy with other work" if load > 0.5 else "The machine was quiet"
     terabytes = PILE_TOKENS / big["length"] * big["bytes_per_window"] / 1e12
     return f"""# Capacity
 
@@ -197,13 +198,13 @@ What `memcircuits scan --out` costs. Written by `python -m tests.benchmarks.capa
 
 ## Measured
 
-{machine["processor"]}, {machine["threads"]} threads, fp32. Each scan goes from a file of text to a
-folder of parts; the text is the organism's paragraphs in random order.
+{machine["processor"]}, {machine["threads"]} of {os.cpu_count()} cores, fp32. Each scan goes from a
+file of text to a folder of parts; the text is the organism's paragraphs in random order.
 
-The machine was not quiet: its load average was {load:.1f} when the measurement began, and a large
-matrix product ran at {machine["matrix_product_gflops"]:.0f} GFLOP/s. *Cores it had* is the
-processor time of the scan over its duration; on a quiet machine that is about
-{machine["threads"]}, and tokens/s rise with it.
+{state} (load average {load:.1f} when the measurement began); a large matrix product ran at
+{machine["matrix_product_gflops"]:.0f} GFLOP/s. *Cores it had* is the processor time of the scan
+over its duration: less than {machine["threads"]} where others took a share, and then tokens/s are
+lower by about as much.
 
 {speeds}
 
@@ -274,7 +275,10 @@ def main() -> None:
         done = subprocess.run(command, check=True, stdout=subprocess.PIPE, text=True)
         rows.append(json.loads(done.stdout.splitlines()[-1]))
         print(rows[-1], file=sys.stderr, flush=True)
-    given.out.write_text(page(machine(quick=False), load, rows), encoding="utf-8")
+    here = machine(quick=False)
+    found = {"machine": here, "load": load, "rows": rows}
+    given.out.with_suffix(".json").write_text(json.dumps(found, indent=1), encoding="utf-8")
+    given.out.write_text(page(**found), encoding="utf-8")
     print(given.out)
 
 
