@@ -6,9 +6,9 @@ teacher forcing, so EM and NLL of each replacement are read off one teacher-forc
 nothing is decoded: one pass instead of one per new token. All (paragraph, position, draw) triples
 are rows of one long batch, unembedded only where they predict the continuation.
 
-Positions before the replaced one keep their activations in every layer. That is not used: it would
-need each architecture's own key-value cache, and since the replaced position lies anywhere in the
-first half and everything behind it changes, it would save a quarter of the work at most.
+Positions before the replaced one keep their activations in every layer. Where transformers keeps the
+model's keys and values, those of the prefix are computed once per paragraph and every row is run
+from its replaced token on.
 
 New text is decoded only for the pairs (`Perturbation.pairs`), by `greedy_continuations`: guess the
 whole continuation, let the model predict every token of the guess at once, take that as the next
