@@ -572,6 +572,23 @@ class Adapter:
                 input_ids=tokens[:, start:].to(self.device), past_key_values=cache, use_cache=True
             ).logits
 
+    def decode(self, tokens: Int[Tensor, "row pos"], n: int) -> Int[Tensor, "row continuation"]:
+        """The next `n` tokens, each the most likely one, with keys and values kept between steps.
+
+        Only where `can_share(n_pos)` says so.
+        """
+        from transformers import DynamicCache
+
+        cache: Any = DynamicCache()
+        new = [tokens.to(self.device)]
+        with self._unembed_only(slice(-1, None)):
+            for _ in range(n):
+                logits = self.model.original_model(
+                    input_ids=new[-1], past_key_values=cache, use_cache=True
+                ).logits
+                new.append(logits.argmax(-1))
+        return torch.cat(new[1:], 1)
+
     def can_share(self, n_pos: int) -> bool:
         """Whether rows of this length can share their beginnings, tried on two rows."""
         if n_pos not in self._shares:
