@@ -22,7 +22,8 @@ from memcircuits.unigrams import UnigramTable
 
 REPLACEMENTS = ("random", "frequency", "neighbor", "second")
 _NEAR = 10  # a frequency-matched token is one of the 20 nearest in rank
-_GROUP = 16  # paragraphs whose keys and values are held at once
+_GROUP = 64  # paragraphs whose keys and values are held at once
+_POSITIONS = 8  # replaced in one batch
 
 
 def choose_tokens(
@@ -117,41 +118,35 @@ def measure_replaced(
     it (`Adapter.can_share`): keys and values of the prefix are kept, and a batch runs from its
     first replaced position on.
     """
-    _, n_positions, draws = tokens.shape
+    n, n_positions, draws = tokens.shape
     size = rows_that_fit(adapter, ids.shape[1], ids.shape[1] - n_prefix, memory_budget)
     shares = n_prefix > 1 and adapter.can_share(ids.shape[1] - 1)
-    parts = []
-    for some in torch.arange(len(ids)).split(min(size, _GROUP)):
-        mine, candidates = ids[some], tokens[some]
-        before = adapter.keys_and_values(mine[:, : n_prefix - 1]) if shares else []
-        # Position by position, so that the rows of a batch begin alike for long.
-        order = (n_positions, len(some), draws)
+    em, nll = torch.empty_like(tokens), torch.empty(tokens.shape)
+    for rows in torch.arange(n).split(min(size, _GROUP)):
+        before = adapter.keys_and_values(ids[rows, : n_prefix - 1]) if shares else []
+        # A few positions at a time, so that the rows of a batch begin alike for long.
+        for positions in torch.arange(n_positions).split(_POSITIONS):
+            some = torch.cartesian_prod(positions, rows, torch.arange(draws))
 
-        def one_batch(
-            piece: slice,
-            mine: Tensor = mine,
-            candidates: Tensor = candidates,
-            before: KeysValues = before,
-            order: tuple[int, ...] = order,
-        ) -> Tensor:
-            position, row, draw = torch.unravel_index(torch.arange(piece.start, piece.stop), order)
-            changed = mine[row]
-            changed[torch.arange(len(row)), position] = candidates[row, position, draw]
-            start = int(position.min()) if shares else 0
-            predicting = slice(n_prefix - 1 - start, None)
-            if start:
-                logits = adapter.run_behind(
-                    start, changed[:, :-1], before, row, positions=predicting
-                )
-            else:
-                logits = adapter.run(changed[:, :-1], positions=predicting).logits
-            found = read_continuation(logits, changed[:, n_prefix:].to(adapter.device))
-            return torch.stack([found.em.float(), found.nll], 1).cpu()
+            def one_batch(piece: slice, some: Tensor = some, before: KeysValues = before) -> Tensor:
+                position, row, draw = some[piece].unbind(-1)
+                changed = ids[row]
+                changed[torch.arange(len(row)), position] = tokens[row, position, draw]
+                start = int(position.min()) if shares else 0
+                predicting = slice(n_prefix - 1 - start, None)
+                if start:
+                    logits = adapter.run_behind(
+                        start, changed[:, :-1], before, row - some[0, 1], positions=predicting
+                    )
+                else:
+                    logits = adapter.run(changed[:, :-1], positions=predicting).logits
+                found = read_continuation(logits, changed[:, n_prefix:].to(adapter.device))
+                return torch.stack([found.em.float(), found.nll], 1).cpu()
 
-        found = in_pieces(candidates.numel(), size, one_batch, done)
-        parts.append(found.view(*order, 2).transpose(0, 1))
-    em, nll = torch.cat(parts).unbind(-1)
-    return em.long(), nll
+            found = in_pieces(len(some), size, one_batch, done)
+            position, row, draw = some.unbind(-1)
+            em[row, position, draw], nll[row, position, draw] = found[:, 0].long(), found[:, 1]
+    return em, nll
 
 
 def em_and_nll(
