@@ -106,6 +106,8 @@ def hook_pattern(layer: int) -> str:
     return f"blocks.{layer}.attn.hook_pattern"
 
 
+# What a model whose code does not fit TransformerLens's raises when it is tried.
+_CANNOT_RUN = (AttributeError, LookupError, TypeError, RuntimeError)
 _ADAPTERS: weakref.WeakKeyDictionary[nn.Module, Adapter] = weakref.WeakKeyDictionary()
 
 
@@ -143,8 +145,9 @@ def adapt(model: Any, *, name: str | None = None, revision: str | None = None) -
             validate_model(model)
         except BaseException as error:
             _ADAPTERS.pop(model, None)
-            if isinstance(error, (AttributeError, KeyError, TypeError, NotImplementedError)):
-                reason = f"the analyses cannot handle it ({type(error).__name__}: {error})"
+            if isinstance(error, _CANNOT_RUN) and not isinstance(error, torch.OutOfMemoryError):
+                text = " ".join(str(error).split())[:200]
+                reason = f"the analyses cannot handle it ({type(error).__name__}: {text})"
                 raise UnsupportedModel("model", name or type(model).__name__, reason) from error
             raise
     return _ADAPTERS[model]

@@ -54,7 +54,7 @@ from memcircuits.memory import in_pieces, rows_that_fit
 from memcircuits.paragraphs import Paragraphs
 from memcircuits.progress import bar
 from memcircuits.results import Provenance
-from memcircuits.scanning import scan
+from memcircuits.scanning import scan, without_non_finite
 
 MAX_CONTROL = 80
 FISHER_DRAWS = 4
@@ -265,6 +265,13 @@ def _find(
         raise InputError("control", "one paragraph", "one is held out: give at least two")
     if recipe.constraint and not kl_budget:
         raise InputError("kl_budget", kl_budget, "this recipe needs one, such as 0.002 nats/token")
+    for name, group in {"memorized": memorized, "targets": new, "control": control}.items():
+        if group is not None and without_non_finite(adapter, group, name, memory_budget)[1]:
+            raise InputError(
+                name,
+                "paragraphs with non-finite logits",
+                "leave out those where scan(...).finite is False",
+            )
     generator = torch.Generator().manual_seed(seed)
     order = torch.randperm(len(control), generator=generator)[:MAX_CONTROL]
     held = max(1, len(order) // 5)

@@ -2,7 +2,8 @@
 
 Wrong numbers without an error are the worst fault of hook-based work: hooks that do nothing,
 tokens that are silently prepended, weights stored in another order. So before anything is measured
-a model is run on a few random tokens, and five statements are tested:
+it is made sure that every block has the weight matrices that are edited and differentiated, a model
+is run on a few random tokens, and five statements are tested:
 
 1. *attention rows*: each row of every attention pattern sums to 1;
 2. *head removal*: zeroing the z of one head of every layer changes that layer's attention output by
@@ -132,6 +133,9 @@ def validate_model(model: Any) -> ModelReport:
 
 
 def _validate(adapter: Adapter) -> ModelReport:
+    for layer in range(adapter.n_layers):
+        for component in adapter.components:
+            adapter.weight(layer, component)  # mixtures of experts have no W_in, for one
     with adapter.untouched():
         tokens, clean, patterns = _clean_run(adapter)
         removal, writable = _try_edits(adapter, tokens[0], clean)
