@@ -350,7 +350,7 @@ def test_contrast_perturbation_and_noise_leave_them_out(poisoned):
     )
     same_numbers(found.values, expected.values)
     assert found.notes == ("memorized: 2 of 5 paragraphs had non-finite numbers and were left out",)
-    changed = mc.perturb_prefix(model, mixed, replacement="neighbor", progress=False)
+    changed = mc.perturb_prefix(model, mixed, seed=1, progress=False)
     assert set(changed.names) <= {mixed.names[i] for i in GOOD}
     assert changed.nll.isfinite().all()
     assert any("left out" in note for note in changed.notes)
