@@ -107,9 +107,17 @@ class Edit(Result, kind="edit"):
         """Inside, `model` is the edited model; afterwards it is bit for bit what it was.
 
         Raises:
-            InputError: if these are not the weights that the edit was made for.
+            InputError: if these are not the weights that the edit was made for, or those with
+                LayerNorm folded into them.
         """
         adapter = adapt(model)
+        if adapter.basis != self.provenance.basis:
+            raise InputError(
+                "model",
+                f"{adapter.name} in the {adapter.basis} basis",
+                f"this edit was made in the {self.provenance.basis} basis, where a weight means "
+                "something else; apply it to the model as it was then",
+            )
         fits, found = self.provenance.model["fingerprint"], adapter.fingerprint()
         if found != fits:
             raise InputError(

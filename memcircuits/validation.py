@@ -51,6 +51,7 @@ class ModelReport:
 
     Attributes:
         name: of the model, without the path.
+        revision: commit, tag or branch it was loaded at, if one was asked for.
         kind: `HookedTransformer` or `TransformerBridge`.
         architecture: name of the transformers class.
         basis: `raw` or `folded` (`Adapter.basis`).
@@ -71,6 +72,7 @@ class ModelReport:
     """
 
     name: str
+    revision: str | None
     kind: str
     architecture: str
     basis: str
@@ -93,6 +95,7 @@ class ModelReport:
         """The report in words, ready for JSON."""
         return {
             "model": self.name,
+            "revision": self.revision,
             "class": self.kind,
             "architecture": self.architecture,
             "basis": self.basis,
@@ -156,6 +159,7 @@ def _validate(adapter: Adapter) -> ModelReport:
             )
     return ModelReport(
         name=adapter.label,
+        revision=adapter.revision,
         kind=adapter.kind,
         architecture=adapter.architecture,
         basis=adapter.basis,

@@ -16,6 +16,7 @@ import numpy as np
 import pytest
 import torch
 import zoo
+from calls import CALLS, made
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from torch import Tensor, nn
@@ -24,6 +25,7 @@ import memcircuits as mc
 from memcircuits.adapter import adapt, hook_z
 from memcircuits.checks import InputError
 from memcircuits.loading import as_bridge
+from memcircuits.noise import weight_noise
 from memcircuits.patching import patch_layers
 from memcircuits.results import Provenance, ScoreMap
 
@@ -130,32 +132,39 @@ def unusual(name: str, variant: str) -> nn.Module:
     return model
 
 
-@pytest.fixture(scope="module", params=MODELS, ids=" ".join)
-def used(request):
-    """Such a model, and paragraphs for it; each test proves that it leaves it as it was."""
-    name, variant = request.param
-    model = unusual(name, variant)
-    adapt(model)
-    return model, matrix.paragraphs(name)
-
-
 # -- faults ---------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("analysis", matrix.ANALYSES)
-def test_a_call_leaves_nothing_behind(used, analysis):
-    model, paragraphs = used
+def test_every_public_function_is_called():
+    """Those that take a model; a new one has to be added above."""
+    called = {name.partition(",")[0] for name in CALLS}
+    needs_none = {"load_model", "InputError", "Head", "Paragraphs", "UnigramTable", "__version__"}
+    assert set(mc.__all__) - needs_none - called == set()
+
+
+@pytest.fixture(scope="module", params=MODELS, ids=" ".join)
+def used(request):
+    """Such a model, and its name; each test proves that it leaves it as it was."""
+    name, variant = request.param
+    model = unusual(name, variant)
+    adapt(model)
+    made(model, name)
+    return model, name
+
+
+@pytest.mark.parametrize("call", CALLS)
+def test_a_call_leaves_nothing_behind(used, call):
+    model, name = used
     before = state(model)
-    matrix.ANALYSES[analysis].measure(model, paragraphs)
+    CALLS[call](model, name)
     assert differences(before, state(model)) == []
 
 
-@pytest.mark.parametrize("analysis", matrix.ANALYSES)
-def test_an_exception_anywhere_leaves_nothing_behind(used, analysis):
-    model, paragraphs = used
-    measure = matrix.ANALYSES[analysis].measure
+@pytest.mark.parametrize("call", CALLS)
+def test_an_exception_anywhere_leaves_nothing_behind(used, call):
+    model, name = used
     with pulled_at(model, None, 0) as fired:
-        measure(model, paragraphs)
+        CALLS[call](model, name)
     assert fired[0] > 0
 
     @FEW
@@ -167,7 +176,7 @@ def test_an_exception_anywhere_leaves_nothing_behind(used, analysis):
         at = 1 + int(place * (fired[0] - 1))
         before = state(model)  # hypothesis seeds Python's generator for each example
         with pulled_at(model, error, at), pytest.raises(type(error)):
-            measure(model, paragraphs)
+            CALLS[call](model, name)
         assert differences(before, state(model)) == []
 
     pull()
@@ -180,8 +189,8 @@ def test_memory_that_runs_out_once_changes_no_number(used, analysis):
         pytest.skip("runs in batches of a fixed size")
     if analysis in NOT_HALVED_YET:
         pytest.xfail("gradient batches that do not fit are not halved yet")
-    model, paragraphs = used
-    measure = matrix.ANALYSES[analysis].measure
+    model, name = used
+    measure, paragraphs = matrix.ANALYSES[analysis].measure, matrix.paragraphs(name)
     with pulled_at(model, None, 0) as fired:
         expected = measure(model, paragraphs)
     before = state(model)
@@ -341,8 +350,6 @@ def test_means_are_those_without_them_and_the_note_counts_them(poisoned, name):
 
 
 def test_contrast_perturbation_and_noise_leave_them_out(poisoned):
-    from memcircuits.noise import weight_noise
-
     model, _, mixed = poisoned
     pairs = [(mixed[:5], mixed[5:]), (mixed[[0, 1, 4]], mixed[5:])]
     found, expected = (
