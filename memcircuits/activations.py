@@ -192,7 +192,10 @@ def activation_gradients(
 def _tokens(token: Any, paragraphs: Paragraphs) -> Tensor | None:
     if token is None:
         return None
-    tokens = torch.as_tensor(token)
+    try:
+        tokens = torch.as_tensor(token)
+    except (TypeError, ValueError, RuntimeError):
+        raise InputError("token", repr(token), "give one index, or one per paragraph") from None
     if tokens.ndim == 0:
         tokens = tokens.expand(len(paragraphs))
     if tokens.shape != (len(paragraphs),) or tokens.is_floating_point():

@@ -62,6 +62,23 @@ class Head(NamedTuple):
             raise InputError("head", repr(text), "write it like L1H2")
         return cls(int(layer), int(head))
 
+    @classmethod
+    def of(cls, value: Any) -> Head:
+        """A head given as `L1H2` or as a pair of layer and head.
+
+        Raises:
+            InputError: if it is neither.
+        """
+        if isinstance(value, str):
+            return cls.parse(value)
+        try:
+            layer, head = value
+        except (TypeError, ValueError):
+            raise InputError("head", repr(value), "write it like L1H2 or Head(1, 2)") from None
+        if not (isinstance(layer, int) and isinstance(head, int)):
+            raise InputError("head", repr(value), "write it like L1H2 or Head(1, 2)")
+        return cls(layer, head)
+
 
 @dataclass(frozen=True)
 class Weight:

@@ -326,6 +326,8 @@ def perturb_prefix(
     adapter = adapt(model)
     paragraphs = Paragraphs.of(paragraphs, model)
     adapter.check_tokens(paragraphs.ids, "paragraphs")
+    if unigrams is not None:
+        UnigramTable.check(unigrams, adapter.model)
     with adapter.untouched():
         paragraphs, of_those = without_non_finite(adapter, paragraphs, "paragraphs", memory_budget)
         tokens, notes = choose_tokens(

@@ -38,7 +38,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from memcircuits.adapter import Adapter, Head, adapt
-from memcircuits.checks import InputError, at_least, one_of
+from memcircuits.checks import InputError, at_least, one_of, positive
 from memcircuits.checks import fraction as check_fraction
 from memcircuits.edits import Edit
 from memcircuits.gradients import (
@@ -257,6 +257,11 @@ def _find(
     """What `unlearn` and `edit` share: mask, steps, restoring and the report."""
     check_fraction("fraction", fraction)
     one_of("mask", how, CHOICES)
+    at_least("seed", seed, 0)
+    if kl_budget is not None:
+        positive("kl_budget", kl_budget)
+    if not isinstance(recipe, Recipe):
+        raise InputError("recipe", repr(recipe), "pass a Recipe, such as CONSTRAINED")
     at_least("steps", recipe.steps, 1)
     adapter.check_tokens(memorized.ids, "memorized")
     adapter.check_tokens(control.ids, "control")
