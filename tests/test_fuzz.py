@@ -565,6 +565,16 @@ CALLS: dict[str, dict[str, tuple[Any, ...]]] = {
         "seed": ("x", 1.5),
     },
     "edit": {"fraction": (0, "x"), "mask": ("", None), "kl_budget": (0, "x")},
+    "plant": {
+        "where": ("", "L9H9", "L1.x", [], 3, None, [3], "neurons:2", "weights:x", "weights:0"),
+        "components": (["W_X"], 3, "W_Q"),
+        "steps": (0, "x", 1.5),
+        "learning_rate": (0, "x", float("nan")),
+        "kl_weight": (-1, "x", float("inf")),
+        "kl_budget": (0, "x", -1),
+        "seed": ("x", 1.5),
+        "control": (3, "x", [[1]]),
+    },
     "attention_view": {
         "layer": (9, -1, "x", 1.5),
         "heads": ([99], ["x"], 3, []),
@@ -595,6 +605,8 @@ def call(
     if function == "attention_view":
         mc.attention_view(bridge, value, **options)
         return
+    if function == "plant":
+        options = {"where": "L1.mlp", "steps": 2, **options}
     getattr(mc, function)(
         bridge, value, *beside.get(function, ()), **{"progress": False, **options}
     )

@@ -299,7 +299,28 @@ COMMANDS = {
     "heads as json": ["heads", "--json", "--out", "{out}"],
     "scan": ["scan"],
     "scan as json": ["scan", "--json"],
+    "scan to disk": ["scan", "--out", "{out}"],
+    "gradients": ["gradients", "--out", "{out}"],
+    "patch": ["patch", "--max-paragraphs", "2", "--out", "{out}"],
+    "perturb": ["perturb", "--out", "{out}"],
+    "unlearn": ["unlearn", "--fraction", "0.1", "--out", "{out}"],
+    "edit": ["edit", "--fraction", "0.3", "--kl-budget", "9", "--out", "{out}"],
+    "unigrams": ["unigrams", "build", "--out", "{out}/unigrams.safetensors"],
 }
+
+
+def test_every_command_that_writes_is_among_them():
+    import typer
+
+    def walk(command, name):
+        for child, inner in getattr(command, "commands", {}).items():
+            yield from walk(inner, f"{name} {child}".strip())
+        if not hasattr(command, "commands") and any("--out" in p.opts for p in command.params):
+            yield name
+
+    run = [" ".join(arguments) for arguments in COMMANDS.values() if "--out" in arguments]
+    names = set(walk(typer.main.get_command(app), ""))
+    assert [name for name in names if not any(line.startswith(name) for line in run)] == []
 
 
 @pytest.mark.parametrize("command", COMMANDS)
@@ -316,7 +337,8 @@ def test_commands_write_inside_out_and_nothing_of_this_machine(
     given = ["--model", original / "model", "--paragraphs", original / "paragraphs.jsonl"]
     lengths = ["--n-prefix", 10, "--n-continuation", 12]
     arguments = [a.format(out=out) for a in COMMANDS[command]]
-    result = CliRunner().invoke(app, [*arguments, *map(str, given + lengths)])
+    given += lengths if command != "unigrams" else []
+    result = CliRunner().invoke(app, [*arguments, *map(str, given)])
     assert result.exit_code == 0, result.output
     after = tree(tmp_path, original)
     new = [path for path in after if before.get(path) != after[path]]
@@ -326,8 +348,26 @@ def test_commands_write_inside_out_and_nothing_of_this_machine(
     for private in (str(tmp_path), str(original), str(Path.home()), os.getcwd()):
         assert private.encode() not in told
     for path in new:
-        assert b"<script>alert(1)" not in path.read_bytes()
+        assert path.suffix != ".html" or b"<script>alert(1)" not in path.read_bytes()
     assert "Traceback" not in result.output
+
+
+@pytest.mark.parametrize("command", ["scan", "heads", "info"])
+def test_remote_code_on_the_command_line(foreign, command):
+    """Refused without the option, and with it unless a commit is named."""
+    settings(foreign, "config.json", model_type="own", auto_map=MAP)
+    model = [str(foreign)] if command == "info" else ["--model", str(foreign)]
+    if command != "info":
+        model += ["--paragraphs", "any.jsonl"]
+    for more, says in (
+        ([], "model: foreign; it brings its own code; pass trust_remote_code"),
+        (["--trust-remote-code"], "revision: None; trust_remote_code needs a pinned commit"),
+        (["--trust-remote-code", "--revision", "main"], "revision: main; trust_remote_code needs"),
+    ):
+        result = CliRunner().invoke(app, [command, *model, *more])
+        assert result.exit_code == 2
+        assert f"memcircuits: {says}" in result.stderr
+        assert "Traceback" not in result.output
 
 
 def test_provenance_names_no_path(original):
