@@ -13,7 +13,7 @@ import os
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Self
 
 import torch
 from jaxtyping import Float, Int
@@ -75,7 +75,7 @@ class Edit(Result, kind="edit"):
         after: list[Tensor],
         provenance: Provenance,
         **rest: Any,
-    ) -> Edit:
+    ) -> Self:
         """The difference of a mask's weights, which now hold `before`."""
         changes = [a.double() - b.double() for a, b in zip(after, before, strict=True)]
         return cls(
