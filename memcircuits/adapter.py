@@ -63,6 +63,23 @@ class Head(NamedTuple):
             raise InputError("head", repr(text), "write it like L1H2")
         return cls(int(layer), int(head))
 
+    @classmethod
+    def of(cls, value: Any) -> Head:
+        """A head given as `L1H2` or as a pair of layer and head.
+
+        Raises:
+            InputError: if it is neither.
+        """
+        if isinstance(value, str):
+            return cls.parse(value)
+        try:
+            layer, head = value
+        except (TypeError, ValueError):
+            raise InputError("head", repr(value), "write it like L1H2 or Head(1, 2)") from None
+        if not (isinstance(layer, int) and isinstance(head, int)):
+            raise InputError("head", repr(value), "write it like L1H2 or Head(1, 2)")
+        return cls(layer, head)
+
 
 @dataclass(frozen=True)
 class Weight:
@@ -107,6 +124,8 @@ def hook_pattern(layer: int) -> str:
     return f"blocks.{layer}.attn.hook_pattern"
 
 
+# What a model whose code does not fit TransformerLens's raises when it is tried.
+_CANNOT_RUN = (AttributeError, LookupError, TypeError, RuntimeError)
 _ADAPTERS: weakref.WeakKeyDictionary[nn.Module, Adapter] = weakref.WeakKeyDictionary()
 
 
@@ -144,8 +163,9 @@ def adapt(model: Any, *, name: str | None = None, revision: str | None = None) -
             validate_model(model)
         except BaseException as error:
             _ADAPTERS.pop(model, None)
-            if isinstance(error, (AttributeError, KeyError, TypeError, NotImplementedError)):
-                reason = f"the analyses cannot handle it ({type(error).__name__}: {error})"
+            if isinstance(error, _CANNOT_RUN) and not isinstance(error, torch.OutOfMemoryError):
+                text = " ".join(str(error).split())[:200]
+                reason = f"the analyses cannot handle it ({type(error).__name__}: {text})"
                 raise UnsupportedModel("model", name or type(model).__name__, reason) from error
             raise
     return _ADAPTERS[model]

@@ -13,7 +13,7 @@ import os
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Self
 
 import torch
 from jaxtyping import Float, Int
@@ -75,7 +75,7 @@ class Edit(Result, kind="edit"):
         after: list[Tensor],
         provenance: Provenance,
         **rest: Any,
-    ) -> Edit:
+    ) -> Self:
         """The difference of a mask's weights, which now hold `before`."""
         changes = [a.double() - b.double() for a, b in zip(after, before, strict=True)]
         return cls(
@@ -107,9 +107,17 @@ class Edit(Result, kind="edit"):
         """Inside, `model` is the edited model; afterwards it is bit for bit what it was.
 
         Raises:
-            InputError: if these are not the weights that the edit was made for.
+            InputError: if these are not the weights that the edit was made for, or those with
+                LayerNorm folded into them.
         """
         adapter = adapt(model)
+        if adapter.basis != self.provenance.basis:
+            raise InputError(
+                "model",
+                f"{adapter.name} in the {adapter.basis} basis",
+                f"this edit was made in the {self.provenance.basis} basis, where a weight means "
+                "something else; apply it to the model as it was then",
+            )
         fits, found = self.provenance.model["fingerprint"], adapter.fingerprint()
         if found != fits:
             raise InputError(

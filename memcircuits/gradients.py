@@ -39,6 +39,7 @@ from memcircuits.memory import default_budget, rows_that_fit
 from memcircuits.paragraphs import Paragraphs
 from memcircuits.progress import bar
 from memcircuits.results import Provenance, Result
+from memcircuits.scanning import without_non_finite
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -74,6 +75,7 @@ class ParameterGradients(Result, kind="parameter-gradients"):
             maximum of |g| over the component's weights (`STATISTICS`).
         cosine: component -> [layer, head], cosine between the NLL gradients of memorized and
             control paragraphs (contrastive objective only).
+        notes: what the reader must know.
     """
 
     values: Mapping[str, Float[Tensor, "layer head"]]
@@ -85,6 +87,10 @@ class ParameterGradients(Result, kind="parameter-gradients"):
     samples: Mapping[str, Float[Tensor, "paragraph layer head"]] = field(default_factory=dict)
     statistics: Mapping[str, Float[Tensor, "statistic layer head"]] = field(default_factory=dict)
     cosine: Mapping[str, Float[Tensor, "layer head"]] = field(default_factory=dict)
+    notes: tuple[str, ...] = ()
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "notes", tuple(self.notes))
 
     @property
     def layers(self) -> Float[Tensor, " layer"]:
@@ -175,14 +181,25 @@ def parameter_gradients(
     paragraphs = Paragraphs.of(paragraphs, model)
     adapter.check_tokens(paragraphs.ids, "paragraphs")
     weights = all_weights(adapter)
-    if average == "batch":
-        loss, gradients = mean_gradient(adapter, paragraphs, weights, memory_budget, progress)
-        losses = torch.tensor([loss])
-        rows = [_summary(w.split(g), pool)[None] for w, g in zip(weights, gradients, strict=True)]
-    else:
-        losses, rows = each_gradient(
+
+    def measure() -> tuple[Float[Tensor, " loss"], list[Tensor]]:
+        if average == "batch":
+            loss, gradients = mean_gradient(adapter, paragraphs, weights, memory_budget, progress)
+            summaries = [
+                _summary(w.split(g), pool) for w, g in zip(weights, gradients, strict=True)
+            ]
+            return torch.tensor([loss]), [summary[None] for summary in summaries]
+        return each_gradient(
             adapter, paragraphs, weights, lambda _, g: _summary(g, pool), memory_budget, progress
         )
+
+    losses, rows = measure()
+    notes: tuple[str, ...] = ()
+    if not losses.isfinite().all():
+        paragraphs, notes = without_non_finite(adapter, paragraphs, "paragraphs", memory_budget)
+        losses, rows = measure()
+    if not all(row.isfinite().all() for row in rows):
+        raise InputError("model", "non-finite gradients", "load it in float32, check its weights")
     if per_loss:
         power = torch.tensor([1.0, *(2.0 if name == "variance" else 1.0 for name in STATISTICS)])
         scale = losses.clamp_min(1e-12)[:, None] ** power
@@ -200,6 +217,7 @@ def parameter_gradients(
         if average == "batch"
         else {name: table[:, 0].contiguous() for name, table in tables.items()},
         statistics={name: table[:, 1:].mean(0) for name, table in tables.items()},
+        notes=notes,
     )
 
 
@@ -250,6 +268,9 @@ def contrastive_gradients(
     adapter.check_tokens(memorized.ids, "memorized")
     adapter.check_tokens(control.ids, "control")
     refuse_overlap(memorized, control)
+    memorized, notes = without_non_finite(adapter, memorized, "memorized", memory_budget)
+    control, of_those = without_non_finite(adapter, control, "control", memory_budget)
+    notes = tuple(f"memorized: {n}" for n in notes) + tuple(f"control: {n}" for n in of_those)
     weights = all_weights(adapter)
     generator = torch.Generator().manual_seed(seed)
     _, of_control = mean_gradient(adapter, control, weights, memory_budget, progress)
@@ -297,6 +318,7 @@ def contrastive_gradients(
         samples={name: t[:, 0].contiguous() for name, t in table.items()},
         statistics={name: t[:, 1:].mean(0) for name, t in table.items()},
         cosine={name: t[0, 0] for name, t in _by_component(weights, cosines).items()},
+        notes=notes,
     )
 
 

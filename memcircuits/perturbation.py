@@ -37,7 +37,8 @@ from memcircuits.paragraphs import Paragraphs
 from memcircuits.progress import bar
 from memcircuits.replacements import choose_tokens, measure_replaced, most_destructive
 from memcircuits.results import Provenance, Result
-from memcircuits.statistics import bootstrap_means
+from memcircuits.scanning import without_non_finite
+from memcircuits.statistics import bootstrap_means, finite_rows, left_out
 from memcircuits.unigrams import UnigramTable
 
 if TYPE_CHECKING:
@@ -326,7 +327,10 @@ def perturb_prefix(
     adapter = adapt(model)
     paragraphs = Paragraphs.of(paragraphs, model)
     adapter.check_tokens(paragraphs.ids, "paragraphs")
+    if unigrams is not None:
+        UnigramTable.check(unigrams, adapter.model)
     with adapter.untouched():
+        paragraphs, of_those = without_non_finite(adapter, paragraphs, "paragraphs", memory_budget)
         tokens, notes = choose_tokens(
             adapter, paragraphs, replacement, draws, unigrams, seed, memory_budget
         )
@@ -335,6 +339,13 @@ def perturb_prefix(
             em, nll = measure_replaced(
                 adapter, paragraphs.ids, paragraphs.n_prefix, tokens, memory_budget, shown.update
             )
+    finite = finite_rows(nll)  # a token put in may be one that the model cannot take
+    if not finite.any():
+        raise InputError("model", "non-finite logits when tokens are replaced", "use float32")
+    if not finite.all():
+        of_those = (*of_those, *left_out(finite))
+        paragraphs, em, nll, tokens = (x[finite] for x in (paragraphs, em, nll, tokens))
+        log_prob, correct = log_prob[finite], correct[finite]
     n_prefix = paragraphs.n_prefix
     surprisal = torch.full((len(paragraphs), n_prefix), torch.nan)
     surprisal[:, 1:] = -log_prob[:, : n_prefix - 1]
@@ -357,7 +368,7 @@ def perturb_prefix(
             seed=seed,
             unigrams=None if unigrams is None else unigrams.source,
         ),
-        notes=notes,
+        notes=(*notes, *of_those),
         model=model,
     )
 

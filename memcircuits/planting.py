@@ -30,7 +30,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from memcircuits.adapter import HEAD_COMPONENTS, Adapter, Head, adapt
-from memcircuits.checks import InputError, at_least, fraction
+from memcircuits.checks import InputError, at_least, fraction, positive, sequence
 from memcircuits.edits import Edit
 from memcircuits.gradients import all_weights, batches, refuse_overlap
 from memcircuits.masks import Candidates, Mask
@@ -145,11 +145,11 @@ def plant(
             message says how far they came).
     """
     at_least("steps", steps, 1)
-    for name, value in {"learning_rate": learning_rate, "kl_budget": kl_budget}.items():
-        if not 0 < value < math.inf:
-            raise InputError(name, value, "give a positive number")
-    if not 0 <= kl_weight < math.inf:
-        raise InputError("kl_weight", kl_weight, "give a number from 0 upwards")
+    at_least("seed", seed, 0)
+    positive("learning_rate", learning_rate)
+    positive("kl_budget", kl_budget)
+    if kl_weight != 0:
+        positive("kl_weight", kl_weight)
     adapter = adapt(model)
     paragraphs = Paragraphs.of(paragraphs, model)
     adapter.check_tokens(paragraphs.ids, "paragraphs")
@@ -233,8 +233,10 @@ def place(
     Raises:
         InputError: if a place cannot be read, does not exist or leaves no weight.
     """
-    places = [where] if isinstance(where, (str, Head)) else list(where)
-    places = [p.strip() if isinstance(p, str) else str(Head(*p)) for p in places]
+    listed = [where] if isinstance(where, (str, Head)) else where
+    sequence("where", listed)
+    sequence("components", components)
+    places = [p.strip() if isinstance(p, str) else str(Head.of(p)) for p in listed or ()]
     if not places:
         raise InputError("where", "nothing", "name a place, such as L1H2")
     generator = generator or torch.Generator().manual_seed(0)

@@ -38,7 +38,13 @@ from memcircuits.paragraphs import Paragraphs
 from memcircuits.results import Provenance, Result, ScoreMap, write_atomically
 from memcircuits.scanning import Scan, scan
 from memcircuits.screening import METHODS, head_effects
-from memcircuits.statistics import benjamini_hochberg, bootstrap_means, permuted_differences
+from memcircuits.statistics import (
+    benjamini_hochberg,
+    bootstrap_means,
+    finite_rows,
+    left_out,
+    permuted_differences,
+)
 from memcircuits.unigrams import UnigramTable
 
 if TYPE_CHECKING:
@@ -319,7 +325,14 @@ def find_memorization_heads(
     }
     rare = rare_token_attention(model, memorized, unigrams, seed=seed, progress=progress)
 
-    effect = ablated.nll
+    # An ablation may overflow where the whole model does not.
+    finite = {name: finite_rows(rows) for name, rows in ablated.nll.items()}
+    for name, rows in finite.items():
+        notes += [f"{name}: {note}" for note in left_out(rows)]
+        if rows.sum() < 2:
+            raise InputError(name, "non-finite numbers when heads are ablated", "use float32")
+    effect = {name: rows[finite[name]] for name, rows in ablated.nll.items()}
+    em = {name: rows[finite[name]] for name, rows in ablated.em.items()}
     score = effect["memorized"].mean(0) - effect["control"].mean(0)
     resampled = bootstrap_means(effect["memorized"], draws, generator) - bootstrap_means(
         effect["control"], draws, generator
@@ -328,8 +341,8 @@ def find_memorization_heads(
     evidence = {
         "ablation_memorized": effect["memorized"].mean(0),
         "ablation_control": effect["control"].mean(0),
-        "em_memorized": ablated.em["memorized"].mean(0),
-        "em_control": ablated.em["control"].mean(0),
+        "em_memorized": em["memorized"].mean(0),
+        "em_control": em["control"].mean(0),
         "gradient": gradients["memorized"].per_head(adapter.n_heads),
         "gradient_control": gradients["control"].per_head(adapter.n_heads),
         "rare_token_tau": rare.values,

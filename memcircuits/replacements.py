@@ -78,6 +78,7 @@ def _neighbors(
     nearest = []
     for some in tokens.split(1024):
         cosine = embedding[some.to(embedding.device)] @ embedding.T
+        cosine = cosine.nan_to_num(nan=-torch.inf)  # a damaged embedding is nobody's neighbour
         cosine[torch.arange(len(some)), some] = -torch.inf
         nearest.append(cosine.topk(draws).indices.cpu())
     return torch.cat(nearest)[place]

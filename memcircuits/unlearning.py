@@ -38,7 +38,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from memcircuits.adapter import Adapter, Head, adapt
-from memcircuits.checks import InputError, at_least, one_of
+from memcircuits.checks import InputError, at_least, one_of, positive
 from memcircuits.checks import fraction as check_fraction
 from memcircuits.edits import Edit
 from memcircuits.gradients import (
@@ -54,7 +54,7 @@ from memcircuits.memory import in_pieces, rows_that_fit
 from memcircuits.paragraphs import Paragraphs
 from memcircuits.progress import bar
 from memcircuits.results import Provenance
-from memcircuits.scanning import scan
+from memcircuits.scanning import scan, without_non_finite
 
 MAX_CONTROL = 80
 FISHER_DRAWS = 4
@@ -257,6 +257,11 @@ def _find(
     """What `unlearn` and `edit` share: mask, steps, restoring and the report."""
     check_fraction("fraction", fraction)
     one_of("mask", how, CHOICES)
+    at_least("seed", seed, 0)
+    if kl_budget is not None:
+        positive("kl_budget", kl_budget)
+    if not isinstance(recipe, Recipe):
+        raise InputError("recipe", repr(recipe), "pass a Recipe, such as CONSTRAINED")
     at_least("steps", recipe.steps, 1)
     adapter.check_tokens(memorized.ids, "memorized")
     adapter.check_tokens(control.ids, "control")
@@ -265,6 +270,13 @@ def _find(
         raise InputError("control", "one paragraph", "one is held out: give at least two")
     if recipe.constraint and not kl_budget:
         raise InputError("kl_budget", kl_budget, "this recipe needs one, such as 0.002 nats/token")
+    for name, group in {"memorized": memorized, "targets": new, "control": control}.items():
+        if group is not None and without_non_finite(adapter, group, name, memory_budget)[1]:
+            raise InputError(
+                name,
+                "paragraphs with non-finite logits",
+                "leave out those where scan(...).finite is False",
+            )
     generator = torch.Generator().manual_seed(seed)
     order = torch.randperm(len(control), generator=generator)[:MAX_CONTROL]
     held = max(1, len(order) // 5)

@@ -112,7 +112,43 @@ def test_info_describes_the_model(folder):
     result = runner.invoke(app, ["info", str(folder / "model"), "--json"])
     assert result.exit_code == 0, result.output
     facts = json.loads(result.stdout)
-    assert "GPTNeo" in json.dumps(facts)
+    assert facts.pop("checks").keys() == {
+        "attention rows",
+        "head removal",
+        "batching",
+        "greedy decoding",
+        "plain forward",
+    }
+    assert {"q", "k", "v", "z", "resid_pre"} <= set(facts["writable sites"])
+    assert "pattern" not in facts.pop("writable sites")  # attention that a Bridge only observes
+    assert facts == {
+        "model": "model",
+        "revision": None,
+        "class": "TransformerBridge",
+        "architecture": "GPTNeoForCausalLM",
+        "basis": "raw",
+        "dtype": "float32",
+        "device": facts["device"],
+        "layers": 4,
+        "query heads": 4,
+        "key-value heads": 4,
+        "d_model": 32,
+        "d_head": 8,
+        "d_vocab": 101,
+        "context": 128,
+        "local layers": [1, 3],
+        "parallel blocks": False,
+        "can restart": True,
+        "50 + 50 fit": True,
+    }
+    shown = runner.invoke(app, ["info", str(folder / "model"), "--n-prefix", "100"])
+    assert shown.exit_code == 0, shown.output
+    for name, value in facts.items():
+        if name not in ("local layers", "50 + 50 fit", "revision"):
+            assert f"{name:<21} {value}" in shown.stdout
+    assert "local layers          1, 3" in shown.stdout
+    assert "100 + 50 fit          False" in shown.stdout
+    assert "check greedy decoding off by" in shown.stdout
 
 
 @pytest.mark.parametrize(
