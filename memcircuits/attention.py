@@ -17,7 +17,7 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from memcircuits.adapter import Adapter, adapt, hook_pattern
+from memcircuits.adapter import Adapter, Head, adapt, hook_pattern
 from memcircuits.checks import InputError, at_least
 from memcircuits.paragraphs import Paragraphs
 from memcircuits.progress import bar
@@ -58,6 +58,78 @@ class RareTokenAttention(ScoreMap, kind="rare-token-attention"):
         """Mean entropy of the attention within the prefix, nats."""
         p = self.attention / self.attention.sum(-1, keepdim=True).clamp_min(1e-12)
         return finite_mean(-(p * p.clamp_min(1e-12).log()).sum(-1))
+
+    def by_rank(
+        self, head: Head | tuple[int, int], *, permutations: int = 200, seed: int = 0
+    ) -> pd.DataFrame:
+        """Attention of one head against the frequency rank of tokens (figure 7 of the paper).
+
+        Within each paragraph the prefix tokens are ranked by count, 1 for the rarest, ties sharing
+        a rank; attention is averaged per token, and only then over the paragraphs that have the
+        rank. The band is where 95 % of such means lie when counts are permuted within paragraphs.
+        Ranks that fewer than a quarter of the paragraphs have are left out.
+
+        Args:
+            head: layer and head.
+            permutations: draws of the band.
+            seed: of the draws.
+
+        Returns:
+            Columns `rank, n, attention, attention_se, null_low, null_high`.
+        """
+        import pandas as pd
+
+        layers, heads = self.values.shape
+        if not (0 <= head[0] < layers and 0 <= head[1] < heads):
+            raise InputError("head", tuple(head), f"there are {layers} layers x {heads} heads")
+        attention = self.attention[:, head[0], head[1]]
+        ranks = torch.stack([row.unique(return_inverse=True)[1] for row in self.counts])
+        member = torch.nn.functional.one_hot(ranks).float()  # [paragraph, pos, rank]
+        size = member.sum(1)
+        present = size > 0
+
+        def per_rank(attention: Tensor) -> Tensor:
+            return torch.einsum("pk,pkr->pr", attention, member) / size.clamp_min(1)
+
+        def mean(values: Tensor) -> Tensor:
+            return (values * present).sum(0) / present.sum(0).clamp_min(1)
+
+        values = per_rank(attention)
+        n = present.sum(0)
+        spread = mean((values - mean(values)).square()) * n / (n - 1).clamp_min(1)
+        generator = torch.Generator().manual_seed(seed)
+        null = []
+        for _ in range(permutations):
+            order = torch.rand(attention.shape, generator=generator).argsort(-1)
+            null.append(mean(per_rank(attention.gather(1, order))))
+        low, high = torch.quantile(torch.stack(null), torch.tensor([0.025, 0.975]), dim=0)
+        frame = pd.DataFrame(
+            {
+                "rank": range(1, len(n) + 1),
+                "n": n.numpy(),
+                "attention": mean(values).double().numpy(),
+                "attention_se": (spread / n.clamp_min(1)).sqrt().double().numpy(),
+                "null_low": low.double().numpy(),
+                "null_high": high.double().numpy(),
+            }
+        )
+        return frame[4 * frame["n"] >= len(attention)].reset_index(drop=True)
+
+    def figure(self, head: Head | tuple[int, int] | None = None) -> Any:
+        """Tau of every head; with `head` its attention by frequency rank (plotly, figure 7)."""
+        from memcircuits import figures
+
+        if head is not None:
+            return figures.attention_by_rank(
+                self.by_rank(head), title=f"{Head(*head)}: attention to rare and common tokens"
+            )
+        return figures.heatmap(
+            self.values,
+            title="Attention to common (+) or rare (\u2212) tokens, framed where p < 0.05",
+            name="mean tau-b",
+            diverging=True,
+            marks=self.p_value < 0.05,
+        )
 
     def to_frame(self) -> pd.DataFrame:
         """Columns `layer, head, value, p_value, entropy`."""

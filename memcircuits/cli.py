@@ -21,6 +21,7 @@ from memcircuits.commands import (
     info,
     patch,
     perturb,
+    report,
     scan,
     unigrams,
     unlearn,
@@ -45,6 +46,7 @@ def _safely(command: Callable[..., None]) -> Callable[..., None]:
 
 for _command in (
     heads.heads,
+    report.report,
     scan.scan,
     gradients.gradients,
     perturb.perturb,

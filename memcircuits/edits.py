@@ -167,6 +167,32 @@ class Edit(Result, kind="edit"):
         frame.insert(0, "step", range(len(frame)))
         return frame
 
+    def figure(self) -> Any:
+        """The steps: EM and KL, the kept step marked; without a history the change per matrix."""
+        from memcircuits import figures
+
+        if not self.history:
+            table = self.to_frame().pivot(index="layer", columns="component", values="norm")
+            return figures.heatmap(
+                table.to_numpy(),
+                title="Norm of the change",
+                name="norm",
+                units="of weights",
+                col_label="matrix",
+                row_names=[str(layer) for layer in table.index],
+                col_names=[str(component) for component in table.columns],
+            )
+        panels = {"em": "exact match (tokens)", "kl": "KL of controls (nats/token)"}
+        figure = figures.curves(
+            self.steps(), "step", panels, title="Steps of the edit", x_label="step"
+        )
+        return figure.add_vline(
+            x=self.kept,
+            line={"dash": "dash", "color": "#6b7280"},
+            annotation_text=f"kept: step {self.kept}",
+            annotation_position="top left" if 2 * self.kept > len(self.steps()) else "top right",
+        )
+
     def __str__(self) -> str:
         text = (
             f"{self.n_changed:,} of {self.n_candidates:,} weights changed in {len(self.indices)} "

@@ -104,6 +104,15 @@ class EditReport(Result, kind="edit-report"):
             )
         return pd.DataFrame(rows)
 
+    def figure(self) -> Any:
+        """EM before and after, of targets and controls (plotly; the paper's figure 5)."""
+        from memcircuits import figures
+
+        return figures.arms(
+            edit_arms({"before": self, "after": self}),
+            title="Recitation before and after the edit",
+        )
+
     def __str__(self) -> str:
         em = self.mean("memorized/em")
         own, kl = self.mean("control/em"), self.mean("control/kl")
@@ -112,6 +121,45 @@ class EditReport(Result, kind="edit-report"):
             f"controls' own continuations {own[0]:.1f} -> {own[1]:.1f} tokens, "
             f"KL {kl[1]:.2g} nats/token"
         )
+
+
+def edit_arms(reports: Mapping[str, EditReport]) -> pd.DataFrame:
+    """EM of several edits of one model side by side, for `memcircuits.figures.arms`.
+
+    Args:
+        reports: name of the arm -> its report. An arm named `before` shows its report's numbers
+            before the edit, all others those after it.
+
+    Returns:
+        Columns `arm, set, value, value_low, value_high` (tokens, 95 % over paragraphs), for the
+        targets, the targets under attack where that was measured, and the controls' own
+        continuations.
+    """
+    import pandas as pd
+
+    sets = {
+        "memorized": "memorized/em",
+        "memorized, under attack": "memorized/em_attacked",
+        "control": "control/em",
+    }
+    rows = []
+    for name, measure in sets.items():
+        for arm, report in reports.items():
+            if measure not in report.samples:
+                continue
+            values = report.samples[measure][0 if arm == "before" else 1].float()
+            draws = bootstrap_means(values, 2000, torch.Generator().manual_seed(0))
+            low, high = torch.quantile(draws, _BOUNDS).tolist()
+            rows.append(
+                {
+                    "arm": arm,
+                    "set": name,
+                    "value": float(values.mean()),
+                    "value_low": low,
+                    "value_high": high,
+                }
+            )
+    return pd.DataFrame(rows)
 
 
 def evaluate_edit(
@@ -295,6 +343,19 @@ class Recovery(Result, kind="recovery"):
                 for i, step in enumerate(self.steps)
             ]
         return pd.DataFrame(rows)
+
+    def figure(self) -> Any:
+        """EM against training steps, edited beside unedited model (plotly)."""
+        from memcircuits import figures
+
+        names = {"arm": "set", "ci_low": "em_low", "ci_high": "em_high"}
+        return figures.curves(
+            self.to_frame().rename(columns=names),
+            "step",
+            {"em": "exact match (tokens)"},
+            title="Relearning on other text",
+            x_label="training step",
+        )
 
     def __str__(self) -> str:
         em = self.em[0].float().mean(-1)

@@ -1,8 +1,9 @@
 """Plotly figures of the measurements: pure functions of arrays and frames that return a figure.
 
 Nothing here computes a measurement, shows a figure or changes plotly's settings: the caller does
-``figure.show()``, ``figure.write_html("f.html", include_plotlyjs=True)`` or, with kaleido
-installed, ``figure.write_image("f.pdf")``. One template serves all: white ground, Okabe and Ito's
+``figure.show()``, ``figure.write_html("f.html", include_plotlyjs=True)`` (one file that needs no
+network) or, with kaleido and Chrome or Chromium installed, ``figure.write_image("f.pdf")``. One
+template serves all: white ground, Okabe and Ito's
 colours with a dash and a marker of their own for each series (colour is never the only
 difference), sequential blues for amounts and blue-white-orange for values with a sign.
 
@@ -15,6 +16,7 @@ lists what is there.
 from __future__ import annotations
 
 import html
+import textwrap
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
@@ -31,7 +33,7 @@ if TYPE_CHECKING:
 else:
     Figure = Any
 
-COMPONENTS = ("W_K", "W_Q", "W_V", "W_O", "W_in", "W_out")
+COMPONENTS = ("W_K", "W_Q", "W_V", "W_O", "W_in", "W_out", "W_gate")
 
 _BLUES = ["#ffffff", "#d6e6f4", "#9cc6e3", "#4f96cb", "#1c61a8", "#08306b"]
 _SIGNED = ["#08407e", "#2f7fbc", "#a5cde6", "#f7f7f7", "#fdc28c", "#e36c0a", "#8c3503"]
@@ -89,9 +91,16 @@ def _layout(figure: Figure, *, title: str, width: int, height: int) -> Figure:
             "margin": {"l": 60, "r": 20, "t": 80 if title else 40, "b": 55},
         }
     )
-    return figure.update_layout(
-        template=template, title_text=_text(title), width=width, height=height
+    lines = textwrap.wrap(title, max(20, (width - 80) // 8)) or [""]  # a letter is about 8 px
+    figure.update_layout(
+        template=template,
+        title_text="<br>".join(_text(line) for line in lines),
+        width=width,
+        height=height + 20 * (len(lines) - 1),
     )
+    if len(lines) > 1:
+        figure.update_layout(margin_t=80 + 20 * (len(lines) - 1))
+    return figure
 
 
 def _with_units(name: str, units: str) -> str:
@@ -104,7 +113,15 @@ def _rgba(colour: str, alpha: float) -> str:
 
 
 def _add_lines(
-    figure: Figure, frame: pd.DataFrame, x: str, y: str, *, row: int, legend: bool, markers: bool
+    figure: Figure,
+    frame: pd.DataFrame,
+    x: str,
+    y: str,
+    *,
+    row: int,
+    legend: bool,
+    markers: bool,
+    col: int = 1,
 ) -> None:
     """One line per value of ``set`` (all rows when there is no such column), bands behind."""
     import plotly.graph_objects as go
@@ -130,7 +147,7 @@ def _add_lines(
                     legendgroup=str(index),
                 ),
                 row=row,
-                col=1,
+                col=col,
             )
         figure.add_trace(
             go.Scatter(
@@ -144,20 +161,30 @@ def _add_lines(
                 showlegend=legend and bool(name),
             ),
             row=row,
-            col=1,
+            col=col,
         )
 
 
-def _stacked(
+def curves(
     frame: pd.DataFrame,
     x: str,
     panels: Mapping[str, str],
     *,
-    title: str,
-    x_label: str,
-    markers: bool,
+    title: str = "",
+    x_label: str = "",
+    markers: bool = True,
 ) -> Figure:
-    """Panels over one another that share their x axis: one per column of ``panels``."""
+    """Lines against ``x``, in panels over one another that share that axis.
+
+    Args:
+        frame: Column ``x``, the columns of ``panels`` and if wanted ``set`` and intervals.
+        x: Column along the bottom.
+        panels: Column to what it is, with units; those that the frame lacks are left out, but for
+            the first.
+        title: Title.
+        x_label: What ``x`` is.
+        markers: Whether each point gets a mark.
+    """
     from plotly.subplots import make_subplots
 
     _need(frame, x, next(iter(panels)))
@@ -335,7 +362,7 @@ def perturbation_curves(frame: pd.DataFrame, *, title: str = "") -> Figure:
         frame: Columns ``position, em`` and if wanted ``nll, set`` and intervals.
         title: Title.
     """
-    return _stacked(
+    return curves(
         frame,
         "position",
         {"em": "exact match (tokens)", "nll": "NLL (nats/token)"},
@@ -355,7 +382,7 @@ def duplication_curve(frame: pd.DataFrame, *, title: str = "") -> Figure:
     _need(frame, "repetitions")
     if (frame["repetitions"] <= 0).any():
         raise InputError("repetitions", "0 or less", "leave it out: the axis is logarithmic")
-    figure = _stacked(
+    figure = curves(
         frame,
         "repetitions",
         {"em": "exact match (tokens)", "nll": "NLL (nats/token)"},
@@ -399,7 +426,9 @@ def em_against_nll(frame: pd.DataFrame, *, title: str = "") -> Figure:
                 )
             )
     figure.update_xaxes(title_text="NLL of the continuation (nats/token)", rangemode="tozero")
-    figure.update_yaxes(title_text="exact match (tokens)", rangemode="tozero")
+    top = max(1.0, float(frame["em"].max()))
+    margin = 0.03 * top  # or the many points at 0 would be cut in half
+    figure.update_yaxes(title_text="exact match (tokens)", range=[-margin, top + 2 * margin])
     return _layout(figure, title=title, width=720, height=420)
 
 
@@ -521,6 +550,53 @@ def leaderboard(
     figure.update_xaxes(title_text=_text(x_label), rangemode="tozero")
     figure.update_yaxes(showgrid=False)
     return _layout(figure, title=title, width=760, height=max(280, 34 * len(ranked) + 150))
+
+
+def noise_curves(frame: pd.DataFrame, *, title: str = "") -> Figure:
+    """Exact match and NLL against the size of noise on weights.
+
+    Args:
+        frame: Columns ``size, em`` and if wanted ``nll, set`` and intervals.
+        title: Title.
+    """
+    _need(frame, "size", "em")
+    sizes = sorted({float(size) for size in frame["size"]})  # evenly spaced: they include 0
+    figure = curves(
+        frame.assign(place=[sizes.index(float(size)) for size in frame["size"]]),
+        "place",
+        {"em": "exact match (tokens)", "nll": "NLL (nats/token)"},
+        title=title,
+        x_label="size of the noise, relative to each matrix",
+    )
+    names = ["none" if size == 0 else f"{size:.3g}" for size in sizes]
+    return figure.update_xaxes(tickvals=list(range(len(sizes))), ticktext=names)
+
+
+def minimal_sets(stopping: pd.DataFrame, starting: pd.DataFrame, *, title: str = "") -> Figure:
+    """How few prefix tokens stop a recitation (left), and how few start it (right).
+
+    Args:
+        stopping: Columns ``replaced, em`` and if wanted an interval.
+        starting: Columns ``given, em`` and if wanted an interval.
+        title: Title.
+    """
+    from plotly.subplots import make_subplots
+
+    _need(stopping, "replaced", "em")
+    _need(starting, "given", "em")
+    figure = make_subplots(rows=1, cols=2, shared_yaxes=True, horizontal_spacing=0.05)
+    for col, (frame, x, label) in enumerate(
+        (
+            (stopping, "replaced", "prefix tokens replaced, worst first"),
+            (starting, "given", "last prefix tokens given"),
+        ),
+        start=1,
+    ):
+        _add_lines(figure, frame, x, "em", row=1, col=col, legend=False, markers=len(frame) <= 20)
+        figure.update_xaxes(title_text=label, row=1, col=col)
+    figure.update_yaxes(rangemode="tozero")
+    figure.update_yaxes(title_text="exact match (tokens)", row=1, col=1)
+    return _layout(figure, title=title, width=860, height=380)
 
 
 def patching_map(

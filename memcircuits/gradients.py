@@ -140,7 +140,8 @@ class ParameterGradients(Result, kind="parameter-gradients"):
         """The map of figure 4 (plotly)."""
         from memcircuits import figures
 
-        return figures.gradient_map(self.to_frame())
+        title = f"{self.pool} |gradient| of the {self.objective} objective"
+        return figures.gradient_map(self.to_frame(), title=title, units=self.units)
 
     def __str__(self) -> str:
         return f"{self.pool} {self.objective} gradients, lower-half share {self.layer_share():.3f}"

@@ -26,6 +26,7 @@ from memcircuits.replacements import (
     most_destructive,
 )
 from memcircuits.results import Provenance, Result
+from memcircuits.statistics import bootstrap_means
 from memcircuits.unigrams import UnigramTable
 
 if TYPE_CHECKING:
@@ -87,6 +88,30 @@ class MinimalSets(Result, kind="minimal-sets"):
                 "em": self.em[:, -1].numpy(),
                 "starting": self.starting.numpy(),
             }
+        )
+
+    def figure(self) -> Any:
+        """EM against tokens replaced, and against tokens given (plotly)."""
+        import pandas as pd
+
+        from memcircuits import figures
+
+        def curve(x: str, first: int, em: Tensor) -> pd.DataFrame:
+            draws = bootstrap_means(em.float(), 2000, torch.Generator().manual_seed(0))
+            low, high = torch.quantile(draws, torch.tensor([0.025, 0.975]), dim=0)
+            return pd.DataFrame(
+                {
+                    x: range(first, first + em.shape[1]),
+                    "em": em.float().mean(0).numpy(),
+                    "em_low": low.numpy(),
+                    "em_high": high.numpy(),
+                }
+            )
+
+        return figures.minimal_sets(
+            curve("replaced", 0, torch.cat([self.baseline_em[:, None], self.em], 1)),
+            curve("given", 1, self.suffix_em),
+            title="How few prefix tokens stop and start the recitation",
         )
 
     def __str__(self) -> str:

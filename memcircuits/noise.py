@@ -76,6 +76,12 @@ class NoiseCurve(Result, kind="noise-curve"):
             )
         return pd.concat(rows, ignore_index=True)
 
+    def figure(self) -> Any:
+        """EM and NLL against the size of the noise (plotly)."""
+        from memcircuits import figures
+
+        return figures.noise_curves(self.to_frame(), title=str(self).capitalize())
+
     def __str__(self) -> str:
         return f"noise on {self.n_weights:,} of {self.n_candidates:,} weights"
 

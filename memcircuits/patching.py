@@ -84,6 +84,19 @@ class PatchMap(ScoreMap, kind="patch-map"):
         """The mean effect on another metric of the same run, for instance `em`."""
         return dataclasses.replace(super().measure(name), units=UNITS.get(name, ""))
 
+    def figure(self) -> Any:
+        """A layer x head map around zero (plotly); `figures.patching_map` sets several together."""
+        from memcircuits import figures
+
+        return figures.heatmap(
+            self.values,
+            title=self.name,
+            name="effect",
+            units=self.units,
+            diverging=True,
+            col_label=self.axis.replace("_", "-"),
+        )
+
     def to_frame(self) -> pd.DataFrame:
         """Columns `layer, head` (or `kv_head`), `value`, further metrics, `share`, `exact`."""
         frame = super().to_frame()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+import warnings
 from typing import Any
 
 
@@ -16,7 +17,9 @@ def bar(total: int | None, what: str, *, unit: str = "row", progress: bool = Tru
         progress: False silences it; it is silent anyway where stderr is no terminal, except in
             notebooks.
     """
-    from tqdm.auto import tqdm
+    with warnings.catch_warnings():  # a notebook without ipywidgets gets a bar of text
+        warnings.filterwarnings("ignore", message="IProgress not found")
+        from tqdm.auto import tqdm
 
     quiet = not progress or not (sys.stderr.isatty() or "ipykernel" in sys.modules)
     return tqdm(total=total, desc=what, unit=unit, disable=quiet, delay=1.0, leave=False)

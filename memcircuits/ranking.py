@@ -20,6 +20,7 @@ from __future__ import annotations
 import dataclasses
 import json
 import os
+import time
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -73,6 +74,7 @@ class Ranking(Result, kind="ranking"):
         provenance: where the numbers come from.
         model: the model, kept for `attention` and `to_html`; not saved.
         unigrams: the table that defined rarity, kept to colour tokens; not saved.
+        seconds: how long it took; not saved, so that equal rankings are equal files.
     """
 
     score: Float[Tensor, "layer head"]
@@ -90,6 +92,7 @@ class Ranking(Result, kind="ranking"):
     notes: tuple[str, ...] = ()
     model: Any = field(default=None, repr=False, compare=False, metadata={"saved": False})
     unigrams: Any = field(default=None, repr=False, compare=False, metadata={"saved": False})
+    seconds: float | None = field(default=None, compare=False, metadata={"saved": False})
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "notes", tuple(self.notes))
@@ -153,24 +156,58 @@ class Ranking(Result, kind="ranking"):
 
         return figures.heatmap(
             self.score,
-            title="Memorization score",
-            units="nats/token, memorized minus control",
+            title="Memorization score: loss without the head, memorized minus control",
+            name="score",
+            units="nats/token",
             marks=self.stands_out,
         )
 
-    def attention(self, paragraph: Any, *, heads: int = 4, model: Any = None) -> Any:
-        """Attention of the best heads on one paragraph, see `memcircuits.attention_view`."""
+    def attention(
+        self, paragraph: Any, *, heads: int = 4, compare: Any = None, model: Any = None
+    ) -> Any:
+        """Attention of the best heads on one paragraph, see `memcircuits.attention_view`.
+
+        Args:
+            paragraph: one paragraph, such as `ranking.memorized[0]`.
+            heads: how many of the best heads.
+            compare: a second paragraph shown beside it, such as the perturbed one.
+            model: needed by a loaded ranking, which has none.
+        """
         from memcircuits.views import attention_view
 
         return attention_view(
-            self._model(model), paragraph, heads=self.top(heads), unigrams=self.unigrams
+            self._model(model),
+            paragraph,
+            heads=self.top(min(heads, self.score.numel())),
+            compare=compare,
+            unigrams=self.unigrams,
         )
 
-    def to_html(self, path: str | os.PathLike[str], *, model: Any = None) -> Path:
-        """Write the self-contained report, see `memcircuits.report`."""
+    def to_html(
+        self,
+        path: str | os.PathLike[str],
+        *,
+        heads: int = 6,
+        triggers: int = 3,
+        model: Any = None,
+        progress: bool = True,
+    ) -> Path:
+        """Write the self-contained report, see `memcircuits.report`.
+
+        Args:
+            path: the HTML file.
+            heads: how many of the best heads to show the attention of.
+            triggers: for how many paragraphs to find the prefix tokens that trigger them, which
+                takes a forward pass of each for every prefix token; 0 leaves the section out.
+            model: needed by a loaded ranking, which has none.
+            progress: show a bar on stderr.
+        """
         from memcircuits.report import ranking_page
 
-        return ranking_page(self, self._model(model)).save(Path(path))
+        page = ranking_page(
+            self, self._model(model), heads=heads, triggers=triggers, progress=progress
+        )
+        return page.save(Path(path))
 
     def to_json(self, path: str | os.PathLike[str]) -> Path:
         """Write the table, counts and provenance as JSON."""
@@ -254,6 +291,7 @@ def find_memorization_heads(
         InputError: if no paragraph is memorized, fewer than two controls are at hand,
             all numbers are non-finite, or the paragraphs do not fit the model.
     """
+    started = time.monotonic()
     adapter = adapt(model)
     given = Paragraphs.of(paragraphs, model)
     at_least("draws", draws, 1)
@@ -371,11 +409,13 @@ def find_memorization_heads(
             max_paragraphs=max_paragraphs,
             draws=draws,
             seed=seed,
+            control="of the paragraphs" if own_control else "given",
             unigrams=unigrams.source,
         ),
         notes=tuple(notes),
         model=model,
         unigrams=unigrams,
+        seconds=time.monotonic() - started,
     )
 
 

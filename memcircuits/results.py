@@ -8,6 +8,7 @@ and a half-written file never stays behind.
 from __future__ import annotations
 
 import dataclasses
+import html
 import importlib.metadata
 import json
 import os
@@ -133,7 +134,7 @@ def write_atomically(path: str | os.PathLike[str], data: bytes | str) -> Path:
 
 
 class Result:
-    """Base of all results: `save`, `load`, `to_frame`, `_repr_html_`.
+    """Base of all results: `save`, `load`, `to_frame`, `figure`, `_repr_html_`.
 
     Subclasses are frozen dataclasses; their tensor fields (and dicts of tensors) are stored as
     tensors, their other fields as JSON.
@@ -150,8 +151,15 @@ class Result:
         """The result as a pandas table."""
         raise NotImplementedError
 
+    def figure(self) -> Any:
+        """The result as a plotly figure, see `memcircuits.figures`; nothing is recomputed."""
+        raise NotImplementedError
+
     def _repr_html_(self) -> str:
-        return f"<p>{self!s}</p>" + self.to_frame().head(20).to_html(index=False, escape=True)
+        frame = self.to_frame()
+        more = f"<p>The first 20 of {len(frame):,} rows.</p>" * (len(frame) > 20)
+        table = frame.head(20).to_html(index=False, escape=True)
+        return f"<p>{html.escape(str(self))}</p>{table}{more}"
 
     def save(self, path: str | os.PathLike[str]) -> Path:
         """Write the result to one `.safetensors` file, atomically."""
@@ -347,7 +355,12 @@ class ScoreMap(Result, kind="score-map"):
         """A layer x head heatmap (plotly)."""
         from memcircuits import figures
 
-        return figures.heatmap(self.values, title=self.name, units=self.units)
+        return figures.heatmap(
+            self.values,
+            title=self.name,
+            units=self.units,
+            col_label=self.axis.replace("_", "-"),
+        )
 
     def __str__(self) -> str:
         return f"{self.name} [{self.units}], {self.values.shape[0]} layers x {self.values.shape[1]}"

@@ -214,8 +214,8 @@ class Scan(Result, kind="scan"):
 
         if any(key in self.facts for key in COUNTS):
             frame = self.by_repetitions()
-            return figures.duplication_curve(frame[frame["repetitions"] > 0])
-        return figures.em_against_nll(self.to_frame())
+            return figures.duplication_curve(frame[frame["repetitions"] > 0], title=str(self))
+        return figures.em_against_nll(self.to_frame(), title=str(self))
 
     def __str__(self) -> str:
         return (

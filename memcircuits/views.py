@@ -5,6 +5,7 @@ The picture itself, and why it is safe and offline, is `memcircuits.pages`.
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Sequence
 from typing import Any
 
@@ -34,7 +35,8 @@ def attention_view(
         paragraph: one paragraph: `Paragraphs` of one, a string in a list, or ids [1, pos].
         layer: show the heads of this layer.
         heads: which heads: `Head`s of any layer, or indices within `layer`; by default all.
-        compare: a second paragraph shown beside it, such as the perturbed one.
+        compare: a second paragraph shown beside it, such as the perturbed one
+            (`Perturbation.pairs`); tokens that differ are underlined.
         unigrams: token counts; adds a strip coloured by rarity.
 
     Returns:
@@ -47,11 +49,15 @@ def attention_view(
     chosen = _choose(adapter, layer, heads)
     if unigrams is not None:
         UnigramTable.check(unigrams, adapter.model)
-    view = _one_view(adapter, _single(paragraph, model, "paragraph"), chosen, unigrams, None)
+    one = _single(paragraph, model, "paragraph")
+    view = _one_view(adapter, one, chosen, unigrams)
     if compare is None:
         return view
-    other = _one_view(adapter, _single(compare, model, "compare"), chosen, unigrams, None)
-    return _one_view(adapter, _single(paragraph, model, "paragraph"), chosen, unigrams, other)
+    two = _single(compare, model, "compare")
+    other = _one_view(adapter, two, chosen, unigrams)
+    if other.title == view.title:
+        other = dataclasses.replace(other, title=f"{view.title}, perturbed")
+    return dataclasses.replace(view, compare=other)
 
 
 def _single(paragraph: Any, model: Any, argument: str) -> Paragraphs:
@@ -89,7 +95,6 @@ def _one_view(
     paragraph: Paragraphs,
     heads: list[Head],
     unigrams: UnigramTable | None,
-    compare: AttentionView | None,
 ) -> AttentionView:
     adapter.check_tokens(paragraph.ids, "paragraph")
     ids = paragraph.ids
@@ -107,10 +112,9 @@ def _one_view(
     return AttentionView(
         patterns=patterns.cpu(),
         head_names=[str(head) for head in heads],
-        tokens=_texts(adapter, paragraph),
+        tokens=token_texts(adapter, paragraph)[0],
         n_prefix=paragraph.n_prefix,
         strips=strips,
-        compare=compare,
         title=paragraph.names[0],
         provenance={
             "model": provenance.model["name"],
@@ -121,7 +125,8 @@ def _one_view(
     )
 
 
-def _texts(adapter: Adapter, paragraph: Paragraphs) -> list[str]:
+def token_texts(adapter: Adapter, paragraphs: Paragraphs) -> list[list[str]]:
+    """Each paragraph's tokens as text; as `<id>` where there is no tokenizer."""
     if adapter.tokenizer is None:
-        return [f"<{i}>" for i in paragraph.ids[0].tolist()]
-    return paragraph.tokens(adapter.model)
+        return [[f"<{i}>" for i in row] for row in paragraphs.ids.tolist()]
+    return [paragraphs[i].tokens(adapter.model) for i in range(len(paragraphs))]

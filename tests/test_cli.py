@@ -41,7 +41,7 @@ def options(folder):
     ]
 
 
-def test_heads_prints_a_table_and_writes_two_files(options, tmp_path):
+def test_heads_prints_a_table_and_writes_three_files(options, tmp_path):
     result = runner.invoke(app, ["heads", *options, "--out", str(tmp_path / "out")])
     assert result.exit_code == 0, result.output
     assert "stand out" in result.stdout or "stands out" in result.stdout
@@ -53,7 +53,8 @@ def test_heads_prints_a_table_and_writes_two_files(options, tmp_path):
     assert ranking["counts"]["memorized"] == 5
     assert "connect-src" in report
     assert str(tmp_path) not in report
-    assert sorted(p.name for p in (tmp_path / "out").iterdir()) == ["ranking.json", "report.html"]
+    written = sorted(p.name for p in (tmp_path / "out").iterdir())
+    assert written == ["ranking.json", "ranking.safetensors", "report.html"]
 
 
 def test_scan_as_json_is_json_and_only_json(options):

@@ -37,6 +37,8 @@ def heads(
 ) -> None:
     """Which heads does the recitation hang on? A ranking, report.html and ranking.json.
 
+    `ranking.safetensors` is the same ranking for `memcircuits report` and `Ranking.load`.
+
     Example: memcircuits heads --out results
     """
     import memcircuits as mc
@@ -63,7 +65,11 @@ def heads(
         seed=seed,
         progress=not quiet,
     )
-    written = [ranking.to_json(out / "ranking.json"), ranking.to_html(out / "report.html")]
+    written = [
+        ranking.to_json(out / "ranking.json"),
+        ranking.save(out / "ranking.safetensors"),
+        ranking.to_html(out / "report.html", progress=not quiet),
+    ]
     if json:
         c.print_json(
             {

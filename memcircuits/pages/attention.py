@@ -110,8 +110,12 @@ class AttentionView:
         whole = np.rint(self._array() * 1000).astype(int)
         return [[np.trim_zeros(row, "b").tolist() for row in head] for head in whole]
 
-    def context(self) -> dict[str, Any]:
-        """What the attention template is given; ``data`` becomes a JSON block."""
+    def context(self, other: AttentionView | None = None) -> dict[str, Any]:
+        """What the attention template is given; ``data`` becomes a JSON block.
+
+        Args:
+            other: The view beside this one; tokens that differ from it are marked.
+        """
         values = self._array()
         data = {
             "heads": [visible(str(name), 24, tell=False) for name in self.head_names],
@@ -127,7 +131,9 @@ class AttentionView:
         return {
             "data": data,
             "title": self.title,
-            "tokens": strip_tokens(self.tokens, self.n_prefix, self.strips),
+            "tokens": strip_tokens(
+                self.tokens, self.n_prefix, self.strips, other.tokens if other else None
+            ),
             "n_prefix": self.n_prefix,
             "strip_names": [
                 f"{name} ({strip.units})" if strip.units else name

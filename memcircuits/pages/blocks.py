@@ -189,18 +189,20 @@ class Table(Block):
     def context(self) -> dict[str, Any]:
         """Cells as text and sort key; numeric columns are set flush right."""
         shown = self.frame.head(self.max_rows)
+        rows = [[self._cell(v) for v in row] for row in shown.itertuples(index=False)]
         columns = [
             {
+                "long": any(len(row[place]["text"]) > 60 for row in rows),
                 "label": self.labels.get(str(name), str(name)),
                 "help": self.help.get(str(name), ""),
                 "numeric": pd.api.types.is_numeric_dtype(self.frame[name].dtype)
                 and not pd.api.types.is_bool_dtype(self.frame[name].dtype),
             }
-            for name in self.frame.columns
+            for place, name in enumerate(self.frame.columns)
         ]
         return {
             "columns": columns,
-            "rows": [[self._cell(v) for v in row] for row in shown.itertuples(index=False)],
+            "rows": rows,
             "total": len(self.frame),
             "left_out": len(self.frame) - len(shown),
             "page_size": self.page_size,
@@ -412,18 +414,31 @@ class Strip:
 
 
 def strip_tokens(
-    tokens: Sequence[str], n_prefix: int, strips: Mapping[str, Strip]
+    tokens: Sequence[str],
+    n_prefix: int,
+    strips: Mapping[str, Strip],
+    others: Sequence[str] | None = None,
 ) -> list[dict[str, Any]]:
-    """What the strip template shows for each token: text, part, hover text, first colour."""
+    """What the strip template shows for each token: text, part, hover text, first colour.
+
+    Where ``others`` are given, tokens of the prefix are marked that differ from those at their
+    place there, and the first one of the continuation: behind it there is nothing to compare.
+    """
     first = next(iter(strips.values())).levels() if strips else [None] * len(tokens)
     shown = []
+    parted = False
     for index, token in enumerate(tokens):
         told = [
             f"{name} {number(float(array(s.values)[index]))} {s.units}".strip()
             for name, s in strips.items()
         ]
+        differs = others is not None and not parted and (list(others[index : index + 1]) != [token])
+        parted = parted or (differs and index >= n_prefix)
+        if differs:
+            told.append("differs from the paragraph beside it")
         shown.append(
             {
+                "differs": differs,
                 "text": visible(token),
                 "index": index,
                 "prefix": index < n_prefix,
@@ -485,5 +500,7 @@ class Attention(Block):
 
     def context(self) -> dict[str, Any]:
         """The view, and the one it is compared with."""
-        views = [self.view] + ([self.view.compare] if self.view.compare else [])
-        return {"views": [v.context() for v in views]}
+        compare = self.view.compare
+        if compare is None:
+            return {"views": [self.view.context()]}
+        return {"views": [self.view.context(compare), compare.context(self.view)]}

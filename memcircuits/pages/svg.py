@@ -228,7 +228,7 @@ def heatmap(
         low = 0.0
     n_rows, n_cols = values.shape
     rows, cols = [_clip(r) for r in rows], [_clip(c) for c in cols]
-    side = max(14, min(37, round(620 / n_cols)))
+    side = max(14, min(35, round(620 / n_cols)))
     kind = "d" if diverging else "s"
     gutter = max(16 + 8 * max(len(r) for r in rows), 10 + 6 * len(corner))
     cells = []
@@ -241,7 +241,7 @@ def heatmap(
                     "x": gutter + j * side,
                     "y": 22 + (n_rows - 1 - i) * side,  # row 0 at the bottom, as in the figures
                     "shade": "none" if shade is None else f"{kind}{shade}",
-                    "text": _in_cell(value, high) if side >= 36 else "",
+                    "text": _in_cell(value, high) if side >= 34 else "",
                     "marked": (i, j) in marks,
                     "tip": tips[i][j],
                 }

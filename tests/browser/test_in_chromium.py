@@ -12,10 +12,15 @@ from typing import Any
 import numpy as np
 import pandas as pd
 import pytest
+import zoo
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
 from test_pages import HOSTILE, make_page, make_view
 
+import memcircuits as mc
+from memcircuits import figures
 from memcircuits.pages import Attention, Heatmap, Lines, Page, Prose, Table
-from memcircuits.pages.text import visible
+from memcircuits.pages.text import clean, visible
 
 INK = """canvas => {
     const data = canvas.getContext("2d").getImageData(0, 0, canvas.width, canvas.height).data;
@@ -157,6 +162,89 @@ def test_hostile_tokens_are_shown_as_text(open_page: Any, tmp_path: Path, width:
     assert page.evaluate("document.documentElement.scrollWidth <= innerWidth")
 
 
+@settings(max_examples=8, deadline=None, suppress_health_check=list(HealthCheck))
+@given(
+    st.lists(
+        st.one_of(
+            st.sampled_from(HOSTILE),
+            st.text(max_size=40),
+            st.text(alphabet="<>/!-&;\"'`=\\ \n\0\u2028\u202escriptmgonex{}", max_size=60),
+        ),
+        min_size=3,
+        max_size=12,
+    )
+)
+def test_generated_tokens_are_shown_as_text(
+    open_page: Any, tmp_path_factory: pytest.TempPathFactory, tokens: list[str]
+) -> None:
+    text = " ".join(tokens)
+    path = make_page(text, tokens).save(tmp_path_factory.mktemp("generated") / "page.html")
+    watched = open_page(path)
+    page = watched.page
+    drawn(page)
+    assert page.locator("button.token").all_text_contents() == [visible(t) for t in tokens]
+    for button in page.locator("button.token").all():
+        button.click()
+    assert page.locator("h1").text_content() == clean(text)
+    assert page.locator("img, body script[src], [onmouseover], [onerror]").count() == 0
+    watched.check(path.as_uri())
+
+
+@pytest.mark.parametrize("width", [1200, 390])
+def test_the_report_of_a_ranking(open_page: Any, tmp_path: Path, neo: Any, width: int) -> None:
+    """What `memcircuits heads` writes: opens at once, sorts, follows clicks, fits a phone."""
+    ranking = mc.find_memorization_heads(neo, zoo.mixed(neo, n=5), draws=100, progress=False)
+    path = ranking.to_html(tmp_path / "report.html", progress=False)
+    opened = "performance.getEntriesByType('navigation')[0].loadEventEnd"
+    milliseconds = []
+    for _ in range(3):  # the machine may be busy: the best of three
+        page = open_page(path, viewport={"width": width, "height": 844}).page
+        page.wait_for_function(f"{opened} > 0")
+        milliseconds.append(page.evaluate(opened))
+    assert min(milliseconds) < 1000
+    assert page.evaluate("document.documentElement.scrollWidth <= innerWidth")
+
+    evidence = page.locator("section", has=page.get_by_role("heading", name="Evidence"))
+    heads = evidence.locator("tbody td:first-child")
+    best = [str(head) for head in ranking.top(16)]
+    assert heads.all_text_contents() == best
+    evidence.get_by_role("button", name="score").click()
+    evidence.get_by_role("button", name="score").click()
+    assert heads.all_text_contents() == best[::-1]
+
+    attention = page.locator("section", has=page.get_by_role("heading", name="Attention of"))
+    canvas = drawn(page)
+    before = canvas.evaluate("canvas => canvas.toDataURL()")
+    attention.get_by_role("button", name=best[1], exact=True).click()
+    page.locator(".cv h2", has_text=best[1]).wait_for()
+    page.wait_for_function(
+        "([canvas, before]) => canvas.toDataURL() !== before", arg=[canvas.element_handle(), before]
+    )
+    select = attention.locator("select")
+    assert select.locator("option").all_text_contents() == [
+        "attention of the chosen token",
+        "unigram rarity (nats)",
+        "log-probability (nats)",
+        "tokens lost when replaced (tokens)",
+    ]
+    select.select_option("2")
+    assert attention.locator(".strip.continuation .token.none").count() == 12
+    assert attention.locator(".strip.prefix .token.none").count() == 0
+
+
+def test_tokens_that_differ_are_underlined(open_page: Any, tmp_path: Path) -> None:
+    other = make_view(tokens=["a", "x", "c"], title="perturbed")
+    view = make_view(tokens=["a", "b", "c"], title="memorized", compare=other)
+    view.to_html(tmp_path / "pair.html")
+    page = open_page(tmp_path / "pair.html", viewport={"width": 1200, "height": 900}).page
+    page.locator(".token.chosen").nth(1).wait_for()
+    page.locator("button.token").nth(2).click()
+    lines = page.eval_on_selector_all(
+        "button.token", "all => all.map(t => getComputedStyle(t).textDecorationLine)"
+    )
+    assert lines == ["none", "underline", "none"] * 2
+
+
 @pytest.mark.parametrize("scheme", ["light", "dark"])
 def test_every_block_fits_a_phone(open_page: Any, tmp_path: Path, scheme: str) -> None:
     path = make_page("words of some length", ["a", "b", "c"] * 20).save(tmp_path / "page.html")
@@ -227,3 +315,27 @@ def test_the_policy_stops_what_would_slip_through(
     )
     assert len([text for text in refused if "Content Security Policy" in text]) >= 3
     context.close()
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("ending", "start"), [("pdf", b"%PDF"), ("svg", b"<svg"), ("png", b"\x89PNG")]
+)
+def test_figures_are_written_as_image_files(
+    chromium: Any, tmp_path: Path, ending: str, start: bytes
+) -> None:
+    pytest.importorskip("kaleido", reason="kaleido is not installed")
+    path = tmp_path / f"figure.{ending}"
+    figures.heatmap(np.eye(4), title="Score", units="nats").write_image(path)
+    assert path.read_bytes().startswith(start)
+
+
+def test_a_figure_as_a_page_asks_nothing(open_page: Any, tmp_path: Path) -> None:
+    """As the docs say: `write_html(..., include_plotlyjs=True)` works offline, tokens as text."""
+    path = tmp_path / "figure.html"
+    view = make_view(tokens=[*HOSTILE[:12], "plain"])
+    view.figure(0).write_html(path, include_plotlyjs=True)
+    page = open_page(path).page
+    page.locator(".main-svg").first.wait_for()
+    page.mouse.move(300, 300)  # plotly's own hover text
+    assert page.locator("img, svg script").count() == 0
