@@ -153,7 +153,7 @@ def evaluate_edit(
     control = Paragraphs.of(control, model, "control")
     text = None if heldout is None else Paragraphs.of(heldout, model, "heldout")
     own = greedy_continuations(model, control, **options)
-    attacked = _attacked(memorized, adapter.d_vocab, attacks, seed) if attacks else None
+    attacked = random_prefixes(memorized, adapter.d_vocab, attacks, seed) if attacks else None
 
     def measure() -> dict[str, Tensor]:
         targets = scan(model, memorized, **options)
@@ -244,7 +244,7 @@ def _all_tokens(
         )
 
 
-def _attacked(paragraphs: Paragraphs, d_vocab: int, attacks: int, seed: int) -> Paragraphs:
+def random_prefixes(paragraphs: Paragraphs, d_vocab: int, attacks: int, seed: int) -> Paragraphs:
     """Each paragraph `attacks` times, with one to three random prefix tokens replaced."""
     generator = torch.Generator().manual_seed(seed)
     ids = paragraphs.ids.repeat_interleave(attacks, 0)

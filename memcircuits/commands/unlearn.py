@@ -43,9 +43,7 @@ def unlearn(
     mask: Annotated[
         str, typer.Option(help="top, or to compare random, random-per-tensor, all.")
     ] = "top",
-    recipe: Annotated[str, typer.Option(help="constrained or reference (the paper's).")] = (
-        "constrained"
-    ),
+    recipe: Annotated[str, typer.Option(help="natural or reference (the paper's).")] = "natural",
     heads: Heads = None,
     layers: Layers = None,
     components: Components = None,
@@ -70,10 +68,10 @@ def unlearn(
     Example: memcircuits unlearn --targets 3 --export forgetful
     """
     from memcircuits.checks import one_of
-    from memcircuits.unlearning import CONSTRAINED, REFERENCE
+    from memcircuits.unlearning import NATURAL, REFERENCE
     from memcircuits.unlearning import unlearn as find
 
-    recipes = {"constrained": CONSTRAINED, "reference": REFERENCE}
+    recipes = {"natural": NATURAL, "reference": REFERENCE}
     one_of("--recipe", recipe, recipes)
     loaded, given = c.load(
         model,
