@@ -89,12 +89,14 @@ def in_pieces(
 def each_piece(n: int, size: int, work: Callable[[slice], Part]) -> Iterator[tuple[slice, Part]]:
     """Pieces of `range(n)` and `work(piece)`, halving a piece that does not fit.
 
-    `work` must have no effect until it is through: a piece that ran out of memory is done again.
+    `work` must have no effect until it is through: a piece that ran out of memory is done again,
+    one of a single row once, now that what the failed attempt held is free.
 
     Raises:
         MemoryError: if even one row does not fit, with advice.
     """
     start = 0
+    again = False
     while start < n:
         piece = slice(start, min(n, start + size))
         try:
@@ -102,7 +104,7 @@ def each_piece(n: int, size: int, work: Callable[[slice], Part]) -> Iterator[tup
         except (RuntimeError, MemoryError) as error:
             if not is_out_of_memory(error):
                 raise
-            if piece.stop - piece.start == 1:
+            if again and piece.stop - piece.start == 1:
                 raise MemoryError(
                     "one paragraph does not fit into memory: use shorter paragraphs, a smaller "
                     "dtype or another device"
@@ -110,12 +112,13 @@ def each_piece(n: int, size: int, work: Callable[[slice], Part]) -> Iterator[tup
             part = []
         # Outside the handler: the traceback no longer holds the tensors that filled the memory.
         if not part:
+            again = piece.stop - piece.start == 1
             size = max(1, (piece.stop - piece.start) // 2)
             if torch.cuda.is_available():
                 torch.cuda.empty_cache()
             continue
         yield piece, part[0]
-        start = piece.stop
+        start, again = piece.stop, False
 
 
 def is_out_of_memory(error: BaseException) -> bool:
