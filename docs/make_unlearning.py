@@ -13,6 +13,7 @@ import html
 import json
 import math
 import os
+import re
 import tempfile
 import time
 from collections.abc import Callable, Iterable
@@ -41,7 +42,7 @@ from memcircuits.unlearning import NATURAL, REFERENCE, Recipe, control_curvature
 SEED = 1
 DEVELOPMENT = 44  # memorized paragraphs that the recipe was tuned on; the others are reported
 FRONT = ABLATION = 12  # of them
-UNSEEN, HELDOUT, ATTACKS = 40, 24, 20
+UNSEEN, HELDOUT, ATTACKS = 32, 16, 10
 BUDGET = 0.002  # nats/token
 RATES = {
     "all": (1e-5, 3e-5, 1e-4),
@@ -302,12 +303,11 @@ def _one(name: str, index: int, arm: str, **options: Any):
     return f"{name}/{index:02d}", lambda: one(index, arm, **options)
 
 
-def perform(number: int, work: Path) -> int:
+def perform(number: int, work: Path, only: str) -> None:
     """One chain, as far as its files are not there yet."""
-    done = 0
     for name, run in jobs()[number]:
         path = work / f"{name}.json"
-        if path.exists():
+        if path.exists() or not re.match(only, name):
             continue
         start = time.process_time()
         found = run()
@@ -316,8 +316,6 @@ def perform(number: int, work: Path) -> int:
         with tempfile.NamedTemporaryFile("w", dir=work, suffix=".part", delete=False) as file:
             json.dump(found, file)
         os.replace(file.name, path)
-        done += 1
-    return done
 
 
 # -- the page -------------------------------------------------------------------------------------
@@ -701,6 +699,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--work", type=Path, default=Path(tempfile.gettempdir()) / "unlearning")
     parser.add_argument("--workers", type=int, default=2)
+    parser.add_argument("--only", default="", help="only runs whose names match this pattern")
     parser.add_argument("--page", action="store_true", help="only write the page")
     given = parser.parse_args()
     if not given.page:
@@ -708,7 +707,9 @@ def main() -> None:
         start = time.monotonic()
         with ProcessPoolExecutor(given.workers, mp_context=get_context("spawn")) as pool:
             chains = range(len(jobs()))
-            for future in as_completed([pool.submit(perform, i, given.work) for i in chains]):
+            for future in as_completed(
+                [pool.submit(perform, i, given.work, given.only) for i in chains]
+            ):
                 future.result()
                 done = len(list(given.work.rglob("*.json")))
                 print(f"{time.monotonic() - start:6.0f} s, {done} runs done", flush=True)

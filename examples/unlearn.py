@@ -6,10 +6,8 @@ training on other text brings it back. One to two minutes on two cores.
 
 from dataclasses import replace
 
-import pandas as pd
-
 import memcircuits as mc
-from memcircuits.evaluation import evaluate_edit, recovery_curve
+from memcircuits.evaluation import compare_edits, recovery_curve
 from memcircuits.perturbation import greedy_continuations
 from memcircuits.unlearning import REFERENCE
 
@@ -43,14 +41,9 @@ def main() -> None:
             em_below=0.0,
             kl_budget=None,
         )
-    columns = {}
-    for name, arm in arms.items():
-        frame = evaluate_edit(model, arm, targets, unseen, heldout=unseen, attacks=5).to_frame()
-        frame = frame.set_index(["set", "measure"])
-        columns.setdefault("no-op", frame["before"])
-        columns[name] = frame["after"]
     print("\nThe arms, controls that no edit was given:")
-    print(pd.DataFrame(columns).round(4).to_string())
+    table = compare_edits(model, arms, targets, unseen, heldout=unseen, attacks=5)
+    print(table.round(4).to_string())
 
     curve = recovery_curve(model, edit, targets, seen[:6], steps=5)
     print("\nEM of the forgotten while training on other text:")

@@ -29,6 +29,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from memcircuits.adapter import Adapter, Weight
+from memcircuits.checks import InputError
 from memcircuits.gradients import damped_root, drawn_labels, row_gradients
 from memcircuits.masks import Mask
 from memcircuits.paragraphs import Paragraphs
@@ -114,7 +115,7 @@ class Curvature:
         labels = drawn_labels(control, draws, torch.Generator().manual_seed(seed))
         totals = [torch.zeros_like(w.parameter, dtype=torch.float32) for w in weights]
         size = 2 * len(control) * draws * sum(t.numel() for t in totals)
-        keep = keep and size < os.sysconf("SC_AVPHYS_PAGES") * os.sysconf("SC_PAGE_SIZE") // 3
+        keep = keep and size < _free() // 3
         kept: list[list[Tensor]] = [[] for _ in weights]
         n = len(control) * draws * control.n_continuation
 
@@ -162,6 +163,13 @@ class Curvature:
         own = mask.gather([self.root_of(w) for w in mask.weights]).square()
         if not together:
             return Quadratic(own, own.new_zeros(0, len(own)))
+        size = 4 * len(own) * len(self.control) * self.draws
+        if size > _free() // 2:
+            raise InputError(
+                "curvature",
+                f"{len(own):,} weights together take {size / 2**30:.1f} GiB",
+                'choose a smaller fraction, fewer draws or a recipe with curvature="diagonal"',
+            )
         if self.kept:
             mine = [self.kept[self._places[w.layer, w.component]] for w in mask.weights]
             parts = [m[:, index].float() for m, index in zip(mine, mask.indices, strict=True)]
@@ -178,3 +186,11 @@ class Curvature:
             )
             rows = torch.cat([torch.cat(parts, 1) for _, draws in found for parts in draws])
         return Quadratic(own, rows / (len(rows) * self.control.n_continuation) ** 0.5)
+
+
+def _free() -> int:
+    """Free memory of this machine, in bytes."""
+    try:
+        return os.sysconf("SC_AVPHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
+    except (ValueError, OSError):
+        return 2**32

@@ -193,6 +193,31 @@ def evaluate_edit(
     )
 
 
+def compare_edits(
+    model: Any, edits: Mapping[str, Edit], memorized: Any, control: Any, **options: Any
+) -> pd.DataFrame:
+    """Edits side by side, and no edit at all: one row per set and measure, one column per arm.
+
+    Args:
+        model: the model that the edits were made for.
+        edits: name of the arm -> edit.
+        memorized: what all of them were to forget.
+        control: paragraphs that none was given.
+        **options: see `evaluate_edit`.
+    """
+    import pandas as pd
+
+    if not edits:
+        raise InputError("edits", "none", "give at least one")
+    columns: dict[str, pd.Series] = {}
+    for name, edit in edits.items():
+        frame = evaluate_edit(model, edit, memorized, control, **options).to_frame()
+        frame = frame.set_index(["set", "measure", "units"])
+        columns.setdefault("no-op", frame["before"])
+        columns[name] = frame["after"]
+    return pd.DataFrame(columns)
+
+
 def extraction_probability(
     log_prob: Float[Tensor, " paragraph"], n: int
 ) -> Float[Tensor, " paragraph"]:

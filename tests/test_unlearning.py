@@ -523,6 +523,36 @@ def test_gradients_command(run, tmp_path, objective):
     assert len(list(tmp_path.glob("gradients-*.safetensors"))) == len(sets)
 
 
+def test_activations_command(run, tmp_path):
+    result = run("gradients", "--activations", "--out", str(tmp_path))
+    assert result.exit_code == 0
+    found = json.loads(result.stdout)
+    assert set(found) == {"memorized", "control"}
+    assert {row["site"] for row in found["memorized"]} == {"q", "k", "v", "z", "pre", "post"}
+    assert len(list(tmp_path.glob("activations-*.safetensors"))) == 2
+
+
+def test_unlearn_command_compares_arms_and_tries_to_bring_it_back(run, tmp_path):
+    heldout = tmp_path / "heldout.jsonl"
+    lines = [json.dumps({"id": str(i), "ids": ids}) for i, ids in enumerate(UNSEEN.ids.tolist())]
+    heldout.write_text("\n".join(lines))
+    result = run(
+        "unlearn", "--fraction", "0.02", "--kl-budget", "0.05", "--arms", "--recover", "2",
+        "--noise", "--heldout", str(heldout), "--out", str(tmp_path / "out"),
+    )  # fmt: skip
+    assert result.exit_code == 0
+    found = json.loads(result.stdout)
+    arms = {(row["set"], row["measure"]): row for row in found["arms"]}
+    em = arms["memorized", "em"]
+    assert em["no-op"] == 12
+    assert em["top"] < 2
+    assert {"random", "random-per-tensor", "all"} <= set(em)
+    assert arms["control", "em"]["no-op"] == 12
+    assert arms["heldout", "perplexity"]["no-op"] > 1
+    assert [row["step"] for row in found["recovery"] if row["arm"] == "edited"] == [0, 1, 2]
+    assert {row["set"] for row in found["noise"]} == {"memorized", "control"}
+
+
 def test_unlearn_command(run, tmp_path):
     out, export = tmp_path / "out", tmp_path / "export"
     result = run(
