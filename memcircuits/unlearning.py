@@ -16,9 +16,9 @@ tokens before it, in nats:
 `REFERENCE` is the paper's recipe: forgetting is 0.1 times the log-likelihood, the KL is summed over
 the positions, and Adam follows the gradient of the sum. `NATURAL`, the default, differs in this:
 
-* *Objective*: the logarithm of the number of tokens recited when sampling, sum over k of
-  p_1 ... p_k, where a falling log-likelihood of all the tokens has no end and pulls also at those
-  that are never reached. A paragraph that is forgotten pulls no further.
+* *Objective*: the number of tokens recited when sampling, sum over k of p_1 ... p_k, as log(1 + .),
+  where a falling log-likelihood of all the tokens has no end and pulls also at those that are never
+  reached. A paragraph that is forgotten pulls no further.
 * *Curvature*: the cost on the controls is the quadratic model of `memcircuits.curvature`. Where
   Adam changes every masked weight alike and lets the KL pull it back, a step here is F^-1 g, the
   change that forgets most for its KL, with a length of `step_kl`. The mask takes the weights whose
@@ -74,8 +74,8 @@ class Recipe:
         steps: steps at most.
         objective: the forgetting term, a mean over paragraphs. `nll`: the mean log-likelihood of
             the tokens. `margin`: the mean over tokens of max(0, 1 + margin), the margin of a
-            token's logit over the next best. `recitation`: the logarithm of the expected number of
-            tokens recited when sampling (`edit` takes `margin` for it).
+            token's logit over the next best. `recitation`: log(1 + the expected number of tokens
+            recited when sampling) (`edit` takes `margin` for it).
         curvature: `none`: Adam on forgetting + kl_weight * KL. `full`: steps by the quadratic model
             of the KL; `diagonal`: by its diagonal alone.
         curved_mask: divide the mask's scores by the root of the Fisher information.
@@ -400,7 +400,7 @@ class _Objective:
         if self.kind == "margin" or self.new:
             margin = sign * _margin(logits.float(), targets)
             return (margin + 1).clamp_min(0).mean(-1), found
-        return found.log_prob.cumsum(-1).logsumexp(-1), found
+        return found.log_prob.cumsum(-1).exp().sum(-1).log1p(), found
 
     def alone(self, piece: slice, logits: Tensor) -> list[Tensor]:
         """For `row_gradients`."""
