@@ -40,9 +40,10 @@ class Edit(Result, kind="edit"):
         provenance: where the edit comes from; it names the weights that it fits.
         history: measure -> [step], measured before each step: `em` and `em_max` (recited tokens,
             mean and largest over the targets), `nll` (nats/token), `kl` (nats/token, on controls
-            held out from the objective), `forget` and `kl_weight` (the objective's first term and
-            the weight of the second); for `edit` also `em_new`.
-        kept: the step that was kept; later ones passed the budget.
+            held out from the optimisation; NaN where no budget asks for it) and `forget` (the
+            objective's first term); for `edit`
+            also `em_new`. A last row may be that of the change scaled back.
+        kept: the row of it that was kept.
         stopped: why the steps ended: `em`, `kl` or `steps`.
     """
 

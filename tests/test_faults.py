@@ -187,8 +187,6 @@ def test_memory_that_runs_out_once_changes_no_number(used, analysis):
     """The piece that did not fit is halved and done again."""
     if analysis in NOT_IN_PIECES:
         pytest.skip("runs in batches of a fixed size")
-    if analysis in NOT_HALVED_YET:
-        pytest.xfail("gradient batches that do not fit are not halved yet")
     model, name = used
     measure, paragraphs = matrix.ANALYSES[analysis].measure, matrix.paragraphs(name)
     with pulled_at(model, None, 0) as fired:
@@ -202,7 +200,6 @@ def test_memory_that_runs_out_once_changes_no_number(used, analysis):
 
 
 NOT_IN_PIECES = {"rare_token_attention", "parameter_gradients", "find_memorization_heads"}
-NOT_HALVED_YET = {"parameter_gradients, each", "contrastive_gradients", "unlearn", "edit"}
 
 
 def test_state_sees_changes(neo):
