@@ -18,6 +18,8 @@ The public names, imported when first used so that `import memcircuits` is quick
 | `perturbation`, `replacements`, `pairs`, `minimal` | trigger tokens of the prefix |
 | `patching`, `attribution` | activations moved between two runs, exactly or to first order |
 | `unlearning`, `masks`, `edits` | sparse fine-tuning of exactly the chosen weights |
+| `curvature` | what a change of weights costs on controls |
+| `planting` | paragraphs written into chosen weights: ground truth |
 | `evaluation`, `exporting`, `noise` | what an edit did; the edited model as a folder; robustness |
 | `unigrams`, `statistics` | token rarity; bootstrap and permutation over paragraphs |
 | `results`, `checks`, `progress` | typed results, clear errors, bars |
@@ -48,6 +50,7 @@ _WHERE = {
     "parameter_gradients": "gradients",
     "patch_heads": "patching",
     "perturb_prefix": "perturbation",
+    "plant": "planting",
     "rare_token_attention": "attention",
     "scan": "scanning",
     "unlearn": "unlearning",

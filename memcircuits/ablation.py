@@ -21,6 +21,7 @@ from memcircuits.memory import in_pieces, rows_that_fit
 from memcircuits.paragraphs import Paragraphs
 from memcircuits.progress import bar
 from memcircuits.results import Provenance, ScoreMap
+from memcircuits.statistics import finite_mean, finite_rows, left_out
 
 _GROUP = 16  # at most so many paragraphs' clean run is held at once
 
@@ -58,10 +59,13 @@ def ablate_heads(
     adapter, paragraphs = ablation.adapter, ablation.paragraphs
     found = ablation.effects(adapter.heads(), memory_budget=memory_budget, progress=progress)
     nll, em = found.unflatten(1, (adapter.n_layers, adapter.n_heads)).unbind(-1)
+    em = em.where(
+        nll.isfinite(), torch.nan
+    )  # an EM read off logits that are not finite means nothing
     return ScoreMap(
         name=f"{mode} ablation",
         units="nats/token",
-        values=nll.mean(0),
+        values=finite_mean(nll),
         provenance=Provenance.of(
             adapter,
             {"paragraphs": paragraphs, "reference": ablation.reference},
@@ -69,7 +73,7 @@ def ablate_heads(
             seed=seed,
         ),
         samples={"nll": nll.contiguous(), "em": em.contiguous()},
-        notes=() if adapter.can_restart else (FALLBACK,),
+        notes=(*(() if adapter.can_restart else (FALLBACK,)), *left_out(finite_rows(nll))),
     )
 
 
@@ -170,9 +174,14 @@ def _read_z(adapter: Adapter, ids: Tensor) -> list[Float[Tensor, "row pos head d
 
 
 def _mean_z(adapter: Adapter, source: Paragraphs) -> list[Float[Tensor, "1 pos head d_head"]]:
-    total: list[Tensor] | None = None
+    total: list[Tensor] = []
+    n = 0
     for start in range(0, len(source), _GROUP):
-        z = [t.double().sum(0) for t in _read_z(adapter, source.ids[start : start + _GROUP])]
-        total = z if total is None else [a + b for a, b in zip(total, z, strict=True)]
-    assert total is not None
-    return [(t / len(source)).to(adapter.dtype)[None] for t in total]
+        z = _read_z(adapter, source.ids[start : start + _GROUP])
+        finite = torch.stack([finite_rows(t) for t in z]).all(0)
+        sums = [t[finite].double().sum(0) for t in z]
+        total = [a + b for a, b in zip(total, sums, strict=True)] if total else sums
+        n += int(finite.sum())
+    if not n:
+        raise InputError("reference", repr(source), "all have non-finite activations: use float32")
+    return [(t / n).to(adapter.dtype)[None] for t in total]

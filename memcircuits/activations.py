@@ -26,6 +26,7 @@ from memcircuits.memory import in_pieces, rows_that_fit
 from memcircuits.paragraphs import Paragraphs
 from memcircuits.progress import bar
 from memcircuits.results import Provenance, Result
+from memcircuits.statistics import finite_rows, left_out
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -46,6 +47,7 @@ class ActivationGradients(Result, kind="activation-gradients"):
         loss: mean of the loss, nats/token.
         provenance: where the numbers come from.
         units: units of `values`.
+        notes: what the reader must know.
     """
 
     values: Mapping[str, Float[Tensor, "layer head pos"]]
@@ -54,6 +56,10 @@ class ActivationGradients(Result, kind="activation-gradients"):
     loss: float
     provenance: Provenance
     units: str = "nats/token per unit of activation"
+    notes: tuple[str, ...] = ()
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "notes", tuple(self.notes))
 
     def to_frame(self) -> pd.DataFrame:
         """Columns `site, layer, head, pos, value, error`; `head` is empty for the MLP."""
@@ -150,7 +156,14 @@ def activation_gradients(
         found = in_pieces(
             len(paragraphs), max(1, fit // adapter.n_layers), one_batch, shown.update
         ).double()
-    n = len(paragraphs)
+    finite = finite_rows(found)
+    n, found = int(finite.sum()), found[finite]
+    if not n:
+        raise InputError(
+            "model",
+            "non-finite gradients of every paragraph",
+            "load it in float32, check its weights",
+        )
     mean = found.mean(0)
     error = found.std(0) / n**0.5 if n > 1 else torch.full_like(mean, torch.nan)
     values, errors = {}, {}
@@ -172,13 +185,17 @@ def activation_gradients(
             sites=list(shapes),
             token=None if tokens is None else tokens.tolist(),
         ),
+        notes=left_out(finite),
     )
 
 
 def _tokens(token: Any, paragraphs: Paragraphs) -> Tensor | None:
     if token is None:
         return None
-    tokens = torch.as_tensor(token)
+    try:
+        tokens = torch.as_tensor(token)
+    except (TypeError, ValueError, RuntimeError):
+        raise InputError("token", repr(token), "give one index, or one per paragraph") from None
     if tokens.ndim == 0:
         tokens = tokens.expand(len(paragraphs))
     if tokens.shape != (len(paragraphs),) or tokens.is_floating_point():

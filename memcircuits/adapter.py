@@ -38,6 +38,7 @@ HEAD_COMPONENTS = ("W_Q", "W_K", "W_V", "W_O")
 MLP_COMPONENTS = ("W_in", "W_out")
 HEAD_SITES = ("q", "k", "v", "z")
 Edit = Callable[[Tensor], Tensor]
+KeysValues = list[tuple[Tensor, Tensor]]
 _WORDS = 2**18  # of 8 bytes: a piece stays in the processor's cache
 
 
@@ -61,6 +62,23 @@ class Head(NamedTuple):
         if not (layer.isdigit() and head.isdigit()):
             raise InputError("head", repr(text), "write it like L1H2")
         return cls(int(layer), int(head))
+
+    @classmethod
+    def of(cls, value: Any) -> Head:
+        """A head given as `L1H2` or as a pair of layer and head.
+
+        Raises:
+            InputError: if it is neither.
+        """
+        if isinstance(value, str):
+            return cls.parse(value)
+        try:
+            layer, head = value
+        except (TypeError, ValueError):
+            raise InputError("head", repr(value), "write it like L1H2 or Head(1, 2)") from None
+        if not (isinstance(layer, int) and isinstance(head, int)):
+            raise InputError("head", repr(value), "write it like L1H2 or Head(1, 2)")
+        return cls(layer, head)
 
 
 @dataclass(frozen=True)
@@ -106,6 +124,8 @@ def hook_pattern(layer: int) -> str:
     return f"blocks.{layer}.attn.hook_pattern"
 
 
+# What a model whose code does not fit TransformerLens's raises when it is tried.
+_CANNOT_RUN = (AttributeError, LookupError, TypeError, RuntimeError)
 _ADAPTERS: weakref.WeakKeyDictionary[nn.Module, Adapter] = weakref.WeakKeyDictionary()
 
 
@@ -143,8 +163,9 @@ def adapt(model: Any, *, name: str | None = None, revision: str | None = None) -
             validate_model(model)
         except BaseException as error:
             _ADAPTERS.pop(model, None)
-            if isinstance(error, (AttributeError, KeyError, TypeError, NotImplementedError)):
-                reason = f"the analyses cannot handle it ({type(error).__name__}: {error})"
+            if isinstance(error, _CANNOT_RUN) and not isinstance(error, torch.OutOfMemoryError):
+                text = " ".join(str(error).split())[:200]
+                reason = f"the analyses cannot handle it ({type(error).__name__}: {text})"
                 raise UnsupportedModel("model", name or type(model).__name__, reason) from error
             raise
     return _ADAPTERS[model]
@@ -173,6 +194,7 @@ class Adapter:
         self.name = str(getattr(cfg, "model_name", "model"))
         self.revision: str | None = None
         self._calls: dict[int, list[_BlockCall]] = {}
+        self._shares: dict[int, bool] = {}
         missing = [name for name in (hook_z(0),) if name not in self.hook_names]
         if missing:
             raise UnsupportedModel(
@@ -524,6 +546,87 @@ class Adapter:
             _BlockCall(calls[i].arguments, calls[i].keywords, spare.get(i)) for i in sorted(calls)
         ]
         return self._calls[n_pos]
+
+    # -- sharing the beginning of a text --------------------------------------------------------
+
+    def keys_and_values(self, tokens: Int[Tensor, "row pos"]) -> KeysValues:
+        """Keys and values of every layer, which rows that begin like these need not compute.
+
+        Only where `can_share(n_pos)` says so.
+        """
+        from transformers import DynamicCache
+
+        cache: Any = DynamicCache()
+        with self._unembed_only(slice(-1, None)):
+            self.model.original_model(
+                input_ids=tokens.to(self.device), past_key_values=cache, use_cache=True
+            )
+        return [(layer.keys, layer.values) for layer in cache.layers]
+
+    def run_behind(
+        self,
+        start: int,
+        tokens: Int[Tensor, "row pos"],
+        before: KeysValues,
+        rows: Int[Tensor, " row"],
+        *,
+        positions: slice = slice(None),
+    ) -> Float[Tensor, "row unembedded d_vocab"]:
+        """Logits of rows of which positions before `start` are not run.
+
+        Args:
+            start: first position run, at least 1.
+            tokens: whole rows.
+            before: keys and values, [row, kv_head, pos, d_head] for every layer.
+            rows: the row of `before` that each of `tokens` begins like.
+            positions: only these positions, counted from `start`, are unembedded.
+        """
+        from transformers import DynamicCache
+
+        cache: Any = DynamicCache()
+        rows = rows.to(self.device)
+        for layer, (keys, values) in enumerate(before):
+            cache.update(keys[rows, :, :start], values[rows, :, :start], layer)
+        with self._unembed_only(positions):
+            return self.model.original_model(
+                input_ids=tokens[:, start:].to(self.device), past_key_values=cache, use_cache=True
+            ).logits
+
+    def decode(self, tokens: Int[Tensor, "row pos"], n: int) -> Int[Tensor, "row continuation"]:
+        """The next `n` tokens, each the most likely one, with keys and values kept between steps.
+
+        Only where `can_share(n_pos)` says so.
+        """
+        from transformers import DynamicCache
+
+        cache: Any = DynamicCache()
+        new = [tokens.to(self.device)]
+        with self._unembed_only(slice(-1, None)):
+            for _ in range(n):
+                logits = self.model.original_model(
+                    input_ids=new[-1], past_key_values=cache, use_cache=True
+                ).logits
+                new.append(logits.argmax(-1))
+        return torch.cat(new[1:], 1)
+
+    def can_share(self, n_pos: int) -> bool:
+        """Whether rows of this length can share their beginnings, tried on two rows."""
+        if n_pos not in self._shares:
+            self._shares[n_pos] = self.is_bridge and n_pos > 1 and self._sharing_works(n_pos)
+        return self._shares[n_pos]
+
+    def _sharing_works(self, n_pos: int) -> bool:
+        tokens = torch.arange(2 * n_pos).view(2, n_pos) % self.d_vocab
+        start = (n_pos + 1) // 2
+        try:
+            with self.untouched():
+                whole = self.run(tokens, positions=slice(start, None)).logits
+                before = self.keys_and_values(tokens[:, :start])
+                behind = self.run_behind(start, tokens, before, torch.arange(2))
+        except (TypeError, RuntimeError, AttributeError, ValueError, KeyError, IndexError):
+            return False
+        tolerance = 1e-5 if self.dtype == torch.float32 else 2e-2
+        return bool((behind - whole).abs().max() <= tolerance * whole.abs().max())
 
     @cached_property
     def can_restart(self) -> bool:

@@ -22,6 +22,7 @@ from memcircuits.checks import InputError, at_least
 from memcircuits.paragraphs import Paragraphs
 from memcircuits.progress import bar
 from memcircuits.results import Provenance, ScoreMap
+from memcircuits.statistics import finite_mean, finite_rows, left_out
 from memcircuits.unigrams import UnigramTable
 
 if TYPE_CHECKING:
@@ -56,7 +57,7 @@ class RareTokenAttention(ScoreMap, kind="rare-token-attention"):
     def entropy(self) -> Float[Tensor, "layer head"]:
         """Mean entropy of the attention within the prefix, nats."""
         p = self.attention / self.attention.sum(-1, keepdim=True).clamp_min(1e-12)
-        return -(p * p.clamp_min(1e-12).log()).sum(-1).mean(0)
+        return finite_mean(-(p * p.clamp_min(1e-12).log()).sum(-1))
 
     def by_rank(
         self, head: Head | tuple[int, int], *, permutations: int = 200, seed: int = 0
@@ -186,6 +187,7 @@ def rare_token_attention(
     counts = unigrams.counts[paragraphs.ids[:, :n_keys]]
     with adapter.untouched():
         attention = _attention_from(adapter, paragraphs.ids, query, n_keys, progress)
+    notes += left_out(finite_rows(attention))
     tau, null = _tau_with_null(attention, counts, permutations, seed)
     return RareTokenAttention(
         name="rare-token attention (tau-b)",
@@ -250,10 +252,12 @@ def _tau_with_null(
     n_rows, n_layers, n_heads, n_keys = attention.shape
     tau = torch.empty(n_rows, n_layers, n_heads)
     null = torch.zeros(permutations, n_layers, n_heads)
+    counted = torch.zeros(n_layers, n_heads)  # tau is NaN where attention or counts are constant
     for row in range(n_rows):
         order = torch.rand(permutations, n_keys, generator=generator).argsort(-1)
         shuffled = torch.cat([counts[row][None], counts[row][order]]).float()
         found = kendall_tau_b(attention[row], shuffled)  # [layer, head, 1 + permutation]
         tau[row] = found[..., 0]
-        null += found[..., 1:].nan_to_num(0.0).permute(2, 0, 1) / n_rows
-    return tau, null
+        null += found[..., 1:].nan_to_num(0.0).permute(2, 0, 1)
+        counted += ~tau[row].isnan()
+    return tau, null / counted.clamp_min(1)

@@ -44,6 +44,19 @@ def at_least(argument: str, value: int, minimum: int) -> None:
 
 def fraction(argument: str, value: float, *, zero: bool = False) -> None:
     """Raise `InputError` unless `value` lies in (0, 1], or in [0, 1] with `zero`."""
-    low_ok = value >= 0 if zero else value > 0
-    if not (low_ok and value <= 1):
+    number = isinstance(value, (int, float)) and not isinstance(value, bool)
+    if not number or not (value >= 0 if zero else value > 0) or not value <= 1:
         raise InputError(argument, value, f"give a number in {'[' if zero else '('}0, 1]")
+
+
+def positive(argument: str, value: float) -> None:
+    """Raise `InputError` unless `value` is a finite number above 0."""
+    number = isinstance(value, (int, float)) and not isinstance(value, bool)
+    if not number or not 0 < value < float("inf"):
+        raise InputError(argument, value, "give a positive number")
+
+
+def sequence(argument: str, value: Any) -> None:
+    """Raise `InputError` unless `value` is None or several things: a string is one thing."""
+    if value is not None and (isinstance(value, str) or not isinstance(value, Collection)):
+        raise InputError(argument, repr(value), "give a list")

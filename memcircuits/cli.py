@@ -13,6 +13,7 @@ from typing import Any
 import typer
 
 from memcircuits.commands import (
+    bench,
     common,
     edit,
     gradients,
@@ -58,6 +59,10 @@ for _command in (
 _tables = typer.Typer(help="Token counts of a corpus.", no_args_is_help=True)
 _tables.command()(_safely(unigrams.build))
 app.add_typer(_tables, name="unigrams")
+_benches = typer.Typer(help="Benchmarks of the methods themselves.", no_args_is_help=True)
+_benches.callback()(lambda: None)  # a group, though it has one command
+_benches.command()(_safely(bench.localize))
+app.add_typer(_benches, name="bench")
 
 
 def main() -> None:

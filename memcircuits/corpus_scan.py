@@ -39,7 +39,14 @@ import torch
 
 from memcircuits.adapter import Adapter, adapt
 from memcircuits.checks import InputError, at_least
-from memcircuits.formats import BadRow, Chunk, Source, find_sources, read_chunks
+from memcircuits.formats import (
+    BadRow,
+    Chunk,
+    Source,
+    content_files,
+    find_sources,
+    read_chunks,
+)
 from memcircuits.memory import rows_that_fit
 from memcircuits.paragraphs import Paragraphs
 from memcircuits.progress import bar
@@ -54,6 +61,12 @@ if TYPE_CHECKING:
 SCHEMA = "memcircuits.scan-parts/1"
 DRIFT_SAMPLE = 8
 PART_RECORDS = 4096
+_NOTHING: dict[str, Any] = {
+    **dict.fromkeys(("rows", "windows", "memorized", "tokens", "quarantined"), 0),
+    "left_out": {},
+    "drift_sampled": 0,
+    "drifted": 0,
+}
 _PART = re.compile(r"\.?(\d+)-(\d+)\.parquet")
 
 
@@ -221,7 +234,7 @@ def prepare(
     windows = windows or Windows()
     adapter.check_tokens(torch.zeros(1, windows.length, dtype=torch.long), "windows")
     sources = tuple(find_sources(source))
-    _check_readable(sources[0])
+    _check_readable(sources)
     folder = Path(out)
     if folder.exists() and not folder.is_dir():
         raise InputError("out", folder.name, "it is a file; give a folder")
@@ -286,11 +299,12 @@ def finish(
     missing = [name for name, found in counts.items() if found is None]
     if missing:
         raise RuntimeError(f"part {missing[0]} was not written; run again with --resume")
-    total = _sum(found for found in counts.values() if found)
-    if shard[1] == 1 and not total.get("windows"):
+    total = _sum([_NOTHING, *(found for found in counts.values() if found)])
+    if shard[1] == 1 and not total["windows"]:
         problems = ScanFolder.open(folder).quarantine()
-        first = "; ".join(problems[0].values()) if problems else "it is empty"
-        raise InputError("paragraphs", "no window could be scanned", first)
+        reasons = [f"{n} left out ({why})" for why, n in total["left_out"].items() if n]
+        reasons += ["; ".join(problem.values()) for problem in problems[:1]]
+        raise InputError("paragraphs", "no window could be scanned", ", ".join(reasons))
     rate = {"seconds": round(seconds, 3), "tokens_in_these_seconds": tokens}
     write_atomically(
         folder / "done" / f"{shard[0]}-of-{shard[1]}.json", json.dumps({**total, **rate}, indent=1)
@@ -346,7 +360,7 @@ class ScanFolder:
         done = self._done()
         if done:
             return _sum(json.loads(path.read_text("utf-8")) for path in done)
-        return _sum(part_counts(self.folder, path.stem) or {} for path in self.parts)
+        return _sum([_NOTHING, *(part_counts(self.folder, path.stem) or {} for path in self.parts)])
 
     def _done(self) -> list[Path]:
         for path in (self.folder / "done").glob("0-of-*.json"):
@@ -493,30 +507,29 @@ def _identity(adapter: Adapter) -> dict[str, Any]:
 
 
 def _fingerprint(source: Source) -> dict[str, Any]:
-    """Names the content of a source: its size and the hash of its first and last 64 KiB."""
-    if source.kind == "hf":
-        return {"name": source.name, "kind": source.kind}
+    """Names the content of a source: sizes, and the hash of the first and last 64 KiB."""
     digest = hashlib.sha256()
-    size = os.path.getsize(source.path)
-    with open(source.path, "rb") as file:
-        digest.update(file.read(2**16))
-        file.seek(max(0, size - 2**16))
-        digest.update(file.read())
-    return {
-        "name": source.name,
-        "kind": source.kind,
-        "bytes": size,
-        "ends": digest.hexdigest()[:16],
-    }
+    size = 0
+    files = [path for path in content_files(source) if path.is_file()]
+    for path in files:
+        n_bytes = os.path.getsize(path)
+        with open(path, "rb") as file:
+            digest.update(file.read(2**16))
+            file.seek(max(0, n_bytes - 2**16))
+            digest.update(file.read())
+        size += n_bytes
+    content = {"bytes": size, "ends": digest.hexdigest()[:16]} if files else {}
+    return {"name": source.name, "kind": source.kind, **content}
 
 
-def _check_readable(source: Source) -> None:
-    """Raise `InputError` if a file cannot be read at all, before a long scan begins."""
-    first = next(read_chunks(source, 1), None)
-    if first is None:
-        raise InputError("paragraphs", f"{source.name} is empty", "give at least one paragraph")
+def _check_readable(sources: tuple[Source, ...]) -> None:
+    """Raise `InputError` before a long scan if its only file cannot be read at all.
+
+    Among several, such files are quarantined.
+    """
+    first = next(read_chunks(sources[0], 1))
     problem = first.raw[0][1]
-    if isinstance(problem, BadRow) and problem.where == source.name:
+    if len(sources) == 1 and isinstance(problem, BadRow) and problem.where == sources[0].name:
         raise InputError("paragraphs", problem.where, problem.reason)
 
 

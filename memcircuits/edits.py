@@ -13,7 +13,7 @@ import os
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Self
 
 import torch
 from jaxtyping import Float, Int
@@ -40,9 +40,10 @@ class Edit(Result, kind="edit"):
         provenance: where the edit comes from; it names the weights that it fits.
         history: measure -> [step], measured before each step: `em` and `em_max` (recited tokens,
             mean and largest over the targets), `nll` (nats/token), `kl` (nats/token, on controls
-            held out from the objective), `forget` and `kl_weight` (the objective's first term and
-            the weight of the second); for `edit` also `em_new`.
-        kept: the step that was kept; later ones passed the budget.
+            held out from the optimisation; NaN where no budget asks for it) and `forget` (the
+            objective's first term); for `edit`
+            also `em_new`. A last row may be that of the change scaled back.
+        kept: the row of it that was kept.
         stopped: why the steps ended: `em`, `kl` or `steps`.
     """
 
@@ -75,7 +76,7 @@ class Edit(Result, kind="edit"):
         after: list[Tensor],
         provenance: Provenance,
         **rest: Any,
-    ) -> Edit:
+    ) -> Self:
         """The difference of a mask's weights, which now hold `before`."""
         changes = [a.double() - b.double() for a, b in zip(after, before, strict=True)]
         return cls(
@@ -107,9 +108,17 @@ class Edit(Result, kind="edit"):
         """Inside, `model` is the edited model; afterwards it is bit for bit what it was.
 
         Raises:
-            InputError: if these are not the weights that the edit was made for.
+            InputError: if these are not the weights that the edit was made for, or those with
+                LayerNorm folded into them.
         """
         adapter = adapt(model)
+        if adapter.basis != self.provenance.basis:
+            raise InputError(
+                "model",
+                f"{adapter.name} in the {adapter.basis} basis",
+                f"this edit was made in the {self.provenance.basis} basis, where a weight means "
+                "something else; apply it to the model as it was then",
+            )
         fits, found = self.provenance.model["fingerprint"], adapter.fingerprint()
         if found != fits:
             raise InputError(

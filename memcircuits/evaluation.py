@@ -201,7 +201,7 @@ def evaluate_edit(
     control = Paragraphs.of(control, model, "control")
     text = None if heldout is None else Paragraphs.of(heldout, model, "heldout")
     own = greedy_continuations(model, control, **options)
-    attacked = _attacked(memorized, adapter.d_vocab, attacks, seed) if attacks else None
+    attacked = random_prefixes(memorized, adapter.d_vocab, attacks, seed) if attacks else None
 
     def measure() -> dict[str, Tensor]:
         targets = scan(model, memorized, **options)
@@ -239,6 +239,31 @@ def evaluate_edit(
             seed=seed,
         ),
     )
+
+
+def compare_edits(
+    model: Any, edits: Mapping[str, Edit], memorized: Any, control: Any, **options: Any
+) -> pd.DataFrame:
+    """Edits side by side, and no edit at all: one row per set and measure, one column per arm.
+
+    Args:
+        model: the model that the edits were made for.
+        edits: name of the arm -> edit.
+        memorized: what all of them were to forget.
+        control: paragraphs that none was given.
+        **options: see `evaluate_edit`.
+    """
+    import pandas as pd
+
+    if not edits:
+        raise InputError("edits", "none", "give at least one")
+    columns: dict[str, pd.Series] = {}
+    for name, edit in edits.items():
+        frame = evaluate_edit(model, edit, memorized, control, **options).to_frame()
+        frame = frame.set_index(["set", "measure", "units"])
+        columns.setdefault("no-op", frame["before"])
+        columns[name] = frame["after"]
+    return pd.DataFrame(columns)
 
 
 def extraction_probability(
@@ -292,7 +317,7 @@ def _all_tokens(
         )
 
 
-def _attacked(paragraphs: Paragraphs, d_vocab: int, attacks: int, seed: int) -> Paragraphs:
+def random_prefixes(paragraphs: Paragraphs, d_vocab: int, attacks: int, seed: int) -> Paragraphs:
     """Each paragraph `attacks` times, with one to three random prefix tokens replaced."""
     generator = torch.Generator().manual_seed(seed)
     ids = paragraphs.ids.repeat_interleave(attacks, 0)

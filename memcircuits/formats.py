@@ -9,7 +9,8 @@ fixed order. Reading has two halves, so that work can be shared out:
 2. `Chunk.rows` decodes: every row becomes a `Row` (token ids or text, a name, further columns) or a
    `BadRow` that says what is wrong with it. A file that cannot be read on ends in a `BadRow` too.
 
-Lines and text blocks above `LIMIT` bytes are passed over without being held in memory.
+Lines and text blocks above `LIMIT` bytes are passed over without being held in memory. An empty
+file is one `BadRow` too: in a corpus of many files it may be the trace of a copy that failed.
 """
 
 from __future__ import annotations
@@ -17,6 +18,7 @@ from __future__ import annotations
 import contextlib
 import csv
 import io
+import itertools
 import json
 import math
 import os
@@ -29,6 +31,7 @@ from typing import Any
 from memcircuits.checks import InputError
 
 LIMIT = 16 * 2**20
+EMPTY = "it is empty"
 IDS = ("ids", "tokens", "input_ids", "token_ids")
 TEXT = ("text", "paragraph")
 SPLIT = ("prefix_ids", "suffix_ids")
@@ -135,7 +138,8 @@ def find_sources(path: str | os.PathLike[str]) -> list[Source]:
 
     Args:
         path: a file; a folder, whose files of known formats are taken in the order of their names;
-            or `hf:NAME[:SPLIT[:CONFIG]]`, a dataset on the hub (streamed) or a saved one.
+            or `hf:NAME[@REVISION][:SPLIT[:CONFIG]]`, a dataset on the hub (streamed) or a saved
+            one. A scan that may be resumed should pin the revision.
 
     Raises:
         InputError: if there is nothing to read, or a file's format is not known.
@@ -195,6 +199,9 @@ def _raw_or_bad(source: Source) -> Iterator[tuple[int, Any, int]]:
     except _Unusable as problem:
         where = f"{source.name}, after {source.unit} {number}" if number else source.name
         yield number + 1, BadRow(where, str(problem)), 0
+        return
+    if not number:
+        yield 1, BadRow(source.name, EMPTY), 0
 
 
 # -- from a record to a row ---------------------------------------------------------------------
@@ -421,9 +428,25 @@ def _read_parquet(source: Source) -> Iterator[tuple[int, Any, int]]:
     with _damage(), pq.ParquetFile(source.path) as file:
         _check_columns(file.schema_arrow.names)
         for batch in file.iter_batches(batch_size=256):
-            for record in batch.to_pylist():
+            for record in _records(batch):
                 number += 1
-                yield number, record, _size(record)
+                if record is None:
+                    where = f"{source.name}, row {number}"
+                    yield number, BadRow(where, "it holds a string that is not UTF-8 text"), 0
+                else:
+                    yield number, record, _size(record)
+
+
+def _records(batch: Any) -> Iterable[dict[str, Any] | None]:
+    """The rows of a batch; None for one whose strings are not UTF-8, which Arrow does not check."""
+    try:
+        return batch.to_pylist()
+    except UnicodeDecodeError:
+        if len(batch) == 1:
+            return [None]
+        return itertools.chain.from_iterable(
+            _records(batch.slice(row, 1)) for row in range(len(batch))
+        )
 
 
 def _size(record: dict[str, Any]) -> int:
@@ -477,22 +500,27 @@ def _read_pt(source: Source) -> Iterator[tuple[int, Any, int]]:
 
 
 def _read_dataset(source: Source) -> Iterator[tuple[int, Any, int]]:
-    name, *rest = source.path.removeprefix("hf:").split(":")
-    split, config = (*rest, None, None)[:2]
     number = 0
     with _damage():
-        for record in _dataset(name, split, config):
+        for record in _dataset(*source.path.removeprefix("hf:").split(":")):
             number += 1
             yield number, record, _size(record)
 
 
-def _dataset(name: str, split: str | None, config: str | None) -> Any:
+def _dataset(name: str, split: str | None = None, config: str | None = None, *more: str) -> Any:
+    if more:
+        raise _Unusable("its name is hf:NAME[@REVISION][:SPLIT[:CONFIG]]")
     try:
         import datasets
     except ImportError:
         raise _Unusable("install the package datasets to read it") from None
     if not _is_saved_dataset(Path(name)):
-        return datasets.load_dataset(name, config, split=split or "train", streaming=True)
+        revision = None
+        if not Path(name).exists():
+            name, _, revision = name.partition("@")
+        return datasets.load_dataset(
+            name, config, split=split or "train", revision=revision or None, streaming=True
+        )
     found = datasets.load_from_disk(name)
     if isinstance(found, datasets.DatasetDict):
         splits = list(found)
@@ -531,6 +559,18 @@ def _kind(path: Path) -> str | None:
     if path.name.endswith("_prefix.npy"):
         return "pair"
     return _KINDS.get(path.suffix)
+
+
+def content_files(source: Source) -> list[Path]:
+    """The files on this machine that hold a source's content; none for a dataset on the hub.
+
+    Of a saved dataset those that describe it: `datasets` keeps a fingerprint of the content there.
+    """
+    if source.kind == "hf":
+        folder = Path(source.path.removeprefix("hf:").split(":")[0])
+        return sorted(folder.rglob("state.json")) if _is_saved_dataset(folder) else []
+    path = Path(source.path)
+    return [path, _second_half(path)] if source.kind == "pair" else [path]
 
 
 def _second_half(path: Path) -> Path:

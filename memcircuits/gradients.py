@@ -35,10 +35,11 @@ from torch import Tensor, nn
 from memcircuits.adapter import HEAD_COMPONENTS, Adapter, Weight, adapt
 from memcircuits.checks import InputError, at_least, one_of
 from memcircuits.measure import read_continuation
-from memcircuits.memory import default_budget, rows_that_fit
+from memcircuits.memory import default_budget, each_piece, rows_that_fit
 from memcircuits.paragraphs import Paragraphs
 from memcircuits.progress import bar
 from memcircuits.results import Provenance, Result
+from memcircuits.scanning import without_non_finite
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -74,6 +75,7 @@ class ParameterGradients(Result, kind="parameter-gradients"):
             maximum of |g| over the component's weights (`STATISTICS`).
         cosine: component -> [layer, head], cosine between the NLL gradients of memorized and
             control paragraphs (contrastive objective only).
+        notes: what the reader must know.
     """
 
     values: Mapping[str, Float[Tensor, "layer head"]]
@@ -85,6 +87,10 @@ class ParameterGradients(Result, kind="parameter-gradients"):
     samples: Mapping[str, Float[Tensor, "paragraph layer head"]] = field(default_factory=dict)
     statistics: Mapping[str, Float[Tensor, "statistic layer head"]] = field(default_factory=dict)
     cosine: Mapping[str, Float[Tensor, "layer head"]] = field(default_factory=dict)
+    notes: tuple[str, ...] = ()
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "notes", tuple(self.notes))
 
     @property
     def layers(self) -> Float[Tensor, " layer"]:
@@ -176,14 +182,25 @@ def parameter_gradients(
     paragraphs = Paragraphs.of(paragraphs, model)
     adapter.check_tokens(paragraphs.ids, "paragraphs")
     weights = all_weights(adapter)
-    if average == "batch":
-        loss, gradients = mean_gradient(adapter, paragraphs, weights, memory_budget, progress)
-        losses = torch.tensor([loss])
-        rows = [_summary(w.split(g), pool)[None] for w, g in zip(weights, gradients, strict=True)]
-    else:
-        losses, rows = each_gradient(
+
+    def measure() -> tuple[Float[Tensor, " loss"], list[Tensor]]:
+        if average == "batch":
+            loss, gradients = mean_gradient(adapter, paragraphs, weights, memory_budget, progress)
+            summaries = [
+                _summary(w.split(g), pool) for w, g in zip(weights, gradients, strict=True)
+            ]
+            return torch.tensor([loss]), [summary[None] for summary in summaries]
+        return each_gradient(
             adapter, paragraphs, weights, lambda _, g: _summary(g, pool), memory_budget, progress
         )
+
+    losses, rows = measure()
+    notes: tuple[str, ...] = ()
+    if not losses.isfinite().all():
+        paragraphs, notes = without_non_finite(adapter, paragraphs, "paragraphs", memory_budget)
+        losses, rows = measure()
+    if not all(row.isfinite().all() for row in rows):
+        raise InputError("model", "non-finite gradients", "load it in float32, check its weights")
     if per_loss:
         power = torch.tensor([1.0, *(2.0 if name == "variance" else 1.0 for name in STATISTICS)])
         scale = losses.clamp_min(1e-12)[:, None] ** power
@@ -201,6 +218,7 @@ def parameter_gradients(
         if average == "batch"
         else {name: table[:, 0].contiguous() for name, table in tables.items()},
         statistics={name: table[:, 1:].mean(0) for name, table in tables.items()},
+        notes=notes,
     )
 
 
@@ -251,6 +269,9 @@ def contrastive_gradients(
     adapter.check_tokens(memorized.ids, "memorized")
     adapter.check_tokens(control.ids, "control")
     refuse_overlap(memorized, control)
+    memorized, notes = without_non_finite(adapter, memorized, "memorized", memory_budget)
+    control, of_those = without_non_finite(adapter, control, "control", memory_budget)
+    notes = tuple(f"memorized: {n}" for n in notes) + tuple(f"control: {n}" for n in of_those)
     weights = all_weights(adapter)
     generator = torch.Generator().manual_seed(seed)
     _, of_control = mean_gradient(adapter, control, weights, memory_budget, progress)
@@ -298,6 +319,7 @@ def contrastive_gradients(
         samples={name: t[:, 0].contiguous() for name, t in table.items()},
         statistics={name: t[:, 1:].mean(0) for name, t in table.items()},
         cosine={name: t[0, 0] for name, t in _by_component(weights, cosines).items()},
+        notes=notes,
     )
 
 
@@ -325,15 +347,20 @@ def mean_gradient(
     n = len(paragraphs)
     totals = [torch.zeros_like(p, dtype=torch.float32) for p in parameters]
     loss = 0.0
+
+    def work(piece: slice) -> tuple[float, tuple[Tensor, ...]]:
+        part = _nll(paragraphs, piece, _logits(adapter, paragraphs, piece)).sum() / n
+        return float(part.detach()), torch.autograd.grad(part, parameters)
+
+    size = rows_with_gradient(adapter, paragraphs, memory_budget)
     with (
         adapter.untouched(grad=parameters),
         bar(n, "gradients", progress=progress) as shown,
     ):
-        for piece in batches(adapter, paragraphs, memory_budget):
-            part = _nll(adapter, paragraphs, piece).sum() / n
-            for total, gradient in zip(totals, torch.autograd.grad(part, parameters), strict=True):
+        for piece, (part, gradients) in each_piece(n, size, work):
+            for total, gradient in zip(totals, gradients, strict=True):
                 total += gradient
-            loss += float(part.detach())
+            loss += part
             shown.update(piece.stop - piece.start)
     return loss, totals
 
@@ -360,31 +387,78 @@ def each_gradient(
         memory_budget: bytes that one batch may take.
         progress: show a bar on stderr.
     """
-    n = len(paragraphs)
-    kept: list[list[Tensor]] = [[] for _ in weights]
     losses: list[Tensor] = []
+    kept: list[list[Tensor]] = [[] for _ in weights]
+
+    def nll(piece: slice, logits: Tensor) -> list[Tensor]:
+        return [_nll(paragraphs, piece, logits)]
+
+    with bar(len(paragraphs), "gradients", progress=progress) as shown:
+        for values, (found,) in row_gradients(
+            adapter, paragraphs, weights, nll, reduce, memory_budget
+        ):
+            losses.append(values[0])
+            for parts, part in zip(kept, found, strict=True):
+                parts.append(part)
+            shown.update(len(values[0]))
+    return torch.cat(losses), [torch.cat(parts) for parts in kept]
+
+
+def row_gradients(
+    adapter: Adapter,
+    paragraphs: Paragraphs,
+    weights: Sequence[Weight],
+    scalars: Callable[[slice, Float[Tensor, "row pos d_vocab"]], Sequence[Float[Tensor, " row"]]],
+    reduce: Callable[[int, Float[Tensor, "row head d_in d_out"]], Tensor],
+    memory_budget: int | None = None,
+) -> Iterator[tuple[list[Tensor], list[list[Tensor]]]]:
+    """For each batch some numbers per paragraph, and of each its reduced gradient per weight.
+
+    Args:
+        adapter: the model.
+        paragraphs: the paragraphs.
+        weights: the matrices.
+        scalars: from a batch's place and its logits at the continuation to the numbers; a
+            paragraph's must depend on its own logits only.
+        reduce: see `each_gradient`.
+        memory_budget: bytes that one batch may take.
+
+    Yields:
+        The numbers, [row] each, and for each of them the reduced gradients of all weights.
+    """
     parameters = [weight.parameter for weight in weights]
     together = all(weight.module is not None for weight in weights)
-    with adapter.untouched(grad=parameters), bar(n, "gradients", progress=progress) as shown:
-        # Beside the activations, the largest matrix's gradient and a copy of it for every row.
-        largest = 2 * max(p.numel() * p.element_size() for p in parameters)
-        most = max(1, (memory_budget or default_budget(adapter.device)) // largest)
-        for piece in batches(adapter, paragraphs, memory_budget, most if together else 1):
-            rows = piece.stop - piece.start
+    # Beside the activations, the largest matrix's gradient and a copy of it for every row.
+    largest = 2 * max(p.numel() * p.element_size() for p in parameters)
+    most = max(1, (memory_budget or default_budget(adapter.device)) // largest)
+    size = rows_with_gradient(adapter, paragraphs, memory_budget, most if together else 1)
+
+    def work(piece: slice) -> tuple[list[Tensor], list[list[Tensor]]]:
+        if together:
+            with _watched(weights) as (inputs, outputs):
+                values = scalars(piece, _logits(adapter, paragraphs, piece))
+            sources: Sequence[Tensor] = outputs
+        else:
+            values = scalars(piece, _logits(adapter, paragraphs, piece))
+            sources = parameters
+        found = []
+        for i, value in enumerate(values):
+            more = i + 1 < len(values)
+            slopes = torch.autograd.grad(value.sum(), sources, retain_graph=more)
             if together:
-                with _watched(weights) as (inputs, outputs):
-                    nll = _nll(adapter, paragraphs, piece)
-                slopes = torch.autograd.grad(nll.sum(), outputs)
-                for i, weight in enumerate(weights):
-                    gradient = _per_row(weight, inputs[i], slopes[i], rows)
-                    kept[i].append(reduce(i, gradient).detach())
+                rows = piece.stop - piece.start
+                gradients = (
+                    _per_row(weight, x, slope, rows)
+                    for weight, x, slope in zip(weights, inputs, slopes, strict=True)
+                )
             else:
-                nll = _nll(adapter, paragraphs, piece)
-                for i, gradient in enumerate(torch.autograd.grad(nll.sum(), parameters)):
-                    kept[i].append(reduce(i, weights[i].split(gradient)[None]).detach())
-            losses.append(nll.detach().cpu())
-            shown.update(rows)
-    return torch.cat(losses), [torch.cat(parts) for parts in kept]
+                gradients = (w.split(g)[None] for w, g in zip(weights, slopes, strict=True))
+            found.append([reduce(j, gradient).detach() for j, gradient in enumerate(gradients)])
+        return [value.detach().cpu() for value in values], found
+
+    with adapter.untouched(grad=parameters):
+        for _, result in each_piece(len(paragraphs), size, work):
+            yield result
 
 
 def fisher_diagonal(
@@ -400,26 +474,44 @@ def fisher_diagonal(
     A small change d of the weights costs KL(original || changed) = 1/2 sum_i F_i d_i^2 nats/token
     where the diagonal is all there is. F is the mean over positions of the squared gradient of
     log p(y), y drawn from the model itself; gradients of independently drawn labels are
-    uncorrelated, so the square of their sum over a whole batch estimates the sum of the squares
+    uncorrelated, so the square of their sum over a paragraph estimates the sum of the squares
     without bias, and one draw costs one backward pass.
     """
-    parameters = [weight.parameter for weight in weights]
-    totals = [torch.zeros_like(p, dtype=torch.float32) for p in parameters]
+    totals = [torch.zeros_like(w.parameter, dtype=torch.float32) for w in weights]
     n = len(paragraphs) * paragraphs.n_continuation * draws
-    with adapter.untouched(grad=parameters):
-        # Small batches: more of them are squared by themselves, at the same cost.
-        for piece in batches(adapter, paragraphs, memory_budget, 8):
-            run = adapter.run(
-                paragraphs.ids[piece, :-1], positions=slice(paragraphs.n_prefix - 1, None)
-            )
-            log_p = run.logits.float().log_softmax(-1).flatten(0, 1)
-            for draw in range(draws):
-                labels = _draw(log_p.detach(), generator)
-                chosen = log_p.gather(1, labels[:, None]).sum()
-                found = torch.autograd.grad(chosen, parameters, retain_graph=draw + 1 < draws)
-                for total, gradient in zip(totals, found, strict=True):
-                    total += gradient.float().square() / n
+    for _, found in row_gradients(
+        adapter,
+        paragraphs,
+        weights,
+        drawn_labels(paragraphs, draws, generator),
+        lambda _, gradient: gradient.float().square().sum(0),
+        memory_budget,
+    ):
+        for squares in found:
+            for weight, total, square in zip(weights, totals, squares, strict=True):
+                weight.split(total).add_(square / n)
     return totals
+
+
+def drawn_labels(
+    paragraphs: Paragraphs, draws: int, generator: torch.Generator
+) -> Callable[[slice, Float[Tensor, "row pos d_vocab"]], list[Float[Tensor, " row"]]]:
+    """For `row_gradients`: log p of tokens drawn from the model itself, summed over positions.
+
+    The same tokens are drawn for the same seed, whatever the batches and the device.
+    """
+    at = torch.rand(draws, len(paragraphs), paragraphs.n_continuation, 1, generator=generator)
+
+    def scalars(piece: slice, logits: Tensor) -> list[Tensor]:
+        log_p = logits.float().log_softmax(-1)
+        below = log_p.detach().exp().cumsum(-1)
+        found = []
+        for draw in at[:, piece].to(logits.device):
+            labels = (below < draw * below[..., -1:]).sum(-1).clamp_max(log_p.shape[-1] - 1)
+            found.append(log_p.gather(-1, labels[..., None]).sum((-2, -1)))
+        return found
+
+    return scalars
 
 
 def damped_root(fisher: Sequence[Tensor]) -> list[Tensor]:
@@ -441,28 +533,24 @@ def refuse_overlap(memorized: Paragraphs, control: Paragraphs, argument: str = "
         )
 
 
-def _draw(log_p: Float[Tensor, "row d_vocab"], generator: torch.Generator) -> Tensor:
-    """One label per row, the same for the same seed on every device."""
-    at = torch.rand(len(log_p), 1, generator=generator).to(log_p.device)
-    below = log_p.exp().cumsum(-1)
-    return (below < at * below[:, -1:]).sum(-1).clamp_max(log_p.shape[1] - 1)
-
-
-def batches(
+def rows_with_gradient(
     adapter: Adapter, paragraphs: Paragraphs, memory_budget: int | None, most: int | None = None
-) -> Iterator[slice]:
-    """Batches whose activations, of all layers, fit: a backward pass needs them."""
-    n = len(paragraphs)
+) -> int:
+    """Rows whose activations, of all layers, fit: a backward pass needs them."""
     fit = rows_that_fit(adapter, paragraphs.ids.shape[1], paragraphs.n_continuation, memory_budget)
     size = max(1, fit // adapter.n_layers)
-    size = size if most is None else min(size, most)
-    for start in range(0, n, size):
-        yield slice(start, min(n, start + size))
+    return size if most is None else min(size, most)
 
 
-def _nll(adapter: Adapter, paragraphs: Paragraphs, piece: slice) -> Float[Tensor, " row"]:
-    run = adapter.run(paragraphs.ids[piece, :-1], positions=slice(paragraphs.n_prefix - 1, None))
-    return read_continuation(run.logits, paragraphs.continuation[piece].to(adapter.device)).nll
+def _logits(
+    adapter: Adapter, paragraphs: Paragraphs, piece: slice
+) -> Float[Tensor, "row pos d_vocab"]:
+    ids = paragraphs.ids[piece, :-1]
+    return adapter.run(ids, positions=slice(paragraphs.n_prefix - 1, None)).logits
+
+
+def _nll(paragraphs: Paragraphs, piece: slice, logits: Tensor) -> Float[Tensor, " row"]:
+    return read_continuation(logits, paragraphs.continuation[piece].to(logits.device)).nll
 
 
 @contextmanager

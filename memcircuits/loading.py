@@ -8,6 +8,7 @@ set, and then only at a pinned revision.
 from __future__ import annotations
 
 import contextlib
+import importlib
 import json
 import re
 from collections.abc import Callable, Iterator, Mapping
@@ -93,14 +94,17 @@ def read_pretrained(
 
 @contextlib.contextmanager
 def _without_bars() -> Iterator[None]:
-    """Silence transformers' bar over tensors: loading a small model shows it for an instant."""
+    """Silence transformers' bars over tensors: loading a small model shows them for an instant."""
     from transformers.utils import logging
 
-    shown = logging.is_progress_bar_enabled()
+    gguf: Any = importlib.import_module("transformers.modeling_gguf_pytorch_utils")
+    shown, bars = logging.is_progress_bar_enabled(), gguf.tqdm
     logging.disable_progress_bar()
+    gguf.tqdm = lambda items, **_: items  # this one asks nobody whether it is wanted
     try:
         yield
     finally:
+        gguf.tqdm = bars
         if shown:
             logging.enable_progress_bar()
 

@@ -18,7 +18,7 @@ from jaxtyping import Float, Int
 from torch import Tensor, nn
 
 from memcircuits.adapter import HEAD_COMPONENTS, Adapter, Head, Weight
-from memcircuits.checks import InputError, fraction, one_of
+from memcircuits.checks import InputError, fraction, one_of, sequence
 
 CHOICES = ("top", "random", "random-per-tensor", "all")
 
@@ -152,10 +152,12 @@ class Candidates:
         Raises:
             InputError: if something asked for does not exist, or nothing is left.
         """
+        for name, value in {"heads": heads, "layers": layers, "components": components}.items():
+            sequence(name, value)
         for component in components or ():
             one_of("components", component, adapter.components)
         for layer in layers or ():
-            if not 0 <= layer < adapter.n_layers:
+            if not isinstance(layer, int) or not 0 <= layer < adapter.n_layers:
                 raise InputError("layers", layer, f"layers go from 0 to {adapter.n_layers - 1}")
         wanted = None if heads is None else [_head(adapter, head) for head in heads]
         shared = adapter.n_heads // adapter.n_kv_heads
@@ -248,7 +250,7 @@ class Candidates:
 
 
 def _head(adapter: Adapter, head: Any) -> Head:
-    found = Head.parse(head) if isinstance(head, str) else Head(*head)
+    found = Head.of(head)
     if not (0 <= found.layer < adapter.n_layers and 0 <= found.head < adapter.n_heads):
         raise InputError(
             "heads",

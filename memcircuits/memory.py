@@ -7,7 +7,8 @@ estimate was too kind, the piece that ran out of memory is halved and only that 
 from __future__ import annotations
 
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from typing import TypeVar
 
 import torch
 from torch import Tensor
@@ -17,6 +18,8 @@ from memcircuits.checks import at_least
 
 _CPU_CAP = 256 * 2**20  # more rows than this are slower, not faster: they leave the caches
 _CPU_LOGITS = 3 * 32 * 2**20
+
+Part = TypeVar("Part")
 
 
 def rows_that_fit(
@@ -75,32 +78,47 @@ def in_pieces(
     Raises:
         MemoryError: if even one row does not fit, with advice.
     """
-    parts: list[Tensor] = []
+    parts = []
+    for piece, part in each_piece(n, size, work):
+        parts.append(part)
+        if done:
+            done(piece.stop - piece.start)
+    return torch.cat(parts)
+
+
+def each_piece(n: int, size: int, work: Callable[[slice], Part]) -> Iterator[tuple[slice, Part]]:
+    """Pieces of `range(n)` and `work(piece)`, halving a piece that does not fit.
+
+    `work` must have no effect until it is through: a piece that ran out of memory is done again,
+    one of a single row once, now that what the failed attempt held is free.
+
+    Raises:
+        MemoryError: if even one row does not fit, with advice.
+    """
     start = 0
+    again = False
     while start < n:
-        stop = min(n, start + size)
+        piece = slice(start, min(n, start + size))
         try:
-            part = work(slice(start, stop))
+            part = [work(piece)]
         except (RuntimeError, MemoryError) as error:
             if not is_out_of_memory(error):
                 raise
-            if stop - start == 1:
+            if again and piece.stop - piece.start == 1:
                 raise MemoryError(
                     "one paragraph does not fit into memory: use shorter paragraphs, a smaller "
                     "dtype or another device"
                 ) from error
-            part = None
+            part = []
         # Outside the handler: the traceback no longer holds the tensors that filled the memory.
-        if part is None:
-            size = max(1, (stop - start) // 2)
+        if not part:
+            again = piece.stop - piece.start == 1
+            size = max(1, (piece.stop - piece.start) // 2)
             if torch.cuda.is_available():
                 torch.cuda.empty_cache()
             continue
-        parts.append(part)
-        if done:
-            done(stop - start)
-        start = stop
-    return torch.cat(parts)
+        yield piece, part[0]
+        start, again = piece.stop, False
 
 
 def is_out_of_memory(error: BaseException) -> bool:

@@ -23,7 +23,7 @@ from memcircuits.masks import CHOICES, Candidates
 from memcircuits.paragraphs import Paragraphs
 from memcircuits.progress import bar
 from memcircuits.results import Provenance, Result
-from memcircuits.scanning import scan
+from memcircuits.scanning import scan, without_non_finite
 from memcircuits.statistics import bootstrap_means
 
 if TYPE_CHECKING:
@@ -135,6 +135,10 @@ def weight_noise(
     groups = {
         "memorized": Paragraphs.of(memorized, model, "memorized"),
         "control": Paragraphs.of(control, model, "control"),
+    }
+    groups = {
+        name: without_non_finite(adapter, group, name, memory_budget)[0]
+        for name, group in groups.items()
     }
     candidates = Candidates.of(adapter, heads=heads, layers=layers, components=components)
     provenance = Provenance.of(

@@ -49,6 +49,7 @@ from memcircuits.pairs import (
 )
 from memcircuits.progress import bar
 from memcircuits.results import Provenance, Result, ScoreMap
+from memcircuits.statistics import finite_mean, finite_rows, left_out
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -76,7 +77,8 @@ class PatchMap(ScoreMap, kind="patch-map"):
     def share(self) -> Float[Tensor, "layer head"]:
         """Part of the whole difference between the two runs that each patch carries."""
         name = next(iter(self.samples))
-        return self.values / (self.source[name] - self.base[name]).mean()
+        whole = (self.source[name] - self.base[name])[finite_rows(self.samples[name])]
+        return self.values / whole.mean()
 
     def measure(self, name: str) -> ScoreMap:
         """The mean effect on another metric of the same run, for instance `em`."""
@@ -149,7 +151,7 @@ class LayerPatches(Result, kind="layer-patches"):
             "value": self.values.flatten().double().numpy(),
         }
         for name, sample in list(self.samples.items())[1:]:
-            data[name] = sample.mean(0).flatten().double().numpy()
+            data[name] = finite_mean(sample).flatten().double().numpy()
         return pd.DataFrame(data)
 
     def figure(self) -> Any:
@@ -235,15 +237,19 @@ def patch_heads(
         else:
             pair = dataclasses.replace(pair, names=pair.names[:1])
             effects, ends = attribute(pair, site, memory_budget, shown.update)
-            top, random = heads_to_check(effects[0].mean(0), check, seed)
+            estimate = finite_mean(effects[0])
+            top, random = heads_to_check(estimate, check, seed)
             measured, _ = _exact(pair, site, top | random, memory_budget)
-            exact = measured[0].mean(0)
+            exact = torch.full(shape, torch.nan)
+            exact[top | random] = finite_mean(measured[0][:, top | random])
             agreement = {
-                name: correlation(effects[0].mean(0)[heads], exact[heads])
+                name: correlation(estimate[heads], exact[heads])
                 for name, heads in {"all": top | random, "top": top, "random": random}.items()
             }
+    # An EM read off logits that are not finite means nothing.
+    effects = effects.where(effects.isfinite().all(0), torch.nan)
     name = pair.names[0]
-    notes = () if adapter.can_restart else (FALLBACK,)
+    notes = (*(() if adapter.can_restart else (FALLBACK,)), *left_out(finite_rows(effects[0])))
     if agreement:
         notes = (
             *notes,
@@ -253,7 +259,7 @@ def patch_heads(
     return PatchMap(
         name=f"{direction} {site}: {name}",
         units=UNITS.get(name, ""),
-        values=effects[0].mean(0),
+        values=finite_mean(effects[0]),
         provenance=pair.provenance(site=site, method=method, check=check, seed=seed),
         samples=dict(zip(pair.names, effects, strict=True)),
         notes=notes,
@@ -338,19 +344,20 @@ def patch_layers(
                 found = restart.patched(layer, name, source[name], where & ~same, measure) - base
                 effects[:, rows, layer] = found.permute(2, 1, 0).float().cpu()
                 shown.update(len(base))
+    effects = effects.where(effects.isfinite().all(0), torch.nan)
     name = pair.names[0]
     samples = dict(zip(pair.names, effects[..., :-1], strict=True))
     return LayerPatches(
         name=f"{direction} {site}: {name}",
         units=UNITS.get(name, ""),
-        values=samples[name].mean(0),
-        whole=effects[0, ..., -1].mean(0),
+        values=finite_mean(samples[name]),
+        whole=finite_mean(effects[0, ..., -1]),
         positions=swept,
         samples=samples,
         base=dict(zip(pair.names, ends[0].T, strict=True)),
         source=dict(zip(pair.names, ends[1].T, strict=True)),
         provenance=pair.provenance(site=site),
-        notes=() if adapter.can_restart else (FALLBACK,),
+        notes=(*(() if adapter.can_restart else (FALLBACK,)), *left_out(finite_rows(effects[0]))),
     )
 
 

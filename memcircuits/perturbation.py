@@ -6,14 +6,15 @@ teacher forcing, so EM and NLL of each replacement are read off one teacher-forc
 nothing is decoded: one pass instead of one per new token. All (paragraph, position, draw) triples
 are rows of one long batch, unembedded only where they predict the continuation.
 
-Positions before the replaced one keep their activations in every layer. That is not used: it would
-need each architecture's own key-value cache, and since the replaced position lies anywhere in the
-first half and everything behind it changes, it would save a quarter of the work at most.
+Positions before the replaced one keep their activations in every layer. Where transformers can
+keep the model's keys and values, those of the prefix are computed once per paragraph, and every row
+is run from its replaced token on.
 
 New text is decoded only for the pairs (`Perturbation.pairs`), by `greedy_continuations`: guess the
 whole continuation, let the model predict every token of the guess at once, take that as the next
 guess. Each round makes at least one more token right, and a guess that predicts itself is the
-greedy continuation; a guess that is right for most of its tokens needs few rounds.
+greedy continuation, under the same arithmetic that EM is read from. Where keys and values are kept,
+the first guess is decoded token by token, and one round confirms it.
 
 `Perturbation.causes` asks *why* some tokens matter: position, rarity and surprisal are entangled.
 """
@@ -36,7 +37,8 @@ from memcircuits.paragraphs import Paragraphs
 from memcircuits.progress import bar
 from memcircuits.replacements import choose_tokens, measure_replaced, most_destructive
 from memcircuits.results import Provenance, Result
-from memcircuits.statistics import bootstrap_means
+from memcircuits.scanning import without_non_finite
+from memcircuits.statistics import bootstrap_means, finite_rows, left_out
 from memcircuits.unigrams import UnigramTable
 
 if TYPE_CHECKING:
@@ -325,7 +327,10 @@ def perturb_prefix(
     adapter = adapt(model)
     paragraphs = Paragraphs.of(paragraphs, model)
     adapter.check_tokens(paragraphs.ids, "paragraphs")
+    if unigrams is not None:
+        UnigramTable.check(unigrams, adapter.model)
     with adapter.untouched():
+        paragraphs, of_those = without_non_finite(adapter, paragraphs, "paragraphs", memory_budget)
         tokens, notes = choose_tokens(
             adapter, paragraphs, replacement, draws, unigrams, seed, memory_budget
         )
@@ -334,6 +339,13 @@ def perturb_prefix(
             em, nll = measure_replaced(
                 adapter, paragraphs.ids, paragraphs.n_prefix, tokens, memory_budget, shown.update
             )
+    finite = finite_rows(nll)  # a token put in may be one that the model cannot take
+    if not finite.any():
+        raise InputError("model", "non-finite logits when tokens are replaced", "use float32")
+    if not finite.all():
+        of_those = (*of_those, *left_out(finite))
+        paragraphs, em, nll, tokens = (x[finite] for x in (paragraphs, em, nll, tokens))
+        log_prob, correct = log_prob[finite], correct[finite]
     n_prefix = paragraphs.n_prefix
     surprisal = torch.full((len(paragraphs), n_prefix), torch.nan)
     surprisal[:, 1:] = -log_prob[:, : n_prefix - 1]
@@ -356,7 +368,7 @@ def perturb_prefix(
             seed=seed,
             unigrams=None if unigrams is None else unigrams.source,
         ),
-        notes=notes,
+        notes=(*notes, *of_those),
         model=model,
     )
 
@@ -395,6 +407,14 @@ def greedy_continuations(
         return adapter.run(tokens, positions=slice(n_prefix - 1, None)).logits.argmax(-1).cpu()
 
     with adapter.untouched(), bar(len(ids), "decode", progress=progress) as shown:
+        if adapter.can_share(ids.shape[1] - 1):
+            ids[:, n_prefix:] = in_pieces(
+                len(ids),
+                size,
+                lambda piece: adapter.decode(
+                    ids[piece, :n_prefix], paragraphs.n_continuation
+                ).cpu(),
+            )
         for _ in range(paragraphs.n_continuation):
             guess = in_pieces(len(wrong), size, predict)
             changed = (guess != ids[wrong, n_prefix:]).any(-1)

@@ -39,7 +39,13 @@ from memcircuits.paragraphs import Paragraphs
 from memcircuits.results import Provenance, Result, ScoreMap, write_atomically
 from memcircuits.scanning import Scan, scan
 from memcircuits.screening import METHODS, head_effects
-from memcircuits.statistics import benjamini_hochberg, bootstrap_means, permuted_differences
+from memcircuits.statistics import (
+    benjamini_hochberg,
+    bootstrap_means,
+    finite_rows,
+    left_out,
+    permuted_differences,
+)
 from memcircuits.unigrams import UnigramTable
 
 if TYPE_CHECKING:
@@ -282,7 +288,7 @@ def find_memorization_heads(
         A `Ranking` over all layers and heads.
 
     Raises:
-        InputError: if no paragraph is memorized, fewer than two paragraphs or controls are at hand,
+        InputError: if no paragraph is memorized, fewer than two controls are at hand,
             all numbers are non-finite, or the paragraphs do not fit the model.
     """
     started = time.monotonic()
@@ -331,6 +337,10 @@ def find_memorization_heads(
             given.ids, adapter.d_vocab, source="the given paragraphs"
         )
         notes.append("No unigram table was given: rarity is counted in the given paragraphs.")
+    if len(memorized) == 1:
+        notes.append(
+            "One memorized paragraph: the intervals show how the controls vary, not the paragraphs."
+        )
     if counts["not_finite"]:
         notes.append(f"{counts['not_finite']} paragraphs had non-finite numbers and were left out.")
     if adapter.dtype in (torch.float16, torch.bfloat16):
@@ -353,7 +363,14 @@ def find_memorization_heads(
     }
     rare = rare_token_attention(model, memorized, unigrams, seed=seed, progress=progress)
 
-    effect = ablated.nll
+    # An ablation may overflow where the whole model does not.
+    finite = {name: finite_rows(rows) for name, rows in ablated.nll.items()}
+    for name, rows in finite.items():
+        notes += [f"{name}: {note}" for note in left_out(rows)]
+        if rows.sum() < 2:
+            raise InputError(name, "non-finite numbers when heads are ablated", "use float32")
+    effect = {name: rows[finite[name]] for name, rows in ablated.nll.items()}
+    em = {name: rows[finite[name]] for name, rows in ablated.em.items()}
     score = effect["memorized"].mean(0) - effect["control"].mean(0)
     resampled = bootstrap_means(effect["memorized"], draws, generator) - bootstrap_means(
         effect["control"], draws, generator
@@ -362,8 +379,8 @@ def find_memorization_heads(
     evidence = {
         "ablation_memorized": effect["memorized"].mean(0),
         "ablation_control": effect["control"].mean(0),
-        "em_memorized": ablated.em["memorized"].mean(0),
-        "em_control": ablated.em["control"].mean(0),
+        "em_memorized": em["memorized"].mean(0),
+        "em_control": em["control"].mean(0),
         "gradient": gradients["memorized"].per_head(adapter.n_heads),
         "gradient_control": gradients["control"].per_head(adapter.n_heads),
         "rare_token_tau": rare.values,
@@ -414,12 +431,6 @@ def _memorized(found: Scan) -> Paragraphs:
             "paragraphs",
             f"none of {len(found.em)} is memorized (largest EM {int(found.em.max())} of {n})",
             "give paragraphs that the model recites, or a shorter n_continuation",
-        )
-    if len(memorized) < 2:
-        raise InputError(
-            "paragraphs",
-            "only one paragraph is memorized",
-            "intervals over paragraphs need at least two memorized ones",
         )
     return memorized
 

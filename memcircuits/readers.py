@@ -8,7 +8,7 @@
 | `.parquet` | columns as in `.jsonl` |
 | `.npy` | an integer array [paragraph, pos]; `NAME_prefix.npy` with `NAME_suffix.npy` beside it |
 | `.pt` | an integer tensor [paragraph, pos], read with `weights_only=True` |
-| `hf:NAME[:SPLIT]` | a dataset on the hub, streamed, or a folder that `datasets` saved |
+| `hf:NAME[@REVISION][:SPLIT]` | a dataset on the hub, streamed, or a folder that `datasets` saved |
 
 Token ids are a column `ids`, `tokens`, `input_ids` or `token_ids`, text is one `text` or
 `paragraph`; `id` (or `index`) names the paragraphs, every other column becomes a fact of them. The
@@ -36,7 +36,7 @@ from jaxtyping import Int
 from torch import Tensor
 
 from memcircuits.checks import InputError, at_least
-from memcircuits.formats import BadRow, Row, find_sources, read_rows
+from memcircuits.formats import EMPTY, BadRow, Row, find_sources, read_rows
 from memcircuits.paragraphs import Paragraphs, encode, tokenizer_of
 
 
@@ -128,14 +128,15 @@ def read_paragraphs(
     sources = find_sources(path)
     rows: list[Row] = []
     for source in sources:
-        rows.extend(_strict(row) for row in read_rows(source))
+        found = read_rows(source)
+        rows += [_strict(r) for r in found if not (isinstance(r, BadRow) and r.reason == EMPTY)]
     if not rows:
         raise InputError("paragraphs", f"{sources[0].name} is empty", "give at least one paragraph")
-    found = cut(rows, model, Windows(n_prefix, n_continuation))
-    for bad in found.bad:
+    windows = cut(rows, model, Windows(n_prefix, n_continuation))
+    for bad in windows.bad:
         _strict(bad)
     facts = {key: tuple(row.facts.get(key) for row in rows) for key in rows[0].facts}
-    return Paragraphs(found.ids, n_prefix, tuple(row.name for row in rows), facts)
+    return Paragraphs(windows.ids, n_prefix, tuple(row.name for row in rows), facts)
 
 
 def _strict(row: Row | BadRow) -> Row:

@@ -13,7 +13,7 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from memcircuits.adapter import Adapter
+from memcircuits.adapter import Adapter, KeysValues
 from memcircuits.checks import InputError, at_least, one_of
 from memcircuits.measure import read_continuation
 from memcircuits.memory import in_pieces, rows_that_fit
@@ -22,6 +22,8 @@ from memcircuits.unigrams import UnigramTable
 
 REPLACEMENTS = ("random", "frequency", "neighbor", "second")
 _NEAR = 10  # a frequency-matched token is one of the 20 nearest in rank
+_GROUP = 64  # paragraphs whose keys and values are held at once
+_POSITIONS = 8  # replaced in one batch
 
 
 def choose_tokens(
@@ -76,6 +78,7 @@ def _neighbors(
     nearest = []
     for some in tokens.split(1024):
         cosine = embedding[some.to(embedding.device)] @ embedding.T
+        cosine = cosine.nan_to_num(nan=-torch.inf)  # a damaged embedding is nobody's neighbour
         cosine[torch.arange(len(some)), some] = -torch.inf
         nearest.append(cosine.topk(draws).indices.cpu())
     return torch.cat(nearest)[place]
@@ -110,16 +113,41 @@ def measure_replaced(
     memory_budget: int | None,
     done: Callable[[int], None] | None = None,
 ) -> tuple[Int[Tensor, "row pos draw"], Float[Tensor, "row pos draw"]]:
-    """EM and NLL with each single prefix token replaced by each of its candidates."""
+    """EM and NLL with each single prefix token replaced by each of its candidates.
 
-    def change(flat: Tensor) -> Tensor:
-        row, position, draw = torch.unravel_index(flat, tokens.shape)
-        changed = ids[row]
-        changed[torch.arange(len(flat)), position] = tokens[row, position, draw]
-        return changed
+    What lies before a replaced token is computed once for each paragraph, where the model can share
+    it (`Adapter.can_share`): keys and values of the prefix are kept, and a batch runs from its
+    first replaced position on.
+    """
+    n, n_positions, draws = tokens.shape
+    size = rows_that_fit(adapter, ids.shape[1], ids.shape[1] - n_prefix, memory_budget)
+    shares = n_prefix > 1 and adapter.can_share(ids.shape[1] - 1)
+    em, nll = torch.empty_like(tokens), torch.empty(tokens.shape)
+    for rows in torch.arange(n).split(min(size, _GROUP)):
+        before = adapter.keys_and_values(ids[rows, : n_prefix - 1]) if shares else []
+        # A few positions at a time, so that the rows of a batch begin alike for long.
+        for positions in torch.arange(n_positions).split(_POSITIONS):
+            some = torch.cartesian_prod(positions, rows, torch.arange(draws))
 
-    em, nll = em_and_nll(adapter, ids, n_prefix, memory_budget, change, tokens.numel(), done)
-    return em.view(tokens.shape), nll.view(tokens.shape)
+            def one_batch(piece: slice, some: Tensor = some, before: KeysValues = before) -> Tensor:
+                position, row, draw = some[piece].unbind(-1)
+                changed = ids[row]
+                changed[torch.arange(len(row)), position] = tokens[row, position, draw]
+                start = int(position.min()) if shares else 0
+                predicting = slice(n_prefix - 1 - start, None)
+                if start:
+                    logits = adapter.run_behind(
+                        start, changed[:, :-1], before, row - some[0, 1], positions=predicting
+                    )
+                else:
+                    logits = adapter.run(changed[:, :-1], positions=predicting).logits
+                found = read_continuation(logits, changed[:, n_prefix:].to(adapter.device))
+                return torch.stack([found.em.float(), found.nll], 1).cpu()
+
+            found = in_pieces(len(some), size, one_batch, done)
+            position, row, draw = some.unbind(-1)
+            em[row, position, draw], nll[row, position, draw] = found[:, 0].long(), found[:, 1]
+    return em, nll
 
 
 def em_and_nll(
@@ -127,21 +155,16 @@ def em_and_nll(
     ids: Int[Tensor, "row pos"],
     n_prefix: int,
     memory_budget: int | None,
-    change: Callable[[Tensor], Tensor] | None = None,
-    n: int | None = None,
-    done: Callable[[int], None] | None = None,
-) -> tuple[Int[Tensor, " run"], Float[Tensor, " run"]]:
-    """EM and NLL of rows; `change` makes the run's rows, by number, out of `n` of them."""
+) -> tuple[Int[Tensor, " row"], Float[Tensor, " row"]]:
+    """EM and NLL of paragraphs as they are."""
 
     def one_batch(piece: slice) -> Tensor:
-        flat = torch.arange(piece.start, piece.stop)
-        tokens = ids[flat] if change is None else change(flat)
-        run = adapter.run(tokens[:, :-1], positions=slice(n_prefix - 1, None))
-        found = read_continuation(run.logits, tokens[:, n_prefix:].to(adapter.device))
+        run = adapter.run(ids[piece, :-1], positions=slice(n_prefix - 1, None))
+        found = read_continuation(run.logits, ids[piece, n_prefix:].to(adapter.device))
         return torch.stack([found.em.float(), found.nll], 1).cpu()
 
     size = rows_that_fit(adapter, ids.shape[1], ids.shape[1] - n_prefix, memory_budget)
-    em, nll = in_pieces(len(ids) if n is None else n, size, one_batch, done).unbind(1)
+    em, nll = in_pieces(len(ids), size, one_batch).unbind(1)
     return em.long(), nll
 
 

@@ -24,6 +24,7 @@ from torch import Tensor
 
 from memcircuits.adapter import Adapter, Head
 from memcircuits.checks import InputError
+from memcircuits.statistics import finite_mean
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -83,6 +84,20 @@ class Provenance:
     def basis(self) -> str:
         """`raw` or `folded` (see `memcircuits.adapter`)."""
         return str(self.model["basis"])
+
+
+def same_basis(argument: str, ours: Provenance, theirs: Provenance) -> None:
+    """Raise `InputError` unless two results were computed in the same parameter basis.
+
+    Folding LayerNorm into the matrices behind it changes gradients, weights and what a z of zero
+    means, so that numbers of the two bases differ for the same model.
+    """
+    if ours.basis != theirs.basis:
+        raise InputError(
+            argument,
+            f"measured in the {theirs.basis} basis",
+            f"the other was measured in the {ours.basis} basis: measure both with the same model",
+        )
 
 
 def versions() -> dict[str, str]:
@@ -249,6 +264,7 @@ class ScoreMap(Result, kind="score-map"):
             the key-value head, and `axis` says so.
         provenance: where the numbers come from.
         samples: measure -> [paragraph, layer, head]; the first one is `values` before averaging.
+            Paragraphs with non-finite numbers stay here, enter no mean, and `notes` counts them.
         notes: anything the reader must know, such as a fallback taken.
         axis: name of the second axis, `head` or `kv_head`.
     """
@@ -280,15 +296,45 @@ class ScoreMap(Result, kind="score-map"):
             self,
             name=f"{self.name}: {name}",
             units="tokens" if name == "em" else self.units,
-            values=self.samples[name].mean(0),
+            values=finite_mean(self.samples[name]),
             samples={name: self.samples[name]},
         )
 
     def top(self, k: int = 10) -> list[Head]:
-        """The `k` heads with the largest values, largest first; ties by layer and head."""
-        order = torch.argsort(self.values.flatten(), descending=True, stable=True)[:k]
-        n = self.values.shape[1]
-        return [Head(int(i) // n, int(i) % n) for i in order]
+        """The `k` heads with the largest values, largest first; ties by layer and head.
+
+        Heads whose value is not finite are no candidates.
+        """
+        values, n = self.values.flatten(), self.values.shape[1]
+        order = torch.argsort(values.nan_to_num(nan=-torch.inf), descending=True, stable=True)
+        return [Head(int(i) // n, int(i) % n) for i in order[values.isfinite()[order]][:k]]
+
+    def correlation(self, other: ScoreMap) -> float:
+        """Spearman's rank correlation over heads with another measurement: do the two agree?
+
+        Args:
+            other: another `ScoreMap` of a model with the same heads, in the same basis.
+
+        Returns:
+            Between -1 and 1 over the heads where both are finite; NaN where one is constant.
+
+        Raises:
+            InputError: if one was measured with folded weights and the other with raw ones, where
+                the same head means something else, or if the heads are not the same.
+        """
+        from scipy.stats import spearmanr
+
+        same_basis("other", self.provenance, other.provenance)
+        if self.values.shape != other.values.shape or self.axis != other.axis:
+            here, there = tuple(self.values.shape), tuple(other.values.shape)
+            raise InputError(
+                "other", f"{there} by {other.axis}", f"compare with one of {here} by {self.axis}"
+            )
+        both = self.values.isfinite() & other.values.isfinite()
+        a, b = self.values[both], other.values[both]
+        if len(a) < 2 or (a == a[0]).all() or (b == b[0]).all():
+            return float("nan")
+        return float(spearmanr(a.double().numpy(), b.double().numpy()).statistic)
 
     def to_frame(self) -> pd.DataFrame:
         """Columns `layer, head, value` and the mean of every further measure."""
@@ -302,7 +348,7 @@ class ScoreMap(Result, kind="score-map"):
             "value": self.values.flatten().double().cpu().numpy(),
         }
         for name, sample in list(self.samples.items())[1:]:
-            data[name] = sample.mean(0).flatten().double().cpu().numpy()
+            data[name] = finite_mean(sample).flatten().double().cpu().numpy()
         return pd.DataFrame(data)
 
     def figure(self) -> Any:

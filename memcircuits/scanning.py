@@ -29,6 +29,7 @@ from memcircuits.memory import in_pieces, rows_that_fit
 from memcircuits.paragraphs import Paragraphs
 from memcircuits.progress import bar
 from memcircuits.results import Provenance, Result
+from memcircuits.statistics import left_out
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -293,6 +294,26 @@ def measured(
         token_margin=found[:, 2].contiguous(),
         provenance=provenance,
     )
+
+
+def without_non_finite(
+    adapter: Adapter,
+    paragraphs: Paragraphs,
+    argument: str = "paragraphs",
+    memory_budget: int | None = None,
+) -> tuple[Paragraphs, tuple[str, ...]]:
+    """Paragraphs with finite numbers, and a note about the others: sums must not meet these.
+
+    Raises:
+        InputError: if none is left.
+    """
+    size = rows_that_fit(adapter, paragraphs.ids.shape[1], paragraphs.n_continuation, memory_budget)
+    finite = measured(adapter, paragraphs, size, Provenance({}, {}, {}, {})).finite
+    if not finite.any():
+        raise InputError(
+            argument, "non-finite logits on every paragraph", "load the model in float32"
+        )
+    return (paragraphs if finite.all() else paragraphs[finite]), left_out(finite)
 
 
 def samples_needed(log_prob: Float[np.ndarray, " row"], p: float) -> Float[np.ndarray, " row"]:

@@ -31,6 +31,7 @@ from memcircuits.engine import FALLBACK
 from memcircuits.measure import read_continuation
 from memcircuits.memory import in_pieces, rows_that_fit
 from memcircuits.progress import bar
+from memcircuits.statistics import finite_mean
 
 METHODS = ("exact", "screen")
 _BEST = 10  # so many heads of the final ranking are measured exactly
@@ -98,7 +99,7 @@ def head_effects(
         verified[*zip(*heads, strict=True)] = True
 
     def score() -> Float[Tensor, "layer head"]:
-        return nll["memorized"].mean(0) - nll["control"].mean(0)
+        return finite_mean(nll["memorized"]) - finite_mean(nll["control"])
 
     if method == "exact":
         nll = {name: torch.empty_like(found) for name, found in em.items()}

@@ -3,8 +3,25 @@
 from __future__ import annotations
 
 import torch
-from jaxtyping import Float
+from jaxtyping import Bool, Float
 from torch import Tensor
+
+
+def finite_rows(samples: Float[Tensor, "paragraph *value"]) -> Bool[Tensor, " paragraph"]:
+    """Paragraphs of which every number is finite; the others enter no mean and no ranking."""
+    return samples.flatten(1).isfinite().all(1)
+
+
+def finite_mean(samples: Float[Tensor, "paragraph *value"]) -> Float[Tensor, "*value"]:
+    """Mean over the paragraphs whose numbers are all finite; NaN if there are none."""
+    rows = finite_rows(samples)
+    return samples.mean(0) if rows.all() else samples[rows].mean(0)
+
+
+def left_out(finite: Bool[Tensor, " paragraph"]) -> tuple[str, ...]:
+    """The note about paragraphs that enter no mean, if there are any."""
+    n = int((~finite).sum())
+    return (f"{n} of {len(finite)} paragraphs had non-finite numbers and were left out",) * (n > 0)
 
 
 def bootstrap_means(

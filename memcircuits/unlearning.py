@@ -9,21 +9,26 @@ tokens before it, in nats:
 2. Optimise a vector with one number per masked weight. Nothing else can change: each step writes
    `original + delta` into the masked places.
 3. Stop as soon as every target is recited for fewer than `em_below` tokens, or when the KL on
-   controls that the objective does not see passes `kl_budget`; the last step within it is kept.
+   controls that nothing else sees passes `kl_budget`; the last step within it is kept.
 4. Put the original weights back, check by fingerprint that the model is bit for bit the one that
    came in (so that no weight outside the mask had moved), and return the change as an `Edit`.
 
 `REFERENCE` is the paper's recipe: forgetting is 0.1 times the log-likelihood, the KL is summed over
-the positions. `CONSTRAINED`, the default, differs in four ways.
+the positions, and Adam follows the gradient of the sum. `NATURAL`, the default, differs in this:
 
-* *Hinge*: a token is forgotten when it is no longer the greedy choice, by a margin; tokens that are
-  forgotten pull no further, where a falling log-likelihood has no end.
-* *Curvature*: mask and steps are measured by the KL that a change of each weight costs on the
-  controls, the Fisher information (`memcircuits.gradients` says why the KL term itself has no say
-  in a mask taken at the unedited model).
-* *Constraint*: the weight of the KL term rises while the KL is above half its budget and falls
-  while it is below.
+* *Objective*: the number of tokens recited when sampling, sum over k of p_1 ... p_k, as log(1 + .),
+  where a falling log-likelihood of all the tokens has no end and pulls also at those that are never
+  reached. A paragraph that is forgotten pulls no further.
+* *Curvature*: the cost on the controls is the quadratic model of `memcircuits.curvature`. Where
+  Adam changes every masked weight alike and lets the KL pull it back, a step here is F^-1 g, the
+  change that forgets most for its KL, with a length of `step_kl`. The mask takes the weights whose
+  own gain is largest for their KL. (`memcircuits.gradients` says why the KL term itself has no say
+  in a mask taken at the unedited model.)
 * *Shrinking*: at the end, delta is scaled back as far as the targets stay forgotten.
+
+What is forgotten is the way in: a model that takes another first step no longer recites, though it
+may still know the rest. `NATURAL` with `objective="margin"` and `em_below=0` spends the whole
+budget on pushing every token of the continuation off the greedy path.
 """
 
 from __future__ import annotations
@@ -34,30 +39,31 @@ from dataclasses import asdict, dataclass
 from typing import Any
 
 import torch
-from jaxtyping import Float
+from jaxtyping import Float, Int
 from torch import Tensor
 
 from memcircuits.adapter import Adapter, Head, adapt
-from memcircuits.checks import InputError, at_least, one_of
+from memcircuits.checks import InputError, at_least, one_of, positive
 from memcircuits.checks import fraction as check_fraction
+from memcircuits.curvature import Curvature, Quadratic
 from memcircuits.edits import Edit
 from memcircuits.gradients import (
-    batches,
-    damped_root,
-    each_gradient,
-    fisher_diagonal,
+    all_weights,
     refuse_overlap,
+    row_gradients,
+    rows_with_gradient,
 )
 from memcircuits.masks import CHOICES, Candidates, Mask
-from memcircuits.measure import read_continuation
-from memcircuits.memory import in_pieces, rows_that_fit
+from memcircuits.measure import Continuation, read_continuation
+from memcircuits.memory import each_piece, in_pieces, rows_that_fit
 from memcircuits.paragraphs import Paragraphs
 from memcircuits.progress import bar
 from memcircuits.results import Provenance
-from memcircuits.scanning import scan
+from memcircuits.scanning import scan, without_non_finite
 
 MAX_CONTROL = 80
-FISHER_DRAWS = 4
+OBJECTIVES = ("nll", "margin", "recitation")
+CURVATURES = ("none", "diagonal", "full")
 
 
 @dataclass(frozen=True)
@@ -65,39 +71,37 @@ class Recipe:
     """How to optimise.
 
     Attributes:
-        steps: Adam steps at most.
-        learning_rate: of Adam, in units of weight; with `curvature` for a weight of mean Fisher
-            information.
-        kl_weight: of the KL term (nats/token) beside the forgetting term (nats/token); with
-            `constraint` where it starts.
-        hinge: None: the forgetting term is the log-likelihood. A number: that of the mean over
-            tokens of max(0, margin + hinge), the margin of a token's logit over the next best.
-        curvature: divide the mask's scores by the root of the Fisher information, and the steps.
-        constraint: adapt `kl_weight` so that the KL stays at half the budget.
+        steps: steps at most.
+        objective: the forgetting term, a mean over paragraphs. `nll`: the mean log-likelihood of
+            the tokens. `margin`: the mean over tokens of max(0, 1 + margin), the margin of a
+            token's logit over the next best. `recitation`: log(1 + the expected number of tokens
+            recited when sampling) (`edit` takes `margin` for it).
+        curvature: `none`: Adam on forgetting + kl_weight * KL. `full`: steps by the quadratic model
+            of the KL; `diagonal`: by its diagonal alone.
+        curved_mask: divide the mask's scores by the root of the Fisher information.
+        step_kl: length of a step, as the KL that the model gives it, nats/token; the length is
+            halved after a step that went too far.
+        draws: labels drawn for each position of the controls, for the curvature.
         shrink: scale the result back as far as the targets stay forgotten.
-        control_batch: controls in each step.
+        learning_rate: of Adam, in units of weight.
+        kl_weight: of the KL (nats/token) beside the forgetting term, with Adam.
+        control_batch: controls in each step of Adam.
     """
 
     steps: int = 10
+    objective: str = "nll"
+    curvature: str = "none"
+    curved_mask: bool = False
+    step_kl: float = 3e-5
+    draws: int = 4
+    shrink: bool = False
     learning_rate: float = 1e-5
     kl_weight: float = 500.0
-    hinge: float | None = None
-    curvature: bool = False
-    constraint: bool = False
-    shrink: bool = False
     control_batch: int = 10
 
 
 REFERENCE = Recipe()
-CONSTRAINED = Recipe(
-    steps=100,
-    learning_rate=1e-3,
-    kl_weight=100.0,
-    hinge=1.0,
-    curvature=True,
-    constraint=True,
-    shrink=True,
-)
+NATURAL = Recipe(steps=50, objective="recitation", curvature="full", curved_mask=True, shrink=True)
 
 
 def unlearn(
@@ -110,9 +114,10 @@ def unlearn(
     heads: Sequence[Head | str] | None = None,
     layers: Sequence[int] | None = None,
     components: Sequence[str] | None = None,
-    recipe: Recipe = CONSTRAINED,
+    recipe: Recipe = NATURAL,
     em_below: float | None = None,
     kl_budget: float | None = 0.002,
+    curvature: Curvature | None = None,
     seed: int = 0,
     memory_budget: int | None = None,
     progress: bool = True,
@@ -137,7 +142,9 @@ def unlearn(
         em_below: stop when every target is recited for fewer tokens; by default a tenth of the
             continuation. 0: never.
         kl_budget: nats/token of KL that the held-out controls may show; None: no limit.
-        seed: of the controls' draws, the Fisher estimate and random masks.
+        curvature: `control_curvature` of these controls and this seed, where it serves several
+            edits of one model.
+        seed: of the controls' draws, the curvature's labels and random masks.
         memory_budget: bytes that one batch may take.
         progress: show a bar on stderr.
 
@@ -161,6 +168,7 @@ def unlearn(
         recipe=recipe,
         em_below=memorized.n_continuation / 10 if em_below is None else em_below,
         kl_budget=kl_budget,
+        curvature=curvature,
         seed=seed,
         memory_budget=memory_budget,
         progress=progress,
@@ -178,8 +186,9 @@ def edit(
     heads: Sequence[Head | str] | None = None,
     layers: Sequence[int] | None = None,
     components: Sequence[str] | None = None,
-    recipe: Recipe = CONSTRAINED,
+    recipe: Recipe = NATURAL,
     kl_budget: float | None = 0.002,
+    curvature: Curvature | None = None,
     seed: int = 0,
     memory_budget: int | None = None,
     progress: bool = True,
@@ -200,7 +209,9 @@ def edit(
         components: only these, such as `W_in`.
         recipe: how to optimise.
         kl_budget: nats/token of KL that the held-out controls may show; None: no limit.
-        seed: of the controls' draws, the Fisher estimate and random masks.
+        curvature: `control_curvature` of these controls and this seed, where it serves several
+            edits of one model.
+        seed: of the controls' draws, the curvature's labels and random masks.
         memory_budget: bytes that one batch may take.
         progress: show a bar on stderr.
 
@@ -232,10 +243,54 @@ def edit(
         recipe=recipe,
         em_below=0.0,
         kl_budget=kl_budget,
+        curvature=curvature,
         seed=seed,
         memory_budget=memory_budget,
         progress=progress,
     )
+
+
+def control_curvature(
+    model: Any,
+    control: Any,
+    *,
+    draws: int = NATURAL.draws,
+    seed: int = 0,
+    memory_budget: int | None = None,
+) -> Curvature:
+    """The curvature that `unlearn` and `edit` take of these controls, for more than one edit.
+
+    It keeps the sampled gradients of all weights, in two bytes each, where they fit into memory.
+
+    Args:
+        model: HookedTransformer or TransformerBridge.
+        control: the paragraphs that `unlearn` will be given.
+        draws: labels drawn for each position.
+        seed: the seed that `unlearn` will be given.
+        memory_budget: bytes that one batch may take.
+    """
+    adapter = adapt(model)
+    control = Paragraphs.of(control, model, "control")
+    adapter.check_tokens(control.ids, "control")
+    return Curvature.of(
+        adapter,
+        _split(control, seed)[0],
+        all_weights(adapter),
+        draws=draws,
+        seed=seed,
+        memory_budget=memory_budget,
+        keep=True,
+    )
+
+
+def _split(control: Paragraphs, seed: int) -> tuple[Paragraphs, Paragraphs]:
+    """The controls that the optimisation sees, and those held out from it."""
+    if len(control) < 2:
+        raise InputError("control", "one paragraph", "one is held out: give at least two")
+    generator = torch.Generator().manual_seed(seed)
+    order = torch.randperm(len(control), generator=generator)[:MAX_CONTROL]
+    held = max(1, len(order) // 5)
+    return control[order[held:]], control[order[:held]]
 
 
 def _find(
@@ -250,6 +305,7 @@ def _find(
     recipe: Recipe,
     em_below: float,
     kl_budget: float | None,
+    curvature: Curvature | None,
     seed: int,
     memory_budget: int | None,
     progress: bool,
@@ -257,17 +313,26 @@ def _find(
     """What `unlearn` and `edit` share: mask, steps, restoring and the report."""
     check_fraction("fraction", fraction)
     one_of("mask", how, CHOICES)
+    at_least("seed", seed, 0)
+    if kl_budget is not None:
+        positive("kl_budget", kl_budget)
+    if not isinstance(recipe, Recipe):
+        raise InputError("recipe", repr(recipe), "pass a Recipe, such as CONSTRAINED")
     at_least("steps", recipe.steps, 1)
+    at_least("draws", recipe.draws, 1)
+    one_of("objective", recipe.objective, OBJECTIVES)
+    one_of("curvature", recipe.curvature, CURVATURES)
     adapter.check_tokens(memorized.ids, "memorized")
     adapter.check_tokens(control.ids, "control")
     refuse_overlap(memorized, control)
-    if len(control) < 2:
-        raise InputError("control", "one paragraph", "one is held out: give at least two")
-    if recipe.constraint and not kl_budget:
-        raise InputError("kl_budget", kl_budget, "this recipe needs one, such as 0.002 nats/token")
-    generator = torch.Generator().manual_seed(seed)
-    order = torch.randperm(len(control), generator=generator)[:MAX_CONTROL]
-    held = max(1, len(order) // 5)
+    for name, group in {"memorized": memorized, "targets": new, "control": control}.items():
+        if group is not None and without_non_finite(adapter, group, name, memory_budget)[1]:
+            raise InputError(
+                name,
+                "paragraphs with non-finite logits",
+                "leave out those where scan(...).finite is False",
+            )
+    seen, held = _split(control, seed)
     provenance = Provenance.of(
         adapter,
         {"memorized": memorized, "targets": new, "control": control},
@@ -278,30 +343,42 @@ def _find(
         kl_budget=kl_budget,
         seed=seed,
     )
+    fingerprint = provenance.model["fingerprint"]
+    if recipe.curvature == "none" and not recipe.curved_mask:
+        curvature = None
+    elif curvature is None:
+        curvature = Curvature.of(
+            adapter,
+            seen,
+            candidates.weights,
+            draws=recipe.draws,
+            seed=seed,
+            memory_budget=memory_budget,
+        )
+    elif (curvature.fingerprint, curvature.control.hash) != (fingerprint, seen.hash):
+        raise InputError(
+            "curvature", "of other weights, controls or seed", "make it of those given here"
+        )
     aim = memorized if new is None else new
-    chosen, scale = _choose(
-        adapter,
-        aim,
-        control[order[held:]],
-        candidates,
-        fraction,
-        how,
-        recipe,
-        generator,
-        memory_budget,
+    objective = _Objective(recipe.objective, aim, new is not None, em_below)
+    generator = torch.Generator().manual_seed(seed)
+    chosen = _choose(
+        adapter, objective, candidates, fraction, how, recipe, curvature, generator, memory_budget
     )
+    cost = None
+    if curvature is not None and recipe.curvature != "none":
+        cost = curvature.on(chosen, together=recipe.curvature == "full")
     with chosen.restored() as original:
         search = _Search(
             adapter=adapter,
+            objective=objective,
             memorized=memorized,
-            new=new,
-            seen=_Anchor.of(adapter, control[order[held:]], memory_budget),
-            held=_Anchor.of(adapter, control[order[:held]], memory_budget),
+            seen=_Anchor.of(adapter, seen, memory_budget) if cost is None else None,
+            held=_Anchor.of(adapter, held, memory_budget),
             mask=chosen,
-            scale=scale,
+            cost=cost,
             original=original,
             recipe=recipe,
-            em_below=em_below,
             kl_budget=math.inf if kl_budget is None else kl_budget,
             generator=generator,
             memory_budget=memory_budget,
@@ -309,47 +386,83 @@ def _find(
         delta, report = search.run(progress)
         chosen.add(original, delta)
         after = chosen.read()
-    if adapter.fingerprint() != provenance.model["fingerprint"]:
+    if adapter.fingerprint() != fingerprint:
         raise RuntimeError("weights outside the mask changed while it was optimised")
     return Edit.of(chosen, original, after, provenance, **report)
 
 
+@dataclass(frozen=True)
+class _Objective:
+    """What is minimised on the targets."""
+
+    kind: str
+    aim: Paragraphs
+    new: bool
+    em_below: float
+
+    def __call__(
+        self, piece: slice, logits: Float[Tensor, "row pos d_vocab"]
+    ) -> tuple[Float[Tensor, " row"], Continuation]:
+        """The loss of each paragraph, and how the model takes the continuation."""
+        targets = self.aim.continuation[piece].to(logits.device)
+        found = read_continuation(logits, targets)
+        sign = -1.0 if self.new else 1.0
+        if self.kind == "nll":
+            return sign * found.log_prob.mean(-1), found
+        if self.kind == "margin" or self.new:
+            margin = sign * _margin(logits.float(), targets)
+            return (margin + 1).clamp_min(0).mean(-1), found
+        return found.log_prob.cumsum(-1).exp().sum(-1).log1p(), found
+
+    def alone(self, piece: slice, logits: Tensor) -> list[Tensor]:
+        """For `row_gradients`."""
+        return [self(piece, logits)[0]]
+
+    def pulls(self, em: Int[Tensor, " row"]) -> Float[Tensor, " row"]:
+        """1 for the paragraphs that still count."""
+        if self.kind != "recitation" or self.new:
+            return torch.ones(len(em), device=em.device)
+        return (em >= self.em_below).float()
+
+    def reached(self, row: dict[str, float]) -> bool:
+        """Whether every target is forgotten, or every new continuation recited."""
+        if self.new:
+            return row["em_new"] == self.aim.n_continuation
+        return row["em_max"] < self.em_below
+
+
 def _choose(
     adapter: Adapter,
-    aim: Paragraphs,
-    control: Paragraphs,
+    objective: _Objective,
     candidates: Candidates,
     fraction: float,
     how: str,
     recipe: Recipe,
+    curvature: Curvature | None,
     generator: torch.Generator,
     memory_budget: int | None,
-) -> tuple[Mask, Float[Tensor, " weight"] | float]:
-    """The mask, and the size of a step for each of its weights."""
-    weights = list(candidates.weights)
+) -> Mask:
     scores: list[Tensor] | None = None
-    roots: list[Tensor] | None = None
     if how in ("top", "random-per-tensor"):
+        weights = candidates.weights
+        scores = [torch.zeros_like(w.parameter, dtype=torch.float32) for w in weights]
         # Over paragraphs the squares are added: opposite gradients do not cancel.
-        squares = [torch.zeros_like(w.parameter, dtype=torch.float32) for w in weights]
-
-        def add(index: int, gradient: Tensor) -> Tensor:
-            weights[index].split(squares[index]).add_(gradient.float().square().sum(0))
-            return gradient.new_zeros(len(gradient))
-
-        each_gradient(adapter, aim, weights, add, memory_budget, progress=False)
-        scores = [square.sqrt() for square in squares]
-    if recipe.curvature:
-        fisher = fisher_diagonal(adapter, control, weights, FISHER_DRAWS, generator, memory_budget)
-        roots = damped_root(fisher)
-        if scores is not None:
-            scores = [score / root for score, root in zip(scores, roots, strict=True)]
-    mask = candidates.choose(fraction, scores, how, generator)
-    if roots is None:
-        return mask, 1.0
-    held = {id(w.parameter): root for w, root in zip(weights, roots, strict=True)}
-    inverse = 1 / mask.gather([held[id(w.parameter)] for w in mask.weights])
-    return mask, inverse / inverse.mean()
+        for _, (found,) in row_gradients(
+            adapter,
+            objective.aim,
+            weights,
+            objective.alone,
+            lambda _, gradient: gradient.float().square().sum(0),
+            memory_budget,
+        ):
+            for weight, score, square in zip(weights, scores, found, strict=True):
+                weight.split(score).add_(square)
+        for weight, score in zip(weights, scores, strict=True):
+            score.sqrt_()
+            if recipe.curved_mask:
+                assert curvature is not None
+                score.div_(curvature.root_of(weight))
+    return candidates.choose(fraction, scores, how, generator)
 
 
 @dataclass(frozen=True)
@@ -386,138 +499,146 @@ def _log_p(adapter: Adapter, ids: Tensor, paragraphs: Paragraphs) -> Tensor:
 
 @dataclass(frozen=True)
 class _Search:
-    """Adam on the masked weights, written into the model at every step."""
+    """Steps in the masked weights, each written into the model."""
 
     adapter: Adapter
+    objective: _Objective
     memorized: Paragraphs
-    new: Paragraphs | None
-    seen: _Anchor
+    seen: _Anchor | None
     held: _Anchor
     mask: Mask
-    scale: Tensor | float
+    cost: Quadratic | None
     original: list[Tensor]
     recipe: Recipe
-    em_below: float
     kl_budget: float
     generator: torch.Generator
     memory_budget: int | None
 
     def run(self, progress: bool) -> tuple[Float[Tensor, " weight"], dict[str, Any]]:
         """The change kept, and the fields of `Edit` that tell how it was found."""
-        recipe = self.recipe
+        recipe, budget = self.recipe, self.kl_budget
         device = self.mask.weights[0].parameter.device
         place = torch.nn.Parameter(torch.zeros(len(self.mask), device=device))
         adam = torch.optim.Adam([place], lr=recipe.learning_rate)
-        weight = recipe.kl_weight
+        length = recipe.step_kl**0.5
         rows: list[dict[str, float]] = []
-        best, kept, stopped = place.detach() * self.scale, 0, "steps"
+        best, kept, stopped = place.detach().clone(), 0, "steps"
         with bar(recipe.steps, "edit", unit="step", progress=progress) as shown:
             for step in range(recipe.steps + 1):
-                delta = place.detach() * self.scale
-                row, of_forget = self._at(delta, weight)
-                if not all(map(math.isfinite, row.values())):
+                delta = place.detach().clone()
+                row, slope = self._at(delta)
+                last = step == recipe.steps or self.objective.reached(row)
+                # Without a budget it decides nothing before the end.
+                row["kl"] = self._held_kl() if last or budget < math.inf else math.nan
+                known = [row[key] for key in row if key != "kl" or budget < math.inf]
+                if not all(map(math.isfinite, known)):
                     raise InputError(
-                        "learning_rate",
-                        recipe.learning_rate,
+                        "learning_rate" if self.cost is None else "step_kl",
+                        recipe.learning_rate if self.cost is None else recipe.step_kl,
                         f"the loss was not finite at step {step}; the model is restored; "
-                        "use a smaller learning rate",
+                        "use a smaller one",
                     )
                 rows.append(row)
-                within = row["kl"] <= self.kl_budget
-                if within and (not recipe.constraint or row["forget"] <= rows[kept]["forget"]):
-                    best, kept = delta, step
-                if not within and not recipe.constraint:
+                reached = self.objective.reached(row)
+                if reached and step and recipe.shrink:
+                    delta, row = self._shrunk(delta, row)
+                    rows.append(row)
+                if row["kl"] > budget:
                     stopped = "kl"
                     break
-                if within and self._done(row):
-                    best, kept, stopped = delta, step, "em"
+                best, kept = delta, len(rows) - 1
+                if reached or not slope.any():
+                    stopped = "em"
                     break
                 if step == recipe.steps:
                     break
-                kl, of_kl = self._seen_kl()
-                place.grad = (of_forget + weight * of_kl) * self.scale
-                adam.step()
-                if recipe.constraint:
-                    excess = kl / (0.5 * self.kl_budget) - 1
-                    weight *= math.exp(0.1 * min(1.0, max(-1.0, excess)))
+                if self.cost is None:
+                    place.grad = slope + recipe.kl_weight * self._kl_slope()
+                    adam.step()
+                else:
+                    direction = self.cost.cheapest(slope)
+                    if step and row["forget"] > rows[-2]["forget"]:
+                        length /= 2  # it went too far
+                    place.data -= length * self.cost.kl(direction) ** -0.5 * direction
                 shown.update()
-        if recipe.shrink and stopped == "em":
-            best, row = self._shrunk(best, rows[kept])
-            kept = len(rows)
-            rows.append(row)
         history = {key: torch.tensor([row[key] for row in rows]) for key in rows[0]}
         return best, {"history": history, "kept": kept, "stopped": stopped}
 
     def _shrunk(self, delta: Tensor, row: dict[str, float]) -> tuple[Tensor, dict[str, float]]:
         """The smallest multiple of `delta`, to 1/64, that is enough."""
         low, high = 0.0, 1.0
-        best = delta
         while high - low > 1 / 64:
             middle = (low + high) / 2
-            found, _ = self._at(middle * delta, row["kl_weight"], gradient=False)
-            if self._done(found):
-                high, best, row = middle, middle * delta, found
+            found, _ = self._at(middle * delta, gradient=False)
+            if self.objective.reached(found):
+                high, row = middle, found
             else:
                 low = middle
-        return best, row
-
-    def _done(self, row: dict[str, float]) -> bool:
-        """Whether every target is forgotten, or every new continuation recited."""
-        if self.new is None:
-            return row["em_max"] < self.em_below
-        return row["em_new"] == self.new.n_continuation
+        self.mask.add(self.original, high * delta)
+        return high * delta, row | {"kl": self._held_kl()}
 
     def _at(
-        self, delta: Float[Tensor, " weight"], weight: float, *, gradient: bool = True
+        self, delta: Float[Tensor, " weight"], *, gradient: bool = True
     ) -> tuple[dict[str, float], Float[Tensor, " weight"]]:
-        """Write a change, measure it, and take the forgetting term's gradient."""
+        """Write a change, measure the targets, and take the forgetting term's gradient."""
         self.mask.add(self.original, delta)
-        aim = self.memorized if self.new is None else self.new
-        sign = 1.0 if self.new is None else -1.0
+        aim = self.objective.aim
         parameters = self.mask.parameters
         total = torch.zeros_like(delta)
         em = []
         row = {"forget": 0.0, "nll": 0.0}
+
+        def work(piece: slice) -> tuple[float, float, Tensor, Tensor]:
+            logits = self._logits(aim, torch.arange(len(aim))[piece])
+            loss, found = self.objective(piece, logits)
+            loss = loss / len(aim)
+            nll = float(found.nll.detach().sum()) / len(aim)
+            slope = total
+            if gradient:
+                part = (loss * self.objective.pulls(found.em)).sum()
+                slope = self.mask.gather(torch.autograd.grad(part, parameters))
+            return float(loss.detach().sum()), nll, found.em.detach().cpu(), slope
+
+        size = rows_with_gradient(self.adapter, aim, self.memory_budget)
         with self.adapter.untouched(grad=parameters if gradient else ()):
-            for piece in batches(self.adapter, aim, self.memory_budget):
-                run = self.adapter.run(aim.ids[piece, :-1], positions=slice(aim.n_prefix - 1, None))
-                targets = aim.continuation[piece].to(run.logits.device)
-                found = read_continuation(run.logits, targets)
-                if self.recipe.hinge is None:
-                    loss = sign * found.log_prob.mean(-1)
-                else:
-                    margin = sign * _margin(run.logits.float(), targets)
-                    loss = (margin + self.recipe.hinge).clamp_min(0).mean(-1)
-                part = loss.sum() / len(aim)
+            for _, (forget, nll, recited, slope) in each_piece(len(aim), size, work):
+                row["forget"] += forget
+                row["nll"] += nll
+                em.append(recited)
                 if gradient:
-                    total += self.mask.gather(torch.autograd.grad(part, parameters))
-                em.append(found.em.detach().cpu())
-                row["forget"] += float(part.detach())
-                row["nll"] += float(found.nll.detach().sum()) / len(aim)
-        recited = torch.cat(em).float()
-        if self.new is not None:
-            row["em_new"] = float(recited.mean())
-            recited = scan(
+                    total += slope
+        tokens = torch.cat(em).float()
+        if self.objective.new:
+            row["em_new"] = float(tokens.mean())
+            tokens = scan(
                 self.adapter, self.memorized, memory_budget=self.memory_budget, progress=False
             ).em.float()
-        row |= {"em": float(recited.mean()), "em_max": float(recited.max())}
-        return row | {"kl": self._held_kl(), "kl_weight": weight}, total
+        return row | {"em": float(tokens.mean()), "em_max": float(tokens.max())}, total
 
-    def _seen_kl(self) -> tuple[float, Float[Tensor, " weight"]]:
-        """KL of a random batch of the seen controls (nats/token), and its gradient."""
-        n = len(self.seen.paragraphs)
-        rows = torch.randperm(n, generator=self.generator)[: self.recipe.control_batch]
+    def _logits(self, paragraphs: Paragraphs, rows: Tensor) -> Float[Tensor, "row pos d_vocab"]:
+        ids = paragraphs.ids[rows, :-1]
+        return self.adapter.run(ids, positions=slice(paragraphs.n_prefix - 1, None)).logits
+
+    def _kl_slope(self) -> Float[Tensor, " weight"]:
+        """Gradient of the KL of a random batch of the seen controls."""
+        assert self.seen is not None
+        seen, control = self.seen, self.seen.paragraphs
+        batch = torch.randperm(len(control), generator=self.generator)[: self.recipe.control_batch]
         parameters = self.mask.parameters
         total = torch.zeros(len(self.mask), device=parameters[0].device)
-        kl = 0.0
+
+        def work(piece: slice) -> Tensor:
+            part = seen.kl(self.adapter, batch[piece]).sum() / len(batch)
+            return self.mask.gather(torch.autograd.grad(part, parameters))
+
+        size = rows_with_gradient(self.adapter, control, self.memory_budget)
         with self.adapter.untouched(grad=parameters):
-            for piece in batches(self.adapter, self.seen.paragraphs[rows], self.memory_budget):
-                part = self.seen.kl(self.adapter, rows[piece]).sum() / len(rows)
-                total += self.mask.gather(torch.autograd.grad(part, parameters))
-                kl += float(part.detach())
-        return kl, total
+            for _, slope in each_piece(len(batch), size, work):
+                total += slope
+        return total
 
     def _held_kl(self) -> float:
+        """KL on the held-out controls at the weights as they are, nats/token."""
         held = self.held.paragraphs
         size = rows_that_fit(
             self.adapter, held.ids.shape[1], held.n_continuation, self.memory_budget

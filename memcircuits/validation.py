@@ -2,7 +2,8 @@
 
 Wrong numbers without an error are the worst fault of hook-based work: hooks that do nothing,
 tokens that are silently prepended, weights stored in another order. So before anything is measured
-a model is run on a few random tokens, and five statements are tested:
+it is made sure that every block has the weight matrices that are edited and differentiated, a model
+is run on a few random tokens, and five statements are tested:
 
 1. *attention rows*: each row of every attention pattern sums to 1;
 2. *head removal*: zeroing the z of one head of every layer changes that layer's attention output by
@@ -50,6 +51,7 @@ class ModelReport:
 
     Attributes:
         name: of the model, without the path.
+        revision: commit, tag or branch it was loaded at, if one was asked for.
         kind: `HookedTransformer` or `TransformerBridge`.
         architecture: name of the transformers class.
         basis: `raw` or `folded` (`Adapter.basis`).
@@ -70,6 +72,7 @@ class ModelReport:
     """
 
     name: str
+    revision: str | None
     kind: str
     architecture: str
     basis: str
@@ -92,6 +95,7 @@ class ModelReport:
         """The report in words, ready for JSON."""
         return {
             "model": self.name,
+            "revision": self.revision,
             "class": self.kind,
             "architecture": self.architecture,
             "basis": self.basis,
@@ -132,6 +136,9 @@ def validate_model(model: Any) -> ModelReport:
 
 
 def _validate(adapter: Adapter) -> ModelReport:
+    for layer in range(adapter.n_layers):
+        for component in adapter.components:
+            adapter.weight(layer, component)  # mixtures of experts have no W_in, for one
     with adapter.untouched():
         tokens, clean, patterns = _clean_run(adapter)
         removal, writable = _try_edits(adapter, tokens[0], clean)
@@ -152,6 +159,7 @@ def _validate(adapter: Adapter) -> ModelReport:
             )
     return ModelReport(
         name=adapter.label,
+        revision=adapter.revision,
         kind=adapter.kind,
         architecture=adapter.architecture,
         basis=adapter.basis,

@@ -12,7 +12,7 @@ from typing import Any
 import torch
 
 from memcircuits.adapter import Adapter, Head, adapt, hook_pattern
-from memcircuits.checks import InputError
+from memcircuits.checks import InputError, sequence
 from memcircuits.pages import AttentionView, Strip
 from memcircuits.paragraphs import Paragraphs
 from memcircuits.results import Provenance
@@ -68,7 +68,8 @@ def _single(paragraph: Any, model: Any, argument: str) -> Paragraphs:
 
 
 def _choose(adapter: Adapter, layer: int | None, heads: Sequence[Head | int] | None) -> list[Head]:
-    if layer is not None and not 0 <= layer < adapter.n_layers:
+    sequence("heads", heads)
+    if layer is not None and not (isinstance(layer, int) and 0 <= layer < adapter.n_layers):
         raise InputError("layer", layer, f"the model has layers 0 to {adapter.n_layers - 1}")
     if heads is None:
         return [h for h in adapter.heads() if layer is None or h.layer == layer]
@@ -78,7 +79,7 @@ def _choose(adapter: Adapter, layer: int | None, heads: Sequence[Head | int] | N
             if layer is None:
                 raise InputError("heads", head, "give layer= too, or Head(layer, head)")
             head = Head(layer, head)
-        head = Head(*head)
+        head = Head.of(head)
         if not (0 <= head.layer < adapter.n_layers and 0 <= head.head < adapter.n_heads):
             raise InputError(
                 "heads", str(head), f"it has {adapter.n_layers} x {adapter.n_heads} heads"

@@ -22,6 +22,7 @@ from torch import Tensor
 
 import memcircuits as mc
 from memcircuits.adapter import adapt
+from memcircuits.checks import UnsupportedModel
 from memcircuits.loading import as_bridge
 
 N_PREFIX, N_CONTINUATION = 10, 12
@@ -391,7 +392,33 @@ def table() -> str:
                 cells.append("ran" if off is None else f"{off:.0e}{mark}")
                 assert off is None or off <= line.tolerance, (name, variant, analysis, off)
             lines.append(f"| {name} | {variant} | " + " | ".join(cells) + " |")
-    return "\n".join(lines) + "\n"
+    return "\n".join([*lines, "", *other_lines()])
+
+
+def other_lines() -> list[str]:
+    """What became of the architectures that are tried in less detail (tests/test_architectures)."""
+    works, refused = [], []
+    for name in (*zoo.OTHERS, *zoo.REFUSED):
+        source = zoo.other(name)
+        kind = type(source).__name__
+        try:
+            found = as_bridge(source, zoo.tokenizer(), name="tiny")
+            mc.find_memorization_heads(found, zoo.mixed(found), draws=20, progress=False)
+        except UnsupportedModel as error:
+            reason = str(error).split("; ", 1)[1].partition(" (Could not")[0]
+            refused.append(f"| {kind} | {reason.partition('. Available')[0]} |")
+        else:
+            slow = "" if adapt(found).can_restart else " (slower: not continued in the middle)"
+            works.append(f"{kind}{slow}")
+    assert len(works) == len(zoo.OTHERS)
+    return [
+        "Also loaded, checked and ranked by `find_memorization_heads`: " + ", ".join(works) + ".",
+        "",
+        "| refused at load | reason |",
+        "| --- | --- |",
+        *refused,
+        "",
+    ]
 
 
 def write(path: Path) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import math
 
 import matrix
 import pytest
@@ -14,7 +15,10 @@ import memcircuits as mc
 from memcircuits import validation
 from memcircuits.adapter import Adapter, Head, adapt, hook_z
 from memcircuits.checks import InputError, UnsupportedModel
+from memcircuits.evaluation import edit_divergence, evaluate_edit, recovery_curve
 from memcircuits.loading import as_bridge
+from memcircuits.results import Provenance, ScoreMap
+from memcircuits.unlearning import Recipe
 from memcircuits.validation import validate_model
 
 ANY = [(name, variant) for name in zoo.ARCHITECTURES for variant in matrix.VARIANTS]
@@ -308,3 +312,53 @@ def test_a_refused_model_stays_refused(monkeypatch):
 def test_not_a_model(value):
     with pytest.raises(UnsupportedModel, match=r"model: .*; pass a HookedTransformer"):
         mc.scan(value, zoo.random_ids(1, 60))
+
+
+# -- the basis ------------------------------------------------------------------------------------
+
+
+def test_results_of_two_bases_are_not_compared(neo):
+    """Folding LayerNorm into the weights changes what ablating a head or editing a weight means."""
+    paragraphs = zoo.mixed(neo)
+    quiet = {"progress": False}
+    raw = mc.ablate_heads(neo, paragraphs, **quiet)
+    assert raw.correlation(raw) == pytest.approx(1)
+    assert -1 <= raw.correlation(mc.ablate_heads(neo, paragraphs, mode="mean", **quiet)) <= 1
+    made = mc.unlearn(
+        neo, paragraphs[:3], paragraphs[4:], recipe=Recipe(steps=1), kl_budget=None, **quiet
+    )
+    folded_model = zoo.bridge("gpt_neo")
+    folded_model.enable_compatibility_mode(disable_warnings=True)
+    folded = mc.ablate_heads(folded_model, paragraphs, **quiet)
+    for pair in ((raw, folded), (folded, raw)):
+        with pytest.raises(InputError, match=r"^other: measured in the (raw|folded) basis; the"):
+            pair[0].correlation(pair[1])
+    with (
+        pytest.raises(InputError, match=r"in the folded basis; this edit was made in the raw"),
+        made.apply(folded_model),
+    ):
+        pass
+    for call in (
+        lambda: edit_divergence(folded_model, made, paragraphs),
+        lambda: evaluate_edit(folded_model, made, paragraphs[:3], paragraphs[4:], **quiet),
+        lambda: recovery_curve(folded_model, made, paragraphs[:3], paragraphs[4:], **quiet),
+    ):
+        with pytest.raises(InputError, match="in the folded basis"):
+            call()
+
+
+def test_rank_correlation():
+    provenance = Provenance({"basis": "raw"}, {}, {}, {})
+
+    def score(*rows):
+        return ScoreMap("x", "nats/token", torch.tensor(rows), provenance)
+
+    first = score([1.0, 2.0], [3.0, 4.0])
+    assert first.correlation(score([1.0, 4.0], [9.0, 16.0])) == pytest.approx(1)
+    assert first.correlation(score([4.0, 3.0], [2.0, 1.0])) == pytest.approx(-1)
+    # Spearman's 1 - 6 sum(d^2) / (n (n^2 - 1)) by hand: d = 1, 1, 0, 0
+    assert first.correlation(score([2.0, 1.0], [3.0, 4.0])) == pytest.approx(1 - 6 * 2 / (4 * 15))
+    assert first.correlation(score([float("nan"), 1.0], [2.0, 3.0])) == pytest.approx(1)
+    assert math.isnan(first.correlation(score([1.0, 1.0], [1.0, 1.0])))
+    with pytest.raises(InputError, match=r"^other: \(1, 2\) by head; compare with one of \(2, 2\)"):
+        first.correlation(score([1.0, 2.0]))

@@ -9,6 +9,7 @@ import zoo
 from typer.testing import CliRunner
 
 from memcircuits.cli import app
+from memcircuits.results import Result
 
 runner = CliRunner()
 
@@ -64,11 +65,91 @@ def test_scan_as_json_is_json_and_only_json(options):
     assert [p["em"] for p in data["paragraphs"][:5]] == [12] * 5
 
 
+def test_perturb_measures_controls_against_their_own_continuation(options, tmp_path):
+    out = tmp_path / "out"
+    arguments = ["--replacement", "random,second", "--max-paragraphs", "3", "--minimal"]
+    result = runner.invoke(app, ["perturb", *options, *arguments, "--json", "--out", str(out)])
+    assert result.exit_code == 0, result.output
+    data = json.loads(result.stdout)
+    assert [(row["set"], row["replacement"], row["n"]) for row in data["drop"]] == [
+        ("memorized", "random", 3), ("control", "random", 3),
+        ("memorized", "second", 3), ("control", "second", 3),
+    ]  # fmt: skip
+    for row in data["drop"]:
+        assert row["ci_low"] <= row["em_drop"] <= row["ci_high"]
+        saved = f"perturbation-{row['replacement']}-{row['set']}.safetensors"
+        found = Result.load(out / saved)
+        assert found.baseline_em.tolist() == [12, 12, 12]
+        assert row["em_drop"] == pytest.approx(float(found.drops.mean()))
+    assert len(data["causes"]) == 12
+    assert {name: len(rows) for name, rows in data["minimal_sets"].items()} == {
+        "memorized": 3, "control": 3,
+    }  # fmt: skip
+    assert "3 memorized paragraphs: 30 passes" in result.stderr
+    assert "position" in (out / "perturbation-random-first.html").read_text()
+
+
+def test_patch_goes_both_ways(options, tmp_path):
+    out = tmp_path / "out"
+    arguments = ["--site", "q,v,resid_pre", "--metric", "nll", "--max-paragraphs", "2"]
+    result = runner.invoke(app, ["patch", *options, *arguments, "--json", "--out", str(out)])
+    assert result.exit_code == 0, result.output
+    data = json.loads(result.stdout)
+    ways, sites = ("noising", "denoising"), ("q", "v", "resid_pre")
+    assert [(row["direction"], row["site"]) for row in data] == [
+        (way, site) for way in ways for site in sites
+    ]
+    there, back = data[0], data[3]
+    assert there["base"] == pytest.approx(back["source"])
+    assert there["source"] == pytest.approx(back["base"])
+    assert len(there["effects"]) == 16
+    assert len(list(out.glob("patch-*.safetensors"))) == 6
+    assert {p.name for p in out.glob("*.html")} == {
+        f"patch-{way}-{panels}.html" for way in ways for panels in ("q-v", "resid_pre")
+    }
+
+
 def test_info_describes_the_model(folder):
     result = runner.invoke(app, ["info", str(folder / "model"), "--json"])
     assert result.exit_code == 0, result.output
     facts = json.loads(result.stdout)
-    assert "GPTNeo" in json.dumps(facts)
+    assert facts.pop("checks").keys() == {
+        "attention rows",
+        "head removal",
+        "batching",
+        "greedy decoding",
+        "plain forward",
+    }
+    assert {"q", "k", "v", "z", "resid_pre"} <= set(facts["writable sites"])
+    assert "pattern" not in facts.pop("writable sites")  # attention that a Bridge only observes
+    assert facts == {
+        "model": "model",
+        "revision": None,
+        "class": "TransformerBridge",
+        "architecture": "GPTNeoForCausalLM",
+        "basis": "raw",
+        "dtype": "float32",
+        "device": facts["device"],
+        "layers": 4,
+        "query heads": 4,
+        "key-value heads": 4,
+        "d_model": 32,
+        "d_head": 8,
+        "d_vocab": 101,
+        "context": 128,
+        "local layers": [1, 3],
+        "parallel blocks": False,
+        "can restart": True,
+        "50 + 50 fit": True,
+    }
+    shown = runner.invoke(app, ["info", str(folder / "model"), "--n-prefix", "100"])
+    assert shown.exit_code == 0, shown.output
+    for name, value in facts.items():
+        if name not in ("local layers", "50 + 50 fit", "revision"):
+            assert f"{name:<21} {value}" in shown.stdout
+    assert "local layers          1, 3" in shown.stdout
+    assert "100 + 50 fit          False" in shown.stdout
+    assert "check greedy decoding off by" in shown.stdout
 
 
 @pytest.mark.parametrize(

@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).parents[1]
-PAGES = ["README.md", "docs/index.md", "docs/howto.md", "docs/seeing.md"]
+PAGES = ["README.md", "docs/index.md", "docs/howto.md", "docs/corpora.md", "docs/seeing.md"]
 
 
 def blocks(page):

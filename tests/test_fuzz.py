@@ -1,7 +1,8 @@
 """Thousands of malformed inputs: each gives a result or one clear error, and never half a file.
 
 All draws are seeded, so a failure can be repeated; the message of a failed assertion names the
-input.
+input. `FUZZ=10 pytest tests/test_fuzz.py -rP` makes ten times as many and prints how
+many there were of each kind.
 """
 
 from __future__ import annotations
@@ -9,8 +10,10 @@ from __future__ import annotations
 import contextlib
 import gzip
 import json
+import os
 import random
 import string
+from collections import Counter
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -26,29 +29,27 @@ import memcircuits as mc
 from memcircuits import cli, loading
 from memcircuits.checks import InputError
 from memcircuits.results import Result
+from memcircuits.unlearning import Recipe
 
-# How many malformed inputs each test makes; 2,000 were promised.
+# How many malformed inputs each test makes at least; 2,000 were promised.
+TIMES = int(os.environ.get("FUZZ", "1"))
 COUNTS = {
     "spoiled files": 110,  # for each of the formats
     "odd records": 130,
-    "spoiled results": 60,  # for each of the kinds
+    "spoiled results": 40,  # for each of the kinds
     "model folders": 150,
     "gguf files": 60,
     "command lines": 300,
     "odd arguments": 200,
 }
-N_FORMATS, N_KINDS = 11, 5
-
-
-def test_the_promised_number():
-    total = sum(COUNTS.values())
-    total += (N_FORMATS - 1) * COUNTS["spoiled files"] + (N_KINDS - 1) * COUNTS["spoiled results"]
-    assert total >= 2000
+COUNTS = {kind: TIMES * n for kind, n in COUNTS.items()}
+TRIED: Counter[str] = Counter()
 
 
 @contextlib.contextmanager
-def only_input_errors(what: object) -> Iterator[None]:
+def only_input_errors(kind: str, what: object) -> Iterator[None]:
     """Anything but a clear error is a failure that says what the input was."""
+    TRIED[kind] += 1
     try:
         yield
     except InputError:
@@ -131,7 +132,6 @@ def read(path: Path) -> mc.Paragraphs:
 
 @pytest.mark.parametrize("name", FORMATS)
 def test_spoiled_files(tmp_path, name):
-    assert len(FORMATS) == N_FORMATS
     path = tmp_path / name
     raw = FORMATS[name](path)
     path.write_bytes(raw)
@@ -141,7 +141,7 @@ def test_spoiled_files(tmp_path, name):
     for _ in range(COUNTS["spoiled files"]):
         spoiled = spoil(raw, draw)
         path.write_bytes(spoiled)
-        with only_input_errors((name, spoiled)):
+        with only_input_errors("spoiled files", (name, spoiled)):
             outcomes.add("error")
             assert isinstance(read(path), mc.Paragraphs)
             outcomes.add("read")
@@ -179,7 +179,7 @@ def test_odd_records(tmp_path):
         if turn % 10 == 0:
             records.append(draw.choice(ODD))
         path.write_bytes(jsonl(records))
-        with only_input_errors(records):
+        with only_input_errors("odd records", records):
             found = read(path)
             assert all(isinstance(name, str) for name in found.names)
 
@@ -198,7 +198,7 @@ def test_odd_records(tmp_path):
 def test_strange_files(tmp_path, raw, ending):
     path = tmp_path / f"strange{ending}"
     path.write_bytes(raw)
-    with only_input_errors((ending, raw[:100])):
+    with only_input_errors("strange files", (ending, raw[:100])):
         read(path)
 
 
@@ -206,7 +206,7 @@ def test_strange_files(tmp_path, raw, ending):
     "name", ["", ".", "..", "missing.jsonl", "a\0b.jsonl", "x" * 300 + ".pt", "x.exe"]
 )
 def test_paths_that_are_no_files(tmp_path, name):
-    with only_input_errors(name), pytest.raises(InputError):
+    with only_input_errors("strange files", name), pytest.raises(InputError):
         read(tmp_path / name)
 
 
@@ -218,15 +218,35 @@ def bridge():
     return zoo.bridge("gpt_neo")
 
 
+KINDS = (
+    "Scan",
+    "ScoreMap",
+    "ParameterGradients",
+    "ActivationGradients",
+    "RareTokenAttention",
+    "PatchMap",
+    "Perturbation",
+    "Ranking",
+    "Edit",
+    "UnigramTable",
+)
+
+
 @pytest.fixture(scope="module")
 def results(bridge, tmp_path_factory):
     folder = tmp_path_factory.mktemp("results")
     paragraphs = zoo.mixed(bridge, n=3)
+    quiet: dict[str, Any] = {"progress": False}
     made = [
-        mc.scan(bridge, paragraphs, progress=False),
-        mc.ablate_heads(bridge, paragraphs, progress=False),
-        mc.parameter_gradients(bridge, paragraphs, progress=False),
-        mc.rare_token_attention(bridge, paragraphs, permutations=3, progress=False),
+        mc.scan(bridge, paragraphs, **quiet),
+        mc.ablate_heads(bridge, paragraphs, **quiet),
+        mc.parameter_gradients(bridge, paragraphs, **quiet),
+        mc.activation_gradients(bridge, paragraphs, sites=["z"], **quiet),
+        mc.rare_token_attention(bridge, paragraphs, permutations=3, **quiet),
+        mc.patch_heads(bridge, paragraphs[:2], paragraphs[2:4], **quiet),
+        mc.perturb_prefix(bridge, paragraphs, **quiet),
+        mc.find_memorization_heads(bridge, paragraphs, draws=20, **quiet),
+        mc.unlearn(bridge, paragraphs[:3], paragraphs[3:], recipe=Recipe(steps=1), **quiet),
     ]
     for result in made:
         result.save(folder / f"{type(result).__name__}.safetensors")
@@ -234,9 +254,7 @@ def results(bridge, tmp_path_factory):
     return folder
 
 
-@pytest.mark.parametrize(
-    "name", ["Scan", "ScoreMap", "ParameterGradients", "RareTokenAttention", "UnigramTable"]
-)
+@pytest.mark.parametrize("name", KINDS)
 def test_spoiled_results(results, tmp_path, name):
     raw = (results / f"{name}.safetensors").read_bytes()
     end = 8 + int.from_bytes(raw[:8], "little")
@@ -249,7 +267,7 @@ def test_spoiled_results(results, tmp_path, name):
         kept = len(text).to_bytes(8, "little") + text + raw[end:]
         spoiled = kept if turn % 2 else spoil(raw, draw)
         path.write_bytes(spoiled)
-        with only_input_errors((name, spoiled[:1500])):
+        with only_input_errors("spoiled results", (name, spoiled[:1500])):
             load(path)
 
 
@@ -300,7 +318,7 @@ def test_spoiled_model_folders(tiny, tmp_path):
             spoiled = files[name][: draw.randrange(len(files[name]))]
             spoiled = spoiled if name == "config.json" else spoil(files[name], draw)
         (folder / name).write_bytes(spoiled)
-        with only_input_errors((name, spoiled[:1500])):
+        with only_input_errors("model folders", (name, spoiled[:1500])):
             loading.load_model(folder)
             loaded += 1
         assert sorted(path.name for path in folder.iterdir()) == sorted(files)
@@ -326,7 +344,7 @@ def test_spoiled_gguf_files(tmp_path):
         # The counts in the first 24 bytes stay in most: with them the reader would run for hours.
         spoiled = raw[:24] + spoil(raw[24:], draw) if turn % 4 else raw[: draw.randrange(len(raw))]
         path.write_bytes(spoiled)
-        with only_input_errors(("gguf", spoiled[:500])), pytest.raises(InputError):
+        with only_input_errors("gguf files", spoiled[:500]), pytest.raises(InputError):
             loading.load_model(path)
 
 
@@ -388,30 +406,84 @@ OPTIONS: dict[str, tuple[str, ...]] = {
     "--max-paragraphs": ("0", "1", "x"),
     "--batch-size": ("0", "-1", "x"),
     "--no-such-option": ("1",),
+    "--fraction": ("0", "-1", "2", "nan", "x"),
+    "--targets": ("0", "x", "2"),
+    "--mask": ("", "most"),
+    "--recipe": ("", "none"),
+    "--heads": ("", "L9H9", "H1L1", "L1H2,,", "é"),
+    "--layers": ("", "9", "-1", "x", "0,0"),
+    "--components": ("", "W_X", "W_Q,"),
+    "--kl-budget": ("0", "-1", "nan", "inf", "x"),
+    "--export": ("file", "empty", "\0", "good.jsonl/x"),
+    "--rewritten": PATHS,
+    "--corrupted": PATHS,
+    "--objective": ("", "x"),
+    "--pool": ("", "sum"),
+    "--average": ("", "token"),
+    "--replacement": ("", "x", "frequency"),
+    "--draws": ("0", "-1", "x"),
+    "--site": ("", "x", "pattern"),
+    "--direction": ("", "up"),
+    "--metric": ("", "x", "logit_diff"),
+    "--method": ("", "guess"),
+    "--positions": ("", "x", "999", "-1"),
+    "--stride": ("0", "-1", "x"),
+    "--offset": ("-1", "x", "9999"),
+    "--min-unique": ("-1", "2", "nan", "x"),
+    "--drop": ("", "x"),
+    "--part-records": ("0", "x"),
+    "--shard-index": ("-1", "3", "x"),
+    "--num-shards": ("0", "x", "2"),
+    "--engine": ("", "spark"),
+    "--workers": ("0", "x"),
+    "--processes": ("0", "x"),
+    "--resume": (),
+    "--deduplicate": (),
+    "--minimal": (),
+    "--per-loss": (),
     "--trust-remote-code": (),
     "--json": (),
 }
 
 
+def known_options() -> dict[str, list[str]]:
+    """Command -> its options, from the command line itself."""
+    import typer
+
+    def walk(command: Any, name: str) -> Iterator[tuple[str, list[str]]]:
+        if hasattr(command, "commands"):
+            for child, inner in command.commands.items():
+                yield from walk(inner, f"{name} {child}".strip())
+        else:
+            options = [o for p in command.params for o in p.opts if o.startswith("--")]
+            yield name, options
+
+    return dict(walk(typer.main.get_command(cli.app), ""))
+
+
 def test_command_lines(stub):
-    commands = [
-        c.name or c.callback.__name__.replace("_", "-") for c in cli.app.registered_commands
-    ]
+    commands = known_options()
+    known = {option for own in commands.values() for option in own}
+    assert known - set(OPTIONS) <= {"--help", "--quiet", "--ray-address"}  # a new option: add it
     draw = random.Random(4)
     runner = CliRunner()
     before = {path: path.read_bytes() for path in stub.rglob("*") if path.is_file()}
     statuses = set()
     for _ in range(COUNTS["command lines"]):
+        TRIED["command lines"] += 1
         command = draw.choice([*commands, "no-such-command", ""])
         chosen = {
             "--model": "tiny",
             "--paragraphs": "good.jsonl",
-            "--n-prefix": "10",
-            "--n-continuation": "12",
         }
-        odd = draw.sample(sorted(OPTIONS), draw.randrange(1, 3))
+        if command != "unigrams build":
+            chosen |= {"--n-prefix": "10", "--n-continuation": "12"}
+        own = sorted(set(commands.get(command, ())) & set(OPTIONS) - {"--help"})
+        odd = draw.sample(own or sorted(OPTIONS), draw.randrange(1, 3))
+        if draw.random() < 0.05:
+            odd.append(draw.choice(sorted(OPTIONS)))
         chosen |= {key: draw.choice(OPTIONS[key] or ("",)) for key in odd}
-        arguments = [command]
+        arguments = command.split() or [command]
         for key, value in chosen.items():
             arguments += [key] if key in OPTIONS and not OPTIONS[key] else [key, value]
         result = runner.invoke(cli.app, arguments)
@@ -429,6 +501,8 @@ def test_command_lines(stub):
             assert not path.name.startswith("."), shown
             if path.suffix == ".json":
                 json.loads(path.read_text())
+            if path.suffix == ".parquet":
+                pd.read_parquet(path)
             path.unlink()
         assert {p: p.read_bytes() for p in before} == before, shown
     assert 2 in statuses
@@ -456,6 +530,56 @@ CALLS: dict[str, dict[str, tuple[Any, ...]]] = {
         "max_paragraphs": (0, 1, -1, "x", 1.5),
         "draws": (0, -1, "x"),
         "unigrams": (3, "x"),
+        "method": ("", None, "fast"),
+    },
+    "contrastive_gradients": {
+        "pool": ("", None),
+        "n_control": (0, "x", 1.5),
+        "draws": (0, "x"),
+    },
+    "activation_gradients": {
+        "sites": ("z", (), ("x",), None, (1,)),
+        "token": (-1, 12, "x", [1, 2], 1.5),
+    },
+    "patch_heads": {
+        "site": ("", "resid_pre", None),
+        "positions": ("all", [99], [-1], [], 3, ["x"], [1.5]),
+        "metric": ("", "x", 3, None),
+        "direction": ("", None, "up"),
+        "method": ("", None, "x"),
+        "check": (0, 3, "x"),
+    },
+    "perturb_prefix": {
+        "replacement": ("", None, "x", []),
+        "draws": (0, -1, "x", 1.5),
+        "unigrams": (3, "x"),
+    },
+    "unlearn": {
+        "fraction": (0, -1, 2, "x", float("nan"), None),
+        "mask": ("", None, "most"),
+        "heads": (["L9H9"], ["x"], [(1, 99)], 3),
+        "layers": ([9], [-1], ["x"], 3),
+        "components": (["W_X"], [3], 3),
+        "kl_budget": (0, "x", -1),
+        "recipe": (None, "fast", Recipe(steps=0)),
+        "seed": ("x", 1.5),
+    },
+    "edit": {"fraction": (0, "x"), "mask": ("", None), "kl_budget": (0, "x")},
+    "plant": {
+        "where": ("", "L9H9", "L1.x", [], 3, None, [3], "neurons:2", "weights:x", "weights:0"),
+        "components": (["W_X"], 3, "W_Q"),
+        "steps": (0, "x", 1.5),
+        "learning_rate": (0, "x", float("nan")),
+        "kl_weight": (-1, "x", float("inf")),
+        "kl_budget": (0, "x", -1),
+        "seed": ("x", 1.5),
+        "control": (3, "x", [[1]]),
+    },
+    "attention_view": {
+        "layer": (9, -1, "x", 1.5),
+        "heads": ([99], ["x"], 3, []),
+        "compare": (3, "x", [[1]]),
+        "unigrams": (3, "x"),
     },
 }
 PARAGRAPHS: tuple[Any, ...] = (
@@ -468,20 +592,45 @@ PARAGRAPHS: tuple[Any, ...] = (
 )  # fmt: skip
 
 
+def call(
+    function: str, bridge: Any, good: mc.Paragraphs, value: Any, options: dict[str, Any]
+) -> None:
+    """Functions of two or three sets of paragraphs get good ones beside the odd one."""
+    beside: dict[str, tuple[Any, ...]] = {
+        "contrastive_gradients": (good[3:],),
+        "patch_heads": (good,),
+        "unlearn": (good[3:],),
+        "edit": (good[3:], good[3:]),
+    }
+    if function == "attention_view":
+        mc.attention_view(bridge, value, **options)
+        return
+    if function == "plant":
+        options = {"where": "L1.mlp", "steps": 2, **options}
+    getattr(mc, function)(
+        bridge, value, *beside.get(function, ()), **{"progress": False, **options}
+    )
+
+
 def test_odd_arguments(bridge):
     good = zoo.mixed(bridge, n=3)
     cases: list[tuple[str, Any, dict[str, Any]]] = []
     for function, options in CALLS.items():
         cases += [(function, value, {}) for value in PARAGRAPHS]
-        for option, values in {**options, "memory_budget": (0, -1, "x")}.items():
-            if option == "memory_budget" and function == "rare_token_attention":
-                continue
-            cases += [(function, good, {option: value}) for value in values]
-    assert len(cases) >= COUNTS["odd arguments"]
+        more = {"memory_budget": (0, -1, "x")}
+        if function in ("rare_token_attention", "attention_view"):
+            more = {}
+        usable = good[:1] if function == "attention_view" else good[:3]
+        if function in ("scan", "find_memorization_heads", "ablate_heads"):
+            usable = good
+        for option, values in {**options, **more}.items():
+            cases += [(function, usable, {option: value}) for value in values]
+    assert len(cases) >= COUNTS["odd arguments"] // TIMES
     wrong = []
     for function, value, options in cases:
+        TRIED["odd arguments"] += 1
         try:
-            getattr(mc, function)(bridge, value, progress=False, **options)
+            call(function, bridge, good, value, options)
         except InputError:
             continue
         except Exception as error:
@@ -491,3 +640,13 @@ def test_odd_arguments(bridge):
         else:
             wrong.append(f"{function}({value!r:.60}, {options}): accepted")
     assert not wrong, "\n".join(wrong)
+
+
+def test_the_promised_number():
+    """The last test of the file: counts what the others tried; prints it under `-rP`."""
+    for kind, n in sorted(TRIED.items()):
+        print(f"{n:6} {kind}")
+    print(f"{TRIED.total():6} malformed inputs")
+    if set(COUNTS) <= set(TRIED):  # else only some of the tests were run
+        assert TRIED.total() >= 2000
+        assert all(TRIED[kind] >= n for kind, n in COUNTS.items())

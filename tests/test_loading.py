@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import json
+import os
 import shutil
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -95,6 +98,55 @@ def test_a_model_in_memory_that_does_not_name_its_class():
     model = transformers.AutoModelForCausalLM.from_config(config)
     found = as_bridge(zoo.shaken(model), zoo.tokenizer(), name="tiny-olmo2")
     assert mc.ablate_heads(found, zoo.random_ids(2, 60), progress=False).values.abs().max() > 0
+
+
+# -- names on the hub -----------------------------------------------------------------------------
+
+COMMITS = {"main": "a" * 40, "v2": "b" * 40}
+HUB = """
+import json, sys
+from memcircuits.adapter import adapt
+from memcircuits.checks import InputError
+from memcircuits.loading import load_model
+found = []
+for revision in json.loads(sys.argv[1]):
+    try:
+        model = load_model("someone/tiny", revision=revision)
+        adapter = adapt(model)
+        found.append([adapter.label, adapter.revision, adapter.fingerprint()])
+    except InputError as error:
+        found.append(str(error))
+print(json.dumps(found))
+"""
+
+
+def test_a_name_on_the_hub_at_a_revision(tmp_path):
+    """Out of a cache like the hub's own, without a network: a process of its own reads it."""
+    cache = tmp_path / "hub" / "models--someone--tiny"
+    prints = {}
+    for seed, (name, commit) in enumerate(COMMITS.items()):
+        snapshot = zoo.save("llama", cache / "snapshots" / commit, seed=seed)
+        model = load_model(snapshot)
+        prints[name] = adapt(model).fingerprint()
+        (cache / "refs").mkdir(exist_ok=True)
+        (cache / "refs" / name).write_text(commit)
+    assert prints["main"] != prints["v2"]
+    asked = [None, "main", "v2", COMMITS["v2"], "v3", "c" * 40]
+    found = subprocess.run(
+        [sys.executable, "-c", HUB, json.dumps(asked)],
+        env=os.environ | {"HF_HUB_CACHE": str(tmp_path / "hub"), "HF_HUB_OFFLINE": "1"},
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+    *known, absent, unknown = json.loads(found.stdout)
+    expected = ["main", "main", "v2", "v2"]
+    assert known == [
+        ["someone/tiny", revision, prints[name]]
+        for revision, name in zip(asked, expected, strict=False)
+    ]
+    for message in (absent, unknown):
+        assert message.startswith("model: someone/tiny; it cannot be loaded")
 
 
 # -- what is refused ------------------------------------------------------------------------------

@@ -33,6 +33,16 @@ def models(name):
     return model
 
 
+@functools.cache
+def in_float64(name):
+    """The same weights with more digits, for finite differences."""
+    model = zoo.bridge(name).double()
+    with torch.no_grad():
+        for key, value in models(name).state_dict().items():
+            model.state_dict()[key].copy_(value)
+    return model
+
+
 @pytest.fixture
 def neo():
     return models("gpt_neo")
@@ -143,7 +153,8 @@ def test_the_whole_residual_stream_carries_the_whole_difference(name, direction)
 @pytest.mark.parametrize("site", HEAD_SITES)
 @pytest.mark.parametrize("name", NAMES)
 def test_heads_equal_hand_written_hooks(name, site, direction):
-    model, positions = models(name), [0, 2, 5, 14]
+    # Tokens differ at one of these in every pair of GPT-2, whose k matters nowhere else.
+    model, positions = models(name), [0, 2, 5, 6, 9, 14]
     found = patch_heads(model, *pairs(name), site=site, direction=direction, positions=positions)
     base, source, targets = runs(name, direction)
     clean = hooked_nll(model, base, targets, [])
@@ -181,8 +192,6 @@ def test_heads_equal_hand_written_hooks(name, site, direction):
             torch.testing.assert_close(
                 found.samples["nll"][:, layer, head], expected, atol=2e-5, rtol=0
             )
-    if name.endswith("gpt2") and (site, direction) == ("k", "noising"):
-        pytest.xfail("the numbers agree, but this model's effects are below 1e-4")
     assert found.values.abs().max() > 1e-4
 
 
@@ -317,21 +326,15 @@ def test_results_equal_those_of_transformer_lens(name):
 
 
 @pytest.mark.parametrize("site", HEAD_SITES)
-@pytest.mark.parametrize(
-    "name",
-    [
-        "gpt_neo",
-        "gpt2",
-        "neox",
-        pytest.param("opt", marks=pytest.mark.xfail(reason="finite steps cross ReLU's kinks?")),
-        "llama",
-        "qwen3",
-        "gemma2",
-    ],
-)
+@pytest.mark.parametrize("name", ["gpt_neo", "gpt2", "neox", "opt", "llama", "qwen3", "gemma2"])
 def test_attribution_is_the_derivative_of_the_patch_in_z(name, site):
-    """A small step of z towards what the patch makes of it, by hand-written hooks."""
-    model, positions = models(name), [0, 1, 2, 3, 9]
+    """A small step of z towards what the patch makes of it, by hand-written hooks.
+
+    OPT's ReLU has kinks, and a difference across one is no derivative: its steps are a hundred
+    times smaller, in float64.
+    """
+    kinks = name == "opt"
+    model, positions = in_float64(name) if kinks else models(name), [0, 1, 2, 3, 9]
     options = {"site": site, "positions": positions, "metric": "first_impacted"}
     found = patch_heads(model, *pairs(name), method="attribution", **options)
     clean, _ = pairs(name)
@@ -368,7 +371,7 @@ def test_attribution_is_the_derivative_of_the_patch_in_z(name, site):
                     model.run_with_hooks(base, fwd_hooks=[(names[2], patch), (names[0], keep)])
                 target[:, :, mine] = edited["z"][:, :, mine]
             scale = (target - z).abs().max().clamp_min(1e-9)
-            step = 2e-2 / scale
+            step = (2e-4 if kinks else 2e-2) / scale
 
             def moved(sign, z=z, target=target, step=step, hook=names[0]):
                 changed = z + sign * step * (target - z)
@@ -399,8 +402,6 @@ def test_attribution_says_how_far_to_trust_it(neo):
     assert found.agreement["all"] == pytest.approx(float(torch.corrcoef(estimates)[0, 1]), abs=1e-5)
     assert f"{found.agreement['all']:.3f}" in found.notes[0]
     assert found.to_frame()["exact"].notna().sum() == 6
-    if found.agreement["all"] <= 0.9:
-        pytest.xfail("attribution in q should agree with exact patching above 0.9 and does not")
 
 
 def test_recomputing_the_softmax_sees_through_saturation():
@@ -421,13 +422,59 @@ def test_recomputing_the_softmax_sees_through_saturation():
     assert exact.abs().max() > 1e-3
     error, plain_error = ((x - exact).abs().mean() for x in (found, plain))
     assert error < 0.8 * plain_error
-    if error >= 0.5 * plain_error:
-        pytest.xfail("the softmax recomputed should halve the error and does not")
 
 
-def plain_attribution(model, clean, corrupted, site):
+@functools.cache
+def organism_pairs():
+    """Eight recited paragraphs of the organism and their most destructive random replacements.
+
+    How good a first-order estimate is depends on the weights: random ones make everything above z
+    about as curved as it can be, so estimates are judged on trained weights.
+    """
+    model, planted = mc.load_model(), mc.Paragraphs.shipped("planted")
+    often = [i for i, n in enumerate(planted.facts["repetitions"]) if n == 256]
+    return model, *perturb_prefix(model, planted[often[:8]]).pairs()
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("direction", DIRECTIONS)
+def test_attribution_in_q_agrees_with_exact_patching_on_trained_weights(direction):
+    """Above 0.9 over all heads, in logits.
+
+    With -log p as the metric this holds where the run patched into does not recite. Where it does,
+    p is near 1 and its logarithm flat: the estimate sees too little, and its agreement says so.
+    """
+    options = {"site": "q", "direction": direction, "positions": "changed"}
+    exact = patch_heads(*organism_pairs(), metric="logit_diff", **options)
+    found = patch_heads(*organism_pairs(), metric="logit_diff", method="attribution", **options)
+
+    def agreement(estimate, truth):
+        return float(torch.corrcoef(torch.stack([estimate.flatten(), truth.flatten()]))[0, 1])
+
+    assert agreement(found.values, exact.values) > 0.9
+    assert found.agreement["all"] > 0.9
+    surprise = patch_heads(
+        *organism_pairs(), metric="first_impacted", method="attribution", **options
+    )
+    if direction == "denoising":
+        assert agreement(surprise.values, exact.samples["first_impacted"].mean(0)) > 0.9
+
+
+@pytest.mark.slow
+def test_recomputing_the_softmax_halves_the_error_on_trained_weights():
+    model, clean, corrupted = organism_pairs()
+    options = {"site": "q", "direction": "denoising"}
+    exact = patch_heads(model, clean, corrupted, **options).values
+    found = patch_heads(model, clean, corrupted, method="attribution", **options).values
+    plain = plain_attribution(model, clean, corrupted, "q", "denoising")
+    error, plain_error = ((x - exact).abs().mean() for x in (found, plain))
+    assert error < 0.5 * plain_error
+
+
+def plain_attribution(model, clean, corrupted, site, direction="noising"):
     """Gradient in the site itself times its change."""
     inputs = [clean.ids[:, :-1], torch.cat([corrupted.prefix, clean.continuation], 1)[:, :-1]]
+    inputs = inputs if direction == "noising" else inputs[::-1]
     names = [site_hook(site, layer) for layer in range(model.cfg.n_layers)]
     new, kept = activations(model, inputs[1], names), {}
 

@@ -7,9 +7,12 @@ import pandas as pd
 import pytest
 import torch
 import zoo
+from transformers import AutoModelForCausalLM
 
 import memcircuits as mc
+from memcircuits.adapter import adapt
 from memcircuits.minimal import MinimalSets, minimal_sets
+from memcircuits.organism import DATA
 from memcircuits.perturbation import Perturbation, greedy_continuations, perturb_prefix
 from memcircuits.results import Result
 from memcircuits.unigrams import UnigramTable
@@ -66,6 +69,55 @@ def test_em_equals_greedy_decoding_at_every_position_of_20_paragraphs(name):
     ids = torch.cat([prefixes, truth], 1)
     torch.testing.assert_close(found.nll.flatten(), nll_of(name, ids, 10), atol=1e-5, rtol=0)
     assert found.baseline_em.tolist() == [12] * 20
+
+
+@pytest.mark.slow
+def test_em_equals_greedy_decoding_of_the_organism():
+    """Every prefix position of 20 recited paragraphs, decoded by transformers alone."""
+    plain = AutoModelForCausalLM.from_pretrained(DATA, dtype=torch.float32).eval()
+    planted = mc.Paragraphs.shipped("planted")
+    often = [i for i, n in enumerate(planted.facts["repetitions"]) if n == 256]
+    paragraphs = planted[often[:20]]
+    found = perturb_prefix(mc.load_model(), paragraphs)
+    assert found.baseline_em.tolist() == [50] * 20
+    for row in range(20):
+        prefixes = paragraphs.prefix[[row]].repeat(50, 1)
+        prefixes[range(50), range(50)] = found.replacements[row, :, 0]
+        continued = plain.generate(
+            prefixes,
+            attention_mask=torch.ones_like(prefixes),
+            do_sample=False,
+            min_new_tokens=50,  # nothing ends a text before it is 50 tokens longer
+            max_new_tokens=50,
+            pad_token_id=0,
+        )
+        truth = paragraphs.continuation[[row]].expand(50, -1)
+        assert found.em[row, :, 0].tolist() == em_of(continued[:, 50:], truth).tolist()
+    assert 1 < (50 - found.em.float()).mean() < 49
+
+
+@pytest.mark.parametrize("name", sorted(zoo.ARCHITECTURES))
+def test_running_only_what_follows_the_replaced_token_changes_nothing(name, monkeypatch):
+    model = zoo.bridge(name)
+    paragraphs = zoo.reciting(model, n=18, n_prefix=20)  # longer than any local window
+    adapter = adapt(model)
+    assert adapter.can_share(paragraphs.ids.shape[1] - 1)
+    runs = []
+    run_behind = adapter.run_behind
+
+    def counted(start, *arguments, **options):
+        runs.append(start)
+        return run_behind(start, *arguments, **options)
+
+    monkeypatch.setattr(adapter, "run_behind", counted)
+    shared = perturb_prefix(model, paragraphs, draws=2)
+    assert len({*runs}) > 1
+    monkeypatch.setattr(adapter, "can_share", lambda n_pos: False)
+    runs.clear()
+    whole = perturb_prefix(model, paragraphs, draws=2)
+    assert not runs
+    assert torch.equal(shared.em, whole.em)
+    torch.testing.assert_close(shared.nll, whole.nll, atol=1e-5, rtol=0)
 
 
 def test_baseline_and_surprisal_are_those_of_the_scan_and_of_the_plain_model(neo):
@@ -170,12 +222,16 @@ def test_second_choice_is_the_most_likely_other_token(neo):
 # -- pairs ----------------------------------------------------------------------------------------
 
 
-def test_greedy_continuations_equal_decoding_from_any_guess():
-    model = zoo.bridge("llama")
+@pytest.mark.parametrize("shares", [True, False])
+@pytest.mark.parametrize("name", sorted(zoo.ARCHITECTURES))
+def test_greedy_continuations_equal_decoding_from_any_guess(name, shares, monkeypatch):
+    model = zoo.bridge(name)
+    if not shares:
+        monkeypatch.setattr(adapt(model), "can_share", lambda n_pos: False)
     guess = mc.Paragraphs.from_tokens(zoo.random_ids(20, 22, seed=3), n_prefix=10)
     found = greedy_continuations(model, guess)
     assert torch.equal(found.prefix, guess.prefix)
-    assert torch.equal(found.continuation, decoded("llama", guess.prefix, 12))
+    assert torch.equal(found.continuation, decoded(name, guess.prefix, 12))
     assert torch.equal(greedy_continuations(model, found).ids, found.ids)
 
 

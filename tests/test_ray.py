@@ -12,18 +12,18 @@ import pytest
 import torch
 import zoo
 from test_scan_to_disk import OPTIONS, parts_of
+from typer.testing import CliRunner
 
 import memcircuits as mc
+from memcircuits.cli import app
 from memcircuits.corpus_scan import scan_to_disk
 
-pytest.importorskip("ray", reason="the extra `ray` is not installed")
+ray = pytest.importorskip("ray", reason="the extra `ray` is not installed")
 
 
 @pytest.fixture(scope="module", autouse=True)
 def local_ray():
     """One Ray for the module; its workers find the tests' modules."""
-    import ray
-
     here = Path(__file__).parent
     path = os.pathsep.join([str(here), str(here.parent), os.environ.get("PYTHONPATH", "")])
     with pytest.MonkeyPatch.context() as patch:
@@ -80,6 +80,20 @@ def test_ray_equals_local_although_a_worker_is_killed(neo, tmp_path):
     )
     assert parts_of(out) == parts_of(whole.folder)
     assert again.summary["tokens_in_these_seconds"] == 8 * 10 * 22
+
+
+def test_the_command_writes_the_same_parts_on_ray(tmp_path):
+    corpus_job.write_corpus(tmp_path / "corpus.jsonl", 30)
+    model = zoo.save("gpt_neo", tmp_path / "model")
+    for engine in ("local", "ray"):
+        options = {"n-prefix": 10, "n-continuation": 12, "stride": 22, "part-records": 8}
+        options |= {"model": model, "paragraphs": tmp_path / "corpus.jsonl", "engine": engine}
+        options |= {"batch-size": 32, "out": tmp_path / engine}
+        given = [text for key, value in options.items() for text in (f"--{key}", str(value))]
+        found = CliRunner().invoke(app, ["scan", *given, "--quiet"])
+        assert found.exit_code == 0, found.output
+        assert "280 windows of 30 rows" in found.stdout
+    assert parts_of(tmp_path / "ray") == parts_of(tmp_path / "local")
 
 
 def test_ray_counts_the_same_tokens(tmp_path):

@@ -22,11 +22,17 @@ from memcircuits.readers import Windows, cut, n_unique, retokenization_drift
 
 IDS = zoo.random_ids(5, 24)
 LENGTHS = {"n_prefix": 10, "n_continuation": 12}
-PAPER = Path(
-    os.environ.get(
-        "MEMCIRCUITS_PAPER_DATA", Path(__file__).resolve().parents[1] / ".." / "shared" / "data"
-    )
-)
+
+
+def paper_data():
+    """The folder of the paper's two files: named by a variable, or `shared/data` further up."""
+    folders = [up / "shared" / "data" for up in Path(__file__).resolve().parents]
+    if "MEMCIRCUITS_PAPER_DATA" in os.environ:
+        folders = [Path(os.environ["MEMCIRCUITS_PAPER_DATA"])]
+    return next((folder for folder in folders if (folder / "50_50_preds.pt").is_file()), None)
+
+
+PAPER = paper_data()
 
 
 def text(ids):
@@ -145,6 +151,26 @@ def test_other_columns_become_facts_and_ids_names(tmp_path):
     found = mc.Paragraphs.read(tmp_path / "b.jsonl", n_prefix=1, n_continuation=2)
     assert found.names == ("3",)
     assert found.facts == {"index": (3,), "odd": ("\\ud800",), "x": ([1],)}
+
+
+def test_datasets_on_the_hub_are_streamed_at_the_revision_asked_for(tmp_path, monkeypatch):
+    datasets = pytest.importorskip("datasets")
+    asked = []
+
+    def load_dataset(*names, **options):
+        asked.append((*names, options))
+        return iter([{"ids": row} for row in IDS.tolist()])
+
+    monkeypatch.setattr(datasets, "load_dataset", load_dataset)
+    monkeypatch.chdir(tmp_path)
+    for name in ("org/set@abc:train:en", "org/set"):
+        assert torch.equal(mc.Paragraphs.read(f"hf:{name}", **LENGTHS).ids, IDS[:, :22])
+    assert asked == [
+        ("org/set", "en", {"split": "train", "revision": "abc", "streaming": True}),
+        ("org/set", None, {"split": "train", "revision": None, "streaming": True}),
+    ]
+    with pytest.raises(mc.InputError, match="its name is hf:NAME"):
+        mc.Paragraphs.read("hf:a:b:c:d", **LENGTHS)
 
 
 def test_a_folder_is_all_its_files_in_order(tmp_path):
@@ -269,6 +295,26 @@ def test_bad_rows_are_passed_over_and_the_others_kept(tmp_path):
     assert rows[1].where == "a.jsonl, line 2"
 
 
+def test_empty_files_are_named_and_do_not_spoil_a_folder(tmp_path):
+    (tmp_path / "a.jsonl").write_bytes(b"\n")
+    (tmp_path / "b.jsonl").write_bytes(BY_IDS)
+    assert list(read_rows(find_sources(tmp_path)[0])) == [BadRow("a.jsonl", "it is empty")]
+    assert torch.equal(mc.Paragraphs.read(tmp_path, **LENGTHS).ids, IDS[:, :22])
+
+
+def test_strings_of_parquet_files_that_are_no_utf8_spoil_their_row_alone(tmp_path):
+    words = [b"<1> <2> <3>", b"\xff\xfe", b"<4> <5> <6>"]
+    offsets = np.cumsum([0, *map(len, words)]).astype(np.int32)
+    buffers = [None, pa.py_buffer(offsets), pa.py_buffer(b"".join(words))]
+    column = pa.Array.from_buffers(pa.string(), 3, buffers)
+    pq.write_table(pa.table({"text": column}), tmp_path / "a.parquet")
+    rows = list(read_rows(find_sources(tmp_path / "a.parquet")[0]))
+    assert [row.where for row in rows] == [f"a.parquet, row {i}" for i in (1, 2, 3)]
+    assert [isinstance(row, BadRow) for row in rows] == [False, True, False]
+    assert "not UTF-8" in rows[1].reason
+    assert rows[2].text == "<4> <5> <6>"
+
+
 def test_rows_before_damage_are_kept(tmp_path):
     path = tmp_path / "a.jsonl.gz"
     plain = lines({"ids": row} for row in zoo.random_ids(5000, 30).tolist())
@@ -372,7 +418,7 @@ def test_chunks_depend_on_the_file_alone(tmp_path):
 # -- the paper's files --------------------------------------------------------------------------
 
 
-@pytest.mark.skipif(not PAPER.is_dir(), reason="the paper's files are not here")
+@pytest.mark.skipif(PAPER is None, reason="the paper's files are not here")
 def test_the_papers_paragraphs():
     found = mc.Paragraphs.read(PAPER / "50_50_preds.pt")
     assert (len(found), found.n_prefix, found.n_continuation) == (442, 50, 50)

@@ -1,6 +1,7 @@
 """Scans to disk: the same rows as a scan in memory, whoever scans them and however often killed."""
 
 import json
+import os
 import random
 import signal
 import subprocess
@@ -13,6 +14,7 @@ import numpy as np
 import pytest
 import torch
 import zoo
+from test_readers import FAULTS
 from typer.testing import CliRunner
 
 import memcircuits as mc
@@ -28,6 +30,13 @@ OPTIONS = {
     "batch_size": 32,
     "progress": False,
 }
+
+
+FAULTS_OF_CONTENT = [
+    fault
+    for fault in FAULTS
+    if fault not in ("missing", "unknown ending", "compressed parquet", "empty folder")
+]
 
 
 def parts_of(folder):
@@ -186,6 +195,62 @@ def test_damaged_files_among_good_ones_are_quarantined(neo, tmp_path):
     assert found.summary["windows"] == 50
 
 
+@pytest.mark.parametrize("fault", FAULTS_OF_CONTENT)
+def test_every_fault_of_a_file_is_an_error_or_quarantined(neo, tmp_path, fault):
+    name, content, says = FAULTS[fault]
+    (tmp_path / name).write_bytes(content)
+    options = {**OPTIONS, "windows": Windows(10, 12)}
+    says = "it is empty" if "is empty" in says else says
+    try:
+        found = scan_to_disk(neo, tmp_path / name, tmp_path / "out", **options)
+    except mc.InputError as error:
+        reasons = str(error)
+    else:
+        reasons = str(["; ".join(row.values()) for row in found.quarantine()])
+    assert says in reasons
+
+
+def test_all_faults_together_leave_the_good_rows_alone(neo, tmp_path):
+    for i, fault in enumerate(FAULTS_OF_CONTENT):
+        name, content, _ = FAULTS[fault]
+        (tmp_path / "in" / f"{i:02d}").mkdir(parents=True)
+        (tmp_path / "in" / f"{i:02d}" / name).write_bytes(content)
+    corpus_job.write_corpus(tmp_path / "in" / "good.jsonl", 5)
+    found = scan_to_disk(neo, tmp_path / "in", tmp_path / "out", **OPTIONS)
+    frame = found.to_frame()
+    assert (frame["file"] == "good.jsonl").sum() == 50
+    assert len({row["where"][:2] for row in found.quarantine()}) == len(FAULTS_OF_CONTENT)
+    assert found.summary["quarantined"] == len(found.quarantine())
+
+
+def test_the_content_of_every_kind_of_source_is_part_of_the_key(neo, tmp_path):
+    datasets = pytest.importorskip("datasets")
+    ids = zoo.random_ids(4, 22).numpy()
+
+    def save(first):
+        for half, columns in (("prefix", ids[:, :10]), ("suffix", ids[:, 10:] * first % 101)):
+            np.save(tmp_path / f"x_{half}.npy", columns.astype(np.uint16))
+        texts = [" ".join(f"<{i}>" for i in row * first % 101) for row in ids]
+        datasets.Dataset.from_dict({"text": texts}).save_to_disk(tmp_path / "saved")
+
+    options = {**OPTIONS, "windows": Windows(10, 12)}
+    sources = {"pair": tmp_path / "x_prefix.npy", "saved": tmp_path / "saved"}
+    save(1)
+    for name, source in sources.items():
+        scan_to_disk(neo, source, tmp_path / name / "out", **options)
+        scan_to_disk(neo, source, tmp_path / name / "out", resume=True, **options)
+    save(2)
+    for name, source in sources.items():
+        with pytest.raises(mc.InputError, match="differs in sources"):
+            scan_to_disk(neo, source, tmp_path / name / "out", resume=True, **options)
+
+
+def test_filters_that_leave_nothing_are_named(neo, corpus, tmp_path):
+    options = {**OPTIONS, "windows": Windows(10, 12, drop=("<",))}
+    with pytest.raises(mc.InputError, match=r"96 left out \(keyword\)"):
+        scan_to_disk(neo, corpus, tmp_path / "out", **options)
+
+
 def test_windows_with_non_finite_numbers_are_quarantined(tmp_path):
     model = zoo.bridge("gpt_neo")
     with torch.no_grad():
@@ -281,6 +346,34 @@ def test_command_in_a_job_array_and_under_accelerate(command, tmp_path, monkeypa
     assert second.exit_code == 0, second.output
     assert "960 windows of 100 rows" in second.stdout
     assert "tokens/s" in second.stdout
+
+
+def test_command_in_a_job_array_with_more_jobs_than_parts(command, tmp_path):
+    """A job that has nothing to do says so, also when it is the first to run."""
+    options = ["--part-records", 60, "--out", tmp_path / "out", "--num-shards", 3]
+    for index in (2, 0, 1):
+        found = run(*command, *options, "--shard-index", index)
+        assert found.exit_code == 0, found.output
+        assert ("0 windows of 0 rows" if index == 2 else " windows of ") in found.stdout
+    assert "96 windows of 100 rows" in found.stdout
+
+
+@pytest.mark.slow
+def test_processes_started_together_share_a_scan(command, whole, tmp_path):
+    """`accelerate launch`, as on a machine with two GPUs: both write one folder at once."""
+    launch = [sys.executable, "-m", "accelerate.commands.launch", "--multi_gpu"]
+    launch += ["--num_processes=2", "--num_machines=1", "--main_process_port=0"]
+    launch += ["--mixed_precision=no", "--dynamo_backend=no", "-m", "memcircuits"]
+    options = ["--stride", 22, "--part-records", 8, "--batch-size", 32, "--out", tmp_path / "out"]
+    job = [*launch, *command, *map(str, options), "--device", "cpu"]
+    subprocess.run(job, check=True, env={**os.environ, "OMP_NUM_THREADS": "1"})
+    found = ScanFolder.open(tmp_path / "out")
+    assert found.complete
+    assert {path.name for path in (tmp_path / "out" / "done").iterdir()} == {
+        "0-of-2.json",
+        "1-of-2.json",
+    }
+    assert parts_of(tmp_path / "out") == parts_of(whole.folder)
 
 
 @pytest.mark.parametrize(

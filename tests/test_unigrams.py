@@ -84,6 +84,21 @@ def test_a_table_of_another_tokenizer_is_refused(neo):
         mc.UnigramTable(counts[:-1], "x").check(neo)
 
 
+def test_without_a_table_the_result_says_what_was_counted(neo):
+    given = zoo.mixed(neo)
+    table = mc.UnigramTable.from_tokens(given.ids, zoo.D_VOCAB, source="a corpus")
+    with_table, without = (
+        mc.rare_token_attention(neo, given, unigrams, permutations=3, progress=False)
+        for unigrams in (table, None)
+    )
+    assert (with_table.notes, with_table.provenance.options["unigrams"]) == ((), "a corpus")
+    assert "no unigram table was given" in without.notes[0]
+    assert without.provenance.options["unigrams"] == "the paragraphs themselves"
+    assert torch.equal(without.values, with_table.values)
+    ranking = mc.find_memorization_heads(neo, given, draws=10, progress=False)
+    assert any("No unigram table was given" in note for note in ranking.notes)
+
+
 def test_damaged_and_foreign_files_are_refused(tmp_path):
     path = tmp_path / "t.safetensors"
     for content in (None, b"", b"\x08\0\0\0\0\0\0\0{}      ", b"x" * 100):

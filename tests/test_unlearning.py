@@ -27,7 +27,7 @@ from memcircuits.evaluation import (
 from memcircuits.gradients import all_weights, mean_gradient
 from memcircuits.masks import Candidates
 from memcircuits.noise import weight_noise
-from memcircuits.unlearning import CONSTRAINED, REFERENCE, Recipe
+from memcircuits.unlearning import NATURAL, REFERENCE, Recipe
 
 ARCHITECTURES = sorted(zoo.ARCHITECTURES)
 CONTROL = mc.Paragraphs.from_tokens(zoo.random_ids(10, 22, seed=5), n_prefix=10)
@@ -309,7 +309,7 @@ def test_edit_gives_prefixes_another_continuation():
         fraction=0.2,
         kl_budget=0.5,
         progress=False,
-        recipe=dataclasses.replace(CONSTRAINED, steps=200, learning_rate=5e-3, kl_weight=1.0),
+        recipe=dataclasses.replace(NATURAL, steps=200, step_kl=3e-3),
     )
     assert found.stopped == "em"
     new = mc.Paragraphs(torch.cat([memorized.prefix, wanted.continuation], 1), 10)
@@ -322,7 +322,7 @@ def test_edit_gives_prefixes_another_continuation():
 def test_the_kl_budget_stops_the_reference_recipe(neo_edit):
     model, memorized, _ = neo_edit
     recipe = dataclasses.replace(REFERENCE, steps=50, learning_rate=3e-3, kl_weight=0.01)
-    free = quick(model, memorized, recipe=recipe)
+    free = quick(model, memorized, recipe=recipe, kl_budget=1e9)
     assert free.stopped == "steps"
     budget = float(free.history["kl"].max()) / 2
     stopped = quick(model, memorized, recipe=recipe, kl_budget=budget)
@@ -334,7 +334,7 @@ def test_the_kl_budget_stops_the_reference_recipe(neo_edit):
 def test_shrinking_keeps_the_targets_forgotten(neo_edit):
     model, memorized, found = neo_edit
     whole = mc_unlearn(
-        model, memorized, CONTROL, recipe=dataclasses.replace(CONSTRAINED, shrink=False), **FORGET
+        model, memorized, CONTROL, recipe=dataclasses.replace(NATURAL, shrink=False), **FORGET
     )
     assert found.norm <= whole.norm
     assert float(found.history["kl"][found.kept]) <= float(whole.history["kl"][whole.kept])
@@ -458,7 +458,8 @@ def test_noise_of_size_zero_is_no_noise_and_large_noise_ends_the_recitation(neo_
         ({"layers": [4]}, "layers"),
         ({"components": ["W_E"]}, "components"),
         ({"heads": ["L0H0"], "components": ["W_in"]}, "heads, layers, components"),
-        ({"recipe": CONSTRAINED, "kl_budget": None}, "kl_budget"),
+        ({"recipe": Recipe(objective="loss")}, "objective"),
+        ({"recipe": Recipe(curvature="some")}, "curvature"),
         ({"recipe": Recipe(steps=0)}, "steps"),
     ],
 )
@@ -520,6 +521,36 @@ def test_gradients_command(run, tmp_path, objective):
     assert set(found) == sets
     assert all(0 < group["layer_share"] < 1 for group in found.values())
     assert len(list(tmp_path.glob("gradients-*.safetensors"))) == len(sets)
+
+
+def test_activations_command(run, tmp_path):
+    result = run("gradients", "--activations", "--out", str(tmp_path))
+    assert result.exit_code == 0
+    found = json.loads(result.stdout)
+    assert set(found) == {"memorized", "control"}
+    assert {row["site"] for row in found["memorized"]} == {"q", "k", "v", "z", "pre", "post"}
+    assert len(list(tmp_path.glob("activations-*.safetensors"))) == 2
+
+
+def test_unlearn_command_compares_arms_and_tries_to_bring_it_back(run, tmp_path):
+    heldout = tmp_path / "heldout.jsonl"
+    lines = [json.dumps({"id": str(i), "ids": ids}) for i, ids in enumerate(UNSEEN.ids.tolist())]
+    heldout.write_text("\n".join(lines))
+    result = run(
+        "unlearn", "--fraction", "0.02", "--kl-budget", "0.05", "--arms", "--recover", "2",
+        "--noise", "--heldout", str(heldout), "--out", str(tmp_path / "out"),
+    )  # fmt: skip
+    assert result.exit_code == 0
+    found = json.loads(result.stdout)
+    arms = {(row["set"], row["measure"]): row for row in found["arms"]}
+    em = arms["memorized", "em"]
+    assert em["no-op"] == 12
+    assert em["top"] < 2
+    assert {"random", "random-per-tensor", "all"} <= set(em)
+    assert arms["control", "em"]["no-op"] == 12
+    assert arms["heldout", "perplexity"]["no-op"] > 1
+    assert [row["step"] for row in found["recovery"] if row["arm"] == "edited"] == [0, 1, 2]
+    assert {row["set"] for row in found["noise"]} == {"memorized", "control"}
 
 
 def test_unlearn_command(run, tmp_path):

@@ -73,6 +73,100 @@ ARCHITECTURES: dict[str, tuple[str, dict[str, Any]]] = {
         },
     ),
 }
+_GROUPED = {**_LLAMA, "num_key_value_heads": 2}
+_WIDE = {**_GROUPED, "head_dim": 8}
+_PADDED = {**_GROUPED, "pad_token_id": 0}
+_GPT = {**_SMALL, "n_positions": N_CTX, "n_embd": 32, "n_layer": 3, "n_head": 4}
+_MIXTURE = {"num_experts_per_tok": 1, "moe_intermediate_size": 16}
+_LATENT = {  # multi-head latent attention
+    **_LLAMA,
+    **_MIXTURE,
+    "kv_lora_rank": 8,
+    "n_routed_experts": 2,
+    "qk_nope_head_dim": 8,
+    "qk_rope_head_dim": 8,
+    "v_head_dim": 8,
+    "n_group": 1,
+    "topk_group": 1,
+}
+# More that load, pass the checks at load and are ranked, in less detail than those above.
+OTHERS: dict[str, dict[str, Any]] = {
+    "Apertus": _GROUPED,
+    "Arcee": _GROUPED,
+    "Bloom": {**_SMALL, "hidden_size": 32, "n_layer": 3, "n_head": 4},
+    "CodeGen": {**_GPT, "rotary_dim": 4},
+    "Cohere": _PADDED,
+    "Cohere2": _PADDED,
+    "Ernie4_5": _GROUPED,
+    "Exaone4": {**_GROUPED, "sliding_window": 16},
+    "Falcon": {**_SMALL, "hidden_size": 32, "num_hidden_layers": 3, "num_attention_heads": 4},
+    "GPTBigCode": _GPT,
+    "GPTJ": {**_GPT, "rotary_dim": 4},
+    "Gemma": {**_WIDE, "pad_token_id": 0},
+    "Gemma3Text": {**_WIDE, "pad_token_id": 0, "sliding_window": 16},
+    "Glm": {**_WIDE, "pad_token_id": 0},
+    "Granite": _GROUPED,
+    "HunYuanDenseV1": _WIDE,
+    "Mistral": {**_WIDE, "sliding_window": 16},
+    "Mpt": {
+        "vocab_size": D_VOCAB,
+        "d_model": 32,
+        "n_heads": 4,
+        "n_layers": 3,
+        "max_seq_len": N_CTX,
+    },
+    "Nemotron": _WIDE,
+    "Olmo": _GROUPED,
+    "Olmo2": _GROUPED,
+    "Olmo3": _GROUPED,
+    "Phi": _GROUPED,
+    "Phi3": _PADDED,
+    "Qwen2": _GROUPED,
+    "SeedOss": _WIDE,
+    "SmolLM3": _PADDED,
+    "StableLm": _GROUPED,
+    "Starcoder2": _GROUPED,
+    "XGLM": {
+        **_SMALL,
+        "max_position_embeddings": N_CTX,
+        "d_model": 32,
+        "num_layers": 3,
+        "attention_heads": 4,
+        "ffn_dim": 64,
+    },
+}
+# Those that are refused at load: settings, and a pattern of the reason.
+REFUSED: dict[str, tuple[dict[str, Any], str]] = {
+    "BioGpt": (_LLAMA, "TransformerLens cannot wrap it"),
+    "DeepseekV2": ({**_LATENT, "q_lora_rank": None}, "no separate W_Q"),
+    "DeepseekV3": ({**_LATENT, "q_lora_rank": 8}, "no separate W_Q"),
+    "GptOss": (
+        {**_WIDE, "num_local_experts": 2, "num_experts_per_tok": 1, "sliding_window": 16},
+        "no separate W_in",
+    ),
+    "Llama4Text": ({**_WIDE, "num_local_experts": 2}, "no separate W_in"),
+    "Mamba": (
+        {"vocab_size": D_VOCAB, "hidden_size": 32, "num_hidden_layers": 2},
+        r"no blocks\.0\.attn\.hook_z",
+    ),
+    "Mixtral": ({**_WIDE, "num_local_experts": 2}, "no separate W_in"),
+    "Olmoe": ({**_GROUPED, "num_experts": 2, **_MIXTURE}, "no separate W_in"),
+    "OpenAIGPT": (_GPT, "the analyses cannot handle it"),
+    "Persimmon": (_LLAMA, "TransformerLens cannot wrap it"),
+    "Qwen3Moe": ({**_WIDE, "num_experts": 2, **_MIXTURE}, "no separate W_in"),
+}
+
+
+def other(name: str) -> Any:
+    """A tiny random transformers model of `OTHERS` or `REFUSED`."""
+    import transformers
+
+    settings = OTHERS[name] if name in OTHERS else REFUSED[name][0]
+    config = getattr(transformers, f"{name}Config")(**settings)
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0)
+        model = transformers.AutoModelForCausalLM.from_config(config, attn_implementation="eager")
+    return shaken(model.eval())
 
 
 def hf_model(name: str, *, seed: int = 0, scale: float = 4.0) -> Any:

@@ -28,6 +28,7 @@ def edit(
     layers: u.Layers = None,
     components: u.Components = None,
     kl_budget: u.KlBudget = 0.002,
+    heldout: u.Heldout = None,
     out: c.Out = Path("memcircuits-edit"),
     export: u.Export = None,
     n_prefix: c.Prefix = 50,
@@ -82,4 +83,5 @@ def edit(
         seed=seed,
         progress=not quiet,
     )
-    u.finish(loaded, found, chosen, controls[1::2], out, export, model, revision, json, quiet)
+    text = u.heldout_text(heldout, loaded, model, n_prefix, n_continuation)
+    u.finish(loaded, found, chosen, controls[1::2], text, out, export, model, revision, json, quiet)

@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from memcircuits.commands import common as c
+
+if TYPE_CHECKING:
+    from memcircuits.paragraphs import Paragraphs
 
 
 def gradients(
@@ -22,6 +26,10 @@ def gradients(
     ] = "batch",
     per_loss: Annotated[
         bool, typer.Option("--per-loss", help="Divide by the loss, to compare sets.")
+    ] = False,
+    activations: Annotated[
+        bool,
+        typer.Option("--activations", help="Of activations (q, k, v, z, MLP) in place of weights."),
     ] = False,
     out: Annotated[
         Path | None, typer.Option(help="Folder for gradients-SET.safetensors; by default none.")
@@ -58,6 +66,9 @@ def gradients(
         quiet=quiet,
     )
     memorized, control = split(loaded, given, quiet=quiet)
+    if activations:
+        _activations(loaded, {"memorized": memorized, "control": control}, out, json, quiet)
+        return
     if objective == "contrastive":
         results = {
             "contrastive": contrastive_gradients(
@@ -92,3 +103,25 @@ def gradients(
         frame = result.to_frame().sort_values("value", ascending=False)
         typer.echo(f"{name}: {result}, loss {result.loss:.4g} nats/token, [{result.units}]")
         c.print_table(frame.head(10))
+
+
+def _activations(
+    model: Any, groups: Mapping[str, Paragraphs], out: Path | None, json: bool, quiet: bool
+) -> None:
+    """Largest gradient over positions of every site, layer and head."""
+    import memcircuits as mc
+
+    tables = {}
+    for name, group in groups.items():
+        found = mc.activation_gradients(model, group, progress=not quiet)
+        if out is not None:
+            c.say(f"wrote {found.save(out / f'activations-{name}.safetensors')}", quiet)
+        frame = found.to_frame()
+        places = frame.groupby(["site", "layer", "head"], dropna=False, sort=False)["value"]
+        tables[name] = frame.loc[places.idxmax()].reset_index(drop=True)
+    if json:
+        c.print_json({name: c.records(table) for name, table in tables.items()})
+        return
+    for name, table in tables.items():
+        typer.echo(f"{name}: |dL/dh| [nats/token per unit], the largest over positions")
+        c.print_table(table.sort_values("value", ascending=False).head(10))

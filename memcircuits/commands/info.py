@@ -16,9 +16,13 @@ def info(
     dtype: c.Dtype = "float32",
     revision: c.Revision = None,
     trust_remote_code: c.TrustRemoteCode = False,
+    n_prefix: c.Prefix = 50,
+    n_continuation: c.Continuation = 50,
     quiet: c.Quiet = False,
 ) -> None:
     """Check a model and print its architecture, basis, heads and writable sites.
+
+    A model that cannot be analysed is an error that says why.
 
     Example: memcircuits info EleutherAI/pythia-70m
     """
@@ -29,14 +33,16 @@ def info(
     loaded = load_model(
         model, revision=revision, device=device, dtype=dtype, trust_remote_code=trust_remote_code
     )
-    facts = validate_model(loaded).facts()
+    report = validate_model(loaded)
+    facts = report.facts()
+    facts[f"{n_prefix} + {n_continuation} fit"] = n_prefix + n_continuation <= report.n_ctx
     if json:
         c.print_json(facts)
         return
     checks = facts.pop("checks")
     for name, value in facts.items():
         shown = ", ".join(map(str, value)) or "none" if isinstance(value, list) else value
-        typer.echo(f"{name:<16} {shown}")
+        typer.echo(f"{name:<21} {'none' if shown is None else shown}")
     for name, difference in checks.items():
         shown = "could not be tried" if difference is None else f"off by {difference:.1e}"
-        typer.echo(f"check {name:<16} {shown}")
+        typer.echo(f"check {name:<15} {shown}")

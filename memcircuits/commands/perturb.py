@@ -20,11 +20,11 @@ def perturb(
     paragraphs: c.ParagraphFile = None,
     replacement: Annotated[
         str, typer.Option(help="random, frequency, neighbor, second; several with commas.")
-    ] = "random,frequency,neighbor,second",
+    ] = "random",
     draws: Annotated[int, typer.Option(min=1, help="Replacements per position.")] = 1,
     max_paragraphs: Annotated[
         int, typer.Option(min=1, help="At most so many memorized paragraphs and so many controls.")
-    ] = 60,
+    ] = 20,
     unigrams: Annotated[
         Path | None, typer.Option(help="Unigram table (.safetensors) that defines rarity.")
     ] = None,
@@ -45,9 +45,10 @@ def perturb(
     """Replace each prefix token by itself: how much is still recited, and what makes it matter?
 
     Controls are measured against what the model writes by itself. Writes a result per set and
-    replacement, and figure 3 of the paper (means, and the first memorized paragraph).
+    replacement, and figure 3 of the paper (means, and the first memorized paragraph). Costs a
+    forward pass per paragraph, prefix token, draw and replacement.
 
-    Example: memcircuits perturb --replacement random --draws 5
+    Example: memcircuits perturb --replacement random,frequency,neighbor,second --max-paragraphs 60
     """
     import pandas as pd
 
@@ -72,7 +73,8 @@ def perturb(
     results: dict[tuple[str, str], Perturbation] = {}
     for kind in names(replacement) or ():
         for name, group in sets.items():
-            c.say(f"{kind} replacement in {len(group)} {name} paragraphs", quiet)
+            passes = len(group) * group.n_prefix * draws
+            c.say(f"{kind} replacement in {len(group)} {name} paragraphs: {passes:,} passes", quiet)
             results[name, kind] = perturb_prefix(
                 loaded, group, replacement=kind, draws=draws, **options
             )

@@ -10,9 +10,14 @@ import typer
 from memcircuits.commands import common as c
 
 if TYPE_CHECKING:
+    from collections.abc import Mapping
+
+    from pandas import DataFrame
+
     from memcircuits.edits import Edit
     from memcircuits.evaluation import EditReport
     from memcircuits.paragraphs import Paragraphs
+    from memcircuits.unlearning import Recipe
 
 Targets = Annotated[
     int, typer.Option("--targets", min=1, help="At most so many memorized paragraphs, by --seed.")
@@ -29,6 +34,10 @@ Components = Annotated[
     str | None, typer.Option(help="Only these matrices, for instance W_in,W_out.")
 ]
 KlBudget = Annotated[float, typer.Option(help="KL that held-out controls may show, nats/token.")]
+Heldout = Annotated[
+    Path | None,
+    typer.Option(help="File of texts whose perplexity is measured; the organism has its own."),
+]
 Export = Annotated[
     Path | None, typer.Option(help="New folder for the edited model, in Hugging Face format.")
 ]
@@ -43,13 +52,28 @@ def unlearn(
     mask: Annotated[
         str, typer.Option(help="top, or to compare random, random-per-tensor, all.")
     ] = "top",
-    recipe: Annotated[str, typer.Option(help="constrained or reference (the paper's).")] = (
-        "constrained"
-    ),
+    recipe: Annotated[str, typer.Option(help="natural or reference (the paper's).")] = "natural",
     heads: Heads = None,
     layers: Layers = None,
     components: Components = None,
     kl_budget: KlBudget = 0.002,
+    em_below: Annotated[
+        float | None,
+        typer.Option(
+            help="Stop when every target is recited for fewer tokens; by default a tenth."
+        ),
+    ] = None,
+    arms: Annotated[
+        bool, typer.Option("--arms", help="Edit also random masks and all weights, to compare.")
+    ] = False,
+    recover: Annotated[
+        int,
+        typer.Option(min=0, help="Then train so many steps on controls: does it come back?"),
+    ] = 0,
+    noise: Annotated[
+        bool, typer.Option("--noise", help="Measure EM also under noise on as many weights.")
+    ] = False,
+    heldout: Heldout = None,
     out: c.Out = Path("memcircuits-unlearn"),
     export: Export = None,
     n_prefix: c.Prefix = 50,
@@ -69,11 +93,16 @@ def unlearn(
 
     Example: memcircuits unlearn --targets 3 --export forgetful
     """
+    from dataclasses import replace
+
     from memcircuits.checks import one_of
-    from memcircuits.unlearning import CONSTRAINED, REFERENCE
+    from memcircuits.evaluation import compare_edits, recovery_curve
+    from memcircuits.masks import CHOICES
+    from memcircuits.noise import weight_noise
+    from memcircuits.unlearning import NATURAL, REFERENCE
     from memcircuits.unlearning import unlearn as find
 
-    recipes = {"constrained": CONSTRAINED, "reference": REFERENCE}
+    recipes = {"natural": NATURAL, "reference": REFERENCE}
     one_of("--recipe", recipe, recipes)
     loaded, given = c.load(
         model,
@@ -88,21 +117,67 @@ def unlearn(
     )
     memorized, controls = split(loaded, given, control, quiet=quiet)
     chosen = draw(memorized, targets, seed)
-    found = find(
-        loaded,
-        chosen,
-        controls[::2],
-        fraction=fraction,
-        mask=mask,
-        recipe=recipes[recipe],
-        heads=names(heads),
-        layers=numbers("--layers", layers),
-        components=names(components),
-        kl_budget=kl_budget,
-        seed=seed,
-        progress=not quiet,
+    where: dict[str, Any] = {
+        "heads": names(heads),
+        "layers": numbers("--layers", layers),
+        "components": names(components),
+        "seed": seed,
+        "progress": not quiet,
+    }
+
+    def make(mask: str, used: Recipe) -> Edit:
+        return find(
+            loaded,
+            chosen,
+            controls[::2],
+            fraction=fraction,
+            mask=mask,
+            recipe=used,
+            em_below=em_below,
+            kl_budget=kl_budget,
+            **where,
+        )
+
+    found = make(mask, recipes[recipe])
+    unseen = controls[1::2]
+    text = heldout_text(heldout, loaded, model, n_prefix, n_continuation)
+    more: dict[str, DataFrame] = {}
+    if arms:
+        edits = {mask: found}
+        for other in CHOICES:
+            used = recipes[recipe]
+            if other == "all" and used.curvature == "full":
+                used = replace(used, curvature="diagonal")  # of all together it fits nowhere
+            if other != mask:
+                edits[other] = make(other, used)
+        more["arms"] = compare_edits(
+            loaded, edits, chosen, unseen, heldout=text, progress=not quiet
+        ).reset_index()
+    if recover:
+        more["recovery"] = recovery_curve(
+            loaded, found, chosen, controls[::2], steps=recover, progress=not quiet
+        ).to_frame()
+    if noise:
+        more["noise"] = weight_noise(
+            loaded, chosen, unseen, fraction=fraction, mask=mask, **where
+        ).to_frame()
+    finish(
+        loaded, found, chosen, unseen, text, out, export, model, revision, json, quiet, more=more
     )
-    finish(loaded, found, chosen, controls[1::2], out, export, model, revision, json, quiet)
+
+
+def heldout_text(
+    path: Path | None, model: Any, source: str, n_prefix: int, n_continuation: int
+) -> Paragraphs | None:
+    """The texts of --heldout, for the organism its own."""
+    from memcircuits.organism import DATA
+    from memcircuits.paragraphs import Paragraphs
+
+    if path is None and c.is_shipped(source):
+        return Paragraphs.read(DATA / "heldout.jsonl", n_prefix=1, n_continuation=99)[:64]
+    if path is None:
+        return None
+    return Paragraphs.read(path, model, n_prefix=n_prefix, n_continuation=n_continuation)
 
 
 def split(
@@ -157,17 +232,22 @@ def finish(
     found: Edit,
     memorized: Paragraphs,
     control: Paragraphs,
+    heldout: Paragraphs | None,
     out: Path,
     export: Path | None,
     source: str,
     revision: str | None,
     json: bool,
     quiet: bool,
+    more: Mapping[str, DataFrame] | None = None,
 ) -> None:
     """Measure an edit, print it and write it."""
     from memcircuits.evaluation import evaluate_edit
 
-    report: EditReport = evaluate_edit(model, found, memorized, control, progress=not quiet)
+    more = more or {}
+    report: EditReport = evaluate_edit(
+        model, found, memorized, control, heldout=heldout, progress=not quiet
+    )
     written = [found.save(out / "edit.safetensors")]
     if export is not None:
         written.append(found.export(export, source, revision=revision))
@@ -183,10 +263,14 @@ def finish(
                 "matrices": c.records(found.to_frame()),
                 "steps": c.records(found.steps()),
                 "measures": c.records(report.to_frame()),
+                **{name: c.records(frame) for name, frame in more.items()},
             }
         )
     else:
         c.print_table(report.to_frame())
+        for name, frame in more.items():
+            typer.echo(f"\n{name}:")
+            c.print_table(frame)
         typer.echo(str(found))
         if found.stopped == "steps" and "em_new" not in found.history:
             typer.echo("Note: the steps ended before every target was forgotten.")

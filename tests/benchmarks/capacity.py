@@ -1,7 +1,12 @@
 """What a scan costs: `python -m tests.benchmarks.capacity` measures and writes docs/capacity.md.
 
-The scan is the one of `memcircuits scan --out`: reading, cutting, measuring, writing. Tokens per
-second are those of whole windows. Memory is what the process holds after each tenth of the corpus.
+The scan is the one of `memcircuits scan --out`, from text to files: reading, encoding, cutting,
+measuring, writing. The corpus is made of the organism's paragraphs in random order. Three jobs,
+each in a process of its own: the organism, a random model of the size of GPT-Neo 125M, and 100,000
+short windows to see whether memory grows.
+
+Other programs may run on the machine, so the page says how much of it a scan had, and what does not
+run on a GPU (everything but the forward passes) is measured in seconds of the processor.
 """
 
 from __future__ import annotations
@@ -9,6 +14,7 @@ from __future__ import annotations
 import argparse
 import json
 import os
+import random
 import subprocess
 import sys
 import tempfile
@@ -16,43 +22,49 @@ import threading
 import time
 from pathlib import Path
 from typing import Any
+from unittest import mock
 
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
-
-import torch
+os.environ["TOKENIZERS_PARALLELISM"] = "false"  # encoding counts as time of the one thread
 
 PAGE = Path(__file__).parents[2] / "docs" / "capacity.md"
-LENGTH = 100
 PILE_TOKENS = 300e9  # Biderman et al. 2023: the Pile in tokens of the Pythia tokenizer
 GPU_FLOPS = 312e12  # an A100's bf16 matrix products, by its maker
 GPU_SHARE = 0.2  # assumed, not measured
 GPUS = (1, 8, 64)
+MODELS = {"organism": "the organism", "tiny": "a random model of two layers of 64 dimensions"}
 
 
-def write_corpus(path: Path, windows: int, d_vocab: int) -> None:
-    """Documents of ten windows of random tokens."""
-    generator = torch.Generator().manual_seed(0)
+def write_corpus(path: Path, tokens: int, tokenizer: Any) -> None:
+    """Documents of about 1,000 tokens: ten of the organism's paragraphs, as text."""
+    import memcircuits as mc
+
+    chance = random.Random(0)
+    texts = mc.Paragraphs.shipped().texts(tokenizer)
     with path.open("w") as file:
-        for i in range(windows // 10):
-            ids = torch.randint(1, d_vocab, (10 * LENGTH,), generator=generator).tolist()
-            file.write(json.dumps({"id": i, "ids": ids}) + "\n")
+        for i in range(-(-tokens // 1000)):
+            text = "\n".join(chance.choices(texts, k=10))
+            file.write(json.dumps({"id": i, "text": text}) + "\n")
 
 
-def measure(name: str, windows: int, folder: Path) -> dict[str, Any]:
-    """Scan a corpus of random tokens and watch the process's memory."""
+def measure(name: str, windows: int, length: int, folder: Path) -> dict[str, Any]:
+    """Scan a corpus, with the clocks and the memory of the process."""
+    from memcircuits import corpus_scan
     from memcircuits.adapter import adapt
-    from memcircuits.corpus_scan import scan_to_disk
     from memcircuits.formats import find_sources, read_chunks
     from memcircuits.readers import Windows
 
     from .subjects import subject
 
-    model = subject(name, 2).bridge
+    model = tiny() if name == "tiny" else subject(name, 2).bridge
     adapter = adapt(model)
-    write_corpus(folder / "corpus.jsonl", windows, adapter.d_vocab)
-    write_corpus(folder / "first.jsonl", 20, adapter.d_vocab)
-    options: dict[str, Any] = {"windows": Windows(stride=LENGTH), "progress": False}
-    scan_to_disk(model, folder / "first.jsonl", folder / "first", **options)
+    options: dict[str, Any] = {
+        "windows": Windows(length // 2, length - length // 2, stride=length),
+        "progress": False,
+    }
+    write_corpus(folder / "first.jsonl", 2000, adapter.tokenizer)
+    corpus_scan.scan_to_disk(model, folder / "first.jsonl", folder / "first", **options)
+    write_corpus(folder / "corpus.jsonl", int(windows * length * 1.1), adapter.tokenizer)
 
     resident: list[float] = []
     out = folder / "out"
@@ -65,30 +77,70 @@ def measure(name: str, windows: int, folder: Path) -> dict[str, Any]:
             if len(resident) < 9 and done * 10 >= (len(resident) + 1) * n_parts:
                 resident.append(mib())
 
+    def clocks() -> tuple[float, float, float]:
+        return time.perf_counter(), time.process_time(), time.thread_time()
+
+    started, in_model = clocks(), 0.0
+    prepare, measured = corpus_scan.prepare, corpus_scan.measured
+
+    def prepared(*arguments: Any, **named: Any) -> Any:
+        """What is done once, such as hashing the weights, is not a cost of the tokens."""
+        nonlocal started
+        found = prepare(*arguments, **named)
+        started = clocks()
+        return found
+
+    def timed(*arguments: Any) -> Any:
+        nonlocal in_model
+        began = time.thread_time()
+        found = measured(*arguments)
+        in_model += time.thread_time() - began
+        return found
+
     watcher = threading.Thread(target=watch)
     watcher.start()
-    started = time.perf_counter()
-    found = scan_to_disk(model, folder / "corpus.jsonl", out, part_records=100, **options)
-    seconds = time.perf_counter() - started
+    with mock.patch.multiple(corpus_scan, prepare=prepared, measured=timed):
+        found = corpus_scan.scan_to_disk(
+            model, folder / "corpus.jsonl", out, part_records=100, **options
+        )
+    wall, process, thread = (now - then for now, then in zip(clocks(), started, strict=True))
     stop.set()
     watcher.join()
     resident.append(mib())
+    total = found.summary
     size = sum(part.stat().st_size for part in found.parts)
     weights = sum(p.numel() for p in model.original_model.parameters())
     cfg = model.cfg
     embedded = cfg.d_model * (cfg.d_vocab + cfg.n_ctx)
-    per_token = 2 * (weights - embedded) + 2 * cfg.d_model * cfg.d_vocab * 50 / LENGTH
-    per_token += 4 * cfg.n_layers * cfg.d_model * LENGTH
+    # Layers see all tokens but a window's last, the unembedding those that predict a continuation.
+    per_token = 2 * (weights - embedded) + cfg.d_model * cfg.d_vocab
+    per_token += 4 * cfg.n_layers * cfg.d_model * length
     return {
         "name": name,
+        "length": length,
         "parameters": weights,
-        "windows": found.summary["windows"],
-        "tokens_per_second": windows * LENGTH / seconds,
+        "windows": total["windows"],
+        "memorized": total["memorized"],
+        "tokens_per_second": total["tokens"] / wall,
+        "cores": process / wall,
+        "host_seconds_per_token": (thread - in_model) / total["tokens"],
         "flop_per_token": per_token,
-        "bytes_per_window": size / windows,
+        "bytes_per_window": size / total["windows"],
         "resident_mib": [round(x) for x in resident],
         "batch_size": found.manifest["batch_size"],
+        "d_vocab": adapter.d_vocab,
     }
+
+
+def tiny() -> Any:
+    """Two small layers with the organism's vocabulary: quick, where only memory is of interest."""
+    from memcircuits.loading import as_bridge
+
+    from .subjects import random_neo, subject
+
+    tokenizer = subject("organism", 2).bridge.tokenizer
+    plain = random_neo(layers=2, heads=4, d_model=64, d_vocab=len(tokenizer))
+    return as_bridge(plain, tokenizer, name="tiny")
 
 
 def mib() -> float:
@@ -97,29 +149,34 @@ def mib() -> float:
     return pages * os.sysconf("SC_PAGE_SIZE") / 2**20
 
 
-def page(machine: dict[str, Any], rows: list[dict[str, Any]]) -> str:
-    """docs/capacity.md."""
+def page(machine: dict[str, Any], load: float, rows: list[dict[str, Any]]) -> str:
+    """docs/capacity.md, from the two models at 100 tokens a window and the long scan."""
     from .page import table
 
     speeds = table(
-        ["model", "parameters", "windows", "tokens/s", "GFLOP/token", "GFLOP/s", "bytes/window"],
+        [
+            *("model", "parameters", "windows", "tokens/s", "cores it had"),
+            *("GFLOP/token", "host, us/token"),
+        ],
         (
             [
                 row["name"],
                 f"{row['parameters'] / 1e6:.1f}M",
-                f"{row['windows']:,}",
+                f"{row['windows']:,} of {row['length']} tokens",
                 f"{row['tokens_per_second']:,.0f}",
+                f"{row['cores']:.1f}",
                 f"{row['flop_per_token'] / 1e9:.3f}",
-                f"{row['tokens_per_second'] * row['flop_per_token'] / 1e9:.0f}",
-                f"{row['bytes_per_window']:.0f}",
+                f"{row['host_seconds_per_token'] * 1e6:.1f}",
             ]
             for row in rows
         ),
-    )
-    longest = max(rows, key=lambda row: row["windows"])
-    memory = ", ".join(map(str, longest["resident_mib"]))
-    big = rows[-1]
-    rate = GPU_FLOPS * GPU_SHARE / big["flop_per_token"]
+    )  # fmt: skip
+    _, big, long = rows
+    memory = ", ".join(f"{x:,}" for x in long["resident_mib"])
+    grown = long["resident_mib"][-1] - long["resident_mib"][0]
+    on_gpu = big["flop_per_token"] / (GPU_FLOPS * GPU_SHARE)
+    host = big["host_seconds_per_token"]
+    rate = 1 / (on_gpu + host)
     costs = table(
         ["GPUs", "tokens/s", "hours", "GPU hours"],
         (
@@ -133,40 +190,60 @@ def page(machine: dict[str, Any], rows: list[dict[str, Any]]) -> str:
         ),
     )
     here = PILE_TOKENS / big["tokens_per_second"] / 86400
-    terabytes = PILE_TOKENS / LENGTH * big["bytes_per_window"] / 1e12
+    state = "The machine was busy with other work" if load > 0.5 else "The machine was quiet"
+    terabytes = PILE_TOKENS / big["length"] * big["bytes_per_window"] / 1e12
     return f"""# Capacity
 
 What `memcircuits scan --out` costs. Written by `python -m tests.benchmarks.capacity`.
 
 ## Measured
 
-{machine["processor"]}, {machine["threads"]} threads, fp32; a large matrix product runs at
-{machine["matrix_product_gflops"]:.0f} GFLOP/s there. Windows of 50 + 50 random tokens, read from
-JSON lines of token ids, everything from file to file.
+{machine["processor"]}, {machine["threads"]} of {os.cpu_count()} cores, fp32. Each scan goes from a
+file of text to a folder of parts; the text is the organism's paragraphs in random order.
+
+{state} (load average {load:.1f} when the measurement began); a large matrix product ran at
+{machine["matrix_product_gflops"]:.0f} GFLOP/s. *Cores it had* is the processor time of the scan
+over its duration: less than {machine["threads"]} where others took a share, and then tokens/s are
+lower by about as much.
 
 {speeds}
 
-Memory that the process held after each tenth of {longest["windows"]:,} windows, in MiB: {memory}.
+*GFLOP/token* is arithmetic, not a measurement: 2 FLOP per weight outside the embeddings, 4 x layers
+x d_model x length for attention, and the unembedding at the half of the positions that predict the
+continuation. *Host* is everything but the forward passes (reading, encoding, cutting, writing), in
+microseconds of one core.
 
-The arithmetic of a token: 2 FLOP per weight outside the embeddings, 4 x layers x d_model x
-{LENGTH} for attention, and the unembedding at the 50 positions of a window that predict the
-continuation.
+### Memory
 
-## Calculated: a corpus of the Pile's size
+A scan of {long["windows"]:,} windows of {long["length"]} tokens by {MODELS[long["name"]]}: after
+each tenth of the corpus the process held {memory} MiB, {grown:+,} MiB from the first tenth to the
+last.
 
-No GPU was at hand: this is arithmetic, not measurement. It takes {PILE_TOKENS / 1e9:.0f} billion
-tokens in windows that do not overlap, a model of {big["flop_per_token"] / 1e9:.3f} GFLOP per token
-(GPT-Neo 125M), and GPUs that sustain {GPU_SHARE:.0%} of {GPU_FLOPS / 1e12:.0f} TFLOP/s (an A100's
-bf16 peak; the share is an assumption):
+## Estimated: a corpus of the Pile's size
 
-    tokens/s of a GPU = {GPU_SHARE} x {GPU_FLOPS:.3g} / {big["flop_per_token"]:.3g} = {rate:,.0f}
-    hours             = {PILE_TOKENS:.3g} / (tokens/s x GPUs) / 3600
+No GPU was at hand: **this is computed from assumptions, not measured.**
+
+- {PILE_TOKENS / 1e9:.0f} billion tokens, in windows of {big["length"]} that do not overlap;
+- a model of {big["flop_per_token"] / 1e9:.3f} GFLOP per token (the size of GPT-Neo 125M);
+- GPUs that sustain {GPU_SHARE:.0%} of {GPU_FLOPS / 1e12:.0f} TFLOP/s, an A100's bf16 peak by its
+  maker; the share is an assumption;
+- one process a GPU, in which the host's work and the GPU's take turns, the host's being as
+  measured above.
+
+```text
+s/token    = {big["flop_per_token"]:.3g} / ({GPU_SHARE} x {GPU_FLOPS:.3g}) + {host:.2g}
+           = {1 / rate:.2g}
+tokens/s   = GPUs / (s/token) = {rate:,.0f} x GPUs
+hours      = {PILE_TOKENS:.3g} / (tokens/s) / 3600
+```
 
 {costs}
 
-On the machine above the same scan would take {here:,.0f} days. The parts would take
-{terabytes:.1f} TB. Replace the rate by your own: every scan prints its tokens/s, and a scan of one
-file is enough to know it. Larger models scale with their GFLOP per token.
+Of a token's time the host takes {host * rate:.0%}: more than one process a GPU (`--workers` with
+Ray, or more shards) would hide it. On the machine above, as busy as it was, the same scan would
+take {here:,.0f} days. The parts would take {terabytes:.1f} TB. Replace the rate by your own: every
+scan prints its tokens/s, and a scan of one file is enough to know it. Larger models scale with
+their GFLOP per token.
 """
 
 
@@ -174,24 +251,34 @@ def main() -> None:
     parser = argparse.ArgumentParser(
         prog="python -m tests.benchmarks.capacity", description=__doc__
     )
-    parser.add_argument("--windows", type=int, default=100_000, help="of the organism")
-    parser.add_argument("--windows-125m", type=int, default=1_000)
+    parser.add_argument("--windows", type=int, default=10_000, help="of the organism")
+    parser.add_argument("--windows-125m", type=int, default=500)
+    parser.add_argument("--windows-memory", type=int, default=100_000, help="of 20 tokens")
+    parser.add_argument("--memory-model", choices=["organism", "tiny"], default="organism")
     parser.add_argument("--out", type=Path, default=PAGE)
-    parser.add_argument("--job", nargs=2, help=argparse.SUPPRESS)
+    parser.add_argument("--job", nargs=3, help=argparse.SUPPRESS)
     given = parser.parse_args()
     if given.job:
+        name, windows, length = given.job
         with tempfile.TemporaryDirectory() as folder:
-            print(json.dumps(measure(given.job[0], int(given.job[1]), Path(folder))))
+            print(json.dumps(measure(name, int(windows), int(length), Path(folder))))
         return
     from .__main__ import machine
 
-    rows = []
-    for job in (("organism", given.windows), ("random-125m", given.windows_125m)):
+    load, rows = os.getloadavg()[0], []
+    for job in (
+        ("organism", given.windows, 100),
+        ("random-125m", given.windows_125m, 100),
+        (given.memory_model, given.windows_memory, 20),
+    ):
         command = [sys.executable, "-m", "tests.benchmarks.capacity", "--job", *map(str, job)]
         done = subprocess.run(command, check=True, stdout=subprocess.PIPE, text=True)
         rows.append(json.loads(done.stdout.splitlines()[-1]))
-        print(rows[-1], file=sys.stderr)
-    given.out.write_text(page(machine(quick=False), rows), encoding="utf-8")
+        print(rows[-1], file=sys.stderr, flush=True)
+    here = machine(quick=False)
+    found = {"machine": here, "load": load, "rows": rows}
+    given.out.with_suffix(".json").write_text(json.dumps(found, indent=1), encoding="utf-8")
+    given.out.write_text(page(**found), encoding="utf-8")
     print(given.out)
 
 

@@ -1,9 +1,11 @@
 """`kill -9` a scan of the shipped organism at random moments; nothing may be lost or there twice.
 
-    python tests/benchmarks/kills.py --windows 50000 --kills 20
+    python tests/benchmarks/kills.py --windows 50000 --kills 20 --length 40
 
 A corpus of random tokens is scanned once without a stop and once killed and resumed again and
-again. Every file of the two results must be the same, byte by byte.
+again. A kill waits until a random number of parts is there and then for a random share of the time
+that a part takes, so that it meets the scan while it starts, reads, computes or writes. Every file
+of the two results must be the same, byte by byte.
 """
 
 from __future__ import annotations
@@ -22,22 +24,23 @@ from pathlib import Path
 import torch
 
 
-def write_corpus(path: Path, windows: int, d_vocab: int, seed: int = 0) -> None:
+def write_corpus(path: Path, windows: int, length: int, d_vocab: int, seed: int = 0) -> None:
     """Documents of ten windows each, in JSON lines; every 97th is unusable."""
     generator = torch.Generator().manual_seed(seed)
     with path.open("w") as file:
         for i in range(windows // 10):
-            ids = torch.randint(d_vocab, (1000,), generator=generator).tolist()
+            ids = torch.randint(d_vocab, (10 * length,), generator=generator).tolist()
             file.write(json.dumps({"id": f"d{i}", "ids": ids}) + "\n")
             if i % 97 == 0:
                 file.write("nonsense\n")
 
 
-def scan(source: Path, out: Path, part_records: int) -> list[str]:
+def scan(source: Path, out: Path, length: int, part_records: int) -> list[str]:
     """The command that is killed."""
     return [
         *(sys.executable, "-m", "memcircuits", "scan", "--paragraphs", str(source)),
-        *("--stride", "100", "--part-records", str(part_records), "--batch-size", "64"),
+        *("--n-prefix", str(length // 2), "--n-continuation", str(length - length // 2)),
+        *("--stride", str(length), "--part-records", str(part_records), "--batch-size", "64"),
         *("--device", "cpu", "--quiet", "--resume", "--out", str(out)),
     ]
 
@@ -54,6 +57,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--windows", type=int, default=50_000)
     parser.add_argument("--kills", type=int, default=20)
+    parser.add_argument("--length", type=int, default=100, help="tokens of a window")
     parser.add_argument("--part-records", type=int, default=50)
     parser.add_argument("--seed", type=int, default=0)
     given = parser.parse_args()
@@ -64,21 +68,23 @@ def main() -> None:
     d_vocab = json.loads((DATA / "config.json").read_text())["vocab_size"]
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
-        write_corpus(folder / "corpus.jsonl", given.windows, d_vocab)
+        source = folder / "corpus.jsonl"
+        write_corpus(source, given.windows, given.length, d_vocab)
         started = time.perf_counter()
-        whole = scan(folder / "corpus.jsonl", folder / "whole", given.part_records)
+        whole = scan(source, folder / "whole", given.length, given.part_records)
         subprocess.run(whole, check=True, stdout=sys.stderr)
-        print(f"uninterrupted: {time.perf_counter() - started:.0f} s")
+        seconds = time.perf_counter() - started
         n_parts = len(list((folder / "whole" / "parts").iterdir()))
+        print(f"uninterrupted: {seconds:.0f} s", flush=True)
 
-        killed = scan(folder / "corpus.jsonl", folder / "killed", given.part_records)
+        killed = scan(source, folder / "killed", given.length, given.part_records)
         parts = folder / "killed" / "parts"
         half_written = 0
         for at in sorted(chance.uniform(0, n_parts - 1) for _ in range(given.kills)):
             process = subprocess.Popen(killed, stdout=subprocess.DEVNULL)
             while process.poll() is None and len(list(parts.glob("[0-9]*"))) < at:
                 time.sleep(0.005)
-            time.sleep(chance.uniform(0, 0.2))
+            time.sleep(chance.uniform(0, seconds / n_parts))
             process.send_signal(signal.SIGKILL)
             assert process.wait() == -signal.SIGKILL, "it ended before it was killed"
             half_written += len(list(parts.glob(".*")))
@@ -87,7 +93,10 @@ def main() -> None:
         subprocess.run(killed, check=True, stdout=sys.stderr)
         one, two = files_of(folder / "whole"), files_of(folder / "killed")
         same = one == two
-        print(f"{given.windows} windows, {given.kills} kills, {n_parts} parts, {len(one)} files")
+        print(
+            f"{given.windows} windows of {given.length} tokens, {given.kills} kills, "
+            f"{n_parts} parts, {len(one)} files"
+        )
         print(f"temporary files left by kills and removed: {half_written}")
         print("every file is the same, byte by byte" if same else "THE RESULTS DIFFER")
         sys.exit(0 if same and not list(parts.glob(".*")) else 1)

@@ -1,0 +1,79 @@
+"""`memcircuits bench localize`: who finds what was planted? A leaderboard of localizers."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from memcircuits.commands import common as c
+
+
+def localize(
+    model: c.Model = "organism",
+    paragraphs: c.ParagraphFile = None,
+    out: c.Out = Path("memcircuits-bench"),
+    quick: Annotated[bool, typer.Option("--quick", help="A few trials of each kind.")] = False,
+    n_paragraphs: Annotated[
+        int, typer.Option("--planted", min=1, help="Paragraphs written together in each trial.")
+    ] = 1,
+    num_shards: Annotated[
+        int, typer.Option(min=1, help="Processes that share the trials, each with its index.")
+    ] = 1,
+    shard_index: Annotated[int, typer.Option(min=0, help="Which of them this is.")] = 0,
+    n_prefix: c.Prefix = 50,
+    n_continuation: c.Continuation = 50,
+    seed: c.Seed = 0,
+    json: c.Json = False,
+    device: c.Device = "auto",
+    dtype: c.Dtype = "float32",
+    revision: c.Revision = None,
+    trust_remote_code: c.TrustRemoteCode = False,
+    quiet: c.Quiet = False,
+) -> None:
+    """Write paragraphs into random places of the model and score every localizer on finding them.
+
+    Every trial is a file in OUT: run the command again to go on where it was. Writes
+    leaderboard.parquet, leaderboard.md and leaderboard.html.
+
+    Example: memcircuits bench localize --quick --out bench
+    """
+    from memcircuits import localization
+    from memcircuits.checks import InputError
+
+    if shard_index >= num_shards:
+        raise InputError("--shard-index", shard_index, f"give less than {num_shards}")
+    loaded, given = c.load(
+        model,
+        paragraphs,
+        device=device,
+        dtype=dtype,
+        revision=revision,
+        trust_remote_code=trust_remote_code,
+        n_prefix=n_prefix,
+        n_continuation=n_continuation,
+        quiet=quiet,
+    )
+    pool = localization.Pool.of(loaded, given, c.unigrams_for(model, None))
+    localization.run_trials(
+        pool,
+        out,
+        counts=localization.QUICK if quick else localization.COUNTS,
+        n_paragraphs=n_paragraphs,
+        seed=seed,
+        shard=(shard_index, num_shards),
+        progress=not quiet,
+    )
+    if num_shards > 1:
+        c.say("this share is done; run once more without --num-shards for the leaderboard", quiet)
+        return
+    trials = localization.read_trials(out)
+    frame = localization.leaderboard(trials)
+    if json:
+        c.print_json({"leaderboard": c.records(frame)})
+    else:
+        columns = ["kind", "localizer", "trials", *localization.METRICS, "forwards"]
+        c.print_table(frame[columns])
+    for path in localization.write_leaderboard(trials, out):
+        c.say(f"wrote {path}", quiet)
