@@ -187,9 +187,13 @@ class Edit(Result, kind="edit"):
         figure = figures.curves(
             self.steps(), "step", panels, title="Steps of the edit", x_label="step"
         )
+        line = {"dash": "dash", "color": "#6b7280"}
+        figure.add_vline(x=self.kept, line=line, row=2, col=1)
         return figure.add_vline(
             x=self.kept,
-            line={"dash": "dash", "color": "#6b7280"},
+            line=line,
+            row=1,
+            col=1,
             annotation_text=f"kept: step {self.kept}",
             annotation_position="top left" if 2 * self.kept > len(self.steps()) else "top right",
         )

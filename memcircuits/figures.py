@@ -103,8 +103,11 @@ def _layout(figure: Figure, *, title: str, width: int, height: int) -> Figure:
     return figure
 
 
-def _with_units(name: str, units: str) -> str:
-    return f"{_text(name)} ({_text(units)})" if units else _text(name)
+def _colorbar(name: str, units: str) -> dict[str, Any]:
+    """A colour bar with its name and units above it, in short lines that fit beside the map."""
+    lines = [*textwrap.wrap(name, 16), *textwrap.wrap(units, 16)]
+    text = "<br>".join(_text(line) for line in lines)
+    return {"title": {"text": text, "side": "top", "font": {"size": 12}}, "thickness": 18}
 
 
 def _rgba(colour: str, alpha: float) -> str:
@@ -252,7 +255,7 @@ def heatmap(
             zmax=most or 1.0,
             xgap=1,
             ygap=1,
-            colorbar={"title": {"text": _with_units(name, units), "side": "right"}},
+            colorbar=_colorbar(name, units),
         )
     )
     for i, j in cells(marks, array.shape):
@@ -349,7 +352,7 @@ def gradient_map(frame: pd.DataFrame, *, title: str = "", units: str = "") -> Fi
     figure.update_yaxes(showgrid=False, type="category")
     figure.update_yaxes(title_text="layer", row=1, col=1)
     figure = _layout(figure, title=title, width=1150, height=max(320, 30 * len(layers) + 170))
-    bar = {"title": {"text": _with_units("gradient", units), "side": "right"}}
+    bar = _colorbar("gradient", units)
     return figure.update_layout(
         coloraxis={"colorscale": _BLUES, "cmin": 0, "colorbar": bar}, margin_t=100
     )
@@ -670,7 +673,7 @@ def patching_map(
     width = 1000 if wide else 200 + 260 * len(arrays)
     height = 130 + (panel + 40) * len(arrays) if wide else panel + 150
     figure = _layout(figure, title=title, width=width, height=height)
-    bar = {"title": {"text": _with_units(name, units), "side": "right"}}
+    bar = _colorbar(name, units)
     limit = most or 1.0
     return figure.update_layout(
         coloraxis={"colorscale": _SIGNED, "cmin": -limit, "cmax": limit, "colorbar": bar},
@@ -708,7 +711,7 @@ def attention_pattern(
             colorscale=_BLUES,
             zmin=0,
             zmax=1,
-            colorbar={"title": {"text": "attention", "side": "right"}},
+            colorbar=_colorbar("attention", ""),
         )
     )
     if 0 < n_prefix < n:
