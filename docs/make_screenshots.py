@@ -28,6 +28,7 @@ from memcircuits.noise import weight_noise
 from memcircuits.patching import patch_layers
 from memcircuits.perturbation import greedy_continuations
 from memcircuits.results import Result
+from memcircuits.unlearning import CONSTRAINED
 
 IMAGES = Path(__file__).with_name("images")
 HEAD = mc.Head(0, 3)  # of those that stand out, the one that attends most to rare tokens
@@ -60,7 +61,7 @@ def collect(kept: Results) -> dict[str, Any]:
     )
     ranking = dataclasses.replace(ranking, model=model, unigrams=unigrams)  # these are not saved
     memorized, control = ranking.memorized, ranking.control
-    ten = list(range(10))
+    five, ten = list(range(5)), list(range(10))
     few, others = memorized[list(range(20))], control[list(range(20))]
     perturbed = {
         "memorized": kept.get("perturbed", lambda: mc.perturb_prefix(model, few)),
@@ -78,12 +79,13 @@ def collect(kept: Results) -> dict[str, Any]:
         for site in ("q", "k", "v", "z")
     }
     rare = kept.get("rare", lambda: mc.rare_token_attention(model, memorized, unigrams))
-    targets, rest = memorized[list(range(5))], memorized[list(range(5, 25))]
-    objective, heldout = control[list(range(40))], control[list(range(40, 80))]
+    targets, rest = memorized[five], memorized[list(range(5, 15))]
+    objective, heldout = control[list(range(40))], control[list(range(40, 60))]
+    recipe = dataclasses.replace(CONSTRAINED, steps=30)
     edits = {
         f"{mask} 0.1 %": kept.get(
             f"edit-{mask}",
-            lambda mask=mask: mc.unlearn(model, targets, objective, mask=mask),
+            lambda mask=mask: mc.unlearn(model, targets, objective, mask=mask, recipe=recipe),
         )
         for mask in ("top", "random")
     }
@@ -111,7 +113,7 @@ def collect(kept: Results) -> dict[str, Any]:
             pd.concat([result.curves().assign(set=name) for name, result in perturbed.items()]),
             title="One prefix token replaced at random: mean of 20 paragraphs",
         ),
-        "minimal": kept.get("minimal", lambda: minimal_sets(model, few[ten])).figure(),
+        "minimal": kept.get("minimal", lambda: minimal_sets(model, few[five])).figure(),
         "rare-tokens": rare.figure(),
         "attention-by-rank": rare.figure(head=HEAD),
         "patching": figures.patching_map(
@@ -121,7 +123,7 @@ def collect(kept: Results) -> dict[str, Any]:
             units=patches["z"].units,
         ),
         "patching-layers": kept.get(
-            "patch-layers", lambda: patch_layers(model, pairs.clean[ten], pairs.corrupted[ten])
+            "patch-layers", lambda: patch_layers(model, pairs.clean[five], pairs.corrupted[five])
         ).figure(),
         "unlearning": figures.arms(
             edit_arms({"before": reports["top 0.1 %"], **reports}),
@@ -131,7 +133,7 @@ def collect(kept: Results) -> dict[str, Any]:
         "recovery": kept.get(
             "recovery", lambda: recovery_curve(model, top, targets, rest, steps=10)
         ).figure(),
-        "noise": kept.get("noise", lambda: weight_noise(model, few, others, draws=2)).figure(),
+        "noise": kept.get("noise", lambda: weight_noise(model, few[ten], others[ten])).figure(),
     }
     ranking.to_html(kept.folder / "report.html")
     ranking.attention(pairs.clean[0], compare=pairs.corrupted[0], heads=6).to_html(
