@@ -178,7 +178,9 @@ def pool(
 def _pooled(values: Float[Tensor, "unit weight"], how: str) -> Float[Tensor, " unit"]:
     if how == "l2":
         return values.square().sum(-1).sqrt()
-    return {"max": values.amax, "mean": values.mean, "sum": values.sum}[how](-1)
+    if how == "max":
+        return values.amax(-1)
+    return values.sum(-1) if how == "sum" else values.mean(-1)
 
 
 @contextlib.contextmanager

@@ -32,9 +32,10 @@ from torch import Tensor
 from memcircuits.adapter import HEAD_COMPONENTS, Adapter, Head, adapt
 from memcircuits.checks import InputError, at_least, fraction, positive, sequence
 from memcircuits.edits import Edit
-from memcircuits.gradients import all_weights, batches, refuse_overlap
+from memcircuits.gradients import all_weights, refuse_overlap, rows_with_gradient
 from memcircuits.masks import Candidates, Mask
 from memcircuits.measure import read_continuation
+from memcircuits.memory import each_piece, in_pieces
 from memcircuits.paragraphs import Paragraphs
 from memcircuits.progress import bar
 from memcircuits.results import Provenance
@@ -156,7 +157,7 @@ def plant(
     generator = torch.Generator().manual_seed(seed)
     names, mask = place(adapter, where, components=components, generator=generator)
     if control is None:
-        anchors = _written(adapter, paragraphs, generator, memory_budget)
+        anchors = _written(adapter, paragraphs, generator)
     else:
         anchors = Paragraphs.of(control, model, "control")
         adapter.check_tokens(anchors.ids, "control")
@@ -314,17 +315,17 @@ class _Rows:
     ) -> _Rows:
         name = f"blocks.{low}.hook_resid_pre"
         positions = slice(paragraphs.n_prefix - 1, None)
-        resid, log_p = [], []
+        read = [name] if adapter.can_restart else []
+
+        def one_piece(piece: slice) -> tuple[Tensor, Tensor]:
+            ids = paragraphs.ids[piece, :-1]
+            run = adapter.run(ids, positions=positions, read=read)
+            return run.cache.get(name, ids), run.logits.float().log_softmax(-1)
+
+        size = rows_with_gradient(adapter, paragraphs, memory_budget)
         with adapter.untouched():
-            for piece in batches(adapter, paragraphs, memory_budget):
-                run = adapter.run(
-                    paragraphs.ids[piece, :-1],
-                    positions=positions,
-                    read=[name] if adapter.can_restart else [],
-                )
-                resid.append(run.cache.get(name, paragraphs.ids[piece, :-1]))
-                log_p.append(run.logits.float().log_softmax(-1))
-        return cls(paragraphs, torch.cat(resid), torch.cat(log_p))
+            parts = [part for _, part in each_piece(len(paragraphs), size, one_piece)]
+        return cls(paragraphs, *(torch.cat(found) for found in zip(*parts, strict=True)))
 
     def logits(self, adapter: Adapter, low: int, rows: Tensor | slice) -> Tensor:
         positions = slice(self.paragraphs.n_prefix - 1, None)
@@ -408,29 +409,36 @@ class _Writer:
     ) -> tuple[dict[str, float], Float[Tensor, " weight"]]:
         """What the weights written now do, and the gradient of the objective in them."""
         adapter, parameters = self.adapter, self.mask.parameters
-        n, n_seen = len(self.aim.paragraphs), len(self.seen.paragraphs)
+        aim, n_seen = self.aim.paragraphs, len(self.seen.paragraphs)
         total = torch.zeros(len(self.mask), device=parameters[0].device)
         drawn = torch.randperm(n_seen, generator=generator)[:_BATCH]
         em: list[Tensor] = []
         nll = kl = 0.0
+
+        def written(piece: slice) -> tuple[Tensor, Tensor, float]:
+            logits = self.aim.logits(adapter, self.low, piece)
+            found = read_continuation(logits, aim.continuation[piece].to(logits.device))
+            part = found.nll.sum() / len(aim)
+            gradient = self.mask.gather(torch.autograd.grad(part, parameters))
+            return gradient, found.em.cpu(), float(part.detach())
+
+        def moved(piece: slice) -> tuple[Tensor, float]:
+            part = self.seen.kl(adapter, self.low, drawn[piece]).sum() / len(drawn)
+            return self.mask.gather(torch.autograd.grad(part, parameters)), float(part.detach())
+
+        size = rows_with_gradient(adapter, aim, self.memory_budget)
         with adapter.untouched(grad=parameters):
-            for piece in batches(adapter, self.aim.paragraphs, self.memory_budget):
-                logits = self.aim.logits(adapter, self.low, piece)
-                targets = self.aim.paragraphs.continuation[piece].to(logits.device)
-                found = read_continuation(logits, targets)
-                part = found.nll.sum() / n
-                total += self.mask.gather(torch.autograd.grad(part, parameters))
-                nll += float(part.detach())
-                em.append(found.em.cpu())
-            chosen = self.seen.paragraphs[drawn]
-            for piece in batches(adapter, chosen, self.memory_budget) if kl_weight else ():
-                part = self.seen.kl(adapter, self.low, drawn[piece]).sum() / len(drawn)
-                total += kl_weight * self.mask.gather(torch.autograd.grad(part, parameters))
-                kl += float(part.detach())
-        recited = torch.cat(em).float()
+            for _, (gradient, recited, loss) in each_piece(len(aim), size, written):
+                total += gradient
+                em.append(recited)
+                nll += loss
+            for _, (gradient, loss) in each_piece(len(drawn) if kl_weight else 0, size, moved):
+                total += kl_weight * gradient
+                kl += loss
+        every = torch.cat(em).float()
         row = {
-            "em": float(recited.mean()),
-            "em_min": float(recited.min()),
+            "em": float(every.mean()),
+            "em_min": float(every.min()),
             "nll": nll,
             "kl_seen": kl,
             "kl": math.nan,
@@ -439,19 +447,18 @@ class _Writer:
 
     def _held_kl(self) -> float:
         held = self.held
+        size = rows_with_gradient(self.adapter, held.paragraphs, self.memory_budget)
         with self.adapter.untouched():
-            parts = [
-                held.kl(self.adapter, self.low, piece)
-                for piece in batches(self.adapter, held.paragraphs, self.memory_budget)
-            ]
-        return float(torch.cat(parts).mean())
+            kl = in_pieces(
+                len(held.paragraphs), size, lambda piece: held.kl(self.adapter, self.low, piece)
+            )
+        return float(kl.mean())
 
 
 def _written(
     adapter: Adapter,
     paragraphs: Paragraphs,
     generator: torch.Generator,
-    memory_budget: int | None,
     n: int = 10,
 ) -> Paragraphs:
     """Text that the model writes itself: sampled token by token from one random token."""
