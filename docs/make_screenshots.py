@@ -28,7 +28,6 @@ from memcircuits.noise import weight_noise
 from memcircuits.patching import patch_layers
 from memcircuits.perturbation import greedy_continuations
 from memcircuits.results import Result
-from memcircuits.unlearning import CONSTRAINED
 
 IMAGES = Path(__file__).with_name("images")
 HEAD = mc.Head(0, 3)  # of those that stand out, the one that attends most to rare tokens
@@ -81,11 +80,10 @@ def collect(kept: Results) -> dict[str, Any]:
     rare = kept.get("rare", lambda: mc.rare_token_attention(model, memorized, unigrams))
     targets, rest = memorized[five], memorized[list(range(5, 15))]
     objective, heldout = control[list(range(40))], control[list(range(40, 60))]
-    recipe = dataclasses.replace(CONSTRAINED, steps=30)
     edits = {
         f"{mask} 0.1 %": kept.get(
             f"edit-{mask}",
-            lambda mask=mask: mc.unlearn(model, targets, objective, mask=mask, recipe=recipe),
+            lambda mask=mask: mc.unlearn(model, targets, objective, mask=mask),
         )
         for mask in ("top", "random")
     }
