@@ -187,6 +187,8 @@ class Edit(Result, kind="edit"):
         figure = figures.curves(
             self.steps(), "step", panels, title="Steps of the edit", x_label="step"
         )
+        if len(self.steps()) <= 12:
+            figure.update_xaxes(dtick=1)
         line = {"dash": "dash", "color": "#6b7280"}
         figure.add_vline(x=self.kept, line=line, row=2, col=1)
         return figure.add_vline(
