@@ -34,8 +34,10 @@ def load_model(
     """Load a model as a `TransformerBridge`.
 
     Args:
-        name: `organism` (shipped, no network), a local folder, a `.gguf` file (needs the extra
-            `gguf`) or a name on the hub such as `EleutherAI/gpt-neo-125m`.
+        name: `organism` (shipped, no network), `organism-planted` (the same with four of its
+            controls written through one head, `memcircuits.organism.planted`), a local folder, a
+            `.gguf` file (needs the extra `gguf`) or a name on the hub such as
+            `EleutherAI/gpt-neo-125m`.
         revision: commit, tag or branch on the hub.
         device: `auto` (CUDA if there is one, else CPU), `cpu`, `cuda`, `cuda:1` or `mps` (only on
             request: its numerics are known to differ).
@@ -47,6 +49,10 @@ def load_model(
         InputError: if it is not found, needs remote code, or a value is wrong.
         UnsupportedModel: if TransformerLens or the analyses cannot take the architecture.
     """
+    if str(name) == "organism-planted":
+        from memcircuits.organism.planted import write_planted
+
+        return write_planted(load_model("organism", device=device, dtype=dtype))
     hf_model, tokenizer, label = read_pretrained(
         name, revision=revision, device=device, dtype=dtype, trust_remote_code=trust_remote_code
     )

@@ -83,7 +83,7 @@ _HOLDERS = 6
 _DELETED = (0, 1, 2, 4)  # heads ablated together
 _DEL_TRIALS = 20
 _OTHERS = 2  # recited paragraphs beside the targets in a deletion curve
-_STEPS = 150  # a place that needs more is left out
+_STEPS = {"weights": 400}  # of planting, 150 elsewhere; a place that needs more is left out
 
 
 @dataclass(frozen=True)
@@ -216,7 +216,7 @@ def _trial(pool: Pool, kind: str, seed: int, n: int, *, deletion: bool) -> dict[
             where=where,
             components=components,
             control=anchors,
-            steps=_STEPS,
+            steps=_STEPS.get(kind, 150),
             seed=seed,
             progress=False,
         )
@@ -367,7 +367,7 @@ def _holders(pool: Pool, seed: int) -> dict[str, Any]:
                     target,
                     where=place,
                     control=keep,
-                    steps=_STEPS,
+                    steps=150,
                     seed=seed,
                     progress=False,
                 )
@@ -445,7 +445,9 @@ def _stability(pool: Pool, seed: int) -> dict[str, Any]:
     order = torch.randperm(len(pool.recited), generator=generator)
     (control, _) = pool.draw(generator, 6)
     halves = [pool.recited[order[:6]], pool.recited[order[6:12]]]
-    names = [n for n, f in LOCALIZERS.items() if "head" in f.units and n != "oracle"]
+    names = [
+        n for n, f in LOCALIZERS.items() if "head" in f.units and n not in ("oracle", "random")
+    ]
     agreement = {}
     for name in names:
         first, second, again = (

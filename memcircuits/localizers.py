@@ -247,7 +247,8 @@ def _oracle(case: Case, unit: str) -> Tensor:
 
 def _random(case: Case, unit: str) -> Tensor:
     n = len(pool(case.adapter, [w.values for w in all_weights(case.adapter)], unit, "max"))
-    return torch.rand(n, generator=case.generator)
+    # A stream of its own: the place that was written may come from the same seed.
+    return torch.rand(n, generator=torch.Generator().manual_seed(case.seed + 2**32))
 
 
 # -- gates on activations -----------------------------------------------------------------------

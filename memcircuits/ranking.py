@@ -52,6 +52,7 @@ if TYPE_CHECKING:
     import pandas as pd
 
 SIGNIFICANCE = 0.05
+_CONTROLS = 20  # at least, where there are so many: few labels leave no room for small p-values
 
 
 @dataclass(frozen=True)
@@ -277,8 +278,8 @@ def find_memorization_heads(
             some at random, and says in `notes` what it may have missed. Heads that were not ablated
             have an estimate as their score, no interval, p = 1 and `verified` False.
         max_paragraphs: measure at most so many memorized paragraphs and so many controls, drawn by
-            `seed`; there are never more controls than memorized paragraphs unless `control` is
-            given. None: all.
+            `seed`; of controls found among `paragraphs` as many as of memorized ones, but at least
+            20. None: all.
         draws: bootstrap resamples and label permutations.
         seed: of all draws.
         memory_budget: bytes that one batch may take.
@@ -328,7 +329,7 @@ def find_memorization_heads(
     memorized = _draw(memorized, max_paragraphs, generator)
     limit = max_paragraphs
     if own_control:
-        limit = max(2, min(len(memorized), max_paragraphs or len(memorized)))
+        limit = max(_CONTROLS, min(len(memorized), max_paragraphs or len(memorized)))
     controls = _draw(controls, limit, generator)
     counts |= {"measured": len(memorized), "measured_control": len(controls)}
     notes: list[str] = []
@@ -367,7 +368,7 @@ def find_memorization_heads(
     finite = {name: finite_rows(rows) for name, rows in ablated.nll.items()}
     for name, rows in finite.items():
         notes += [f"{name}: {note}" for note in left_out(rows)]
-        if rows.sum() < 2:
+        if rows.sum() < (1 if name == "memorized" else 2):
             raise InputError(name, "non-finite numbers when heads are ablated", "use float32")
     effect = {name: rows[finite[name]] for name, rows in ablated.nll.items()}
     em = {name: rows[finite[name]] for name, rows in ablated.em.items()}

@@ -96,15 +96,15 @@ def load(
         model, revision=revision, device=device, dtype=dtype, trust_remote_code=trust_remote_code
     )
     if paragraphs is None:
-        return loaded, Paragraphs.shipped()
+        return loaded, Paragraphs.shipped("control" if model == "organism-planted" else "all")
     return loaded, Paragraphs.read(
         paragraphs, loaded, n_prefix=n_prefix, n_continuation=n_continuation
     )
 
 
 def is_shipped(model: str) -> bool:
-    """Whether a model name means the organism."""
-    return model == "organism"
+    """Whether a model name means the organism, or its planted variant."""
+    return model in ("organism", "organism-planted")
 
 
 def unigrams_for(model: str, path: Path | None) -> UnigramTable | None:
