@@ -22,8 +22,6 @@ from memcircuits.perturbation import greedy_continuations
 from memcircuits.readers import Windows
 from memcircuits.unlearning import Recipe
 
-QUIET: dict[str, Any] = {"progress": False, "kl_budget": 10.0}
-
 
 @functools.cache
 def made(model: nn.Module, name: str) -> Any:
@@ -98,9 +96,6 @@ CALLS: dict[str, Callable[[Any, str], Any]] = {
         m, made(m, name), *halves(name), steps=2, progress=False
     ),
     "scan_to_disk": to_disk,
-    "plant": on(
-        lambda m, p: mc.plant(m, p[3:4], where=["L1.mlp", "L1H2"], control=p[:3], steps=60, **QUIET)
-    ),
 }
 
 
