@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import dataclasses
 import html
+import importlib
 import importlib.metadata
 import json
 import os
@@ -32,6 +33,11 @@ if TYPE_CHECKING:
     from memcircuits.paragraphs import Paragraphs
 
 SCHEMA = 1
+# Where the kinds of results are defined, imported when a file turns out to hold one.
+_HOMES = (
+    "activations", "attention", "edits", "evaluation", "gradients", "minimal", "noise", "patching",
+    "perturbation", "planting", "ranking", "scanning",
+)  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -194,6 +200,8 @@ class Result:
         """
         tensors, header = read_safetensors(path)
         kind, _, schema = header.get("schema", "").removeprefix("memcircuits.").partition("/")
+        for home in _HOMES if kind not in Result._kinds else ():
+            importlib.import_module(f"memcircuits.{home}")
         found = Result._kinds.get(kind)
         if found is None or not issubclass(found, cls):
             raise InputError("path", Path(path).name, f"it holds no {cls.__name__}")

@@ -369,9 +369,22 @@ def test_edits_refuse_them_by_name(poisoned):
     for call in (
         lambda: mc.unlearn(model, mixed[:4], mixed[5:], progress=False),
         lambda: mc.edit(model, mixed[:2], mixed[7:9], mixed[2:6], progress=False),
+        lambda: mc.plant(model, mixed[2:4], where="L1.mlp", control=mixed[:2], progress=False),
+        lambda: mc.plant(model, mixed[:2], where="L1.mlp", control=mixed[3:5], progress=False),
     ):
-        with pytest.raises(InputError, match=r"(memorized|control): paragraphs with non-finite"):
+        named = r"^(memorized|paragraphs|control): paragraphs with non-finite"
+        with pytest.raises(InputError, match=named):
             call()
+
+
+def test_anchors_that_a_broken_model_would_write_are_refused():
+    source = zoo.hf_model("llama")
+    model = as_bridge(source, zoo.tokenizer(), name="tiny-broken")
+    paragraphs = zoo.mixed(model)
+    with torch.no_grad():
+        source.get_input_embeddings().weight.fill_(float("nan"))
+    with pytest.raises(InputError, match=r"^control: not given, and text .* non-finite"):
+        mc.plant(model, paragraphs, where="L1.mlp", progress=False)
 
 
 def test_heads_without_a_finite_value_are_not_ranked():

@@ -29,6 +29,10 @@ from typer.testing import CliRunner
 import memcircuits as mc
 from memcircuits import cli, loading
 from memcircuits.checks import InputError
+from memcircuits.evaluation import evaluate_edit, recovery_curve
+from memcircuits.minimal import minimal_sets
+from memcircuits.noise import weight_noise
+from memcircuits.patching import patch_layers
 from memcircuits.results import Result
 from memcircuits.unlearning import Recipe
 
@@ -229,6 +233,12 @@ KINDS = (
     "Perturbation",
     "Ranking",
     "Edit",
+    "Planted",
+    "EditReport",
+    "Recovery",
+    "LayerPatches",
+    "MinimalSets",
+    "NoiseCurve",
     "UnigramTable",
 )
 
@@ -238,6 +248,8 @@ def results(bridge, tmp_path_factory):
     folder = tmp_path_factory.mktemp("results")
     paragraphs = zoo.mixed(bridge, n=3)
     quiet: dict[str, Any] = {"progress": False}
+    edit = mc.unlearn(bridge, paragraphs[:3], paragraphs[3:], recipe=Recipe(steps=1), **quiet)
+    sides = paragraphs[:3], paragraphs[3:]
     made = [
         mc.scan(bridge, paragraphs, **quiet),
         mc.ablate_heads(bridge, paragraphs, **quiet),
@@ -247,8 +259,15 @@ def results(bridge, tmp_path_factory):
         mc.patch_heads(bridge, paragraphs[:2], paragraphs[2:4], **quiet),
         mc.perturb_prefix(bridge, paragraphs, **quiet),
         mc.find_memorization_heads(bridge, paragraphs, draws=20, **quiet),
-        mc.unlearn(bridge, paragraphs[:3], paragraphs[3:], recipe=Recipe(steps=1), **quiet),
+        edit,
+        mc.plant(bridge, paragraphs[3], where=["L0.mlp", "L1.mlp"], kl_budget=99.0, **quiet),
+        evaluate_edit(bridge, edit, *sides, attacks=1, **quiet),
+        recovery_curve(bridge, edit, *sides, steps=1, **quiet),
+        patch_layers(bridge, paragraphs[:2], paragraphs[2:4], positions=[0], **quiet),
+        minimal_sets(bridge, paragraphs[:1], max_tokens=1, **quiet),
+        weight_noise(bridge, *sides, sizes=(0.1,), draws=1, **quiet),
     ]
+    assert {type(result) for result in made} == set(Result._kinds.values())
     for result in made:
         result.save(folder / f"{type(result).__name__}.safetensors")
     mc.UnigramTable(torch.arange(zoo.D_VOCAB), "counts").save(folder / "UnigramTable.safetensors")

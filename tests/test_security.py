@@ -8,6 +8,8 @@ import pickle
 import random
 import shutil
 import struct
+import subprocess
+import sys
 from pathlib import Path
 
 import numpy as np
@@ -186,6 +188,20 @@ def test_saved_results_come_back(saved, name):
     found = Result.load(saved / f"{name}.safetensors")
     again = found.save(saved / f"{name}-again.safetensors")
     assert again.read_bytes() == (saved / f"{name}.safetensors").read_bytes()
+
+
+def test_every_kind_is_read_by_a_program_that_has_made_none(saved):
+    """Reading imports what the file holds; nothing else has to be imported first."""
+    program = (
+        "import importlib, pkgutil, sys, memcircuits; from memcircuits import results\n"
+        "results.Result.load(sys.argv[1])\n"
+        "known = set(results.Result._kinds)\n"
+        "for module in pkgutil.iter_modules(memcircuits.__path__):\n"
+        "    module.name == '__main__' or importlib.import_module(f'memcircuits.{module.name}')\n"
+        "assert known == set(results.Result._kinds), set(results.Result._kinds) - known\n"
+    )
+    command = [sys.executable, "-c", program, str(saved / "ranking.safetensors")]
+    subprocess.run(command, check=True)
 
 
 def lies(raw: bytes):
