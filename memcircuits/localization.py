@@ -11,11 +11,11 @@ Each trial takes paragraphs that the model does not know, writes them into a ran
 * cost: work in forward passes of one paragraph, counted while it runs.
 
 Kinds of truth: `head`, `two-heads`, `values` (only W_V of a head, 5 tokens to recite),
-`queries-keys` (only its W_Q and W_K, 2 tokens), `block` (a layer's attention or MLP), `neurons` (1 % of them) and `weights` (0.1 %). `holders`
-writes six paragraphs through six heads of one model, each to be assigned to its own head, with the
-other five as controls. `null` asks the opposite question: of paragraphs that do not differ, how
-often does a ranking call a head significant? `stability` is the rank agreement between the halves
-of a set of paragraphs.
+`queries-keys` (only its W_Q and W_K, 2 tokens), `block` (a layer's attention or MLP), `neurons`
+(1 % of them) and `weights` (0.1 %). `holders` writes six paragraphs through six heads of one model,
+each to be assigned to its own head, with the other five as controls. `null` asks the opposite
+question: of paragraphs that do not differ, how often does a ranking call a head significant?
+`stability` is the rank agreement between the halves of a set of paragraphs.
 
 A trial is a file, written at once or not at all: a run that was interrupted goes on where it was.
 """
