@@ -384,6 +384,8 @@ def _holders(pool: Pool, seed: int) -> dict[str, Any]:
                 )
                 stack.enter_context(planted.apply(pool.model))
                 done.append((planted, target))
+        if len(done) < 2:  # nobody to tell apart
+            return {"seed": seed, "em": [], "assigned": [], "planted": len(done)}
         held = done[0][1]
         for _, target in done[1:]:
             held = held + target
@@ -516,7 +518,8 @@ def leaderboard(trials: Mapping[str, Sequence[Mapping[str, Any]]], seed: int = 0
                 row[f"{metric}_low"], row[f"{metric}_high"] = float(low[i]), float(high[i])
             row["forwards"] = sum(r["forwards"] for r in found) / len(found)
             rows.append(row)
-    frame = pd.DataFrame(rows)
+    ends = [f"{metric}{end}" for metric in METRICS for end in ("", "_low", "_high")]
+    frame = pd.DataFrame(rows, columns=["kind", "localizer", "trials", *ends, "forwards"])
     keys = {kind: i for i, kind in enumerate(KINDS)}
     return frame.sort_values(
         ["kind", "auc"],
@@ -549,7 +552,8 @@ def deletion_areas(trials: Mapping[str, Sequence[Mapping[str, Any]]]) -> pd.Data
         for side, values in means.items():
             row |= {f"{side}_{n}": float(v) for n, v in zip(_DELETED, values, strict=True)}
         table.append(row)
-    return pd.DataFrame(table).sort_values("area", ascending=False, ignore_index=True)
+    found = pd.DataFrame(table)
+    return found.sort_values("area", ascending=False, ignore_index=True) if table else found
 
 
 def holders_accuracy(trials: Mapping[str, Sequence[Mapping[str, Any]]]) -> pd.DataFrame:

@@ -25,6 +25,7 @@ import memcircuits as mc
 from memcircuits.adapter import adapt, hook_z
 from memcircuits.checks import InputError
 from memcircuits.loading import as_bridge
+from memcircuits.localization import write_leaderboard
 from memcircuits.noise import weight_noise
 from memcircuits.patching import patch_layers
 from memcircuits.results import Provenance, ScoreMap
@@ -418,3 +419,13 @@ def test_half_precision_on_the_organism():
     first = torch.minimum(exact.em, rough.em)[differs]
     margins = exact.token_margin[differs].gather(1, first[:, None])
     assert (margins < exact.token_margin.median() / 5).all()
+
+
+def test_a_benchmark_in_which_no_place_held_anything_says_so(tmp_path):
+    failed = {"where": ["L0H0"], "failed": "it does not hold the text", "seconds": 1.0}
+    (tmp_path / "run.json").write_text(
+        '{"model": {"name": "tiny", "fingerprint": "0"}, "options": {"n": 1, "seed": 0}}'
+    )
+    *_, markdown, page = write_leaderboard({"head": [failed]}, tmp_path)
+    for path in (markdown, page):
+        assert "1 of 1 places could not hold the text" in path.read_text()

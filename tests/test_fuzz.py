@@ -23,6 +23,7 @@ import pandas as pd
 import pytest
 import torch
 import zoo
+from commands import known_options
 from typer.testing import CliRunner
 
 import memcircuits as mc
@@ -437,6 +438,15 @@ OPTIONS: dict[str, tuple[str, ...]] = {
     "--engine": ("", "spark"),
     "--workers": ("0", "x"),
     "--processes": ("0", "x"),
+    "--em-below": ("-1", "0", "nan", "x", ""),
+    "--recover": ("-1", "x", "1.5"),
+    "--heldout": PATHS,
+    "--planted": ("0", "-1", "x", "1.5"),
+    "--triggers": ("-1", "x", ""),
+    "--activations": (),
+    "--arms": (),
+    "--noise": (),
+    "--quick": (),
     "--resume": (),
     "--deduplicate": (),
     "--minimal": (),
@@ -444,21 +454,6 @@ OPTIONS: dict[str, tuple[str, ...]] = {
     "--trust-remote-code": (),
     "--json": (),
 }
-
-
-def known_options() -> dict[str, list[str]]:
-    """Command -> its options, from the command line itself."""
-    import typer
-
-    def walk(command: Any, name: str) -> Iterator[tuple[str, list[str]]]:
-        if hasattr(command, "commands"):
-            for child, inner in command.commands.items():
-                yield from walk(inner, f"{name} {child}".strip())
-        else:
-            options = [o for p in command.params for o in p.opts if o.startswith("--")]
-            yield name, options
-
-    return dict(walk(typer.main.get_command(cli.app), ""))
 
 
 def test_command_lines(stub):
