@@ -48,6 +48,11 @@ def load_model(
     Raises:
         InputError: if it is not found, needs remote code, or a value is wrong.
         UnsupportedModel: if TransformerLens or the analyses cannot take the architecture.
+
+    Example:
+        >>> model = mc.load_model("organism", device="cpu")
+        >>> model.cfg.n_layers, model.cfg.n_heads
+        (6, 8)
     """
     if str(name) == "organism-planted":
         from memcircuits.organism.planted import write_planted
