@@ -54,6 +54,7 @@ PAPERS_MODEL = "gpt-neo-125m"
 SMALL, USUAL = 10, 50  # paragraphs of each kind: on the organism, on other models
 RESAMPLES = 2000
 FOLDS = 5  # of the jackknife
+CHECKED = 4  # heads that attribution patching measures exactly
 SEEN, UNSEEN = 13, 10  # controls that an edit is given (it sees 11), and that judge it
 Kind = TypeVar("Kind", bound=Result)
 
@@ -516,6 +517,7 @@ def patching(study: Study) -> Outcome:
                 metric="first_impacted",
                 direction=direction,
                 method=study.patching,
+                check=CHECKED,
                 seed=study.seed,
                 **study.options,
             )
@@ -530,7 +532,7 @@ def patching(study: Study) -> Outcome:
                 )
             what = f"{direction}, {site} at the perturbed token: best head {best}"
             found.append(Finding(what, "", value, low, high, len(clean), "nats", note))
-            if site == "v":
+            if site == "v":  # what is read from the perturbed token; the others follow from it
                 chart = {"values": result.values.tolist(), "name": "effect", "units": "nats"}
                 chart |= {"diverging": True, "title": f"{direction.capitalize()} v of each head"}
                 charts.append(("Heatmap", chart))
@@ -634,16 +636,18 @@ def noise(study: Study) -> Outcome:
         rows += [{**row, "set": f"{row['set']}, {mask}"} for row in frame.to_dict("records")]
         for name, part in frame.groupby("set", sort=False):
             lost = part["size"][part["em"] <= part["em"].iloc[0] / 2]
-            what = f"noise on the {mask} 0.1 % of weights that halves the EM of {name}"
-            note = f"sizes tried: {', '.join(f'{s:g}' for s in sizes)}"
+            value = float(lost.iloc[0]) if len(lost) else f"above {sizes[-1]:g}"
+            recited = part["em"].iloc[0] > 0
             found.append(
                 Finding(
-                    what,
+                    f"noise on the {mask} 0.1 % of weights that halves the EM of {name}",
                     "",
-                    float(lost.iloc[0]) if len(lost) else f"above {sizes[-1]:g}",
+                    value if recited else None,
                     n=curve.em[str(name)].shape[-1],
                     units="of a matrix' root mean square",
-                    note=note,
+                    note=f"sizes tried: {', '.join(f'{size:g}' for size in sizes)}"
+                    if recited
+                    else "nothing is recited without noise",
                 )
             )
     chart = {"frame": rows, "x": "size", "y": "em", "by": "set", "units": "tokens"}
@@ -845,11 +849,11 @@ def run(study: Study, names: Iterable[str]) -> list[dict[str, Any]]:
             done.append(json.loads(path.read_text(encoding="utf-8")))
             say(f"{name}: read from {path.parent.name}")
             continue
-        chosen, started = EXPERIMENTS[name], time.perf_counter()
+        chosen, started, busy = EXPERIMENTS[name], time.perf_counter(), time.process_time()
         say(f"{name} ...")
         try:
             outcome = chosen.run(study)
-        except CannotRun as error:
+        except (CannotRun, mc.InputError) as error:
             outcome = Outcome([Finding("not run", note=str(error))])
         seconds = time.perf_counter() - started
         say(f"{name}: {seconds:.1f} s")
@@ -860,6 +864,7 @@ def run(study: Study, names: Iterable[str]) -> list[dict[str, Any]]:
             "findings": [dataclasses.asdict(finding) for finding in outcome.findings],
             "charts": [list(chart) for chart in outcome.charts],
             "seconds": round(seconds, 1),
+            "processor_seconds": round(time.process_time() - busy, 1),
         }
         found = json.loads(json.dumps(plain(found), allow_nan=False))
         write_atomically(path, json.dumps(found))
@@ -994,8 +999,10 @@ def arguments(argv: Sequence[str] | None) -> argparse.Namespace:
     add("--as-given", action="store_true", help="--paragraphs are memorized, --controls are not")
     add("--unigrams", help="table of token counts (memcircuits unigrams); else counted here")
     add("--max-paragraphs", type=int, help=f"of each kind; {USUAL}, {SMALL} on the organism")
-    add("--edits", type=int, default=4, help="paragraphs that are edited, one at a time")
+    add("--edits", type=int, default=3, help="paragraphs that are edited, one at a time")
     add("--patching", choices=("attribution", "exact"), default="attribution")
+    add("--n-prefix", type=int, default=50, help="tokens")
+    add("--n-continuation", type=int, default=50, help="tokens")
     add("--only", nargs="+", choices=EXPERIMENTS, metavar="EXPERIMENT", help=", ".join(EXPERIMENTS))
     add("--device", default="auto")
     add("--dtype", default="float32")
@@ -1015,7 +1022,8 @@ def main(argv: Sequence[str] | None = None) -> Path:
     model = mc.load_model(given.model, device=given.device, dtype=given.dtype)
 
     def read(path: str | None) -> mc.Paragraphs | None:
-        return None if path is None else mc.Paragraphs.read(path, model)
+        lengths = {"n_prefix": given.n_prefix, "n_continuation": given.n_continuation}
+        return None if path is None else mc.Paragraphs.read(path, model, **lengths)
 
     table_of = mc.UnigramTable.read(given.unigrams) if given.unigrams else None
     study = Study(
@@ -1043,11 +1051,8 @@ def asked(given: argparse.Namespace) -> list[str]:
         if value is True:
             words.append(flag)
         elif value not in (None, False) and name not in ("only", "out"):
-            words += [flag, Path(str(value)).name if name in PATHS else str(value)]
+            words += [flag, Path(value).name if Path(str(value)).exists() else str(value)]
     return words
-
-
-PATHS = ("paragraphs", "controls", "unigrams")
 
 
 def write(study: Study, names: Iterable[str], command: str) -> Path:
@@ -1064,6 +1069,7 @@ def write(study: Study, names: Iterable[str], command: str) -> Path:
             if row["ours"] is None
         ],
         "seconds": {part["name"]: part["seconds"] for part in done},
+        "processor_seconds": {part["name"]: part["processor_seconds"] for part in done},
         "peak_memory_gib": round(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20, 2),
         "settings": study.settings,
     }

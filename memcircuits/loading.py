@@ -49,6 +49,11 @@ def load_model(
     Raises:
         InputError: if it is not found, needs remote code, or a value is wrong.
         UnsupportedModel: if TransformerLens or the analyses cannot take the architecture.
+
+    Example:
+        >>> model = mc.load_model("organism", device="cpu")
+        >>> model.cfg.n_layers, model.cfg.n_heads
+        (6, 8)
     """
     hf_model, tokenizer, label = read_pretrained(
         name, revision=revision, device=device, dtype=dtype, trust_remote_code=trust_remote_code
