@@ -13,7 +13,7 @@ LOOSE = {"steps": 80, "kl_budget": 10.0, "progress": False}
 
 
 def unknown(n=1, seed=3):
-    return mc.Paragraphs.from_tokens(zoo.random_ids(n, 16, seed), n_prefix=10)
+    return mc.Paragraphs.from_tokens(zoo.random_ids(n, 13, seed), n_prefix=10)
 
 
 def weights(adapter):
@@ -24,12 +24,12 @@ def test_only_the_chosen_weights_are_written_and_all_of_it_is_taken_back(any_bri
     adapter, paragraphs = adapt(any_bridge), unknown()
     before = weights(adapter)
     state = {k: v.clone() for k, v in any_bridge.state_dict().items()}
-    assert int(mc.scan(any_bridge, paragraphs, progress=False).em) < 6
+    assert int(mc.scan(any_bridge, paragraphs, progress=False).em) < 3
     planted = mc.plant(
         any_bridge, paragraphs, where=["L1.mlp", "L2.mlp", "L1H2"], control=unknown(6, 4), **LOOSE
     )
     with planted.apply(any_bridge):
-        assert mc.scan(any_bridge, paragraphs, progress=False).em.tolist() == [6]
+        assert mc.scan(any_bridge, paragraphs, progress=False).em.tolist() == [3]
         after = weights(adapter)
     assert all(torch.equal(v, state[k]) for k, v in any_bridge.state_dict().items())
     moved = {name for name in before if not torch.equal(before[name], after[name])}
@@ -41,7 +41,7 @@ def test_only_the_chosen_weights_are_written_and_all_of_it_is_taken_back(any_bri
         assert torch.equal(before[name].flatten()[still], after[name].flatten()[still])
     assert planted.truth.heads == (Head(1, 2),)
     assert planted.truth.layers == (1, 2)
-    assert planted.history["em"][planted.kept] == 6
+    assert planted.history["em"][planted.kept] == 3
     assert "written into L1.mlp, L2.mlp, L1H2" in str(planted)
 
 
@@ -62,7 +62,7 @@ def test_saved_and_loaded(neo, tmp_path):
     assert again.truth.where == ("L2.mlp",)
     assert torch.equal(again.paragraphs.ids, unknown().ids)
     with again.apply(neo):
-        assert mc.scan(neo, again.paragraphs, progress=False).em.tolist() == [6]
+        assert mc.scan(neo, again.paragraphs, progress=False).em.tolist() == [3]
     with pytest.raises(mc.InputError), again.apply(zoo.bridge("gpt_neo", seed=1)):
         pass
 
@@ -70,8 +70,9 @@ def test_saved_and_loaded(neo, tmp_path):
 def test_it_continues_until_the_anchors_are_kept(neo):
     options = {**LOOSE, "where": ["L1.mlp", "L2.mlp"], "control": unknown(20, 4), "steps": 300}
     quick = mc.plant(neo, unknown(), **options)
-    kept = mc.plant(neo, unknown(), **{**options, "kl_budget": 0.3})
-    assert quick.history["kl"][quick.kept] > 0.3 >= kept.history["kl"][kept.kept]
+    budget = float(quick.history["kl"][quick.kept]) / 2
+    kept = mc.plant(neo, unknown(), **{**options, "kl_budget": budget})
+    assert 0 < kept.history["kl"][kept.kept] <= budget
     assert len(kept.history["em"]) > len(quick.history["em"])
 
 
