@@ -119,6 +119,11 @@ def activation_gradients(
 
     Raises:
         InputError: for a wrong site or token or unusable paragraphs.
+
+    Example:
+        >>> found = mc.activation_gradients(model, memorized[:2], sites=("z",))
+        >>> found.values["z"].shape  # layer, head, position
+        torch.Size([6, 8, 99])
     """
     if isinstance(sites, str) or not sites:
         raise InputError("sites", repr(sites), "give a sequence such as ('q', 'z')")

@@ -43,7 +43,12 @@ _WORDS = 2**18  # of 8 bytes: a piece stays in the processor's cache
 
 
 class Head(NamedTuple):
-    """An attention head; prints as `L1H2`."""
+    """An attention head; prints as `L1H2`.
+
+    Example:
+        >>> print(mc.Head(1, 2), mc.Head.parse("L0H5").layer)
+        L1H2 0
+    """
 
     layer: int
     head: int

@@ -166,6 +166,11 @@ def rare_token_attention(
 
     Raises:
         InputError: for a query outside the paragraph or a table of another tokenizer.
+
+    Example:
+        >>> rare = mc.rare_token_attention(model, memorized, mc.UnigramTable.shipped())
+        >>> rare.values.shape, rare.units
+        (torch.Size([6, 8]), 'tau-b')
     """
     adapter = adapt(model)
     paragraphs = Paragraphs.of(paragraphs, model)

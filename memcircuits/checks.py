@@ -11,7 +11,13 @@ from typing import Any
 
 
 class InputError(ValueError):
-    """The caller gave something that cannot be used; the message says what and how to mend it."""
+    """The caller gave something that cannot be used; the message says what and how to mend it.
+
+    Example:
+        >>> mc.scan(model, [])
+        Traceback (most recent call last):
+        memcircuits.checks.InputError: texts: empty; give at least one paragraph
+    """
 
     def __init__(self, argument: str, value: object, remedy: str) -> None:
         text = value if isinstance(value, str) else repr(value)

@@ -175,6 +175,13 @@ def parameter_gradients(
 
     Raises:
         InputError: for a wrong pool or average or unusable paragraphs.
+
+    Example:
+        >>> found = mc.parameter_gradients(model, memorized)
+        >>> sorted(found.values)
+        ['W_K', 'W_O', 'W_Q', 'W_V', 'W_in', 'W_out']
+        >>> found.layer_share() > 0.5  # more than half of it in the lower half of the layers
+        True
     """
     one_of("pool", pool, POOLS)
     one_of("average", average, ("batch", "paragraph"))

@@ -10,12 +10,12 @@ Each trial takes paragraphs that the model does not know, writes them into a ran
   scored above another one;
 * cost: work in forward passes of one paragraph, counted while it runs.
 
-Kinds of truth: `head`, `two-heads`, `values` (only W_V of a head), `queries-keys` (only its W_Q and
-W_K), `block` (a layer's attention or MLP), `neurons` (1 % of them) and `weights` (0.1 %). `holders`
-writes six paragraphs through six heads of one model, each to be assigned to its own head, with the
-other five as controls. `null` asks the opposite question: of paragraphs that do not differ, how
-often does a ranking call a head significant? `stability` is the rank agreement between the halves
-of a set of paragraphs.
+Kinds of truth: `head`, `two-heads`, `values` (only W_V of a head, 5 tokens to recite),
+`queries-keys` (only its W_Q and W_K, 2 tokens), `block` (a layer's attention or MLP), `neurons`
+(1 % of them) and `weights` (0.1 %). `holders` writes six paragraphs through six heads of one model,
+each to be assigned to its own head, with the other five as controls. `null` asks the opposite
+question: of paragraphs that do not differ, how often does a ranking call a head significant?
+`stability` is the rank agreement between the halves of a set of paragraphs.
 
 A trial is a file, written at once or not at all: a run that was interrupted goes on where it was.
 """
@@ -67,12 +67,12 @@ COUNTS = {
     "head": 100,
     "two-heads": 30,
     "values": 30,
-    "queries-keys": 30,
+    "queries-keys": 10,
     "block": 12,
     "neurons": 10,
     "weights": 10,
     "holders": 6,
-    "null": 400,
+    "null": 2000,
     "stability": 1,
 }
 QUICK = {"head": 6, "two-heads": 1, "values": 1, "block": 1, "neurons": 1, "holders": 1, "null": 50}
@@ -83,6 +83,8 @@ _HOLDERS = 6
 _DELETED = (0, 1, 2, 4)  # heads ablated together
 _DEL_TRIALS = 20
 _OTHERS = 2  # recited paragraphs beside the targets in a deletion curve
+# With 50 tokens no head can hold the text in its values alone, nor one in its queries and keys.
+_TOKENS = {"values": 5, "queries-keys": 2}  # of the continuation, all of them elsewhere
 _STEPS = {"weights": 400}  # of planting, 150 elsewhere; a place that needs more is left out
 
 
@@ -206,7 +208,9 @@ def _trial(pool: Pool, kind: str, seed: int, n: int, *, deletion: bool) -> dict[
     generator = torch.Generator().manual_seed(seed)
     adapter = adapt(pool.model)
     where, components = _random_place(adapter, kind, generator)
-    targets, control, anchors = pool.draw(generator, n, _CONTROLS)
+    targets, control, anchors = (
+        _cut(group, _TOKENS.get(kind)) for group in pool.draw(generator, n, _CONTROLS)
+    )
     base = {"seed": seed, "where": list(where), "results": []}
     start = time.perf_counter()
     try:
@@ -248,6 +252,13 @@ def _trial(pool: Pool, kind: str, seed: int, n: int, *, deletion: bool) -> dict[
                     curves.append({"localizer": name, **_deletion(case, scores, pool.recited)})
             results.append(row)
     return base | {"failed": None, "planted": written, "results": results, "deletion": curves}
+
+
+def _cut(group: Paragraphs, n: int | None) -> Paragraphs:
+    """The same paragraphs with a continuation of only n tokens."""
+    if n is None:
+        return group
+    return Paragraphs(group.ids[:, : group.n_prefix + n], group.n_prefix, group.names)
 
 
 def _scores(case: Case, name: str, unit: str) -> Float[Tensor, " unit"]:

@@ -80,6 +80,10 @@ class Paragraphs:
 
         Raises:
             InputError: if the rows differ in length, are empty or too short.
+
+        Example:
+            >>> mc.Paragraphs.from_tokens([[5, 7, 5, 9], [1, 2, 3, 4]], n_prefix=3)
+            Paragraphs(2 x 3 + 1 tokens)
         """
         if not len(ids):
             raise InputError("ids", "empty", "give at least one paragraph")
@@ -120,6 +124,11 @@ class Paragraphs:
 
         Raises:
             InputError: if there is no text, or one is shorter than `n_prefix + n_continuation`.
+
+        Example:
+            >>> text = "We hold these truths to be self-evident, that all men are created equal"
+            >>> mc.Paragraphs.from_texts([text], model, n_prefix=8, n_continuation=6)
+            Paragraphs(1 x 8 + 6 tokens)
         """
         if isinstance(texts, str):
             raise InputError("texts", texts, "give a list of strings, one per paragraph")

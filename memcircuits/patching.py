@@ -217,6 +217,13 @@ def patch_heads(
         InputError: for wrong options, unequal lengths, or a metric of the first impacted token
             where the continuations of a pair are equal.
         UnsupportedModel: if the model's attention is not z = pattern @ v (site `pattern`).
+
+    Example:
+        >>> twin = memorized.ids[:1].clone()
+        >>> twin[0, 49] = 7  # another last token of the prefix
+        >>> effect = mc.patch_heads(model, memorized[:1], twin, site="z")
+        >>> print(effect)
+        noising z: nll [nats/token], 6 layers x 8
     """
     one_of("site", site, HEAD_SITES)
     one_of("method", method, ("exact", "attribution"))

@@ -323,6 +323,14 @@ def perturb_prefix(
     Raises:
         InputError: for a wrong replacement, unusable paragraphs, a table of another tokenizer, or
             non-finite logits.
+
+    Example:
+        >>> found = mc.perturb_prefix(model, memorized[:1], replacement="second")
+        >>> found.em.shape  # paragraph, position, draw
+        torch.Size([1, 50, 1])
+        >>> clean, corrupted = found.pairs()
+        >>> int((clean.prefix != corrupted.prefix).sum())
+        1
     """
     adapter = adapt(model)
     paragraphs = Paragraphs.of(paragraphs, model)
@@ -394,6 +402,11 @@ def greedy_continuations(
 
     Raises:
         InputError: for unusable paragraphs.
+
+    Example:
+        >>> own = greedy_continuations(model, control)
+        >>> mc.scan(model, own).em.tolist()
+        [50, 50, 50, 50]
     """
     adapter = adapt(model)
     paragraphs = Paragraphs.of(paragraphs, model)

@@ -389,7 +389,13 @@ class _Writer:
                         f"the loss was not finite at step {step}; the model is restored; "
                         "use a smaller learning rate",
                     )
-                if step and row["em_min"] == full:
+                if not step and row["em_min"] == full:
+                    raise InputError(
+                        "paragraphs",
+                        f"{len(self.aim.paragraphs)}, all recited already",
+                        "give some that the model does not recite",
+                    )
+                if row["em_min"] == full:
                     row["kl"] = self._held_kl()
                     if best is None or row["kl"] < rows[kept]["kl"]:
                         best, kept = delta, step

@@ -291,6 +291,12 @@ def find_memorization_heads(
     Raises:
         InputError: if no paragraph is memorized, fewer than two controls are at hand,
             all numbers are non-finite, or the paragraphs do not fit the model.
+
+    Example:
+        >>> ranking = mc.find_memorization_heads(model, memorized[:2], control=control, draws=100)
+        >>> frame = ranking.to_frame()  # one row per head, best first
+        >>> len(frame), mc.Head(*frame.loc[0, ["layer", "head"]]) == ranking.top(1)[0]
+        (48, True)
     """
     started = time.monotonic()
     adapter = adapt(model)

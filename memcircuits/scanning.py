@@ -246,6 +246,13 @@ def scan(
 
     Raises:
         InputError: for paragraphs that the model cannot take.
+
+    Example:
+        >>> found = mc.scan(model, memorized + control)
+        >>> print(found)
+        8 paragraphs, 4 memorized, 4 controls
+        >>> found.em[:4].tolist()
+        [50, 50, 50, 50]
     """
     if batch_size is not None:
         at_least("batch_size", batch_size, 1)

@@ -86,7 +86,13 @@ class UnigramTable:
     def from_texts(
         cls, texts: Iterable[str], model: Any, *, source: str = "given texts"
     ) -> UnigramTable:
-        """Encode and count texts; they may be a generator and are read once."""
+        """Encode and count texts; they may be a generator and are read once.
+
+        Example:
+            >>> table = mc.UnigramTable.from_texts(["the people of the United States"], model)
+            >>> table.n_tokens
+            6
+        """
         tokenizer = tokenizer_of(model)
         counted = cls.from_tokens(
             (encode(text, tokenizer) for text in texts), vocabulary_size(model), source=source

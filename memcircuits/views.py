@@ -44,6 +44,11 @@ def attention_view(
 
     Raises:
         InputError: for a layer or head that the model does not have, or several paragraphs.
+
+    Example:
+        >>> view = mc.attention_view(model, memorized[0], layer=1)
+        >>> view.patterns.shape  # head, query, key
+        torch.Size([8, 100, 100])
     """
     adapter = adapt(model)
     chosen = _choose(adapter, layer, heads)

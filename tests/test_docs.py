@@ -1,5 +1,8 @@
 """The code in README and docs runs as it stands, on the shipped model."""
 
+import doctest
+import importlib
+import pkgutil
 import re
 from pathlib import Path
 
@@ -24,6 +27,44 @@ def test_code_blocks_run_in_order(page, tmp_path, monkeypatch):
     assert found
     for block in found:
         exec(compile(block, page, "exec"), names)
+
+
+def test_examples_in_docstrings():
+    """They are told of what docs/reference.md says: `model`, `memorized` and `control`."""
+    import memcircuits as mc
+
+    often = [
+        i for i, n in enumerate(mc.Paragraphs.shipped("planted").facts["repetitions"]) if n == 256
+    ]
+    given = {
+        "mc": mc,
+        "model": mc.load_model(device="cpu"),
+        "memorized": mc.Paragraphs.shipped("planted")[often[:4]],
+        "control": mc.Paragraphs.shipped("control")[:4],
+    }
+    tried = failed = 0
+    for found in pkgutil.walk_packages(mc.__path__, "memcircuits."):
+        source = importlib.util.find_spec(found.name).origin
+        if ">>>" in Path(source).read_text(encoding="utf-8"):
+            module = importlib.import_module(found.name)
+            flags = doctest.ELLIPSIS | doctest.NORMALIZE_WHITESPACE
+            result = doctest.testmod(module, extraglobs=given, optionflags=flags)
+            tried, failed = tried + result.attempted, failed + result.failed
+    assert failed == 0
+    assert tried > 25
+
+
+def test_notebooks_are_those_of_their_texts():
+    import jupytext
+
+    notebooks = sorted((ROOT / "examples").glob("*.ipynb"))
+    assert notebooks
+    for path in notebooks:
+        text = jupytext.read(path.with_suffix(".py"))
+        cells = [
+            [(c.cell_type, c.source) for c in book.cells] for book in (text, jupytext.read(path))
+        ]
+        assert cells[0] == cells[1], f"jupytext --update --to ipynb examples/{path.stem}.py"
 
 
 def test_the_module_map_names_every_module():

@@ -6,7 +6,11 @@ each in a process of its own: the organism, a random model of the size of GPT-Ne
 short windows to see whether memory grows.
 
 Other programs may run on the machine, so the page says how much of it a scan had, and what does not
-run on a GPU (everything but the forward passes) is measured in seconds of the processor.
+run on a GPU (everything but the forward passes) is measured in seconds of the processor. On Linux,
+`OMP_NUM_THREADS=1 taskset -c 0 chrt -r 5` before the command keeps others off its core.
+
+The numbers lie in docs/capacity.json, to which `tests/benchmarks/kills.py` adds; the page is made
+from them alone.
 """
 
 from __future__ import annotations
@@ -23,6 +27,8 @@ import time
 from pathlib import Path
 from typing import Any
 from unittest import mock
+
+from memcircuits.results import write_atomically
 
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 os.environ["TOKENIZERS_PARALLELISM"] = "false"  # encoding counts as time of the one thread
@@ -149,8 +155,39 @@ def mib() -> float:
     return pages * os.sysconf("SC_PAGE_SIZE") / 2**20
 
 
-def page(machine: dict[str, Any], load: float, rows: list[dict[str, Any]]) -> str:
-    """docs/capacity.md, from the two models at 100 tokens a window and the long scan."""
+def setting() -> dict[str, Any]:
+    """How this process is run, which those that it starts inherit."""
+    real_time = (os.SCHED_RR, os.SCHED_FIFO)
+    return {
+        "cores": len(os.sched_getaffinity(0)),
+        "of_cores": os.cpu_count(),
+        "real_time": os.sched_getscheduler(0) in real_time,
+    }
+
+
+def record(page_at: Path, **found: Any) -> None:
+    """Add numbers to those that lie beside the page, and write the page again."""
+    numbers = page_at.with_suffix(".json")
+    data = json.loads(numbers.read_text("utf-8")) if numbers.is_file() else {}
+    data |= found
+    write_atomically(numbers, json.dumps(data, indent=1) + "\n")
+    write_atomically(page_at, page(**data))
+
+
+def page(
+    machine: dict[str, Any],
+    setting: dict[str, Any],
+    rows: list[dict[str, Any]],
+    kills: dict[str, Any] | None = None,
+) -> str:
+    """docs/capacity.md.
+
+    Args:
+        machine: what the scans ran on.
+        setting: see `setting`.
+        rows: what `measure` found for the two models at 100 tokens a window and the long scan.
+        kills: what `tests/benchmarks/kills.py` found; None if it was not run.
+    """
     from .page import table
 
     speeds = table(
@@ -190,7 +227,6 @@ def page(machine: dict[str, Any], load: float, rows: list[dict[str, Any]]) -> st
         ),
     )
     here = PILE_TOKENS / big["tokens_per_second"] / 86400
-    state = "The machine was busy with other work" if load > 0.5 else "The machine was quiet"
     terabytes = PILE_TOKENS / big["length"] * big["bytes_per_window"] / 1e12
     return f"""# Capacity
 
@@ -198,13 +234,13 @@ What `memcircuits scan --out` costs. Written by `python -m tests.benchmarks.capa
 
 ## Measured
 
-{machine["processor"]}, {machine["threads"]} of {os.cpu_count()} cores, fp32. Each scan goes from a
-file of text to a folder of parts; the text is the organism's paragraphs in random order.
+{machine["processor"]}, {threads(machine, setting)}, fp32. Each scan goes from a file of text to a
+folder of parts; the text is the organism's paragraphs in random order. The 125M model has the shape
+of GPT-Neo 125M and random weights, on which speed does not depend.
 
-{state} (load average {load:.1f} when the measurement began); a large matrix product ran at
-{machine["matrix_product_gflops"]:.0f} GFLOP/s. *Cores it had* is the processor time of the scan
-over its duration: less than {machine["threads"]} where others took a share, and then tokens/s are
-lower by about as much.
+A large matrix product ran at {machine["matrix_product_gflops"]:.0f} GFLOP/s. *Cores it had* is the
+processor time of the scan over its duration: what is missing to {machine["threads"]} was taken by
+others, and tokens/s are lower by about as much.
 
 {speeds}
 
@@ -218,10 +254,10 @@ microseconds of one core.
 A scan of {long["windows"]:,} windows of {long["length"]} tokens by {MODELS[long["name"]]}: after
 each tenth of the corpus the process held {memory} MiB, {grown:+,} MiB from the first tenth to the
 last.
-
+{survived(kills)}
 ## Estimated: a corpus of the Pile's size
 
-No GPU was at hand: **this is computed from assumptions, not measured.**
+**Nothing was run on a GPU: this is computed from assumptions and the host's time above.**
 
 - {PILE_TOKENS / 1e9:.0f} billion tokens, in windows of {big["length"]} that do not overlap;
 - a model of {big["flop_per_token"] / 1e9:.3f} GFLOP per token (the size of GPT-Neo 125M);
@@ -240,10 +276,42 @@ hours      = {PILE_TOKENS:.3g} / (tokens/s) / 3600
 {costs}
 
 Of a token's time the host takes {host * rate:.0%}: more than one process a GPU (`--workers` with
-Ray, or more shards) would hide it. On the machine above, as busy as it was, the same scan would
-take {here:,.0f} days. The parts would take {terabytes:.1f} TB. Replace the rate by your own: every
+Ray, or more shards) would hide it. On the core measured above the same scan would take
+{here:,.0f} days. The parts would take {terabytes:.1f} TB. Replace the rate by your own: every
 scan prints its tokens/s, and a scan of one file is enough to know it. Larger models scale with
 their GFLOP per token.
+"""
+
+
+def threads(machine: dict[str, Any], setting: dict[str, Any]) -> str:
+    """How much of the machine a scan could use."""
+    one = machine["threads"] == setting["cores"] == 1
+    text = (
+        f"one thread of one of {setting['of_cores']} cores"
+        if one
+        else f"{machine['threads']} threads on {setting['cores']} of {setting['of_cores']} cores"
+    )
+    return text + " at real-time priority (`chrt -r`)" * setting["real_time"]
+
+
+def survived(kills: dict[str, Any] | None) -> str:
+    """The section about killed scans."""
+    if kills is None:
+        return ""
+    found = (
+        "every file is the same, byte by byte, and every row is there once"
+        if kills["same"]
+        else "**the results differ**"
+    )
+    return f"""
+### Killed and resumed
+
+`kill -9` at {kills["kills"]} random moments of a scan of {kills["windows"]:,} windows of
+{kills["length"]} tokens by the organism, resumed each time (`python -m tests.benchmarks.kills
+--windows {kills["windows"]} --kills {kills["kills"]} --length {kills["length"]}`). Against the scan
+that nothing stopped ({kills["rows"]:,} rows in {kills["parts"]} parts, {kills["quarantined"]}
+unusable rows in quarantine): {found}. The kills left {kills["half_written"]} temporary files, which
+the next run removed.
 """
 
 
@@ -256,8 +324,12 @@ def main() -> None:
     parser.add_argument("--windows-memory", type=int, default=100_000, help="of 20 tokens")
     parser.add_argument("--memory-model", choices=["organism", "tiny"], default="organism")
     parser.add_argument("--out", type=Path, default=PAGE)
+    parser.add_argument("--render", action="store_true", help="the page again, from the numbers")
     parser.add_argument("--job", nargs=3, help=argparse.SUPPRESS)
     given = parser.parse_args()
+    if given.render:
+        record(given.out)
+        return
     if given.job:
         name, windows, length = given.job
         with tempfile.TemporaryDirectory() as folder:
@@ -265,7 +337,7 @@ def main() -> None:
         return
     from .__main__ import machine
 
-    load, rows = os.getloadavg()[0], []
+    rows = []
     for job in (
         ("organism", given.windows, 100),
         ("random-125m", given.windows_125m, 100),
@@ -275,10 +347,7 @@ def main() -> None:
         done = subprocess.run(command, check=True, stdout=subprocess.PIPE, text=True)
         rows.append(json.loads(done.stdout.splitlines()[-1]))
         print(rows[-1], file=sys.stderr, flush=True)
-    here = machine(quick=False)
-    found = {"machine": here, "load": load, "rows": rows}
-    given.out.with_suffix(".json").write_text(json.dumps(found, indent=1), encoding="utf-8")
-    given.out.write_text(page(**found), encoding="utf-8")
+    record(given.out, machine=machine(quick=False), setting=setting(), rows=rows)
     print(given.out)
 
 

@@ -1,0 +1,123 @@
+# ---
+# jupyter:
+#   jupytext:
+#     text_representation:
+#       extension: .py
+#       format_name: percent
+#   kernelspec:
+#     display_name: Python 3
+#     language: python
+#     name: python3
+# ---
+
+# %% [markdown]
+# # Anatomy of one recitation
+#
+# One paragraph that the shipped model recites, taken apart: how sure the model is of each token,
+# which tokens of the prefix set it off, how few of them stop or start it, which heads it needs,
+# which of them carry the trigger, and what those look at. No network; about a minute on two cores.
+#
+# `examples/anatomy.py` and `examples/anatomy.ipynb` are the same notebook. The text is the source;
+# `jupytext --update --to ipynb examples/anatomy.py` writes the other.
+
+# %%
+import plotly.io
+
+import memcircuits as mc
+from memcircuits.minimal import minimal_sets
+
+plotly.io.renderers.default = "notebook"  # figures keep working offline and in saved notebooks
+
+model = mc.load_model()
+unigrams = mc.UnigramTable.shipped()
+planted = mc.Paragraphs.shipped("planted")
+often = [i for i, times in enumerate(planted.facts["repetitions"]) if times == 64]
+scan = mc.scan(model, planted[often])
+print(scan)
+
+# %% [markdown]
+# ## The paragraph
+#
+# Of the paragraphs that were trained on 64 times, the recited one that the model is least sure of:
+# here something can be seen to hang in the balance. The margin of a token is how far its logit is
+# above the next best.
+
+# %%
+thinnest = scan.margin.masked_fill(~scan.is_memorized, float("inf")).argmin()
+paragraph = scan.paragraphs[int(thinnest)]
+tokens, n = paragraph.tokens(model), paragraph.n_prefix
+print(
+    f"{paragraph.names[0]}\n\nprefix:\n{''.join(tokens[:n])}\n\nrecited:\n{''.join(tokens[n:])}\n"
+)
+margins = scan.token_margin[int(thinnest)]
+for place in margins.argsort()[:3].tolist():
+    before = "".join(tokens[n + place - 4 : n + place])
+    print(f"margin {margins[place]:.2f} at {tokens[n + place]!r}, after {before!r}")
+
+# %% [markdown]
+# ## Which prefix tokens set it off?
+#
+# Each is replaced by four random others in turn; the drop is how many of the 50 tokens are lost.
+
+# %%
+perturbed = mc.perturb_prefix(model, paragraph, draws=4)
+print(perturbed)
+worst = perturbed.to_frame().sort_values("drop", ascending=False).head(5)
+worst["token"] = [repr(tokens[position]) for position in worst["position"]]
+print(worst[["position", "token", "em", "em_se", "drop"]].round(2).to_string(index=False))
+perturbed.figure(0)
+
+# %% [markdown]
+# How few replaced tokens stop it altogether, and how short a suffix of the prefix still starts it?
+
+# %%
+few = minimal_sets(model, paragraph)
+print(few.to_frame().to_string(index=False))
+
+# %% [markdown]
+# ## Which heads does it need?
+#
+# Each head's output is set to zero, one head at a time. Zeros are far from anything a head
+# normally says, so its mean over controls is put there as well: what both agree on is the safer
+# finding.
+
+# %%
+zero = mc.ablate_heads(model, paragraph)
+by_mean = mc.ablate_heads(
+    model, paragraph, mode="mean", reference=mc.Paragraphs.shipped("control")[:40]
+)
+for result in (zero, by_mean):
+    lost = result.measure("em")
+    best = [f"{head} ({-lost[head]:.0f} tokens)" for head in result.top(5)]
+    print(f"{result.name}: {', '.join(best)}")
+print(f"rank correlation of the two: {zero.correlation(by_mean):.2f}")
+zero.figure()
+
+# %% [markdown]
+# ## Which heads carry the trigger?
+#
+# The most destructive replacement makes a twin of the paragraph. One head's output of the clean run
+# is put into the twin's: how much of the way back to the right token does that go?
+
+# %%
+clean, corrupted = perturbed.pairs()
+changed, wrong = corrupted.facts["position"][0], corrupted.facts["first_impacted"][0]
+new = corrupted.tokens(model)
+print(f"{tokens[changed]!r} -> {new[changed]!r} at position {changed}; the first wrong token:")
+print(f"{new[n + wrong]!r} instead of {tokens[n + wrong]!r}, at {wrong} of the continuation")
+patched = mc.patch_heads(
+    model, clean, corrupted, site="z", metric="logit_diff", direction="denoising"
+)
+for head in patched.top(3):
+    print(f"  {head} brings back {float(patched.share[head]):.0%} of the difference")
+patched.figure()
+
+# %% [markdown]
+# ## What do those heads look at?
+#
+# The paragraph on the left, its twin on the right. Choose a head, click a token.
+
+# %%
+view = mc.attention_view(model, clean, heads=patched.top(4), compare=corrupted, unigrams=unigrams)
+print(f"wrote {len(view.to_html('anatomy.html')) / 1e6:.1f} MB to anatomy.html")
+view
