@@ -139,6 +139,15 @@ def plain_rare_tokens(m: Plain, p: mc.Paragraphs) -> Numbers:
     return {"attention": m.attention(p.ids)[:, :, :, p.n_prefix, : p.n_prefix]}
 
 
+def view(m: Any, p: mc.Paragraphs) -> Numbers:
+    found = mc.attention_view(m, p[3], unigrams=unigrams())
+    return {"patterns": found.patterns}
+
+
+def plain_view(m: Plain, p: mc.Paragraphs) -> Numbers:
+    return {"patterns": m.attention(p.ids[3:4])[0].flatten(0, 1)}
+
+
 def heads(m: Any, p: mc.Paragraphs) -> Numbers:
     found = mc.find_memorization_heads(m, p, unigrams=unigrams(), draws=50, progress=False)
     return {"score": found.score, "em": torch.tensor([found.counts["memorized"]])}
@@ -350,6 +359,7 @@ ANALYSES: dict[str, Analysis] = {
     "patch_heads, pattern": Analysis(patch(site="pattern"), None, 1e-5),
     "perturb_prefix": Analysis(perturb, plain_perturb, 1e-5, BASES),
     "rare_token_attention": Analysis(rare_tokens, plain_rare_tokens, 1e-5, BASES),
+    "attention_view": Analysis(view, plain_view, 1e-5, BASES),
     "find_memorization_heads": Analysis(heads, plain_heads, 1e-5),
     "unlearn": Analysis(unlearn, None, 0),
     "edit": Analysis(rewrite, None, 0),

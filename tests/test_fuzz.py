@@ -33,7 +33,7 @@ from memcircuits.evaluation import evaluate_edit, recovery_curve
 from memcircuits.minimal import minimal_sets
 from memcircuits.noise import weight_noise
 from memcircuits.patching import patch_layers
-from memcircuits.results import Result
+from memcircuits.results import Result, read_safetensors
 from memcircuits.unlearning import Recipe
 
 # How many malformed inputs each test makes at least; 2,000 were promised.
@@ -291,6 +291,18 @@ def test_spoiled_results(results, tmp_path, name):
             load(path)
 
 
+@pytest.mark.parametrize("name", KINDS[:-1])
+def test_provenance_says_what_a_result_came_from(results, name):
+    """Weights, paragraphs, options (the seed, where there is one) and versions."""
+    found = Result.load(results / f"{name}.safetensors").provenance
+    assert len(found.model["fingerprint"]) == 16
+    assert {"name", "class", "architecture", "basis", "dtype", "device"} <= set(found.model)
+    assert all(len(group["hash"]) >= 8 for group in found.paragraphs.values())
+    assert found.paragraphs
+    assert isinstance(found.options, dict)
+    assert {"memcircuits", "transformer-lens", "torch", "transformers"} <= set(found.versions)
+
+
 # -- models ---------------------------------------------------------------------------------------
 
 
@@ -372,7 +384,7 @@ def test_spoiled_gguf_files(tmp_path):
 
 
 @pytest.fixture
-def stub(bridge, tmp_path, monkeypatch):
+def stub(bridge, results, tmp_path, monkeypatch):
     """Commands get a tiny model at once; all else about loading is real."""
     load = loading.load_model
 
@@ -394,6 +406,9 @@ def stub(bridge, tmp_path, monkeypatch):
     (tmp_path / "empty.txt").write_bytes(b"")
     (tmp_path / "file").write_bytes(b"")
     (tmp_path / "empty").mkdir()
+    (tmp_path / "memcircuits-heads").mkdir()  # where `report` looks
+    raw = (results / "Ranking.safetensors").read_bytes()
+    (tmp_path / "memcircuits-heads" / "ranking.safetensors").write_bytes(raw)
     return tmp_path
 
 
@@ -461,6 +476,9 @@ OPTIONS: dict[str, tuple[str, ...]] = {
     "--recover": ("-1", "x", "1.5"),
     "--heldout": PATHS,
     "--planted": ("0", "-1", "x", "1.5"),
+    "--where": ("", "L9H9", "L1", "L1.x", "neurons:2", "weights:x", "L1H2,,", "é"),
+    "--steps": ("0", "-1", "x"),
+    "--rows": ("", "99", "-1", "x", "0,,1"),
     "--triggers": ("-1", "x", ""),
     "--activations": (),
     "--arms": (),
@@ -490,6 +508,8 @@ def test_command_lines(stub):
             "--model": "tiny",
             "--paragraphs": "good.jsonl",
         }
+        if command == "plant":
+            chosen |= {"--where": "L1H2", "--steps": "2"}
         if command != "unigrams build":
             chosen |= {"--n-prefix": "10", "--n-continuation": "12"}
         own = sorted(set(commands.get(command, ())) & set(OPTIONS) - {"--help"})
@@ -517,9 +537,13 @@ def test_command_lines(stub):
                 json.loads(path.read_text())
             if path.suffix == ".parquet":
                 pd.read_parquet(path)
+            if path.suffix == ".html":
+                assert path.read_text().rstrip().endswith("</html>"), shown
+            if path.suffix == ".safetensors":
+                read_safetensors(path)
             path.unlink()
         assert {p: p.read_bytes() for p in before} == before, shown
-    assert 2 in statuses
+    assert statuses == {0, 2}
 
 
 # -- arguments ------------------------------------------------------------------------------------

@@ -331,6 +331,12 @@ COMMANDS = {
     "perturb": ["perturb", "--out", "{out}"],
     "unlearn": ["unlearn", "--fraction", "0.1", "--out", "{out}"],
     "edit": ["edit", "--fraction", "0.3", "--kl-budget", "9", "--out", "{out}"],
+    "plant": [
+        *("plant", "--where", "L0.attn,L0.mlp,L1.mlp,L2H1", "--kl-budget", "9"),
+        *("--out", "{out}", "--json"),
+    ],
+    "ablate": ["ablate", "--out", "{out}"],
+    "attention": ["attention", "--rows", "0,2", "--out", "{out}"],
     "unigrams": ["unigrams", "build", "--out", "{out}/unigrams.safetensors"],
     "report": ["report", "{original}/ranking.safetensors", "--out", "{out}/report.html"],
     "bench": ["bench", "localize", "--out", "{out}", "--paragraphs", "{original}/many.jsonl"],
