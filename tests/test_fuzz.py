@@ -12,6 +12,7 @@ import gzip
 import json
 import os
 import random
+import shutil
 import string
 from collections import Counter
 from collections.abc import Callable, Iterator
@@ -29,10 +30,13 @@ from typer.testing import CliRunner
 import memcircuits as mc
 from memcircuits import cli, loading
 from memcircuits.checks import InputError
+from memcircuits.corpus_scan import scan_to_disk
 from memcircuits.evaluation import evaluate_edit, recovery_curve
+from memcircuits.localization import Pool, read_trials, run_trials, write_leaderboard
 from memcircuits.minimal import minimal_sets
 from memcircuits.noise import weight_noise
 from memcircuits.patching import patch_layers
+from memcircuits.readers import Windows
 from memcircuits.results import Result, read_safetensors
 from memcircuits.unlearning import Recipe
 
@@ -42,6 +46,8 @@ COUNTS = {
     "spoiled files": 110,  # for each of the formats
     "odd records": 130,
     "spoiled results": 40,  # for each of the kinds
+    "scan folders": 50,
+    "trials": 40,
     "model folders": 150,
     "gguf files": 60,
     "command lines": 300,
@@ -301,6 +307,69 @@ def test_provenance_says_what_a_result_came_from(results, name):
     assert found.paragraphs
     assert isinstance(found.options, dict)
     assert {"memcircuits", "transformer-lens", "torch", "transformers"} <= set(found.versions)
+
+
+# -- folders of a scan and of a benchmark ---------------------------------------------------------
+
+
+def odd_value(raw: bytes, draw: random.Random) -> bytes:
+    """JSON with one odd value in place of another."""
+    found = inside = json.loads(raw)
+    key = draw.choice(sorted(found))
+    if isinstance(found[key], dict) and found[key] and draw.random() < 0.7:
+        inside = found[key]
+        key = draw.choice(sorted(inside))
+    inside[key] = draw.choice(VALUES)
+    return json.dumps(found).encode()
+
+
+def spoiled_folder(good: Path, folder: Path, draw: random.Random) -> tuple[str, bytes]:
+    """A copy of a folder with one file spoiled, or missing."""
+    shutil.rmtree(folder, ignore_errors=True)
+    shutil.copytree(good, folder)
+    path = draw.choice(sorted(p for p in folder.rglob("*") if p.is_file()))
+    raw = path.read_bytes()
+    odd = path.suffix == ".json" and draw.random() < 0.5
+    spoiled = odd_value(raw, draw) if odd else spoil(raw, draw)
+    path.write_bytes(spoiled)
+    if draw.random() < 0.1:
+        path.unlink()
+    return path.name, spoiled[:1500]
+
+
+def test_spoiled_scan_folders(bridge, tmp_path):
+    source = tmp_path / "rows.jsonl"
+    source.write_bytes(jsonl([{"ids": row} for row in zoo.mixed(bridge).ids.tolist()]))
+    options: dict[str, Any] = {"windows": Windows(n_prefix=10, n_continuation=12)}
+    options |= {"part_records": 3, "progress": False}
+    scan_to_disk(bridge, source, tmp_path / "good", **options)
+    draw = random.Random(5)
+    done = 0
+    for turn in range(COUNTS["scan folders"]):
+        what = spoiled_folder(tmp_path / "good", tmp_path / "folder", draw)
+        with only_input_errors("scan folders", what):
+            resumed = scan_to_disk(
+                bridge, source, tmp_path / "folder", resume=turn % 3 > 0, **options
+            )
+            assert resumed.summary["memorized"] == 4
+            done += 1
+    assert 0 < done < COUNTS["scan folders"]
+
+
+def test_spoiled_trials(bridge, tmp_path):
+    many = zoo.mixed(bridge) + mc.Paragraphs.from_tokens(zoo.random_ids(64, 22, 2), n_prefix=10)
+    pool = Pool.of(bridge, many)
+    options: dict[str, Any] = {"counts": {"block": 1, "null": 1}, "progress": False}
+    run_trials(pool, tmp_path / "good", **options)
+    draw = random.Random(6)
+    done = 0
+    for _ in range(COUNTS["trials"]):
+        what = spoiled_folder(tmp_path / "good", tmp_path / "folder", draw)
+        with only_input_errors("trials", what):
+            run_trials(pool, tmp_path / "folder", **options)  # those that are there stay
+            write_leaderboard(read_trials(tmp_path / "folder"), tmp_path / "folder")
+            done += 1
+    assert 0 < done < COUNTS["trials"]
 
 
 # -- models ---------------------------------------------------------------------------------------

@@ -255,6 +255,22 @@ def test_damaged_results_are_refused(saved, tmp_path, name):
             read(path)
 
 
+def test_a_flipped_number_is_noticed(saved, tmp_path):
+    """And a result that was saved before there were checksums is read."""
+    from safetensors.torch import save_file
+
+    path = tmp_path / "damaged.safetensors"
+    raw = bytearray((saved / "ranking.safetensors").read_bytes())
+    raw[-3] ^= 16
+    path.write_bytes(raw)
+    with pytest.raises(InputError, match="its content is not what was written"):
+        Result.load(path)
+    tensors, header = read_safetensors(saved / "ranking.safetensors")
+    del header["sha256"]
+    save_file(tensors, path, metadata=header)
+    assert torch.equal(Result.load(path).score, Result.load(saved / "ranking.safetensors").score)
+
+
 def test_damaged_weights_are_refused(original, tmp_path):
     folder = Path(shutil.copytree(original / "model", tmp_path / "model"))
     path = folder / "model.safetensors"
