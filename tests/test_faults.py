@@ -423,18 +423,22 @@ def test_half_precision_differs_only_at_near_ties(name):
 
 @pytest.mark.slow
 def test_half_precision_on_the_organism():
-    """The same exact matches but for near-ties, which float32's margins point out."""
-    paragraphs = mc.Paragraphs.shipped("planted")[:40] + mc.Paragraphs.shipped("control")[:40]
+    """Tokens that bf16 decides otherwise are near-ties, which float32's margins point out."""
+    paragraphs = mc.Paragraphs.shipped("planted")[::4] + mc.Paragraphs.shipped("control")[::8]
     exact, rough = (
         mc.scan(mc.load_model(dtype=dtype), paragraphs, progress=False)
         for dtype in ("float32", "bfloat16")
     )
-    differs = exact.em != rough.em
-    assert exact.is_memorized.sum() >= 10
-    assert differs.float().mean() < 0.2
-    first = torch.minimum(exact.em, rough.em)[differs]
-    margins = exact.token_margin[differs].gather(1, first[:, None])
-    assert (margins < exact.token_margin.median() / 5).all()
+    assert exact.is_memorized.sum() >= 20
+    near_tie = exact.token_margin < exact.token_margin.median() / 5
+    assert near_tie.float().mean() < 0.2
+    differs = exact.token_correct != rough.token_correct
+    assert differs.any()  # else the next lines say nothing
+    assert near_tie[differs].all()
+    safe = ~near_tie.any(1)
+    assert safe.sum() >= 20
+    assert torch.equal(exact.em[safe], rough.em[safe])
+    assert (exact.is_memorized == rough.is_memorized).float().mean() > 0.98
 
 
 def test_a_benchmark_in_which_no_place_held_anything_says_so(tmp_path):
