@@ -242,7 +242,8 @@ def _sha256(fields: str, tensors: Mapping[str, Tensor]) -> str:
     digest = hashlib.sha256(fields.encode())
     for name, tensor in sorted(tensors.items()):
         digest.update(f"{name}{tensor.dtype}{tuple(tensor.shape)}".encode())
-        digest.update(tensor.reshape(-1).view(torch.uint8).numpy().tobytes())
+        flat = torch.empty(tensor.numel(), dtype=tensor.dtype).copy_(tensor.flatten())
+        digest.update(flat.view(torch.uint8).numpy().tobytes())  # numpy knows no bfloat16
     return digest.hexdigest()
 
 
