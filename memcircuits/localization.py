@@ -487,12 +487,37 @@ def read_trials(folder: str | Path) -> dict[str, list[dict[str, Any]]]:
     for kind in KINDS:
         for path in sorted(Path(folder).glob(f"{kind}-[0-9][0-9][0-9][0-9].json")):
             try:
-                found.setdefault(kind, []).append(json.loads(path.read_text(encoding="utf-8")))
-            except ValueError as error:
+                trial = json.loads(path.read_text(encoding="utf-8"))
+                _check(trial, kind)
+            except (ValueError, TypeError, LookupError, AttributeError, RecursionError) as error:
                 raise InputError("folder", path.name, "it is damaged; remove it") from error
+            found.setdefault(kind, []).append(trial)
     if not found:
         raise InputError("folder", Path(folder).name, "it holds no trials")
     return found
+
+
+def _check(trial: dict[str, Any], kind: str) -> None:
+    """Touch all that the tables read; raises TypeError, LookupError ... where it is damaged."""
+    numbers = [trial["seconds"]]
+    if kind == "null":
+        sides = [trial[name] for name in ("unknown", "recited") if name in trial]
+        numbers += [side[key] for side in sides for key in ("paragraphs", "per_side", "named")]
+        numbers += [range(trial["runs"] + 1).index(side["named"]) for side in sides]
+    elif kind == "stability":
+        numbers += [tau for method in trial["agreement"].values() for tau in method.values()]
+    elif kind == "holders":
+        names = [a[key] for a in trial["assigned"] for key in ("method", "holder", "first")]
+        " ".join([*names, *(a["among_holders"] for a in trial["assigned"])])
+    else:
+        " ".join(trial["where"])
+        rows = [] if trial["failed"] else trial["results"]
+        numbers += [row[key] for row in rows for key in (*METRICS, "forwards")]
+        " ".join(row["localizer"] for row in rows)
+        curves = trial.get("deletion", ())
+        numbers += [x for curve in curves for side in ("targets", "others") for x in curve[side]]
+        " ".join(curve["localizer"] for curve in curves)
+    sum(number + 0.0 for number in numbers)  # float("3") would take text
 
 
 def leaderboard(trials: Mapping[str, Sequence[Mapping[str, Any]]], seed: int = 0) -> pd.DataFrame:

@@ -9,6 +9,7 @@ import matrix
 import pytest
 import torch
 import zoo
+from calls import public
 from torch import nn
 
 import memcircuits as mc
@@ -57,6 +58,10 @@ def test_classes_agree_in_the_same_basis(name, basis, analysis):
     line = matrix.ANALYSES[analysis]
     pair = [matrix.measured(name, f"{kind} {basis}", analysis) for kind in matrix.CLASSES]
     assert matrix.difference(*pair, line.relative) <= line.tolerance
+
+
+def test_every_public_analysis_is_in_the_matrix():
+    assert public() - {name.partition(",")[0] for name in matrix.ANALYSES} == set()
 
 
 def test_matrix_sees_a_difference():

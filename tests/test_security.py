@@ -8,6 +8,8 @@ import pickle
 import random
 import shutil
 import struct
+import subprocess
+import sys
 from pathlib import Path
 
 import numpy as np
@@ -188,6 +190,20 @@ def test_saved_results_come_back(saved, name):
     assert again.read_bytes() == (saved / f"{name}.safetensors").read_bytes()
 
 
+def test_every_kind_is_read_by_a_program_that_has_made_none(saved):
+    """Reading imports what the file holds; nothing else has to be imported first."""
+    program = (
+        "import importlib, pkgutil, sys, memcircuits; from memcircuits import results\n"
+        "results.Result.load(sys.argv[1])\n"
+        "known = set(results.Result._kinds)\n"
+        "for module in pkgutil.iter_modules(memcircuits.__path__):\n"
+        "    module.name == '__main__' or importlib.import_module(f'memcircuits.{module.name}')\n"
+        "assert known == set(results.Result._kinds), set(results.Result._kinds) - known\n"
+    )
+    command = [sys.executable, "-c", program, str(saved / "ranking.safetensors")]
+    subprocess.run(command, check=True)
+
+
 def lies(raw: bytes):
     """Headers that promise what the data does not hold."""
     size = struct.unpack("<Q", raw[:8])[0]
@@ -237,6 +253,22 @@ def test_damaged_results_are_refused(saved, tmp_path, name):
         path.write_bytes(damaged)
         with pytest.raises(InputError, match=r"damaged\.safetensors"):
             read(path)
+
+
+def test_a_flipped_number_is_noticed(saved, tmp_path):
+    """And a result that was saved before there were checksums is read."""
+    from safetensors.torch import save_file
+
+    path = tmp_path / "damaged.safetensors"
+    raw = bytearray((saved / "ranking.safetensors").read_bytes())
+    raw[-3] ^= 16
+    path.write_bytes(raw)
+    with pytest.raises(InputError, match="its content is not what was written"):
+        Result.load(path)
+    tensors, header = read_safetensors(saved / "ranking.safetensors")
+    del header["sha256"]
+    save_file(tensors, path, metadata=header)
+    assert torch.equal(Result.load(path).score, Result.load(saved / "ranking.safetensors").score)
 
 
 def test_damaged_weights_are_refused(original, tmp_path):
@@ -315,6 +347,12 @@ COMMANDS = {
     "perturb": ["perturb", "--out", "{out}"],
     "unlearn": ["unlearn", "--fraction", "0.1", "--out", "{out}"],
     "edit": ["edit", "--fraction", "0.3", "--kl-budget", "9", "--out", "{out}"],
+    "plant": [
+        *("plant", "--where", "L0.attn,L0.mlp,L1.mlp,L2H1", "--kl-budget", "9"),
+        *("--out", "{out}", "--json"),
+    ],
+    "ablate": ["ablate", "--out", "{out}"],
+    "attention": ["attention", "--rows", "0,2", "--out", "{out}"],
     "unigrams": ["unigrams", "build", "--out", "{out}/unigrams.safetensors"],
     "report": ["report", "{original}/ranking.safetensors", "--out", "{out}/report.html"],
     "bench": ["bench", "localize", "--out", "{out}", "--paragraphs", "{original}/many.jsonl"],
