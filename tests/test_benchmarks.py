@@ -94,21 +94,44 @@ def test_the_page_and_the_plot():
             "matrix_product_gflops": 200.0,
             "versions": {"torch": "2"},
         },
-        "subjects": [
-            {
-                "name": "organism",
+        "subjects": {
+            "organism": {
                 "description": "A model.",
                 "n_paragraphs": 8,
-                "jobs": [{"job": "a job", "unit": "row", "rows": [row | {"name": "us"}, beaten]}],
+                "jobs": {
+                    "a job": {
+                        "job": "a job",
+                        "unit": "row",
+                        "note": "",
+                        "rows": [row | {"name": "us"}, beaten],
+                    }
+                },
             }
-        ],
-        "memory_subject": "organism",
-        "memory": {"run_with_cache": 3 * 2**20, "scan": 2**20},
+        },
+        "memory": {
+            "subject": "organism",
+            "peaks": {"run_with_cache": 3 * 2**20, "scan": 2**20},
+        },
         "growth": lines,
-        "remarks": ["A remark."],
+        "seconds": 600.0,
     }
     text = page.markdown(json.loads(json.dumps(data)))
-    assert "| a job | them | **2.50x** (2.40 to 2.70) | 2x ✓ | 3.0e-06 | 1.00x | 60, 60 |" in text
+    assert "| a job | them | **2.50x** (2.40 to 2.70) | 2x ✓ | 8.3x | 3.0e-06 | 1.00x |" in text
     assert "| scan | 1 MiB | 0.33 |" in text
+    readme = page.in_readme(f"Before\n{page.START}\nold\n{page.STOP}\nafter", data)
+    assert readme.startswith("Before\n")
+    assert readme.endswith(f"\n{page.STOP}\nafter")
+    assert "| a job | them | 2.5x |" in readme
+    assert "old" not in readme
     picture = ElementTree.fromstring(growth.plot(lines))
     assert len(picture.findall("{*}polyline")) == 4
+
+
+def test_the_published_page_is_made_of_the_published_numbers():
+    data = json.loads((page.README.parent / "docs" / page.NUMBERS).read_text(encoding="utf-8"))
+    assert not data["quick"]
+    text = (page.README.parent / "docs" / page.PAGE).read_text(encoding="utf-8")
+    assert text == page.markdown(data)
+    readme = page.README.read_text(encoding="utf-8")
+    assert page.START in readme
+    assert readme == page.in_readme(readme, data)
