@@ -6,7 +6,7 @@ from xml.etree import ElementTree
 
 import pytest
 import torch
-from benchmarks import growth, page, rivals, timing
+from benchmarks import capacity, growth, page, rivals, timing
 from benchmarks.jobs import all_jobs
 from benchmarks.subjects import N_PREFIX, subject
 
@@ -135,3 +135,21 @@ def test_the_published_page_is_made_of_the_published_numbers():
     readme = page.README.read_text(encoding="utf-8")
     assert page.START in readme
     assert readme == page.in_readme(readme, data)
+
+
+def test_the_capacity_page_holds_the_numbers_measured():
+    numbers = json.loads(capacity.PAGE.with_suffix(".json").read_text("utf-8"))
+    assert capacity.PAGE.read_text("utf-8") == capacity.page(**numbers)
+
+
+def test_the_estimate_by_hand():
+    """A microsecond on the GPU and one on the host: half a million tokens/s and GPU."""
+    numbers = json.loads(capacity.PAGE.with_suffix(".json").read_text("utf-8"))
+    numbers["rows"]["125m"] |= {
+        "flop_per_token": round(capacity.GPU_FLOPS * capacity.GPU_SHARE / 1e6),
+        "host_seconds_per_token": 1e-6,
+    }
+    found = capacity.page(**numbers)
+    hours = 300e9 / (8 * 500_000) / 3600
+    assert f"| 8 | 4,000,000 | {hours:.1f} | {8 * hours:,.0f} |" in found
+    assert "the host takes 50%" in found
