@@ -64,13 +64,13 @@ UNIT = {
 }
 KINDS = (*UNIT, "holders", "null", "stability")
 COUNTS = {
-    "head": 100,
-    "two-heads": 30,
-    "values": 30,
-    "queries-keys": 10,
-    "block": 12,
-    "neurons": 10,
-    "weights": 10,
+    "head": 106,
+    "two-heads": 20,
+    "values": 20,
+    "queries-keys": 6,
+    "block": 8,
+    "neurons": 5,
+    "weights": 3,
     "holders": 6,
     "null": 2000,
     "stability": 1,
