@@ -234,13 +234,22 @@ class Adapter:
 
     @property
     def basis(self) -> str:
-        """`folded` if LayerNorm weights were folded into the matrices behind them, else `raw`."""
+        """`folded` if norms or value biases were folded into other weights, else `raw`.
+
+        Either changes what a head's z of zero, a gradient or an edit means.
+        """
         if self.is_bridge:
             # Set by `enable_compatibility_mode()`, unless it was told not to process weights.
             folded = bool(getattr(self.model, "_weights_processed", False))
         else:
             folded = str(self.model.cfg.normalization_type).endswith("Pre")
+            # Architectures bias queries and values or neither; only the latter's can be folded.
+            biased = [bool(self._biases(name).any()) for name in ("b_Q", "b_V")]
+            folded = folded or biased == [True, False]
         return "folded" if folded else "raw"
+
+    def _biases(self, name: str) -> Tensor:
+        return torch.stack([getattr(block.attn, name).detach() for block in self.model.blocks])
 
     @property
     def label(self) -> str:

@@ -83,6 +83,19 @@ def test_basis_is_recognized(name, variant):
     assert mc.scan(found, paragraphs, progress=False).provenance.basis == variant.split()[1]
 
 
+@HOOKED
+@pytest.mark.parametrize("name", ["gpt2", "gpt_neo", "llama"])
+def test_folded_value_biases_are_another_basis(name):
+    """`HookedTransformer.from_pretrained(name, fold_ln=False)` folds them: z loses b_V."""
+    found = zoo.hooked(name, zoo.shaken(zoo.hf_model(name)))
+    assert adapt(found).basis == "raw"
+    weights = {key: value.clone() for key, value in found.state_dict().items()}
+    found.load_and_process_state_dict(
+        weights, fold_ln=False, center_writing_weights=False, center_unembed=False
+    )
+    assert adapt(found).basis == ("folded" if name == "gpt2" else "raw")  # it alone has such biases
+
+
 def test_basis_without_processing_is_raw():
     found = bridge()
     found.enable_compatibility_mode(disable_warnings=True, no_processing=True)
