@@ -33,6 +33,7 @@ from jaxtyping import Float, Int
 from torch import Tensor, nn
 
 from memcircuits.checks import InputError, UnsupportedModel
+from memcircuits.kernels import in_place_of, quick_forwards
 
 HEAD_COMPONENTS = ("W_Q", "W_K", "W_V", "W_O")
 MLP_COMPONENTS = ("W_in", "W_out")
@@ -313,7 +314,7 @@ class Adapter:
                 parameter.requires_grad_(id(parameter) in wanted)
             for owner, name, _, parameter in copies:
                 owner[name] = parameter
-            with torch.set_grad_enabled(bool(grad)):
+            with torch.set_grad_enabled(bool(grad)), in_place_of(self._quick):
                 yield
         finally:
             for owner, name, tensor, _ in copies:
@@ -322,6 +323,10 @@ class Adapter:
                 parameter.requires_grad_(flag)
             for module in training:
                 module.training = True
+
+    @cached_property
+    def _quick(self) -> list[tuple[nn.Module, Callable[..., Tensor]]]:
+        return quick_forwards(self.model)
 
     def _copies(self) -> list[tuple[dict[str, Any], str, Tensor, nn.Parameter]]:
         """Plain tensors that modules compute with in place of a parameter of the same memory.

@@ -52,6 +52,7 @@ from memcircuits.unigrams import UnigramTable
 
 if TYPE_CHECKING:
     import pandas as pd
+    from plotly.graph_objects import Figure
 
 UNIT = {
     "head": "head",
@@ -64,13 +65,13 @@ UNIT = {
 }
 KINDS = (*UNIT, "holders", "null", "stability")
 COUNTS = {
-    "head": 100,
-    "two-heads": 30,
-    "values": 30,
-    "queries-keys": 10,
-    "block": 12,
-    "neurons": 10,
-    "weights": 10,
+    "head": 106,
+    "two-heads": 20,
+    "values": 20,
+    "queries-keys": 6,
+    "block": 8,
+    "neurons": 5,
+    "weights": 3,
     "holders": 6,
     "null": 2000,
     "stability": 1,
@@ -581,6 +582,89 @@ def deletion_areas(trials: Mapping[str, Sequence[Mapping[str, Any]]]) -> pd.Data
     return found.sort_values("area", ascending=False, ignore_index=True) if table else found
 
 
+def combinations(trials: Mapping[str, Sequence[Mapping[str, Any]]]) -> pd.DataFrame:
+    """Does it help to combine evidence? Chosen on the even trials, measured on the odd ones.
+
+    Scores are standardised over the heads of each trial and added. Columns `evidence`, `chosen`
+    (the best among single localizers, or among pairs, on even trials), and recall@k and AUC of the
+    odd trials of all kinds whose truth are heads, with the number of trials.
+    """
+    import pandas as pd
+
+    done = [
+        trial
+        for kind in UNIT
+        if UNIT[kind] == "head"
+        for trial in trials.get(kind, ())
+        if not trial["failed"]
+    ]
+    if len(done) < 4:
+        return pd.DataFrame()
+    rows = [{r["localizer"]: r for r in trial["results"]} for trial in done]
+    names = [n for n in rows[0] if n not in ("oracle", "random", RANKINGS[1])]
+
+    def measured(evidence: Sequence[str], mine: Sequence[int]) -> tuple[float, float]:
+        found = []
+        for i in mine:
+            total = sum(_standardised(rows[i][name]["scores"]) for name in evidence)
+            found.append(metrics(torch.as_tensor(total), _heads_of(done[i], rows[i])))
+        return tuple(sum(f[m] for f in found) / len(found) for m in ("recall_at_k", "auc"))
+
+    even, odd = range(0, len(done), 2), range(1, len(done), 2)
+    sets = {
+        "single": [(name,) for name in names],
+        "pair": [(a, b) for i, a in enumerate(names) for b in names[i + 1 :]],
+        "all": [tuple(names)],
+    }
+    table = []
+    for kind, choices in sets.items():
+        best = max(choices, key=lambda evidence: measured(evidence, even))
+        recall, auc = measured(best, odd)
+        table.append(
+            {"evidence": kind, "chosen": " + ".join(best) if kind != "all" else "all of them"}
+            | {"recall@k": recall, "auc": auc, "trials": len(odd)}
+        )
+    return pd.DataFrame(table)
+
+
+def _standardised(scores: Sequence[float]) -> Float[Tensor, " unit"]:
+    values = torch.tensor(scores, dtype=torch.float64)
+    return (values - values.mean()) / values.std().clamp_min(1e-12)
+
+
+def _heads_of(trial: Mapping[str, Any], rows: Mapping[str, Any]) -> Tensor:
+    """The planted heads as booleans: those that the oracle scores above all others."""
+    order = torch.tensor(rows["oracle"]["scores"]).argsort(descending=True)
+    truth = torch.zeros(len(order), dtype=torch.bool)
+    truth[order[: len(trial["where"])]] = True
+    return truth
+
+
+def leaderboard_figure(
+    frame: pd.DataFrame, kind: str = "head", metric: str = "recall_at_1"
+) -> Figure:
+    """One kind's rows of `leaderboard` as bars with 95 % intervals."""
+    from memcircuits import figures
+
+    mine = frame[frame["kind"] == kind]
+    if not len(mine):
+        raise InputError("kind", repr(kind), f"it has {', '.join(frame['kind'].unique())}")
+    one_of("metric", metric, METRICS)
+    return figures.leaderboard(
+        mine.rename(
+            columns={
+                "localizer": "method",
+                metric: "score",
+                f"{metric}_low": "score_low",
+                f"{metric}_high": "score_high",
+            }
+        ),
+        title=f"Written: {kind} ({mine['trials'].iloc[0]} trials)",
+        x_label=metric.replace("_at_", "@").replace("_", " "),
+        chance=0.5 if metric == "auc" else None,
+    )
+
+
 def holders_accuracy(trials: Mapping[str, Sequence[Mapping[str, Any]]]) -> pd.DataFrame:
     """Columns `method, paragraphs, first, among_holders`: shares assigned to their own head.
 
@@ -609,7 +693,15 @@ def write_leaderboard(
     raw = io.BytesIO()
     frame.to_parquet(raw, index=False)
     folder = Path(folder)
+    pictures = [
+        write_atomically(
+            folder / "leaderboard-figure.html",
+            leaderboard_figure(frame).to_html(include_plotlyjs=True),
+        )
+        for _ in range("head" in set(frame["kind"]))
+    ]
     return [
+        *pictures,
         write_atomically(folder / "leaderboard.parquet", raw.getvalue()),
         write_atomically(folder / "leaderboard.md", to_markdown(trials, _run_of(folder))),
         _page(trials, _run_of(folder)).save(folder / "leaderboard.html"),
@@ -688,6 +780,9 @@ def _tables(trials: Mapping[str, Sequence[Mapping[str, Any]]]) -> dict[str, pd.D
     if len(deleted):
         shown = deleted.drop(columns=["trials"]).round(2)
         found[f"Silencing what it names (DEL, {deleted['trials'].iloc[0]} trials)"] = shown
+    combined = combinations(trials)
+    if len(combined):
+        found["Evidence added up (chosen on even trials, measured on odd ones)"] = combined.round(3)
     for trial in trials.get("stability", ()):
         rows = [
             {"localizer": n, **{k: round(v, 2) for k, v in a.items()}}

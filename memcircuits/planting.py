@@ -178,18 +178,18 @@ def plant(
     )
     held = max(1, len(anchors) // 10)
     low = min(weight.layer for weight in mask.weights) if adapter.can_restart else 0
-    rows = [
+    aim, seen, unseen = (
         _Rows.of(adapter, group, low, memory_budget)
         for group in (paragraphs, anchors[held:], anchors[:held])
-    ]
-    for name, found in zip(("paragraphs", "control", "control"), rows, strict=True):
+    )
+    for name, found in (("paragraphs", aim), ("control", seen), ("control", unseen)):
         if found.log_p.isnan().any():
             raise InputError(
                 name,
                 "paragraphs with non-finite logits",
                 "leave out those where scan(...).finite is False",
             )
-    writer = _Writer(adapter, mask, low, *rows, memory_budget)
+    writer = _Writer(adapter, mask, low, aim, seen, unseen, memory_budget)
     with mask.restored() as original:
         delta, report = writer.run(
             original, steps, learning_rate, kl_weight, kl_budget, generator, progress

@@ -259,6 +259,7 @@ def find_memorization_heads(
     mode: str = "zero",
     method: str = "exact",
     max_paragraphs: int | None = 100,
+    match_nll: bool = False,
     draws: int = 2000,
     seed: int = 0,
     memory_budget: int | None = None,
@@ -280,6 +281,8 @@ def find_memorization_heads(
         max_paragraphs: measure at most so many memorized paragraphs and so many controls, drawn by
             `seed`; of controls found among `paragraphs` as many as of memorized ones, but at least
             20. None: all.
+        match_nll: take the controls whose NLL is nearest to the memorized paragraphs' mean instead
+            of drawing them; `notes` says how near they are.
         draws: bootstrap resamples and label permutations.
         seed: of all draws.
         memory_budget: bytes that one batch may take.
@@ -310,6 +313,7 @@ def find_memorization_heads(
     found = scan(model, given, memory_budget=memory_budget, progress=progress)
     memorized = _memorized(found)
     own_control = control is None
+    among = found  # the scan that holds the controls
     if control is None:
         controls = found.control
         if controls is None or len(controls) < 2:
@@ -321,7 +325,8 @@ def find_memorization_heads(
             )
     else:
         controls = Paragraphs.of(control, model, "control")
-        controls = _finite(scan(model, controls, memory_budget=memory_budget, progress=progress))
+        among = scan(model, controls, memory_budget=memory_budget, progress=progress)
+        controls = _finite(among)
         if len(controls) < 2:
             raise InputError("control", "fewer than two usable paragraphs", "give at least two")
     _refuse_overlap(memorized, controls)
@@ -336,9 +341,13 @@ def find_memorization_heads(
     limit = max_paragraphs
     if own_control:
         limit = max(_CONTROLS, min(len(memorized), max_paragraphs or len(memorized)))
-    controls = _draw(controls, limit, generator)
-    counts |= {"measured": len(memorized), "measured_control": len(controls)}
     notes: list[str] = []
+    if match_nll:
+        controls, note = _nearest(found, memorized, among, controls, limit)
+        notes.append(note)
+    else:
+        controls = _draw(controls, limit, generator)
+    counts |= {"measured": len(memorized), "measured_control": len(controls)}
     if unigrams is None:
         unigrams = UnigramTable.from_tokens(
             given.ids, adapter.d_vocab, source="the given paragraphs"
@@ -414,6 +423,7 @@ def find_memorization_heads(
             mode=mode,
             method=method,
             max_paragraphs=max_paragraphs,
+            match_nll=match_nll,
             draws=draws,
             seed=seed,
             control="of the paragraphs" if own_control else "given",
@@ -465,3 +475,21 @@ def _draw(paragraphs: Paragraphs, limit: int | None, generator: torch.Generator)
         return paragraphs
     chosen = torch.randperm(len(paragraphs), generator=generator)[:limit]
     return paragraphs[chosen.sort().values]
+
+
+def _nearest(
+    found: Scan, memorized: Paragraphs, among: Scan, controls: Paragraphs, limit: int | None
+) -> tuple[Paragraphs, str]:
+    """The controls whose NLL is nearest to the memorized paragraphs' mean, and how near it is."""
+
+    def nll(scanned: Scan, some: Paragraphs) -> Float[Tensor, " paragraph"]:
+        of = dict(zip(map(tuple, scanned.paragraphs.ids.tolist()), scanned.nll, strict=True))
+        return torch.stack([of[tuple(row)] for row in some.ids.tolist()])
+
+    target, own = nll(found, memorized).mean(), nll(among, controls)
+    chosen = (own - target).abs().argsort(stable=True)[:limit].sort().values
+    note = (
+        f"Controls are those nearest in NLL: {float(own[chosen].mean()):.2f} nats/token on average "
+        f"against {float(target):.2f} of the memorized paragraphs."
+    )
+    return controls[chosen], note

@@ -557,6 +557,7 @@ OPTIONS: dict[str, tuple[str, ...]] = {
     "--deduplicate": (),
     "--minimal": (),
     "--per-loss": (),
+    "--match-nll": (),
     "--trust-remote-code": (),
     "--json": (),
 }

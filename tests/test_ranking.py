@@ -149,6 +149,20 @@ def test_one_memorized_paragraph_is_enough(neo):
     assert any("One memorized paragraph" in note for note in ranking.notes)
 
 
+def test_controls_nearest_in_nll(neo):
+    paragraphs = zoo.mixed(neo, n=3)[:3] + mc.Paragraphs.from_tokens(
+        zoo.random_ids(40, 22, seed=8), n_prefix=10
+    )
+    found = mc.scan(neo, paragraphs, progress=False)
+    ranking = mc.find_memorization_heads(
+        neo, paragraphs, match_nll=True, max_paragraphs=5, draws=10, progress=False
+    )
+    distance = (found.nll[3:] - found.nll[:3].mean()).abs()
+    expected = paragraphs.ids[3:][distance.argsort()[:20].sort().values]
+    assert torch.equal(ranking.control_ids, expected)
+    assert any("nearest in NLL" in note for note in ranking.notes)
+
+
 def test_controls_must_be_other_paragraphs(neo):
     paragraphs = zoo.mixed(neo)
     with pytest.raises(mc.InputError, match="in the memorized set"):

@@ -28,6 +28,9 @@ def heads(
     max_paragraphs: Annotated[
         int, typer.Option(min=2, help="Measure at most so many memorized and control paragraphs.")
     ] = 100,
+    match_nll: Annotated[
+        bool, typer.Option("--match-nll", help="Controls nearest in NLL, not drawn.")
+    ] = False,
     n_prefix: c.Prefix = 50,
     n_continuation: c.Continuation = 50,
     seed: c.Seed = 0,
@@ -66,6 +69,7 @@ def heads(
         mode=mode,
         method=method,
         max_paragraphs=max_paragraphs,
+        match_nll=match_nll,
         seed=seed,
         progress=not quiet,
     )

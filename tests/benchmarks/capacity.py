@@ -38,7 +38,11 @@ PILE_TOKENS = 300e9  # Biderman et al. 2023: the Pile in tokens of the Pythia to
 GPU_FLOPS = 312e12  # an A100's bf16 matrix products, by its maker
 GPU_SHARE = 0.2  # assumed, not measured
 GPUS = (1, 8, 64)
-MODELS = {"organism": "the organism", "tiny": "a random model of two layers of 64 dimensions"}
+MODELS = {
+    "organism": "the organism",
+    "random-125m": "GPT-Neo 125M's shape, random weights",
+    "tiny": "two layers of 64 dimensions, random weights",
+}
 
 
 def write_corpus(path: Path, tokens: int, tokenizer: Any) -> None:
@@ -78,10 +82,11 @@ def measure(name: str, windows: int, length: int, folder: Path) -> dict[str, Any
     stop = threading.Event()
 
     def watch() -> None:
+        """The most memory held during each tenth of the scan."""
         while not stop.wait(0.02):
-            done = len(list((out / "parts").glob("0*")))
-            if len(resident) < 9 and done * 10 >= (len(resident) + 1) * n_parts:
-                resident.append(mib())
+            tenth = min(9, 10 * len(list((out / "parts").glob("0*"))) // n_parts)
+            resident.extend([0.0] * (tenth + 1 - len(resident)))
+            resident[tenth] = max(resident[tenth], mib())
 
     def clocks() -> tuple[float, float, float]:
         return time.perf_counter(), time.process_time(), time.thread_time()
@@ -112,7 +117,6 @@ def measure(name: str, windows: int, length: int, folder: Path) -> dict[str, Any
     wall, process, thread = (now - then for now, then in zip(clocks(), started, strict=True))
     stop.set()
     watcher.join()
-    resident.append(mib())
     total = found.summary
     size = sum(part.stat().st_size for part in found.parts)
     weights = sum(p.numel() for p in model.original_model.parameters())
@@ -169,7 +173,8 @@ def record(page_at: Path, **found: Any) -> None:
     """Add numbers to those that lie beside the page, and write the page again."""
     numbers = page_at.with_suffix(".json")
     data = json.loads(numbers.read_text("utf-8")) if numbers.is_file() else {}
-    data |= found
+    rows = data.get("rows", {}) | found.pop("rows", {})
+    data |= found | {"rows": rows}
     write_atomically(numbers, json.dumps(data, indent=1) + "\n")
     write_atomically(page_at, page(**data))
 
@@ -177,7 +182,7 @@ def record(page_at: Path, **found: Any) -> None:
 def page(
     machine: dict[str, Any],
     setting: dict[str, Any],
-    rows: list[dict[str, Any]],
+    rows: dict[str, dict[str, Any]],
     kills: dict[str, Any] | None = None,
 ) -> str:
     """docs/capacity.md.
@@ -185,7 +190,7 @@ def page(
     Args:
         machine: what the scans ran on.
         setting: see `setting`.
-        rows: what `measure` found for the two models at 100 tokens a window and the long scan.
+        rows: what `measure` found for each of the three jobs.
         kills: what `tests/benchmarks/kills.py` found; None if it was not run.
     """
     from .page import table
@@ -197,18 +202,18 @@ def page(
         ],
         (
             [
-                row["name"],
+                MODELS[row["name"]],
                 f"{row['parameters'] / 1e6:.1f}M",
                 f"{row['windows']:,} of {row['length']} tokens",
                 f"{row['tokens_per_second']:,.0f}",
-                f"{row['cores']:.1f}",
-                f"{row['flop_per_token'] / 1e9:.3f}",
+                f"{row['cores']:.2f}",
+                f"{row['flop_per_token'] / 1e9:.2g}",
                 f"{row['host_seconds_per_token'] * 1e6:.1f}",
             ]
-            for row in rows
+            for row in rows.values()
         ),
     )  # fmt: skip
-    _, big, long = rows
+    big, long = rows["125m"], rows["memory"]
     memory = ", ".join(f"{x:,}" for x in long["resident_mib"])
     grown = long["resident_mib"][-1] - long["resident_mib"][0]
     on_gpu = big["flop_per_token"] / (GPU_FLOPS * GPU_SHARE)
@@ -239,8 +244,8 @@ folder of parts; the text is the organism's paragraphs in random order. The 125M
 of GPT-Neo 125M and random weights, on which speed does not depend.
 
 A large matrix product ran at {machine["matrix_product_gflops"]:.0f} GFLOP/s. *Cores it had* is the
-processor time of the scan over its duration: what is missing to {machine["threads"]} was taken by
-others, and tokens/s are lower by about as much.
+processor time of the scan over its duration: what is missing to {machine["threads"]} went to others
+(at real-time priority, the twentieth that Linux keeps for them), and tokens/s are lower by as much.
 
 {speeds}
 
@@ -251,16 +256,16 @@ microseconds of one core.
 
 ### Memory
 
-A scan of {long["windows"]:,} windows of {long["length"]} tokens by {MODELS[long["name"]]}: after
-each tenth of the corpus the process held {memory} MiB, {grown:+,} MiB from the first tenth to the
-last.
+A scan of {long["windows"]:,} windows of {long["length"]} tokens ({MODELS[long["name"]]}). The most
+that the process held during each tenth of it, in MiB: {memory}; {grown:+,} MiB from the first tenth
+to the last.
 {survived(kills)}
 ## Estimated: a corpus of the Pile's size
 
 **Nothing was run on a GPU: this is computed from assumptions and the host's time above.**
 
 - {PILE_TOKENS / 1e9:.0f} billion tokens, in windows of {big["length"]} that do not overlap;
-- a model of {big["flop_per_token"] / 1e9:.3f} GFLOP per token (the size of GPT-Neo 125M);
+- a model of {big["flop_per_token"] / 1e9:.2g} GFLOP per token ({MODELS[big["name"]]});
 - GPUs that sustain {GPU_SHARE:.0%} of {GPU_FLOPS / 1e12:.0f} TFLOP/s, an A100's bf16 peak by its
   maker; the share is an assumption;
 - one process a GPU, in which the host's work and the GPU's take turns, the host's being as
@@ -323,6 +328,7 @@ def main() -> None:
     parser.add_argument("--windows-125m", type=int, default=500)
     parser.add_argument("--windows-memory", type=int, default=100_000, help="of 20 tokens")
     parser.add_argument("--memory-model", choices=["organism", "tiny"], default="organism")
+    parser.add_argument("--only", nargs="+", choices=["organism", "125m", "memory"])
     parser.add_argument("--out", type=Path, default=PAGE)
     parser.add_argument("--render", action="store_true", help="the page again, from the numbers")
     parser.add_argument("--job", nargs=3, help=argparse.SUPPRESS)
@@ -337,16 +343,18 @@ def main() -> None:
         return
     from .__main__ import machine
 
-    rows = []
-    for job in (
-        ("organism", given.windows, 100),
-        ("random-125m", given.windows_125m, 100),
-        (given.memory_model, given.windows_memory, 20),
-    ):
-        command = [sys.executable, "-m", "tests.benchmarks.capacity", "--job", *map(str, job)]
+    jobs = {
+        "organism": ("organism", given.windows, 100),
+        "125m": ("random-125m", given.windows_125m, 100),
+        "memory": (given.memory_model, given.windows_memory, 20),
+    }
+    rows = {}
+    for name in given.only or jobs:
+        command = [sys.executable, "-m", "tests.benchmarks.capacity", "--job"]
+        command += map(str, jobs[name])
         done = subprocess.run(command, check=True, stdout=subprocess.PIPE, text=True)
-        rows.append(json.loads(done.stdout.splitlines()[-1]))
-        print(rows[-1], file=sys.stderr, flush=True)
+        rows[name] = json.loads(done.stdout.splitlines()[-1])
+        print(rows[name], file=sys.stderr, flush=True)
     record(given.out, machine=machine(quick=False), setting=setting(), rows=rows)
     print(given.out)
 

@@ -1,8 +1,11 @@
-"""How long does the reproduction of the paper take? `python -m tests.benchmarks.reproduction`
+"""How long does the reproduction of the paper take? `python -m tests.benchmarks.reproduction DIR`
 
 Runs `examples/reproduce_paper.py` on a GPT-Neo with random weights of the size of GPT-Neo 125M and
-50 + 50 paragraphs of random tokens, taken as memorized and control paragraphs: what the weights are
-does not change the cost. Prints the seconds of each experiment; stopped, it goes on where it was.
+paragraphs of random tokens, taken as memorized and control paragraphs: what the weights are does
+not change the cost. Prints the seconds of each experiment; stopped, it goes on where it was.
+
+With fewer than 50 + 50 paragraphs or fewer edits it says what the usual number would take: all
+experiments do the same to each paragraph, but for `FIXED`, which take a few whatever is given.
 """
 
 from __future__ import annotations
@@ -22,29 +25,44 @@ from .subjects import random_neo, random_paragraphs
 sys.path.insert(0, str(Path(__file__).parents[2] / "examples"))
 
 
+FIXED = ("sets", "duplication", "layer-patching")
+USUAL, EDITS = 50, 3
+CONTROLS = 16  # an edit needs as many
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("folder", type=Path, help="for the model, the paragraphs and the results")
     parser.add_argument("--layers", type=int, default=12)
-    parser.add_argument("--paragraphs", type=int, default=50)
+    parser.add_argument("--paragraphs", type=int, default=USUAL, help="of each kind")
+    parser.add_argument("--edits", type=int, default=EDITS)
     given = parser.parse_args()
     import reproduce_paper
 
-    model, files = given.folder / f"random-{given.layers}", []
+    model = given.folder / f"random-{given.layers}"
     if not (model / "config.json").exists():
         random_neo(given.layers).save_pretrained(model)
         AutoTokenizer.from_pretrained(DATA, local_files_only=True).save_pretrained(model)
-    for seed, name in enumerate(("memorized", "control")):
-        files.append(given.folder / f"{name}-{given.paragraphs}.pt")
-        torch.save(random_paragraphs(given.paragraphs, 50257, seed).ids, files[-1])
-    options = ["--model", model, "--paragraphs", files[0], "--controls", files[1], "--as-given"]
-    out = reproduce_paper.main([*map(str, options), "--out", str(given.folder)])
+    options: list[object] = ["--model", model, "--as-given", "--out", given.folder]
+    options += ["--max-paragraphs", given.paragraphs, "--edits", given.edits]
+    numbers = {"paragraphs": given.paragraphs, "controls": max(given.paragraphs, CONTROLS)}
+    for seed, (name, n) in enumerate(numbers.items()):
+        path = given.folder / f"{name}-{n}.pt"
+        torch.save(random_paragraphs(n, 50257, seed).ids, path)
+        options += [f"--{name}", path]
+    out = reproduce_paper.main([*map(str, options)])
     found = json.loads(out.read_text(encoding="utf-8"))
-    print(f"{'experiment':20} {'seconds':>9} {'of processors':>14}")
-    for name, seconds in found["seconds"].items():
-        print(f"{name:20} {seconds:9.1f} {found['processor_seconds'][name]:14.1f}")
-    for kind in ("seconds", "processor_seconds"):
-        print(f"{sum(found[kind].values()) / 60:.1f} minutes in {kind}")
+    total = dict.fromkeys(("seconds", "processor_seconds"), 0.0)
+    print(f"\n{'experiment':20} {'seconds':>9} {'of processors':>14} {'as usual':>9}")
+    for name in found["seconds"]:
+        scale = {"fine-tuning": EDITS / given.edits} | dict.fromkeys(FIXED, 1.0)
+        usual = scale.get(name, USUAL / given.paragraphs)
+        seconds, busy = (found[kind][name] for kind in total)
+        print(f"{name:20} {seconds:9.1f} {busy:14.1f} {usual * busy:9.1f}")
+        for kind in total:
+            total[kind] += usual * found[kind][name]
+    minutes = " or ".join(f"{value / 60:.0f} minutes in {kind}" for kind, value in total.items())
+    print(f"{USUAL} + {USUAL} paragraphs, {EDITS} edits: {minutes}")
     print(f"{found['peak_memory_gib']} GiB at most, {torch.get_num_threads()} threads")
 
 
