@@ -514,6 +514,8 @@ def _check(trial: dict[str, Any], kind: str) -> None:
         " ".join(trial["where"])
         rows = [] if trial["failed"] else trial["results"]
         numbers += [row[key] for row in rows for key in (*METRICS, "forwards")]
+        if UNIT[kind] == "head":
+            numbers += [score for row in rows for score in row["scores"]]
         " ".join(row["localizer"] for row in rows)
         curves = trial.get("deletion", ())
         numbers += [x for curve in curves for side in ("targets", "others") for x in curve[side]]
