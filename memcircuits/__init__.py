@@ -21,7 +21,7 @@ The public names, imported when first used so that `import memcircuits` is quick
 | `unlearning`, `masks`, `edits` | sparse fine-tuning of exactly the chosen weights |
 | `curvature` | what a change of weights costs on controls |
 | `planting` | paragraphs written into chosen weights: ground truth |
-| `localizers`, `localization` | rival ways to find those weights, and the benchmark that scores them |
+| `localizers`, `localization` | rival ways to find those weights; the benchmark that scores them |
 | `evaluation`, `exporting`, `noise` | what an edit did; the edited model as a folder; robustness |
 | `unigrams`, `statistics` | token rarity; bootstrap and permutation over paragraphs |
 | `results`, `checks`, `progress` | typed results, clear errors, bars |

@@ -44,11 +44,16 @@ def test_the_neo_gets_all_of_them(neo):
 
 def test_forwards_come_back_and_nesting_is_fine(neo):
     adapter = adapt(neo)
-    with pytest.raises(KeyboardInterrupt), adapter.untouched():
+
+    def interrupted():
         with adapter.untouched():
-            assert forwards(neo)
-        assert forwards(neo), "leaving the inner one took those of the outer"
-        raise KeyboardInterrupt
+            with adapter.untouched():
+                assert forwards(neo)
+            assert forwards(neo), "leaving the inner one took those of the outer"
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        interrupted()
     assert not forwards(neo)
 
 
