@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import copy
 import statistics
+import sys
+import time
 from collections.abc import Callable
 from typing import Any
 
@@ -57,7 +59,7 @@ def measure(subject: Subject, rounds: int) -> list[dict[str, Any]]:
             contender = Contender(name, lambda turn, setting, run=run: run(), 1)
             times[name].append(seconds(contender, turn, None))
     base = times.pop("as it is")
-    return [
+    found = [
         {
             "name": name,
             "ratio": statistics.median(b / t for b, t in zip(base, mine, strict=True)),
@@ -66,3 +68,34 @@ def measure(subject: Subject, rounds: int) -> list[dict[str, Any]]:
         }
         for name, mine in times.items()
     ]
+    compiled = compiling(subject, rounds)
+    return found if compiled is None else [*found, compiled]
+
+
+@torch.no_grad()
+def compiling(subject: Subject, rounds: int) -> dict[str, Any] | None:
+    """What `torch.compile` does to a forward pass of transformers; None without a compiler.
+
+    Not to ours: hooks, which all analyses live on, would break the graph at every activation.
+    """
+    ids = subject.paragraphs.ids
+    usual = subject.plain(ids).logits
+    start = time.perf_counter()
+    try:
+        compiled = torch.compile(subject.plain)
+        difference = float((compiled(ids).logits - usual).abs().max())
+    except Exception as error:  # whatever stands in the compiler's way
+        print(f"no torch.compile: {type(error).__name__}", file=sys.stderr)
+        return None
+    took = time.perf_counter() - start
+    ratios = []
+    for _ in range(rounds):
+        plain = Contender("plain", lambda turn, setting: subject.plain(ids).logits, 1)
+        quick = Contender("compiled", lambda turn, setting: compiled(ids).logits, 1)
+        ratios.append(seconds(plain, 0, None) / seconds(quick, 0, None))
+    return {
+        "name": f"`torch.compile` (transformers' forward against itself; {took:.0f} s to compile)",
+        "ratio": statistics.median(ratios),
+        "difference": difference,
+        "em_changed": 0,
+    }
