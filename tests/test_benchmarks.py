@@ -112,11 +112,15 @@ def test_the_page_and_the_plot():
             "subject": "organism",
             "peaks": {"run_with_cache": 3 * 2**20, "scan": 2**20},
         },
+        "variants": {
+            "organism": [{"name": "that", "ratio": 1.5, "difference": 0.02, "em_changed": 3}]
+        },
         "growth": lines,
         "seconds": 600.0,
     }
     text = page.markdown(json.loads(json.dumps(data)))
     assert "| a job | them | **2.50x** (2.40 to 2.70) | 2x ✓ | 8.3x | 3.0e-06 | 1.00x |" in text
+    assert "| organism | that | 1.50x | 2.0e-02 | 3 |" in text
     assert "| scan | 1 MiB | 0.33 |" in text
     readme = page.in_readme(f"Before\n{page.START}\nold\n{page.STOP}\nafter", data)
     assert readme.startswith("Before\n")

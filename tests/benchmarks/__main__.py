@@ -18,7 +18,7 @@ os.environ.setdefault("HF_HUB_OFFLINE", "1")
 import torch
 import transformers
 
-from . import growth, memory, page
+from . import growth, memory, page, variants
 from .jobs import all_jobs
 from .subjects import subject
 from .timing import matrix_product_rate, measure
@@ -54,6 +54,7 @@ def main() -> None:
         "subjects": {},
         "memory": {},
         "growth": [],
+        "variants": {},
         "seconds": 0.0,
     }
     if options.resume:
@@ -82,6 +83,10 @@ def main() -> None:
                 continue
             say(f"{data['seconds']:5.0f} s  {name}: {job.name}")
             found[job.name] = described(measure(job, rounds, say, warm_up=not small))
+            keep()
+        if not (small or options.only or name in data["variants"]):
+            say(f"{data['seconds']:5.0f} s  {name}: variants of the scan")
+            data["variants"][name] = variants.measure(one, rounds)
             keep()
         if name == names[-1] and not options.only and not data["growth"]:
             say(f"{data['seconds']:5.0f} s  growth")

@@ -271,7 +271,9 @@ def gradients(subject: Subject) -> Job:
     paragraphs = subject.paragraphs[:8]
 
     def ours(turn: int | None, setting: Any) -> Tensor:
-        found = parameter_gradients(subject.bridge, paragraphs, average="paragraph", **QUIET)
+        found = parameter_gradients(
+            subject.bridge, paragraphs, average="paragraph", components=rivals.COMPONENTS, **QUIET
+        )
         return torch.stack([found.samples[name] for name in rivals.COMPONENTS], 1)
 
     return Job(

@@ -96,6 +96,24 @@ def markdown(data: dict[str, Any]) -> str:
             ),
             *(f"{job['job']}: {job['note']}." for job in jobs if job["note"]),
         ]
+    if data["variants"]:
+        parts += [
+            "## Our own scan in other ways",
+            table(
+                ["model", "instead", "faster", "NLL differs by", "paragraphs with another EM"],
+                (
+                    (
+                        name,
+                        row["name"],
+                        f"{row['ratio']:.2f}x",
+                        f"{row['difference']:.1e}",
+                        f"{row['em_changed']}",
+                    )
+                    for name, rows in data["variants"].items()
+                    for row in rows
+                ),
+            ),
+        ]
     if data["memory"]:
         peaks = data["memory"]["peaks"]
         base = peaks["run_with_cache"]
