@@ -409,4 +409,5 @@ def test_sources_are_named_without_the_machines_paths(whole):
     manifest = (whole.folder / "manifest.json").read_text()
     assert str(whole.folder.parent) not in manifest
     assert "corpus.jsonl" in manifest
+    assert whole.manifest["versions"]["memcircuits"] == mc.__version__
     assert find_sources(whole.folder)[0].kind == "parquet"
