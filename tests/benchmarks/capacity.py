@@ -308,15 +308,17 @@ def survived(kills: dict[str, Any] | None) -> str:
         if kills["same"]
         else "**the results differ**"
     )
+    command = "python -m tests.benchmarks.kills " + " ".join(
+        f"--{key} {kills[key]}" for key in ("windows", "kills", "length")
+    )
     return f"""
 ### Killed and resumed
 
 `kill -9` at {kills["kills"]} random moments of a scan of {kills["windows"]:,} windows of
-{kills["length"]} tokens by the organism, resumed each time (`python -m tests.benchmarks.kills
---windows {kills["windows"]} --kills {kills["kills"]} --length {kills["length"]}`). Against the scan
-that nothing stopped ({kills["rows"]:,} rows in {kills["parts"]} parts, {kills["quarantined"]}
-unusable rows in quarantine): {found}. The kills left {kills["half_written"]} temporary files, which
-the next run removed.
+{kills["length"]} tokens by the organism, resumed each time, against the scan that nothing stopped
+({kills["rows"]:,} rows in {kills["parts"]} parts, {kills["quarantined"]} unusable rows in
+quarantine): {found}. Temporary files that the kills left, and the next run removed:
+{kills["half_written"]}. Measured by `{command}`.
 """
 
 
