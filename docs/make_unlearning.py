@@ -41,13 +41,14 @@ from memcircuits.unlearning import NATURAL, REFERENCE, Recipe, control_curvature
 
 SEED = 1
 DEVELOPMENT = 44  # memorized paragraphs that the recipe was tuned on; the others are reported
-FRONT = ABLATION = 12  # of them
+FRONT, ABLATION = 44, 12  # of them
 UNSEEN, HELDOUT, ATTACKS = 32, 16, 10
 BUDGET = 0.002  # nats/token
 RATES = {
     "all": (1e-5, 3e-5, 1e-4),
     "top": (3e-4, 1e-3, 3e-3),
-    "random": (1e-3, 1e-2),
+    "random": (1e-3, 1e-2, 3e-2),
+    "random-per-tensor": (1e-3, 1e-2, 3e-2),
 }
 TABLE = {"all": 3e-5, "top": 1e-3, "random": 1e-3, "random-per-tensor": 1e-3}
 ARMS = {
@@ -93,18 +94,13 @@ class Setting:
         self.unseen = control[-UNSEEN:]
         self.heldout = mc.Paragraphs.read(DATA / "heldout.jsonl", n_prefix=1, n_continuation=127)
         self.heldout = self.heldout[:HELDOUT]
+        # What an edit is compared with: taken here, where no edit can be in force.
+        self.own = greedy_continuations(self.model, self.unseen, progress=False)
+        self.original = self.logits(self.own).log_softmax(-1)
 
     @cached_property
     def curvature(self) -> Curvature:
         return control_curvature(self.model, self.control)
-
-    @cached_property
-    def own(self) -> mc.Paragraphs:
-        return greedy_continuations(self.model, self.unseen, progress=False)
-
-    @cached_property
-    def original(self) -> torch.Tensor:
-        return self.logits(self.own).log_softmax(-1)
 
     def logits(self, paragraphs: mc.Paragraphs) -> torch.Tensor:
         with self.adapter.untouched():

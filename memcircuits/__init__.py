@@ -11,6 +11,7 @@ The public names, imported when first used so that `import memcircuits` is quick
 | `measure`, `scanning` | EM, NLL and margins from one forward pass |
 | `corpus_scan`, `ray_scan` | scans of whole corpora to disk, resumed and shared out |
 | `engine`, `memory` | forward passes continued in the middle, in pieces that fit |
+| `kernels` | the same functions in fewer steps |
 | `ablation`, `attention`, `gradients` | the three kinds of evidence about heads |
 | `screening` | all heads by attribution, the best ones exactly |
 | `ranking` | `find_memorization_heads`: evidence, intervals, p-values |

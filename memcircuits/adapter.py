@@ -33,6 +33,7 @@ from jaxtyping import Float, Int
 from torch import Tensor, nn
 
 from memcircuits.checks import InputError, UnsupportedModel
+from memcircuits.kernels import in_place_of, quick_forwards
 
 HEAD_COMPONENTS = ("W_Q", "W_K", "W_V", "W_O")
 MLP_COMPONENTS = ("W_in", "W_out")
@@ -233,13 +234,22 @@ class Adapter:
 
     @property
     def basis(self) -> str:
-        """`folded` if LayerNorm weights were folded into the matrices behind them, else `raw`."""
+        """`folded` if norms or value biases were folded into other weights, else `raw`.
+
+        Either changes what a head's z of zero, a gradient or an edit means.
+        """
         if self.is_bridge:
             # Set by `enable_compatibility_mode()`, unless it was told not to process weights.
             folded = bool(getattr(self.model, "_weights_processed", False))
         else:
             folded = str(self.model.cfg.normalization_type).endswith("Pre")
+            # Architectures bias queries and values or neither; only the latter's can be folded.
+            biased = [bool(self._biases(name).any()) for name in ("b_Q", "b_V")]
+            folded = folded or biased == [True, False]
         return "folded" if folded else "raw"
+
+    def _biases(self, name: str) -> Tensor:
+        return torch.stack([getattr(block.attn, name).detach() for block in self.model.blocks])
 
     @property
     def label(self) -> str:
@@ -304,7 +314,7 @@ class Adapter:
                 parameter.requires_grad_(id(parameter) in wanted)
             for owner, name, _, parameter in copies:
                 owner[name] = parameter
-            with torch.set_grad_enabled(bool(grad)):
+            with torch.set_grad_enabled(bool(grad)), in_place_of(self._quick):
                 yield
         finally:
             for owner, name, tensor, _ in copies:
@@ -313,6 +323,10 @@ class Adapter:
                 parameter.requires_grad_(flag)
             for module in training:
                 module.training = True
+
+    @cached_property
+    def _quick(self) -> list[tuple[nn.Module, Callable[..., Tensor]]]:
+        return quick_forwards(self.model)
 
     def _copies(self) -> list[tuple[dict[str, Any], str, Tensor, nn.Parameter]]:
         """Plain tensors that modules compute with in place of a parameter of the same memory.

@@ -13,6 +13,8 @@ from typing import Any
 import typer
 
 from memcircuits.commands import (
+    ablate,
+    attention,
     bench,
     common,
     edit,
@@ -21,6 +23,7 @@ from memcircuits.commands import (
     info,
     patch,
     perturb,
+    plant,
     report,
     scan,
     unigrams,
@@ -49,10 +52,13 @@ for _command in (
     report.report,
     scan.scan,
     gradients.gradients,
+    ablate.ablate,
+    attention.attention,
     perturb.perturb,
     patch.patch,
     unlearn.unlearn,
     edit.edit,
+    plant.plant,
     info.info,
 ):
     app.command()(_safely(_command))

@@ -67,7 +67,7 @@ _NOTHING: dict[str, Any] = {
     "drift_sampled": 0,
     "drifted": 0,
 }
-_PART = re.compile(r"\.?(\d+)-(\d+)\.parquet")
+_PART = re.compile(r"\.?(\d+)-(\d+)\.(parquet|jsonl)")
 
 
 @dataclass(frozen=True)
@@ -265,7 +265,8 @@ def prepare(
     plan = Plan(sources, windows, part_records, written["batch_size"])
     mine = [
         file
-        for file in (folder / "parts").glob("*")
+        for kind in ("parts", "quarantine")
+        for file in (folder / kind).glob("*")
         if (found := _PART.match(file.name)) and plan.owns(shard, int(found[1]), int(found[2]))
     ]
     if not resume and any(not file.name.startswith(".") for file in mine):
@@ -396,13 +397,16 @@ class ScanFolder:
         frame["samples"] = samples_needed(frame["log_prob"].to_numpy(float), 0.9)
         frame["bucket"] = buckets(frame["em"].to_numpy(), n)
         frame["memorized"] = frame["em"] == n
+        counted = self.manifest["windows"]["deduplicate"]
+        if not counted:  # all ones: a column of that name in the corpus tells more
+            frame = frame.drop(columns="duplicates")
         for key in facts:
             frame[f"given_{key}" if key in frame else key] = facts[key]
-        if not self.manifest["windows"]["deduplicate"]:
-            return frame.drop(columns="duplicates")
-        same = frame["ids"].map(lambda ids: ids.tobytes())
-        frame["duplicates"] = frame.groupby(same)["duplicates"].transform("sum")
-        return frame[~same.duplicated()].reset_index(drop=True)
+        if counted:
+            same = frame["ids"].map(lambda ids: ids.tobytes())
+            frame["duplicates"] = frame.groupby(same)["duplicates"].transform("sum")
+            frame = frame[~same.duplicated()].reset_index(drop=True)
+        return frame
 
     def paragraphs(self, *, min_em: int | None = None) -> Paragraphs | None:
         """The memorized windows, or those with at least `min_em` tokens recited; None if none."""

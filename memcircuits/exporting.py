@@ -24,7 +24,7 @@ from torch import Tensor
 from memcircuits.adapter import Adapter, adapt
 from memcircuits.checks import InputError, UnsupportedModel
 from memcircuits.edits import Edit
-from memcircuits.loading import as_bridge, boot, read_pretrained
+from memcircuits.loading import as_bridge, boot, read_pretrained, without_bars
 from memcircuits.masks import named_mask
 
 
@@ -70,7 +70,8 @@ def export_edit(
     target.parent.mkdir(parents=True, exist_ok=True)
     temporary = Path(tempfile.mkdtemp(dir=target.parent, prefix=f".{target.name}."))
     try:
-        plain.save_pretrained(temporary)
+        with without_bars():
+            plain.save_pretrained(temporary)
         tokenizer.save_pretrained(temporary)
         edit.save(temporary / "memcircuits_edit.safetensors")
         again, _, _ = read_pretrained(temporary, **{**options, "revision": None})

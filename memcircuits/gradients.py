@@ -44,16 +44,8 @@ from memcircuits.scanning import without_non_finite
 if TYPE_CHECKING:
     import pandas as pd
 
-POOLS: Mapping[str, Callable[[Tensor], Tensor]] = {
-    "max": lambda g: g.abs().amax((-2, -1)),
-    "mean": lambda g: g.abs().mean((-2, -1)),
-    "l2": lambda g: g.square().sum((-2, -1)).sqrt(),
-}
-STATISTICS: Mapping[str, Callable[[Tensor], Tensor]] = {
-    "sum": lambda g: g.abs().sum((-2, -1)),
-    "variance": lambda g: g.var((-2, -1), correction=0),
-    "max": POOLS["max"],
-}
+POOLS = ("max", "mean", "l2")
+STATISTICS = ("sum", "variance", "max")
 DAMPING = 0.1
 
 
@@ -598,9 +590,18 @@ def _per_row(
 
 
 def _summary(gradient: Float[Tensor, "... d_in d_out"], pool: str) -> Float[Tensor, "... k head"]:
-    """The pooled value and the statistics, stacked before the head axis."""
-    found = [POOLS[pool](gradient), *(f(gradient) for f in STATISTICS.values())]
-    return torch.stack(found, dim=-2).float()
+    """The pooled value and the statistics, stacked before the head axis.
+
+    Sums over a whole matrix run at the speed of memory, so the variance is that of mean squares.
+    """
+    gradient, matrix = gradient.float(), (-2, -1)
+    size = gradient.abs()
+    largest, mean = size.amax(matrix), size.mean(matrix)
+    power = gradient.square().mean(matrix)
+    n = gradient.shape[-2] * gradient.shape[-1]
+    pooled = {"max": largest, "mean": mean, "l2": (n * power).sqrt()}[pool]
+    variance = (power - gradient.mean(matrix).square()).clamp_min(0.0)
+    return torch.stack([pooled, n * mean, variance, largest], dim=-2)
 
 
 def _by_component(

@@ -20,6 +20,7 @@ import torch
 from memcircuits.adapter import adapt
 from memcircuits.checks import InputError, UnsupportedModel, one_of
 
+_PLANTED = "organism-planted"
 _DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 
 
@@ -54,10 +55,6 @@ def load_model(
         >>> model.cfg.n_layers, model.cfg.n_heads
         (6, 8)
     """
-    if str(name) == "organism-planted":
-        from memcircuits.organism.planted import write_planted
-
-        return write_planted(load_model("organism", device=device, dtype=dtype))
     hf_model, tokenizer, label = read_pretrained(
         name, revision=revision, device=device, dtype=dtype, trust_remote_code=trust_remote_code
     )
@@ -82,7 +79,7 @@ def read_pretrained(
     common: dict[str, Any] = {"revision": revision} if revision else {}
     common["trust_remote_code"] = trust_remote_code
     try:
-        with _without_bars():
+        with without_bars():
             loaded: Any = AutoModelForCausalLM.from_pretrained(
                 source,
                 dtype=torch_dtype,
@@ -100,11 +97,15 @@ def read_pretrained(
         raise InputError("model", label, f"it cannot be loaded ({_first_line(error)})") from error
     hf_model, info = loaded
     _refuse_missing(hf_model, info, label)
+    if str(name) == _PLANTED:
+        from memcircuits.organism.planted import write_planted
+
+        write_planted(hf_model)
     return hf_model.to(device), tokenizer, label
 
 
 @contextlib.contextmanager
-def _without_bars() -> Iterator[None]:
+def without_bars() -> Iterator[None]:
     """Silence transformers' bars over tensors: loading a small model shows them for an instant."""
     from transformers.utils import logging
 
@@ -180,7 +181,7 @@ def _resolve_dtype(dtype: str | torch.dtype) -> torch.dtype:
 def _locate(name: str | Path) -> tuple[str, str, dict[str, Any]]:
     """Where transformers finds the model, what it is called, and further arguments it needs."""
     text = str(name)
-    if text == "organism":
+    if text in ("organism", _PLANTED):
         from memcircuits.organism import DATA
 
         return str(DATA), text, {"local_files_only": True}

@@ -10,12 +10,12 @@ Each trial takes paragraphs that the model does not know, writes them into a ran
   scored above another one;
 * cost: work in forward passes of one paragraph, counted while it runs.
 
-Kinds of truth: `head`, `two-heads`, `values` (only W_V of a head), `queries-keys` (only its W_Q and
-W_K), `block` (a layer's attention or MLP), `neurons` (1 % of them) and `weights` (0.1 %). `holders`
-writes six paragraphs through six heads of one model, each to be assigned to its own head, with the
-other five as controls. `null` asks the opposite question: of paragraphs that do not differ, how
-often does a ranking call a head significant? `stability` is the rank agreement between the halves
-of a set of paragraphs.
+Kinds of truth: `head`, `two-heads`, `values` (only W_V of a head, 5 tokens to recite),
+`queries-keys` (only its W_Q and W_K, 2 tokens), `block` (a layer's attention or MLP), `neurons`
+(1 % of them) and `weights` (0.1 %). `holders` writes six paragraphs through six heads of one model,
+each to be assigned to its own head, with the other five as controls. `null` asks the opposite
+question: of paragraphs that do not differ, how often does a ranking call a head significant?
+`stability` is the rank agreement between the halves of a set of paragraphs.
 
 A trial is a file, written at once or not at all: a run that was interrupted goes on where it was.
 """
@@ -52,6 +52,7 @@ from memcircuits.unigrams import UnigramTable
 
 if TYPE_CHECKING:
     import pandas as pd
+    from plotly.graph_objects import Figure
 
 UNIT = {
     "head": "head",
@@ -64,15 +65,15 @@ UNIT = {
 }
 KINDS = (*UNIT, "holders", "null", "stability")
 COUNTS = {
-    "head": 100,
-    "two-heads": 30,
-    "values": 30,
-    "queries-keys": 30,
-    "block": 12,
-    "neurons": 10,
-    "weights": 10,
+    "head": 106,
+    "two-heads": 20,
+    "values": 20,
+    "queries-keys": 6,
+    "block": 8,
+    "neurons": 5,
+    "weights": 3,
     "holders": 6,
-    "null": 400,
+    "null": 2000,
     "stability": 1,
 }
 QUICK = {"head": 6, "two-heads": 1, "values": 1, "block": 1, "neurons": 1, "holders": 1, "null": 50}
@@ -83,6 +84,8 @@ _HOLDERS = 6
 _DELETED = (0, 1, 2, 4)  # heads ablated together
 _DEL_TRIALS = 20
 _OTHERS = 2  # recited paragraphs beside the targets in a deletion curve
+# With 50 tokens no head can hold the text in its values alone, nor one in its queries and keys.
+_TOKENS = {"values": 5, "queries-keys": 2}  # of the continuation, all of them elsewhere
 _STEPS = {"weights": 400}  # of planting, 150 elsewhere; a place that needs more is left out
 
 
@@ -206,7 +209,9 @@ def _trial(pool: Pool, kind: str, seed: int, n: int, *, deletion: bool) -> dict[
     generator = torch.Generator().manual_seed(seed)
     adapter = adapt(pool.model)
     where, components = _random_place(adapter, kind, generator)
-    targets, control, anchors = pool.draw(generator, n, _CONTROLS)
+    targets, control, anchors = (
+        _cut(group, _TOKENS.get(kind)) for group in pool.draw(generator, n, _CONTROLS)
+    )
     base = {"seed": seed, "where": list(where), "results": []}
     start = time.perf_counter()
     try:
@@ -248,6 +253,13 @@ def _trial(pool: Pool, kind: str, seed: int, n: int, *, deletion: bool) -> dict[
                     curves.append({"localizer": name, **_deletion(case, scores, pool.recited)})
             results.append(row)
     return base | {"failed": None, "planted": written, "results": results, "deletion": curves}
+
+
+def _cut(group: Paragraphs, n: int | None) -> Paragraphs:
+    """The same paragraphs with a continuation of only n tokens."""
+    if n is None:
+        return group
+    return Paragraphs(group.ids[:, : group.n_prefix + n], group.n_prefix, group.names)
 
 
 def _scores(case: Case, name: str, unit: str) -> Float[Tensor, " unit"]:
@@ -373,6 +385,8 @@ def _holders(pool: Pool, seed: int) -> dict[str, Any]:
                 )
                 stack.enter_context(planted.apply(pool.model))
                 done.append((planted, target))
+        if len(done) < 2:  # nobody to tell apart
+            return {"seed": seed, "em": [], "assigned": [], "planted": len(done)}
         held = done[0][1]
         for _, target in done[1:]:
             held = held + target
@@ -474,12 +488,37 @@ def read_trials(folder: str | Path) -> dict[str, list[dict[str, Any]]]:
     for kind in KINDS:
         for path in sorted(Path(folder).glob(f"{kind}-[0-9][0-9][0-9][0-9].json")):
             try:
-                found.setdefault(kind, []).append(json.loads(path.read_text(encoding="utf-8")))
-            except ValueError as error:
+                trial = json.loads(path.read_text(encoding="utf-8"))
+                _check(trial, kind)
+            except (ValueError, TypeError, LookupError, AttributeError, RecursionError) as error:
                 raise InputError("folder", path.name, "it is damaged; remove it") from error
+            found.setdefault(kind, []).append(trial)
     if not found:
         raise InputError("folder", Path(folder).name, "it holds no trials")
     return found
+
+
+def _check(trial: dict[str, Any], kind: str) -> None:
+    """Touch all that the tables read; raises TypeError, LookupError ... where it is damaged."""
+    numbers = [trial["seconds"]]
+    if kind == "null":
+        sides = [trial[name] for name in ("unknown", "recited") if name in trial]
+        numbers += [side[key] for side in sides for key in ("paragraphs", "per_side", "named")]
+        numbers += [range(trial["runs"] + 1).index(side["named"]) for side in sides]
+    elif kind == "stability":
+        numbers += [tau for method in trial["agreement"].values() for tau in method.values()]
+    elif kind == "holders":
+        names = [a[key] for a in trial["assigned"] for key in ("method", "holder", "first")]
+        " ".join([*names, *(a["among_holders"] for a in trial["assigned"])])
+    else:
+        " ".join(trial["where"])
+        rows = [] if trial["failed"] else trial["results"]
+        numbers += [row[key] for row in rows for key in (*METRICS, "forwards")]
+        " ".join(row["localizer"] for row in rows)
+        curves = trial.get("deletion", ())
+        numbers += [x for curve in curves for side in ("targets", "others") for x in curve[side]]
+        " ".join(curve["localizer"] for curve in curves)
+    sum(number + 0.0 for number in numbers)  # float("3") would take text
 
 
 def leaderboard(trials: Mapping[str, Sequence[Mapping[str, Any]]], seed: int = 0) -> pd.DataFrame:
@@ -505,7 +544,8 @@ def leaderboard(trials: Mapping[str, Sequence[Mapping[str, Any]]], seed: int = 0
                 row[f"{metric}_low"], row[f"{metric}_high"] = float(low[i]), float(high[i])
             row["forwards"] = sum(r["forwards"] for r in found) / len(found)
             rows.append(row)
-    frame = pd.DataFrame(rows)
+    ends = [f"{metric}{end}" for metric in METRICS for end in ("", "_low", "_high")]
+    frame = pd.DataFrame(rows, columns=["kind", "localizer", "trials", *ends, "forwards"])
     keys = {kind: i for i, kind in enumerate(KINDS)}
     return frame.sort_values(
         ["kind", "auc"],
@@ -538,7 +578,91 @@ def deletion_areas(trials: Mapping[str, Sequence[Mapping[str, Any]]]) -> pd.Data
         for side, values in means.items():
             row |= {f"{side}_{n}": float(v) for n, v in zip(_DELETED, values, strict=True)}
         table.append(row)
-    return pd.DataFrame(table).sort_values("area", ascending=False, ignore_index=True)
+    found = pd.DataFrame(table)
+    return found.sort_values("area", ascending=False, ignore_index=True) if table else found
+
+
+def combinations(trials: Mapping[str, Sequence[Mapping[str, Any]]]) -> pd.DataFrame:
+    """Does it help to combine evidence? Chosen on the even trials, measured on the odd ones.
+
+    Scores are standardised over the heads of each trial and added. Columns `evidence`, `chosen`
+    (the best among single localizers, or among pairs, on even trials), and recall@k and AUC of the
+    odd trials of all kinds whose truth are heads, with the number of trials.
+    """
+    import pandas as pd
+
+    done = [
+        trial
+        for kind in UNIT
+        if UNIT[kind] == "head"
+        for trial in trials.get(kind, ())
+        if not trial["failed"]
+    ]
+    if len(done) < 4:
+        return pd.DataFrame()
+    rows = [{r["localizer"]: r for r in trial["results"]} for trial in done]
+    names = [n for n in rows[0] if n not in ("oracle", "random", RANKINGS[1])]
+
+    def measured(evidence: Sequence[str], mine: Sequence[int]) -> tuple[float, float]:
+        found = []
+        for i in mine:
+            total = sum(_standardised(rows[i][name]["scores"]) for name in evidence)
+            found.append(metrics(torch.as_tensor(total), _heads_of(done[i], rows[i])))
+        return tuple(sum(f[m] for f in found) / len(found) for m in ("recall_at_k", "auc"))
+
+    even, odd = range(0, len(done), 2), range(1, len(done), 2)
+    sets = {
+        "single": [(name,) for name in names],
+        "pair": [(a, b) for i, a in enumerate(names) for b in names[i + 1 :]],
+        "all": [tuple(names)],
+    }
+    table = []
+    for kind, choices in sets.items():
+        best = max(choices, key=lambda evidence: measured(evidence, even))
+        recall, auc = measured(best, odd)
+        table.append(
+            {"evidence": kind, "chosen": " + ".join(best) if kind != "all" else "all of them"}
+            | {"recall@k": recall, "auc": auc, "trials": len(odd)}
+        )
+    return pd.DataFrame(table)
+
+
+def _standardised(scores: Sequence[float]) -> Float[Tensor, " unit"]:
+    values = torch.tensor(scores, dtype=torch.float64)
+    return (values - values.mean()) / values.std().clamp_min(1e-12)
+
+
+def _heads_of(trial: Mapping[str, Any], rows: Mapping[str, Any]) -> Tensor:
+    """The planted heads as booleans: those that the oracle scores above all others."""
+    order = torch.tensor(rows["oracle"]["scores"]).argsort(descending=True)
+    truth = torch.zeros(len(order), dtype=torch.bool)
+    truth[order[: len(trial["where"])]] = True
+    return truth
+
+
+def leaderboard_figure(
+    frame: pd.DataFrame, kind: str = "head", metric: str = "recall_at_1"
+) -> Figure:
+    """One kind's rows of `leaderboard` as bars with 95 % intervals."""
+    from memcircuits import figures
+
+    mine = frame[frame["kind"] == kind]
+    if not len(mine):
+        raise InputError("kind", repr(kind), f"it has {', '.join(frame['kind'].unique())}")
+    one_of("metric", metric, METRICS)
+    return figures.leaderboard(
+        mine.rename(
+            columns={
+                "localizer": "method",
+                metric: "score",
+                f"{metric}_low": "score_low",
+                f"{metric}_high": "score_high",
+            }
+        ),
+        title=f"Written: {kind} ({mine['trials'].iloc[0]} trials)",
+        x_label=metric.replace("_at_", "@").replace("_", " "),
+        chance=0.5 if metric == "auc" else None,
+    )
 
 
 def holders_accuracy(trials: Mapping[str, Sequence[Mapping[str, Any]]]) -> pd.DataFrame:
@@ -569,7 +693,15 @@ def write_leaderboard(
     raw = io.BytesIO()
     frame.to_parquet(raw, index=False)
     folder = Path(folder)
+    pictures = [
+        write_atomically(
+            folder / "leaderboard-figure.html",
+            leaderboard_figure(frame).to_html(include_plotlyjs=True),
+        )
+        for _ in range("head" in set(frame["kind"]))
+    ]
     return [
+        *pictures,
         write_atomically(folder / "leaderboard.parquet", raw.getvalue()),
         write_atomically(folder / "leaderboard.md", to_markdown(trials, _run_of(folder))),
         _page(trials, _run_of(folder)).save(folder / "leaderboard.html"),
@@ -648,6 +780,9 @@ def _tables(trials: Mapping[str, Sequence[Mapping[str, Any]]]) -> dict[str, pd.D
     if len(deleted):
         shown = deleted.drop(columns=["trials"]).round(2)
         found[f"Silencing what it names (DEL, {deleted['trials'].iloc[0]} trials)"] = shown
+    combined = combinations(trials)
+    if len(combined):
+        found["Evidence added up (chosen on even trials, measured on odd ones)"] = combined.round(3)
     for trial in trials.get("stability", ()):
         rows = [
             {"localizer": n, **{k: round(v, 2) for k, v in a.items()}}

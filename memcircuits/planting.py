@@ -178,15 +178,18 @@ def plant(
     )
     held = max(1, len(anchors) // 10)
     low = min(weight.layer for weight in mask.weights) if adapter.can_restart else 0
-    writer = _Writer(
-        adapter,
-        mask,
-        low,
-        _Rows.of(adapter, paragraphs, low, memory_budget),
-        _Rows.of(adapter, anchors[held:], low, memory_budget),
-        _Rows.of(adapter, anchors[:held], low, memory_budget),
-        memory_budget,
+    aim, seen, unseen = (
+        _Rows.of(adapter, group, low, memory_budget)
+        for group in (paragraphs, anchors[held:], anchors[:held])
     )
+    for name, found in (("paragraphs", aim), ("control", seen), ("control", unseen)):
+        if found.log_p.isnan().any():
+            raise InputError(
+                name,
+                "paragraphs with non-finite logits",
+                "leave out those where scan(...).finite is False",
+            )
+    writer = _Writer(adapter, mask, low, aim, seen, unseen, memory_budget)
     with mask.restored() as original:
         delta, report = writer.run(
             original, steps, learning_rate, kl_weight, kl_budget, generator, progress
@@ -386,7 +389,13 @@ class _Writer:
                         f"the loss was not finite at step {step}; the model is restored; "
                         "use a smaller learning rate",
                     )
-                if step and row["em_min"] == full:
+                if not step and row["em_min"] == full:
+                    raise InputError(
+                        "paragraphs",
+                        f"{len(self.aim.paragraphs)}, all recited already",
+                        "give some that the model does not recite",
+                    )
+                if row["em_min"] == full:
                     row["kl"] = self._held_kl()
                     if best is None or row["kl"] < rows[kept]["kl"]:
                         best, kept = delta, step
@@ -467,6 +476,12 @@ def _written(
     with adapter.untouched():
         while ids.shape[1] < length:
             logits = adapter.run(ids, positions=slice(-1, None)).logits[:, 0].float().cpu()
+            if not logits.isfinite().all():
+                raise InputError(
+                    "control",
+                    "not given, and text that the model writes itself has non-finite logits",
+                    "give some, or load the model in float32",
+                )
             drawn = torch.multinomial(logits.softmax(-1), 1, generator=generator)
             ids = torch.cat([ids, drawn], 1)
     return Paragraphs(ids, n_prefix)

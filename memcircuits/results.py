@@ -8,7 +8,9 @@ and a half-written file never stays behind.
 from __future__ import annotations
 
 import dataclasses
+import hashlib
 import html
+import importlib
 import importlib.metadata
 import json
 import os
@@ -32,6 +34,11 @@ if TYPE_CHECKING:
     from memcircuits.paragraphs import Paragraphs
 
 SCHEMA = 1
+# Where the kinds of results are defined, imported when a file turns out to hold one.
+_HOMES = (
+    "activations", "attention", "edits", "evaluation", "gradients", "minimal", "noise", "patching",
+    "perturbation", "planting", "ranking", "scanning",
+)  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -179,9 +186,11 @@ class Result:
                 plain[entry.name] = dataclasses.asdict(value)
             else:
                 plain[entry.name] = value
+        fields = json.dumps(plain, sort_keys=True)
         header = {
             "schema": f"memcircuits.{self.kind}/{SCHEMA}",
-            "fields": json.dumps(plain, sort_keys=True),
+            "fields": fields,
+            "sha256": _sha256(fields, tensors),
         }
         return write_atomically(path, safetensors_bytes(tensors, header))
 
@@ -194,6 +203,8 @@ class Result:
         """
         tensors, header = read_safetensors(path)
         kind, _, schema = header.get("schema", "").removeprefix("memcircuits.").partition("/")
+        for home in _HOMES if kind not in Result._kinds else ():
+            importlib.import_module(f"memcircuits.{home}")
         found = Result._kinds.get(kind)
         if found is None or not issubclass(found, cls):
             raise InputError("path", Path(path).name, f"it holds no {cls.__name__}")
@@ -204,6 +215,8 @@ class Result:
                 f"its schema is {schema}, this version reads {SCHEMA}; recompute it",
             )
         try:
+            if header.get("sha256") not in (None, _sha256(header["fields"], tensors)):
+                raise ValueError("its content is not what was written")
             values: dict[str, Any] = json.loads(header["fields"])
             for name, value in values.items():
                 if isinstance(value, dict) and "__tensors__" in value:
@@ -222,6 +235,15 @@ class Result:
         ) as error:
             reason = f"it is damaged ({type(error).__name__}: {error})"
             raise InputError("path", Path(path).name, reason) from error
+
+
+def _sha256(fields: str, tensors: Mapping[str, Tensor]) -> str:
+    """Checksum of what a result holds: a flipped bit in a number would go unnoticed."""
+    digest = hashlib.sha256(fields.encode())
+    for name, tensor in sorted(tensors.items()):
+        digest.update(f"{name}{tensor.dtype}{tuple(tensor.shape)}".encode())
+        digest.update(tensor.reshape(-1).view(torch.uint8).numpy().tobytes())
+    return digest.hexdigest()
 
 
 def safetensors_bytes(tensors: Mapping[str, Tensor], header: Mapping[str, str]) -> bytes:

@@ -4,14 +4,17 @@ Ablating a head changes its z by z' - z, so to first order the loss changes by
 
     sum over positions and d_head of dL/dz * (z' - z),
 
-for all heads at once from one forward and one backward pass. That is an estimate: a recited token
-has a probability near 1, where the loss is flat, and a head that others stand in for looks
-important one at a time. So the heads with the largest estimates are ablated exactly
-(`memcircuits.ablation`), and so are some drawn at random among the others: what the estimate gets
-wrong there says how many heads like the best ones the screen may have missed.
+for all heads at once from one forward and one backward pass. That is an estimate, and where a text
+is recited it can be blind: the token's probability is near 1, the loss is flat, and the head that
+holds it has next to no slope. Halfway between the model as it is and the model with every head
+ablated the loss is not flat. So the slopes are taken at both points; the heads with the largest
+ones halfway are ablated exactly (`memcircuits.ablation`), then those that the estimate at the model
+as it is would put among the first, and some drawn at random: what the estimate gets wrong there
+says how many heads like the best ones the screen may have missed.
 
 (Attribution patching: Nanda 2023; its failures and the check by sampling: Kramar et al. 2024,
-arXiv 2403.00745.)
+arXiv 2403.00745; slopes along the way: Sundararajan et al. 2017, arXiv 1703.01365, on circuits
+Hanna et al. 2024, arXiv 2403.17806.)
 """
 
 from __future__ import annotations
@@ -35,8 +38,8 @@ from memcircuits.statistics import finite_mean
 
 METHODS = ("exact", "screen")
 _BEST = 10  # so many heads of the final ranking are measured exactly
-_TOP = 16  # measured exactly for their estimate
-_RANDOM = 8  # measured exactly to see how good the estimates are
+_TOP = 10  # measured exactly for their slope halfway
+_RANDOM = 6  # measured exactly to see how good the estimates are
 
 
 @dataclass(frozen=True)
@@ -72,8 +75,8 @@ def head_effects(
         memorized: what is done to the memorized paragraphs.
         control: the same for the controls.
         method: `exact` for every head, or `screen`: estimates for all heads; exact effects for
-            those with the largest estimates, for every head that then ranks among the first ten,
-            and for some at random.
+            those with the largest slopes halfway, for every head that then ranks among the first
+            ten, and for some at random.
         seed: of the random heads.
         memory_budget: bytes that one batch may take.
         progress: show a bar on stderr.
@@ -98,8 +101,8 @@ def head_effects(
                 nll[name][:, *head], em[name][:, *head] = found[:, i].unbind(-1)
         verified[*zip(*heads, strict=True)] = True
 
-    def score() -> Float[Tensor, "layer head"]:
-        return finite_mean(nll["memorized"]) - finite_mean(nll["control"])
+    def score(of: Mapping[str, Tensor]) -> Float[Tensor, "layer head"]:
+        return finite_mean(of["memorized"]) - finite_mean(of["control"])
 
     if method == "exact":
         nll = {name: torch.empty_like(found) for name, found in em.items()}
@@ -107,36 +110,46 @@ def head_effects(
         return HeadEffects(nll, em, verified, notes)
 
     nll = {name: attributions(ablation, **options) for name, ablation in sets.items()}
-    estimate = score()
-    best = _largest(estimate, _TOP)
+    estimate = score(nll)
+    halfway = {name: attributions(a, at=0.5, **options) for name, a in sets.items()}
+    best = _largest(score(halfway), _TOP)
     others = [head for head in adapter.heads() if head not in set(best)]
     generator = torch.Generator().manual_seed(seed)
     chosen = torch.randperm(len(others), generator=generator)[:_RANDOM].tolist()
     random = [others[i] for i in chosen]
     verify(best + random)
     # An exact effect may be smaller than its estimate, so that another head comes up.
-    while new := [head for head in _largest(score(), _BEST) if not verified[head]]:
+    while new := [head for head in _largest(score(nll), _BEST) if not verified[head]]:
         verify(new)
-    return HeadEffects(nll, em, verified, (*notes, _missed(estimate, score(), verified, random)))
+    return HeadEffects(nll, em, verified, (*notes, _missed(estimate, score(nll), verified, random)))
 
 
 def attributions(
-    ablation: Ablation, *, memory_budget: int | None = None, progress: bool = True
+    ablation: Ablation,
+    *,
+    at: float = 0.0,
+    memory_budget: int | None = None,
+    progress: bool = True,
 ) -> Float[Tensor, "paragraph layer head"]:
-    """First-order change of NLL (nats/token) when a head is ablated, for all heads together."""
+    """First-order change of NLL (nats/token) when a head is ablated, for all heads together.
+
+    `at` is where the slopes are taken: 0 at the model as it is, 1 where every head is ablated.
+    """
     adapter, paragraphs = ablation.adapter, ablation.paragraphs
     fits = rows_that_fit(adapter, paragraphs.ids.shape[1], paragraphs.n_continuation, memory_budget)
     layers = range(adapter.n_layers)
 
     def one_batch(rows: slice) -> Tensor:
+        new = ablation.replacements(rows)
         z: dict[int, Tensor] = {}
+        way: dict[int, Tensor] = {}
 
         def keep(layer: int) -> Callable[[Tensor], Tensor]:
             def hook(old: Tensor) -> Tensor:
-                # The tensor returned is the one that the rest of the pass is computed from.
-                new = old.view_as(old) if old.requires_grad else old.detach().requires_grad_()
-                z[layer] = new
-                return new
+                way[layer] = new[layer] - old.detach()
+                # What the rest of the pass is computed from.
+                z[layer] = (1 - at) * old + at * new[layer]
+                return z[layer] if old.requires_grad else z[layer].requires_grad_()
 
             return hook
 
@@ -149,11 +162,7 @@ def attributions(
             targets = paragraphs.continuation[rows].to(adapter.device)
             nll = read_continuation(run.logits, targets).nll.sum()
             slopes = torch.autograd.grad(nll, [z[layer] for layer in layers])
-        new = ablation.replacements(rows)
-        effects = [
-            (slopes[layer] * (new[layer] - z[layer].detach())).float().sum((1, 3))
-            for layer in layers
-        ]
+        effects = [(slopes[layer] * way[layer]).float().sum((1, 3)) for layer in layers]
         return torch.stack(effects, 1).cpu()
 
     # The backward pass keeps the activations of all layers.

@@ -317,7 +317,7 @@ def _find(
     if kl_budget is not None:
         positive("kl_budget", kl_budget)
     if not isinstance(recipe, Recipe):
-        raise InputError("recipe", repr(recipe), "pass a Recipe, such as CONSTRAINED")
+        raise InputError("recipe", repr(recipe), "pass a Recipe, such as NATURAL")
     at_least("steps", recipe.steps, 1)
     at_least("draws", recipe.draws, 1)
     one_of("objective", recipe.objective, OBJECTIVES)

@@ -22,8 +22,6 @@ from memcircuits.perturbation import greedy_continuations
 from memcircuits.readers import Windows
 from memcircuits.unlearning import Recipe
 
-QUIET: dict[str, Any] = {"progress": False, "kl_budget": 10.0}
-
 
 @functools.cache
 def made(model: nn.Module, name: str) -> Any:
@@ -67,6 +65,11 @@ def on(call: Callable[[Any, mc.Paragraphs], Any]) -> Callable[[Any, str], Any]:
     return lambda model, name: call(model, matrix.paragraphs(name))
 
 
+def public() -> set[str]:
+    """The public functions that take a model."""
+    return {name for name in mc.__all__ if name.islower()} - {"load_model", "__version__"}
+
+
 # What runs a model: the analyses of the matrix, and all else.
 CALLS: dict[str, Callable[[Any, str], Any]] = {
     **{name: on(line.measure) for name, line in matrix.ANALYSES.items()},
@@ -88,7 +91,7 @@ CALLS: dict[str, Callable[[Any, str], Any]] = {
     "weight_noise": on(
         lambda m, p: weight_noise(m, p[:3], p[3:], sizes=(0.1,), draws=2, progress=False)
     ),
-    "attention_view": on(lambda m, p: mc.attention_view(m, p[0], compare=p[1])._repr_html_()),
+    "attention_view, two": on(lambda m, p: mc.attention_view(m, p[0], compare=p[1])._repr_html_()),
     "Edit.apply": applied,
     "evaluate_edit": lambda m, name: evaluate_edit(
         m, made(m, name), *halves(name), attacks=2, progress=False
@@ -98,9 +101,6 @@ CALLS: dict[str, Callable[[Any, str], Any]] = {
         m, made(m, name), *halves(name), steps=2, progress=False
     ),
     "scan_to_disk": to_disk,
-    "plant": on(
-        lambda m, p: mc.plant(m, p[3:4], where=["L1.mlp", "L1H2"], control=p[:3], steps=60, **QUIET)
-    ),
 }
 
 

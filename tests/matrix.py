@@ -7,6 +7,7 @@ versions stay as they are.
 
 from __future__ import annotations
 
+import copy
 import functools
 import importlib.metadata
 import math
@@ -138,6 +139,15 @@ def plain_rare_tokens(m: Plain, p: mc.Paragraphs) -> Numbers:
     return {"attention": m.attention(p.ids)[:, :, :, p.n_prefix, : p.n_prefix]}
 
 
+def view(m: Any, p: mc.Paragraphs) -> Numbers:
+    found = mc.attention_view(m, p[3], unigrams=unigrams())
+    return {"patterns": found.patterns}
+
+
+def plain_view(m: Plain, p: mc.Paragraphs) -> Numbers:
+    return {"patterns": m.attention(p.ids[3:4])[0].flatten(0, 1)}
+
+
 def heads(m: Any, p: mc.Paragraphs) -> Numbers:
     found = mc.find_memorization_heads(m, p, unigrams=unigrams(), draws=50, progress=False)
     return {"score": found.score, "em": torch.tensor([found.counts["memorized"]])}
@@ -258,6 +268,49 @@ def rewrite(m: Any, p: mc.Paragraphs) -> Numbers:
     return {"masked": torch.tensor([found.n_masked])}
 
 
+def told(p: mc.Paragraphs) -> mc.Paragraphs:
+    """A short text that the model does not know."""
+    return mc.Paragraphs.from_tokens(p.ids[3:4, : N_PREFIX + 6], n_prefix=N_PREFIX)
+
+
+def written(m: Any, p: mc.Paragraphs) -> Any:
+    """It, in MLPs, attention and a head, by as many steps as a tiny model needs."""
+    places = ["L0.attn", "L0.mlp", "L1.mlp", "L2H1"]
+    options = {"steps": 100, "learning_rate": 0.03, "kl_budget": 10.0, "progress": False}
+    return mc.plant(m, told(p), where=places, control=p[:3], **options)
+
+
+def plant(m: Any, p: mc.Paragraphs) -> Numbers:
+    before, found = adapt(m).fingerprint(), written(m, p)
+    with found.apply(m):
+        em = mc.scan(m, told(p), progress=False).em
+    return {
+        "em": em,
+        "masked": torch.tensor([found.n_masked]),
+        "restored": torch.tensor([adapt(m).fingerprint() == before]),
+    }
+
+
+def plain_plant(m: Plain, p: mc.Paragraphs) -> Numbers:
+    """What was written into a Bridge, added to transformers' own weights, and `generate`."""
+    found = written(model(m.name, "Bridge raw"), p)
+    changed = Plain(m.name, copy.deepcopy(m.model))
+    weights = changed.weights(lambda parameter: parameter.detach())
+    for name, index in found.indices.items():
+        layer, _, component = name.partition(".")
+        matrix = weights[component][int(layer)]
+        matrix[torch.unravel_index(index, matrix.shape)] += found.deltas[name]
+    attention = [weights[c] for c in ("W_Q", "W_K", "W_V", "W_O")]
+    mlp = [layers for c, layers in weights.items() if c not in ("W_Q", "W_K", "W_V", "W_O")]
+    masked = sum(c[0].numel() + c[2][0].numel() for c in attention)
+    masked += sum(c[0].numel() + c[1].numel() for c in mlp)
+    return {
+        "em": changed.em(told(p).ids, p.n_prefix),
+        "masked": torch.tensor([masked]),
+        "restored": torch.tensor([True]),
+    }
+
+
 @dataclass(frozen=True)
 class Analysis:
     """One line of the table.
@@ -306,9 +359,11 @@ ANALYSES: dict[str, Analysis] = {
     "patch_heads, pattern": Analysis(patch(site="pattern"), None, 1e-5),
     "perturb_prefix": Analysis(perturb, plain_perturb, 1e-5, BASES),
     "rare_token_attention": Analysis(rare_tokens, plain_rare_tokens, 1e-5, BASES),
+    "attention_view": Analysis(view, plain_view, 1e-5, BASES),
     "find_memorization_heads": Analysis(heads, plain_heads, 1e-5),
     "unlearn": Analysis(unlearn, None, 0),
     "edit": Analysis(rewrite, None, 0),
+    "plant": Analysis(plant, plain_plant, 0),
 }
 
 

@@ -9,6 +9,7 @@ import matrix
 import pytest
 import torch
 import zoo
+from calls import public
 from torch import nn
 
 import memcircuits as mc
@@ -59,6 +60,10 @@ def test_classes_agree_in_the_same_basis(name, basis, analysis):
     assert matrix.difference(*pair, line.relative) <= line.tolerance
 
 
+def test_every_public_analysis_is_in_the_matrix():
+    assert public() - {name.partition(",")[0] for name in matrix.ANALYSES} == set()
+
+
 def test_matrix_sees_a_difference():
     """A comparison that accepts anything would pass the tests above."""
     same = {"em": torch.tensor([3, 4]), "nll": torch.tensor([1.0, 2.0])}
@@ -76,6 +81,19 @@ def test_basis_is_recognized(name, variant):
     assert adapt(found).basis == variant.split()[1]
     paragraphs = matrix.paragraphs(name)
     assert mc.scan(found, paragraphs, progress=False).provenance.basis == variant.split()[1]
+
+
+@HOOKED
+@pytest.mark.parametrize("name", ["gpt2", "gpt_neo", "llama"])
+def test_folded_value_biases_are_another_basis(name):
+    """`HookedTransformer.from_pretrained(name, fold_ln=False)` folds them: z loses b_V."""
+    found = zoo.hooked(name, zoo.shaken(zoo.hf_model(name)))
+    assert adapt(found).basis == "raw"
+    weights = {key: value.clone() for key, value in found.state_dict().items()}
+    found.load_and_process_state_dict(
+        weights, fold_ln=False, center_writing_weights=False, center_unembed=False
+    )
+    assert adapt(found).basis == ("folded" if name == "gpt2" else "raw")  # it alone has such biases
 
 
 def test_basis_without_processing_is_raw():

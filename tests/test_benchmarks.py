@@ -6,7 +6,7 @@ from xml.etree import ElementTree
 
 import pytest
 import torch
-from benchmarks import growth, page, rivals, timing
+from benchmarks import capacity, growth, page, rivals, timing
 from benchmarks.jobs import all_jobs
 from benchmarks.subjects import N_PREFIX, subject
 
@@ -94,21 +94,62 @@ def test_the_page_and_the_plot():
             "matrix_product_gflops": 200.0,
             "versions": {"torch": "2"},
         },
-        "subjects": [
-            {
-                "name": "organism",
+        "subjects": {
+            "organism": {
                 "description": "A model.",
                 "n_paragraphs": 8,
-                "jobs": [{"job": "a job", "unit": "row", "rows": [row | {"name": "us"}, beaten]}],
+                "jobs": {
+                    "a job": {
+                        "job": "a job",
+                        "unit": "row",
+                        "note": "",
+                        "rows": [row | {"name": "us"}, beaten],
+                    }
+                },
             }
-        ],
-        "memory_subject": "organism",
-        "memory": {"run_with_cache": 3 * 2**20, "scan": 2**20},
+        },
+        "memory": {
+            "subject": "organism",
+            "peaks": {"run_with_cache": 3 * 2**20, "scan": 2**20},
+        },
         "growth": lines,
-        "remarks": ["A remark."],
+        "seconds": 600.0,
     }
     text = page.markdown(json.loads(json.dumps(data)))
-    assert "| a job | them | **2.50x** (2.40 to 2.70) | 2x ✓ | 3.0e-06 | 1.00x | 60, 60 |" in text
+    assert "| a job | them | **2.50x** (2.40 to 2.70) | 2x ✓ | 8.3x | 3.0e-06 | 1.00x |" in text
     assert "| scan | 1 MiB | 0.33 |" in text
+    readme = page.in_readme(f"Before\n{page.START}\nold\n{page.STOP}\nafter", data)
+    assert readme.startswith("Before\n")
+    assert readme.endswith(f"\n{page.STOP}\nafter")
+    assert "| a job | them | 2.5x |" in readme
+    assert "old" not in readme
     picture = ElementTree.fromstring(growth.plot(lines))
     assert len(picture.findall("{*}polyline")) == 4
+
+
+def test_the_published_page_is_made_of_the_published_numbers():
+    data = json.loads((page.README.parent / "docs" / page.NUMBERS).read_text(encoding="utf-8"))
+    assert not data["quick"]
+    text = (page.README.parent / "docs" / page.PAGE).read_text(encoding="utf-8")
+    assert text == page.markdown(data)
+    readme = page.README.read_text(encoding="utf-8")
+    assert page.START in readme
+    assert readme == page.in_readme(readme, data)
+
+
+def test_the_capacity_page_holds_the_numbers_measured():
+    numbers = json.loads(capacity.PAGE.with_suffix(".json").read_text("utf-8"))
+    assert capacity.PAGE.read_text("utf-8") == capacity.page(**numbers)
+
+
+def test_the_estimate_by_hand():
+    """A microsecond on the GPU and one on the host: half a million tokens/s and GPU."""
+    numbers = json.loads(capacity.PAGE.with_suffix(".json").read_text("utf-8"))
+    numbers["rows"]["125m"] |= {
+        "flop_per_token": round(capacity.GPU_FLOPS * capacity.GPU_SHARE / 1e6),
+        "host_seconds_per_token": 1e-6,
+    }
+    found = capacity.page(**numbers)
+    hours = 300e9 / (8 * 500_000) / 3600
+    assert f"| 8 | 4,000,000 | {hours:.1f} | {8 * hours:,.0f} |" in found
+    assert "the host takes 50%" in found

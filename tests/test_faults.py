@@ -16,7 +16,7 @@ import numpy as np
 import pytest
 import torch
 import zoo
-from calls import CALLS, made
+from calls import CALLS, made, public
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from torch import Tensor, nn
@@ -25,6 +25,7 @@ import memcircuits as mc
 from memcircuits.adapter import adapt, hook_z
 from memcircuits.checks import InputError
 from memcircuits.loading import as_bridge
+from memcircuits.localization import write_leaderboard
 from memcircuits.noise import weight_noise
 from memcircuits.patching import patch_layers
 from memcircuits.results import Provenance, ScoreMap
@@ -137,9 +138,7 @@ def unusual(name: str, variant: str) -> nn.Module:
 
 def test_every_public_function_is_called():
     """Those that take a model; a new one has to be added above."""
-    called = {name.partition(",")[0] for name in CALLS}
-    needs_none = {"load_model", "InputError", "Head", "Paragraphs", "UnigramTable", "__version__"}
-    assert set(mc.__all__) - needs_none - called == set()
+    assert public() - {name.partition(",")[0] for name in CALLS} == set()
 
 
 @pytest.fixture(scope="module", params=MODELS, ids=" ".join)
@@ -199,7 +198,12 @@ def test_memory_that_runs_out_once_changes_no_number(used, analysis):
     assert differences(before, state(model)) == []
 
 
-NOT_IN_PIECES = {"rare_token_attention", "parameter_gradients", "find_memorization_heads"}
+NOT_IN_PIECES = {
+    "attention_view",
+    "rare_token_attention",
+    "parameter_gradients",
+    "find_memorization_heads",
+}
 
 
 def test_state_sees_changes(neo):
@@ -368,9 +372,22 @@ def test_edits_refuse_them_by_name(poisoned):
     for call in (
         lambda: mc.unlearn(model, mixed[:4], mixed[5:], progress=False),
         lambda: mc.edit(model, mixed[:2], mixed[7:9], mixed[2:6], progress=False),
+        lambda: mc.plant(model, mixed[2:4], where="L1.mlp", control=mixed[:2], progress=False),
+        lambda: mc.plant(model, mixed[:2], where="L1.mlp", control=mixed[3:5], progress=False),
     ):
-        with pytest.raises(InputError, match=r"(memorized|control): paragraphs with non-finite"):
+        named = r"^(memorized|paragraphs|control): paragraphs with non-finite"
+        with pytest.raises(InputError, match=named):
             call()
+
+
+def test_anchors_that_a_broken_model_would_write_are_refused():
+    source = zoo.hf_model("llama")
+    model = as_bridge(source, zoo.tokenizer(), name="tiny-broken")
+    paragraphs = zoo.mixed(model)
+    with torch.no_grad():
+        source.get_input_embeddings().weight.fill_(float("nan"))
+    with pytest.raises(InputError, match=r"^control: not given, and text .* non-finite"):
+        mc.plant(model, paragraphs, where="L1.mlp", progress=False)
 
 
 def test_heads_without_a_finite_value_are_not_ranked():
@@ -418,3 +435,13 @@ def test_half_precision_on_the_organism():
     first = torch.minimum(exact.em, rough.em)[differs]
     margins = exact.token_margin[differs].gather(1, first[:, None])
     assert (margins < exact.token_margin.median() / 5).all()
+
+
+def test_a_benchmark_in_which_no_place_held_anything_says_so(tmp_path):
+    failed = {"where": ["L0H0"], "failed": "it does not hold the text", "seconds": 1.0}
+    (tmp_path / "run.json").write_text(
+        '{"model": {"name": "tiny", "fingerprint": "0"}, "options": {"n": 1, "seed": 0}}'
+    )
+    *_, markdown, page = write_leaderboard({"head": [failed]}, tmp_path)
+    for path in (markdown, page):
+        assert "1 of 1 places could not hold the text" in path.read_text()

@@ -12,6 +12,7 @@ import gzip
 import json
 import os
 import random
+import shutil
 import string
 from collections import Counter
 from collections.abc import Callable, Iterator
@@ -23,12 +24,20 @@ import pandas as pd
 import pytest
 import torch
 import zoo
+from commands import known_options
 from typer.testing import CliRunner
 
 import memcircuits as mc
 from memcircuits import cli, loading
 from memcircuits.checks import InputError
-from memcircuits.results import Result
+from memcircuits.corpus_scan import scan_to_disk
+from memcircuits.evaluation import evaluate_edit, recovery_curve
+from memcircuits.localization import Pool, read_trials, run_trials, write_leaderboard
+from memcircuits.minimal import minimal_sets
+from memcircuits.noise import weight_noise
+from memcircuits.patching import patch_layers
+from memcircuits.readers import Windows
+from memcircuits.results import Result, read_safetensors
 from memcircuits.unlearning import Recipe
 
 # How many malformed inputs each test makes at least; 2,000 were promised.
@@ -37,6 +46,8 @@ COUNTS = {
     "spoiled files": 110,  # for each of the formats
     "odd records": 130,
     "spoiled results": 40,  # for each of the kinds
+    "scan folders": 50,
+    "trials": 40,
     "model folders": 150,
     "gguf files": 60,
     "command lines": 300,
@@ -228,6 +239,12 @@ KINDS = (
     "Perturbation",
     "Ranking",
     "Edit",
+    "Planted",
+    "EditReport",
+    "Recovery",
+    "LayerPatches",
+    "MinimalSets",
+    "NoiseCurve",
     "UnigramTable",
 )
 
@@ -237,6 +254,8 @@ def results(bridge, tmp_path_factory):
     folder = tmp_path_factory.mktemp("results")
     paragraphs = zoo.mixed(bridge, n=3)
     quiet: dict[str, Any] = {"progress": False}
+    edit = mc.unlearn(bridge, paragraphs[:3], paragraphs[3:], recipe=Recipe(steps=1), **quiet)
+    sides = paragraphs[:3], paragraphs[3:]
     made = [
         mc.scan(bridge, paragraphs, **quiet),
         mc.ablate_heads(bridge, paragraphs, **quiet),
@@ -246,8 +265,15 @@ def results(bridge, tmp_path_factory):
         mc.patch_heads(bridge, paragraphs[:2], paragraphs[2:4], **quiet),
         mc.perturb_prefix(bridge, paragraphs, **quiet),
         mc.find_memorization_heads(bridge, paragraphs, draws=20, **quiet),
-        mc.unlearn(bridge, paragraphs[:3], paragraphs[3:], recipe=Recipe(steps=1), **quiet),
+        edit,
+        mc.plant(bridge, paragraphs[3], where=["L0.mlp", "L1.mlp"], kl_budget=99.0, **quiet),
+        evaluate_edit(bridge, edit, *sides, attacks=1, **quiet),
+        recovery_curve(bridge, edit, *sides, steps=1, **quiet),
+        patch_layers(bridge, paragraphs[:2], paragraphs[2:4], positions=[0], **quiet),
+        minimal_sets(bridge, paragraphs[:1], max_tokens=1, **quiet),
+        weight_noise(bridge, *sides, sizes=(0.1,), draws=1, **quiet),
     ]
+    assert {type(result) for result in made} == set(Result._kinds.values())
     for result in made:
         result.save(folder / f"{type(result).__name__}.safetensors")
     mc.UnigramTable(torch.arange(zoo.D_VOCAB), "counts").save(folder / "UnigramTable.safetensors")
@@ -269,6 +295,81 @@ def test_spoiled_results(results, tmp_path, name):
         path.write_bytes(spoiled)
         with only_input_errors("spoiled results", (name, spoiled[:1500])):
             load(path)
+
+
+@pytest.mark.parametrize("name", KINDS[:-1])
+def test_provenance_says_what_a_result_came_from(results, name):
+    """Weights, paragraphs, options (the seed, where there is one) and versions."""
+    found = Result.load(results / f"{name}.safetensors").provenance
+    assert len(found.model["fingerprint"]) == 16
+    assert {"name", "class", "architecture", "basis", "dtype", "device"} <= set(found.model)
+    assert all(len(group["hash"]) >= 8 for group in found.paragraphs.values())
+    assert found.paragraphs
+    assert isinstance(found.options, dict)
+    assert {"memcircuits", "transformer-lens", "torch", "transformers"} <= set(found.versions)
+
+
+# -- folders of a scan and of a benchmark ---------------------------------------------------------
+
+
+def odd_value(raw: bytes, draw: random.Random) -> bytes:
+    """JSON with one odd value in place of another."""
+    found = inside = json.loads(raw)
+    key = draw.choice(sorted(found))
+    if isinstance(found[key], dict) and found[key] and draw.random() < 0.7:
+        inside = found[key]
+        key = draw.choice(sorted(inside))
+    inside[key] = draw.choice(VALUES)
+    return json.dumps(found).encode()
+
+
+def spoiled_folder(good: Path, folder: Path, draw: random.Random) -> tuple[str, bytes]:
+    """A copy of a folder with one file spoiled, or missing."""
+    shutil.rmtree(folder, ignore_errors=True)
+    shutil.copytree(good, folder)
+    path = draw.choice(sorted(p for p in folder.rglob("*") if p.is_file()))
+    raw = path.read_bytes()
+    odd = path.suffix == ".json" and draw.random() < 0.5
+    spoiled = odd_value(raw, draw) if odd else spoil(raw, draw)
+    path.write_bytes(spoiled)
+    if draw.random() < 0.1:
+        path.unlink()
+    return path.name, spoiled[:1500]
+
+
+def test_spoiled_scan_folders(bridge, tmp_path):
+    source = tmp_path / "rows.jsonl"
+    source.write_bytes(jsonl([{"ids": row} for row in zoo.mixed(bridge).ids.tolist()]))
+    options: dict[str, Any] = {"windows": Windows(n_prefix=10, n_continuation=12)}
+    options |= {"part_records": 3, "progress": False}
+    scan_to_disk(bridge, source, tmp_path / "good", **options)
+    draw = random.Random(5)
+    done = 0
+    for turn in range(COUNTS["scan folders"]):
+        what = spoiled_folder(tmp_path / "good", tmp_path / "folder", draw)
+        with only_input_errors("scan folders", what):
+            resumed = scan_to_disk(
+                bridge, source, tmp_path / "folder", resume=turn % 3 > 0, **options
+            )
+            assert resumed.summary["memorized"] == 4
+            done += 1
+    assert 0 < done < COUNTS["scan folders"]
+
+
+def test_spoiled_trials(bridge, tmp_path):
+    many = zoo.mixed(bridge) + mc.Paragraphs.from_tokens(zoo.random_ids(64, 22, 2), n_prefix=10)
+    pool = Pool.of(bridge, many)
+    options: dict[str, Any] = {"counts": {"block": 1, "null": 1}, "progress": False}
+    run_trials(pool, tmp_path / "good", **options)
+    draw = random.Random(6)
+    done = 0
+    for _ in range(COUNTS["trials"]):
+        what = spoiled_folder(tmp_path / "good", tmp_path / "folder", draw)
+        with only_input_errors("trials", what):
+            run_trials(pool, tmp_path / "folder", **options)  # those that are there stay
+            write_leaderboard(read_trials(tmp_path / "folder"), tmp_path / "folder")
+            done += 1
+    assert 0 < done < COUNTS["trials"]
 
 
 # -- models ---------------------------------------------------------------------------------------
@@ -352,7 +453,7 @@ def test_spoiled_gguf_files(tmp_path):
 
 
 @pytest.fixture
-def stub(bridge, tmp_path, monkeypatch):
+def stub(bridge, results, tmp_path, monkeypatch):
     """Commands get a tiny model at once; all else about loading is real."""
     load = loading.load_model
 
@@ -374,6 +475,9 @@ def stub(bridge, tmp_path, monkeypatch):
     (tmp_path / "empty.txt").write_bytes(b"")
     (tmp_path / "file").write_bytes(b"")
     (tmp_path / "empty").mkdir()
+    (tmp_path / "memcircuits-heads").mkdir()  # where `report` looks
+    raw = (results / "Ranking.safetensors").read_bytes()
+    (tmp_path / "memcircuits-heads" / "ranking.safetensors").write_bytes(raw)
     return tmp_path
 
 
@@ -437,6 +541,18 @@ OPTIONS: dict[str, tuple[str, ...]] = {
     "--engine": ("", "spark"),
     "--workers": ("0", "x"),
     "--processes": ("0", "x"),
+    "--em-below": ("-1", "0", "nan", "x", ""),
+    "--recover": ("-1", "x", "1.5"),
+    "--heldout": PATHS,
+    "--planted": ("0", "-1", "x", "1.5"),
+    "--where": ("", "L9H9", "L1", "L1.x", "neurons:2", "weights:x", "L1H2,,", "é"),
+    "--steps": ("0", "-1", "x"),
+    "--rows": ("", "99", "-1", "x", "0,,1"),
+    "--triggers": ("-1", "x", ""),
+    "--activations": (),
+    "--arms": (),
+    "--noise": (),
+    "--quick": (),
     "--resume": (),
     "--deduplicate": (),
     "--minimal": (),
@@ -444,21 +560,6 @@ OPTIONS: dict[str, tuple[str, ...]] = {
     "--trust-remote-code": (),
     "--json": (),
 }
-
-
-def known_options() -> dict[str, list[str]]:
-    """Command -> its options, from the command line itself."""
-    import typer
-
-    def walk(command: Any, name: str) -> Iterator[tuple[str, list[str]]]:
-        if hasattr(command, "commands"):
-            for child, inner in command.commands.items():
-                yield from walk(inner, f"{name} {child}".strip())
-        else:
-            options = [o for p in command.params for o in p.opts if o.startswith("--")]
-            yield name, options
-
-    return dict(walk(typer.main.get_command(cli.app), ""))
 
 
 def test_command_lines(stub):
@@ -476,6 +577,8 @@ def test_command_lines(stub):
             "--model": "tiny",
             "--paragraphs": "good.jsonl",
         }
+        if command == "plant":
+            chosen |= {"--where": "L1H2", "--steps": "2"}
         if command != "unigrams build":
             chosen |= {"--n-prefix": "10", "--n-continuation": "12"}
         own = sorted(set(commands.get(command, ())) & set(OPTIONS) - {"--help"})
@@ -503,9 +606,13 @@ def test_command_lines(stub):
                 json.loads(path.read_text())
             if path.suffix == ".parquet":
                 pd.read_parquet(path)
+            if path.suffix == ".html":
+                assert path.read_text().rstrip().endswith("</html>"), shown
+            if path.suffix == ".safetensors":
+                read_safetensors(path)
             path.unlink()
         assert {p: p.read_bytes() for p in before} == before, shown
-    assert 2 in statuses
+    assert statuses == {0, 2}
 
 
 # -- arguments ------------------------------------------------------------------------------------

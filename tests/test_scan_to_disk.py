@@ -128,7 +128,8 @@ def test_killed_and_resumed_scans_lose_and_repeat_nothing(neo, tmp_path):
         assert process.wait() == -signal.SIGKILL
     assert 0 < len(ScanFolder.open(out).parts) < n_parts
     assert not ScanFolder.open(out).complete
-    (out / "parts" / ".00000-000001.parquet.left").write_bytes(b"half")
+    for left in ("parts/.00000-000001.parquet.left", "quarantine/.00000-000001.jsonl.left"):
+        (out / left).write_bytes(b"half")
     found = scan_to_disk(neo, source, out, resume=True, **OPTIONS)
     assert found.complete
     assert parts_of(out) == parts_of(whole.folder)
@@ -274,6 +275,16 @@ def test_duplicates_are_counted_over_the_whole_corpus(neo, tmp_path):
     assert frame["ids"][0].tolist() == row
     assert found.summary["left_out"] == {"duplicate": 12}
     assert any(list(trace.x) == [1, 14] for trace in found.figure().data)
+
+
+def test_counts_that_the_corpus_gives_are_the_duplication(neo, tmp_path):
+    rows = zoo.random_ids(4, 22).tolist()
+    given = [{"ids": ids, "duplicates": 2**i} for i, ids in enumerate(rows)]
+    (tmp_path / "a.jsonl").write_text("".join(json.dumps(row) + "\n" for row in given))
+    options = {**OPTIONS, "windows": Windows(10, 12)}
+    found = scan_to_disk(neo, tmp_path / "a.jsonl", tmp_path / "out", **options)
+    assert found.to_frame()["duplicates"].tolist() == [1, 2, 4, 8]
+    assert any(list(trace.x) == [1, 2, 4, 8] for trace in found.figure().data)
 
 
 def test_memorized_windows_are_paragraphs_again(neo, tmp_path):

@@ -1,6 +1,7 @@
 """Screening finds what the sweep finds, says what it skipped, and its estimate is a slope."""
 
 import dataclasses
+import functools
 
 import pytest
 import torch
@@ -13,24 +14,26 @@ from memcircuits.adapter import Head, adapt, hook_z
 from memcircuits.measure import read_continuation
 
 
-@pytest.mark.parametrize("mode", ["zero", "mean", "resample"])
-def test_an_attribution_is_the_slope_of_the_ablation(any_bridge, mode):
+@pytest.mark.parametrize(("mode", "at"), [("zero", 0), ("mean", 0), ("resample", 0), ("zero", 0.5)])
+def test_an_attribution_is_the_slope_of_the_ablation(any_bridge, mode, at):
     """Moving z by a small step towards its replacement changes the NLL by that step's share."""
     paragraphs, adapter = zoo.mixed(any_bridge, n=2), adapt(any_bridge)
     ablation = Ablation(any_bridge, paragraphs, mode=mode)
-    found = screening.attributions(ablation, progress=False)
-    step = 1e-2
+    found = screening.attributions(ablation, at=at, progress=False)
+    step = 3e-3 if at else 1e-2  # halfway, kinks of ReLU are near
 
     def nll(layer, head, size):
-        new = replacements[layer]
-
-        def move(z):
-            z = z.clone()
-            z[:, :, head] += size * (new[:, :, head] - z[:, :, head])
+        def move(z, here):
+            way = replacements[here] - z
+            z = z + at * way
+            if here == layer:
+                z[:, :, head] += size * way[:, :, head]
             return z
 
         run = adapter.run(
-            paragraphs.ids[:, :-1], positions=slice(9, None), edit={hook_z(layer): move}
+            paragraphs.ids[:, :-1],
+            positions=slice(9, None),
+            edit={hook_z(i): functools.partial(move, here=i) for i in range(adapter.n_layers)},
         )
         return read_continuation(run.logits, paragraphs.continuation).nll
 

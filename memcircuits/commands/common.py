@@ -20,7 +20,8 @@ if TYPE_CHECKING:
 Model = Annotated[
     str,
     typer.Option(
-        help="organism (shipped), a local folder, a .gguf file or a name on the hub.",
+        help="organism or organism-planted (shipped), a local folder, a .gguf file or a name on "
+        "the hub.",
         show_default="organism",
     ),
 ]

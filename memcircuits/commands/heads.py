@@ -22,6 +22,9 @@ def heads(
     out: c.Out = Path("memcircuits-heads"),
     top: Annotated[int, typer.Option(min=1, help="Rows of the table printed.")] = 10,
     mode: Annotated[str, typer.Option(help="Ablation: zero, mean or resample.")] = "zero",
+    method: Annotated[
+        str, typer.Option(help="exact, or screen: fewer heads ablated, the others estimated.")
+    ] = "exact",
     max_paragraphs: Annotated[
         int, typer.Option(min=2, help="Measure at most so many memorized and control paragraphs.")
     ] = 100,
@@ -61,6 +64,7 @@ def heads(
         control=controls,
         unigrams=c.unigrams_for(model, unigrams),
         mode=mode,
+        method=method,
         max_paragraphs=max_paragraphs,
         seed=seed,
         progress=not quiet,

@@ -51,4 +51,4 @@ def report(
         model=loaded,
         progress=not quiet,
     )
-    typer.echo(str(path))
+    c.say(f"wrote {path}", quiet)

@@ -12,26 +12,35 @@ from __future__ import annotations
 from typing import Any
 
 import torch
+from torch import Tensor
 
-from memcircuits.adapter import adapt
-from memcircuits.masks import named_mask
 from memcircuits.organism import DATA
 from memcircuits.planting import Planted, plant
 
 HEAD = "L3H5"
-_FILE = DATA / "planted.safetensors"
+FILE = DATA / "planted.safetensors"
 _N = 4
 
 
-def write_planted(model: Any) -> Any:
-    """Write the shipped delta into a freshly loaded organism, for good."""
-    adapter = adapt(model)
-    planted = Planted.load(_FILE)
-    mask = named_mask(adapter, planted.indices, planted.n_candidates)
+def write_planted(hf_model: Any) -> None:
+    """Write the shipped delta into a freshly loaded organism (the transformers model)."""
+    planted = Planted.load(FILE)
     with torch.no_grad():
-        mask.add(mask.read(), torch.cat(list(planted.deltas.values())))
-    adapter.name = "organism-planted"
-    return model
+        for name, index in planted.indices.items():
+            matrix = _per_head(hf_model, *name.split("."))
+            new = matrix.contiguous()
+            new.view(-1)[index] += planted.deltas[name].to(new)
+            matrix.copy_(new)
+
+
+def _per_head(hf_model: Any, layer: str, component: str) -> Tensor:
+    """A view of a GPT-Neo matrix as [head, d_in, d_out]."""
+    attention = hf_model.transformer.h[int(layer)].attn.attention
+    n_heads = attention.num_heads
+    if component == "W_O":
+        return attention.out_proj.weight.unflatten(1, (n_heads, -1)).permute(1, 2, 0)
+    projection = {"W_Q": attention.q_proj, "W_K": attention.k_proj, "W_V": attention.v_proj}
+    return projection[component].weight.unflatten(0, (n_heads, -1)).mT
 
 
 def build(seed: int = 0) -> Planted:
@@ -47,5 +56,5 @@ def build(seed: int = 0) -> Planted:
 
 if __name__ == "__main__":
     found = build()
-    found.save(_FILE)
+    found.save(FILE)
     print(found)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import importlib.metadata
+import json
 import logging
 import os
 import platform
@@ -23,10 +24,11 @@ from .subjects import subject
 from .timing import matrix_product_rate, measure
 
 ROUNDS = 5
+DOCS = Path(__file__).parents[2] / "docs"
 DESCRIPTIONS = {
     "organism": "The shipped model: half of the paragraphs are recited, half are controls.",
     "random-125m": "GPT-Neo 125M with random weights and tokens (12 layers of 12 heads, d_model "
-    "768, vocabulary 50,257). A round of a rival is one head per layer, other heads each round.",
+    "768, vocabulary 50,257): what it costs does not depend on the weights.",
     "random-tiny": "A toy to try the benchmark out.",
 }
 
@@ -37,54 +39,61 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=ROUNDS, help="turns of ours and the rivals")
     parser.add_argument("--only", help="only jobs with this text in their name")
     parser.add_argument("--subjects", nargs="+", choices=DESCRIPTIONS)
-    parser.add_argument(
-        "--out", type=Path, default=Path(__file__).parents[2] / "docs", help="folder to write to"
-    )
+    parser.add_argument("--out", type=Path, default=DOCS, help="folder to write to")
+    parser.add_argument("--resume", action="store_true", help="keep what OUT holds, measure more")
     options = parser.parse_args()
     rounds = 1 if options.quick else options.rounds
     names = options.subjects or (["random-tiny"] if options.quick else ["organism", "random-125m"])
     logging.getLogger("transformers").setLevel(logging.ERROR)
     transformers.utils.logging.disable_progress_bar()
-    started = time.perf_counter()
+    here = machine(options.quick)
     data: dict[str, Any] = {
         "quick": options.quick,
         "rounds": rounds,
-        "machine": machine(options.quick),
-        "subjects": [],
+        "machine": here,
+        "subjects": {},
         "memory": {},
-        "memory_subject": names[-1],
         "growth": [],
-        "remarks": [],
+        "seconds": 0.0,
     }
-    if not has("nnsight"):
-        data["remarks"].append("nnsight is not installed here: its rows are missing.")
+    if options.resume:
+        data = json.loads((options.out / page.NUMBERS).read_text(encoding="utf-8"))
+        if data["machine"]["versions"] != here["versions"] or data["rounds"] != rounds:
+            parser.error("--resume: other versions or rounds were measured there")
+    last = time.perf_counter()
+
+    def keep() -> None:
+        """Save after every step: a run that was cut off is resumed."""
+        nonlocal last
+        now = time.perf_counter()
+        data["seconds"] += now - last
+        last = now
+        page.write(data, options.out)
+
     for name in names:
         small = name == "random-125m"
         one = subject(name, 16)
-        measured = []
+        found = data["subjects"].setdefault(
+            name,
+            {"description": DESCRIPTIONS[name], "n_paragraphs": len(one.paragraphs), "jobs": {}},
+        )["jobs"]
         for job in all_jobs(one, whole=not small):
-            if options.only and options.only not in job.name:
+            if job.name in found or (options.only and options.only not in job.name):
                 continue
-            say(f"{time.perf_counter() - started:5.0f} s  {name}: {job.name}")
-            measured.append(described(measure(job, rounds, say)))
-        data["subjects"].append(
-            {
-                "name": name,
-                "description": DESCRIPTIONS[name],
-                "n_paragraphs": len(one.paragraphs),
-                "jobs": measured,
-            }
-        )
-        if name == names[-1] and not options.only:
-            say(f"{time.perf_counter() - started:5.0f} s  growth")
+            say(f"{data['seconds']:5.0f} s  {name}: {job.name}")
+            found[job.name] = described(measure(job, rounds, say, warm_up=not small))
+            keep()
+        if name == names[-1] and not options.only and not data["growth"]:
+            say(f"{data['seconds']:5.0f} s  growth")
             data["growth"] = growth.measure(one.bridge.tokenizer, rounds, quick=options.quick)
+            keep()
         del one
-    if not options.only and sys.platform == "linux":
-        say(f"{time.perf_counter() - started:5.0f} s  memory")
-        data["memory"] = memory.measure(names[-1])
-    data["seconds"] = round(time.perf_counter() - started)
+    if not options.only and not data["memory"] and sys.platform == "linux":
+        say(f"{data['seconds']:5.0f} s  memory")
+        data["memory"] = {"subject": names[-1], "peaks": memory.measure(names[-1])}
+        keep()
     print(page.markdown(data))
-    say(f"wrote {page.write(data, options.out)} after {data['seconds']} s")
+    say(f"measured for {data['seconds']:.0f} s; in {options.out / page.PAGE}")
 
 
 def described(job: dict[str, Any]) -> dict[str, Any]:

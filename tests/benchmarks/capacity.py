@@ -6,7 +6,11 @@ each in a process of its own: the organism, a random model of the size of GPT-Ne
 short windows to see whether memory grows.
 
 Other programs may run on the machine, so the page says how much of it a scan had, and what does not
-run on a GPU (everything but the forward passes) is measured in seconds of the processor.
+run on a GPU (everything but the forward passes) is measured in seconds of the processor. On Linux,
+`OMP_NUM_THREADS=1 taskset -c 0 chrt -r 5` before the command keeps others off its core.
+
+The numbers lie in docs/capacity.json, to which `tests/benchmarks/kills.py` adds; the page is made
+from them alone.
 """
 
 from __future__ import annotations
@@ -24,6 +28,8 @@ from pathlib import Path
 from typing import Any
 from unittest import mock
 
+from memcircuits.results import write_atomically
+
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 os.environ["TOKENIZERS_PARALLELISM"] = "false"  # encoding counts as time of the one thread
 
@@ -32,7 +38,11 @@ PILE_TOKENS = 300e9  # Biderman et al. 2023: the Pile in tokens of the Pythia to
 GPU_FLOPS = 312e12  # an A100's bf16 matrix products, by its maker
 GPU_SHARE = 0.2  # assumed, not measured
 GPUS = (1, 8, 64)
-MODELS = {"organism": "the organism", "tiny": "a random model of two layers of 64 dimensions"}
+MODELS = {
+    "organism": "the organism",
+    "random-125m": "GPT-Neo 125M's shape, random weights",
+    "tiny": "two layers of 64 dimensions, random weights",
+}
 
 
 def write_corpus(path: Path, tokens: int, tokenizer: Any) -> None:
@@ -72,10 +82,11 @@ def measure(name: str, windows: int, length: int, folder: Path) -> dict[str, Any
     stop = threading.Event()
 
     def watch() -> None:
+        """The most memory held during each tenth of the scan."""
         while not stop.wait(0.02):
-            done = len(list((out / "parts").glob("0*")))
-            if len(resident) < 9 and done * 10 >= (len(resident) + 1) * n_parts:
-                resident.append(mib())
+            tenth = min(9, 10 * len(list((out / "parts").glob("0*"))) // n_parts)
+            resident.extend([0.0] * (tenth + 1 - len(resident)))
+            resident[tenth] = max(resident[tenth], mib())
 
     def clocks() -> tuple[float, float, float]:
         return time.perf_counter(), time.process_time(), time.thread_time()
@@ -106,7 +117,6 @@ def measure(name: str, windows: int, length: int, folder: Path) -> dict[str, Any
     wall, process, thread = (now - then for now, then in zip(clocks(), started, strict=True))
     stop.set()
     watcher.join()
-    resident.append(mib())
     total = found.summary
     size = sum(part.stat().st_size for part in found.parts)
     weights = sum(p.numel() for p in model.original_model.parameters())
@@ -149,8 +159,40 @@ def mib() -> float:
     return pages * os.sysconf("SC_PAGE_SIZE") / 2**20
 
 
-def page(machine: dict[str, Any], load: float, rows: list[dict[str, Any]]) -> str:
-    """docs/capacity.md, from the two models at 100 tokens a window and the long scan."""
+def setting() -> dict[str, Any]:
+    """How this process is run, which those that it starts inherit."""
+    real_time = (os.SCHED_RR, os.SCHED_FIFO)
+    return {
+        "cores": len(os.sched_getaffinity(0)),
+        "of_cores": os.cpu_count(),
+        "real_time": os.sched_getscheduler(0) in real_time,
+    }
+
+
+def record(page_at: Path, **found: Any) -> None:
+    """Add numbers to those that lie beside the page, and write the page again."""
+    numbers = page_at.with_suffix(".json")
+    data = json.loads(numbers.read_text("utf-8")) if numbers.is_file() else {}
+    rows = data.get("rows", {}) | found.pop("rows", {})
+    data |= found | {"rows": rows}
+    write_atomically(numbers, json.dumps(data, indent=1) + "\n")
+    write_atomically(page_at, page(**data))
+
+
+def page(
+    machine: dict[str, Any],
+    setting: dict[str, Any],
+    rows: dict[str, dict[str, Any]],
+    kills: dict[str, Any] | None = None,
+) -> str:
+    """docs/capacity.md.
+
+    Args:
+        machine: what the scans ran on.
+        setting: see `setting`.
+        rows: what `measure` found for each of the three jobs.
+        kills: what `tests/benchmarks/kills.py` found; None if it was not run.
+    """
     from .page import table
 
     speeds = table(
@@ -160,18 +202,18 @@ def page(machine: dict[str, Any], load: float, rows: list[dict[str, Any]]) -> st
         ],
         (
             [
-                row["name"],
+                MODELS[row["name"]],
                 f"{row['parameters'] / 1e6:.1f}M",
                 f"{row['windows']:,} of {row['length']} tokens",
                 f"{row['tokens_per_second']:,.0f}",
-                f"{row['cores']:.1f}",
-                f"{row['flop_per_token'] / 1e9:.3f}",
+                f"{row['cores']:.2f}",
+                f"{row['flop_per_token'] / 1e9:.2g}",
                 f"{row['host_seconds_per_token'] * 1e6:.1f}",
             ]
-            for row in rows
+            for row in rows.values()
         ),
     )  # fmt: skip
-    _, big, long = rows
+    big, long = rows["125m"], rows["memory"]
     memory = ", ".join(f"{x:,}" for x in long["resident_mib"])
     grown = long["resident_mib"][-1] - long["resident_mib"][0]
     on_gpu = big["flop_per_token"] / (GPU_FLOPS * GPU_SHARE)
@@ -190,7 +232,6 @@ def page(machine: dict[str, Any], load: float, rows: list[dict[str, Any]]) -> st
         ),
     )
     here = PILE_TOKENS / big["tokens_per_second"] / 86400
-    state = "The machine was busy with other work" if load > 0.5 else "The machine was quiet"
     terabytes = PILE_TOKENS / big["length"] * big["bytes_per_window"] / 1e12
     return f"""# Capacity
 
@@ -198,13 +239,13 @@ What `memcircuits scan --out` costs. Written by `python -m tests.benchmarks.capa
 
 ## Measured
 
-{machine["processor"]}, {machine["threads"]} of {os.cpu_count()} cores, fp32. Each scan goes from a
-file of text to a folder of parts; the text is the organism's paragraphs in random order.
+{machine["processor"]}, {threads(machine, setting)}, fp32. Each scan goes from a file of text to a
+folder of parts; the text is the organism's paragraphs in random order. The 125M model has the shape
+of GPT-Neo 125M and random weights, on which speed does not depend.
 
-{state} (load average {load:.1f} when the measurement began); a large matrix product ran at
-{machine["matrix_product_gflops"]:.0f} GFLOP/s. *Cores it had* is the processor time of the scan
-over its duration: less than {machine["threads"]} where others took a share, and then tokens/s are
-lower by about as much.
+A large matrix product ran at {machine["matrix_product_gflops"]:.0f} GFLOP/s. *Cores it had* is the
+processor time of the scan over its duration: what is missing to {machine["threads"]} went to others
+(at real-time priority, the twentieth that Linux keeps for them), and tokens/s are lower by as much.
 
 {speeds}
 
@@ -215,16 +256,16 @@ microseconds of one core.
 
 ### Memory
 
-A scan of {long["windows"]:,} windows of {long["length"]} tokens by {MODELS[long["name"]]}: after
-each tenth of the corpus the process held {memory} MiB, {grown:+,} MiB from the first tenth to the
-last.
-
+A scan of {long["windows"]:,} windows of {long["length"]} tokens ({MODELS[long["name"]]}). The most
+that the process held during each tenth of it, in MiB: {memory}; {grown:+,} MiB from the first tenth
+to the last.
+{survived(kills)}
 ## Estimated: a corpus of the Pile's size
 
-No GPU was at hand: **this is computed from assumptions, not measured.**
+**Nothing was run on a GPU: this is computed from assumptions and the host's time above.**
 
 - {PILE_TOKENS / 1e9:.0f} billion tokens, in windows of {big["length"]} that do not overlap;
-- a model of {big["flop_per_token"] / 1e9:.3f} GFLOP per token (the size of GPT-Neo 125M);
+- a model of {big["flop_per_token"] / 1e9:.2g} GFLOP per token ({MODELS[big["name"]]});
 - GPUs that sustain {GPU_SHARE:.0%} of {GPU_FLOPS / 1e12:.0f} TFLOP/s, an A100's bf16 peak by its
   maker; the share is an assumption;
 - one process a GPU, in which the host's work and the GPU's take turns, the host's being as
@@ -240,10 +281,42 @@ hours      = {PILE_TOKENS:.3g} / (tokens/s) / 3600
 {costs}
 
 Of a token's time the host takes {host * rate:.0%}: more than one process a GPU (`--workers` with
-Ray, or more shards) would hide it. On the machine above, as busy as it was, the same scan would
-take {here:,.0f} days. The parts would take {terabytes:.1f} TB. Replace the rate by your own: every
+Ray, or more shards) would hide it. On the core measured above the same scan would take
+{here:,.0f} days. The parts would take {terabytes:.1f} TB. Replace the rate by your own: every
 scan prints its tokens/s, and a scan of one file is enough to know it. Larger models scale with
 their GFLOP per token.
+"""
+
+
+def threads(machine: dict[str, Any], setting: dict[str, Any]) -> str:
+    """How much of the machine a scan could use."""
+    one = machine["threads"] == setting["cores"] == 1
+    text = (
+        f"one thread of one of {setting['of_cores']} cores"
+        if one
+        else f"{machine['threads']} threads on {setting['cores']} of {setting['of_cores']} cores"
+    )
+    return text + " at real-time priority (`chrt -r`)" * setting["real_time"]
+
+
+def survived(kills: dict[str, Any] | None) -> str:
+    """The section about killed scans."""
+    if kills is None:
+        return ""
+    found = (
+        "every file is the same, byte by byte, and every row is there once"
+        if kills["same"]
+        else "**the results differ**"
+    )
+    return f"""
+### Killed and resumed
+
+`kill -9` at {kills["kills"]} random moments of a scan of {kills["windows"]:,} windows of
+{kills["length"]} tokens by the organism, resumed each time (`python -m tests.benchmarks.kills
+--windows {kills["windows"]} --kills {kills["kills"]} --length {kills["length"]}`). Against the scan
+that nothing stopped ({kills["rows"]:,} rows in {kills["parts"]} parts, {kills["quarantined"]}
+unusable rows in quarantine): {found}. The kills left {kills["half_written"]} temporary files, which
+the next run removed.
 """
 
 
@@ -255,9 +328,14 @@ def main() -> None:
     parser.add_argument("--windows-125m", type=int, default=500)
     parser.add_argument("--windows-memory", type=int, default=100_000, help="of 20 tokens")
     parser.add_argument("--memory-model", choices=["organism", "tiny"], default="organism")
+    parser.add_argument("--only", nargs="+", choices=["organism", "125m", "memory"])
     parser.add_argument("--out", type=Path, default=PAGE)
+    parser.add_argument("--render", action="store_true", help="the page again, from the numbers")
     parser.add_argument("--job", nargs=3, help=argparse.SUPPRESS)
     given = parser.parse_args()
+    if given.render:
+        record(given.out)
+        return
     if given.job:
         name, windows, length = given.job
         with tempfile.TemporaryDirectory() as folder:
@@ -265,20 +343,19 @@ def main() -> None:
         return
     from .__main__ import machine
 
-    load, rows = os.getloadavg()[0], []
-    for job in (
-        ("organism", given.windows, 100),
-        ("random-125m", given.windows_125m, 100),
-        (given.memory_model, given.windows_memory, 20),
-    ):
-        command = [sys.executable, "-m", "tests.benchmarks.capacity", "--job", *map(str, job)]
+    jobs = {
+        "organism": ("organism", given.windows, 100),
+        "125m": ("random-125m", given.windows_125m, 100),
+        "memory": (given.memory_model, given.windows_memory, 20),
+    }
+    rows = {}
+    for name in given.only or jobs:
+        command = [sys.executable, "-m", "tests.benchmarks.capacity", "--job"]
+        command += map(str, jobs[name])
         done = subprocess.run(command, check=True, stdout=subprocess.PIPE, text=True)
-        rows.append(json.loads(done.stdout.splitlines()[-1]))
-        print(rows[-1], file=sys.stderr, flush=True)
-    here = machine(quick=False)
-    found = {"machine": here, "load": load, "rows": rows}
-    given.out.with_suffix(".json").write_text(json.dumps(found, indent=1), encoding="utf-8")
-    given.out.write_text(page(**found), encoding="utf-8")
+        rows[name] = json.loads(done.stdout.splitlines()[-1])
+        print(rows[name], file=sys.stderr, flush=True)
+    record(given.out, machine=machine(quick=False), setting=setting(), rows=rows)
     print(given.out)
 
 

@@ -31,20 +31,24 @@ def nll_of(logits: Tensor, ids: Tensor) -> Tensor:
 
 def matches(found: Tensor, ids: Tensor) -> Tensor:
     """Tokens equal to the continuation before the first mismatch, [row]."""
-    return (found == ids[:, N_PREFIX:]).long().cumprod(-1).sum(-1).float()
+    true = ids[:, N_PREFIX : N_PREFIX + found.shape[1]]
+    return (found == true).long().cumprod(-1).sum(-1).float()
 
 
 # -- scan: EM and NLL -----------------------------------------------------------------------------
 
 
 @torch.no_grad()
-def scan_lens(model: Any, ids: Tensor, batch: int) -> Tensor:
-    """TransformerLens: greedy `generate` with its cache, then a forward pass. [row, (em, nll)]."""
+def scan_lens(model: Any, ids: Tensor, batch: int, n_new: int | None = None) -> Tensor:
+    """TransformerLens: greedy `generate` with its cache, then a forward pass. [row, (em, nll)].
+
+    With `n_new` fewer tokens are decoded, to try a batch size; EM is then of these.
+    """
     found = []
     for rows in batches(ids, batch):
         text = model.generate(
             rows[:, :N_PREFIX],
-            max_new_tokens=rows.shape[1] - N_PREFIX,
+            max_new_tokens=n_new or rows.shape[1] - N_PREFIX,
             do_sample=False,
             stop_at_eos=False,
             verbose=False,
@@ -55,7 +59,7 @@ def scan_lens(model: Any, ids: Tensor, batch: int) -> Tensor:
 
 
 @torch.no_grad()
-def scan_transformers(model: Any, ids: Tensor, batch: int) -> Tensor:
+def scan_transformers(model: Any, ids: Tensor, batch: int, n_new: int | None = None) -> Tensor:
     """The same through transformers."""
     found = []
     for rows in batches(ids, batch):
@@ -63,7 +67,7 @@ def scan_transformers(model: Any, ids: Tensor, batch: int) -> Tensor:
         text = model.generate(
             prefix,
             attention_mask=torch.ones_like(prefix),
-            max_new_tokens=rows.shape[1] - N_PREFIX,
+            max_new_tokens=n_new or rows.shape[1] - N_PREFIX,
             do_sample=False,
             eos_token_id=None,
             pad_token_id=0,

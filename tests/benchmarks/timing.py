@@ -58,17 +58,26 @@ class Job:
     note: str = ""
 
 
-def measure(job: Job, rounds: int, say: Callable[[str], None]) -> dict[str, Any]:
-    """Choose the rivals' batch sizes, compare outputs, then let all take turns."""
+def measure(
+    job: Job, rounds: int, say: Callable[[str], None], *, warm_up: bool = True
+) -> dict[str, Any]:
+    """Choose the rivals' batch sizes, compare outputs, then let all take turns.
+
+    Outputs are compared and arithmetic is counted in a turn of its own or, without `warm_up`, in
+    the first one that is timed: where a turn takes many seconds, counting adds nothing to it.
+    """
     contenders = [job.ours, *job.rivals]
     settings, outputs, arithmetic = [], [], []
-    for contender in contenders:
+    times: list[list[float]] = [[] for _ in contenders]
+    for i, contender in enumerate(contenders):
         settings.append(tuned(contender))
+        start = time.perf_counter()
         with FlopCounterMode(display=False) as counted:
             outputs.append(contender.run(0, settings[-1]))
+        if not warm_up:
+            times[i].append((time.perf_counter() - start) / contender.units)
         arithmetic.append(counted.get_total_flops() / contender.units)
-    times: list[list[float]] = [[] for _ in contenders]
-    for turn in range(rounds):
+    for turn in range(0 if warm_up else 1, rounds):
         order = range(len(contenders))
         for i in [*order[turn % len(contenders) :], *order[: turn % len(contenders)]]:
             times[i].append(seconds(contenders[i], turn, settings[i]) / contenders[i].units)

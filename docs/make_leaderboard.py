@@ -1,0 +1,77 @@
+"""Write docs/leaderboard.md, its picture and README's table from finished trials.
+
+memcircuits bench localize --out bench
+python docs/make_leaderboard.py bench
+"""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+
+import pandas as pd
+
+from memcircuits import localization
+from memcircuits.results import write_atomically
+
+DOCS = Path(__file__).parent
+README = DOCS.parent / "README.md"
+NUMBERS = DOCS / "leaderboard.json"
+START, STOP = "<!-- localization: memcircuits bench localize -->", "<!-- /localization -->"
+SHOWN = {
+    "find_memorization_heads": "`find_memorization_heads`",
+    "find_memorization_heads (screen)": 'the same, `method="screen"`',
+    "integrated-gradients": "integrated gradients",
+    "exact-patching": "exact patching",
+    "gradient-max": "largest gradient (the paper's map)",
+    "hard-concrete": "hard concrete mask",
+    "rare-token-attention": "attention to rare tokens",
+    "random": "random",
+}
+HEAD = """# Leaderboard of localizers
+
+Written by `memcircuits bench localize` and `python docs/make_leaderboard.py`. What the words mean:
+[choosing evidence](evidence.md).
+
+![Recall@1 of every localizer](pictures/leaderboard.png)
+
+"""
+
+
+def short_table(frame: pd.DataFrame) -> str:
+    """README's table: single-head trials, some of the localizers."""
+    rows = frame[frame["kind"] == "head"].set_index("localizer")
+    lines = [
+        f"| {rows['trials'].iloc[0]} paragraphs, each through one head | right head first | "
+        "AUC | forward passes |",
+        "| --- | --- | --- | --- |",
+    ]
+    for name, shown in SHOWN.items():
+        row = rows.loc[name]
+        lines.append(
+            f"| {shown} | {100 * row['recall_at_1']:.0f} % ({100 * row['recall_at_1_low']:.0f} to "
+            f"{100 * row['recall_at_1_high']:.0f}) | {row['auc']:.2f} | {row['forwards']:.0f} |"
+        )
+    return "\n".join(lines)
+
+
+def in_readme(text: str, frame: pd.DataFrame) -> str:
+    """README with the table between its marks made from the numbers."""
+    before, _, rest = text.partition(START)
+    _, mark, after = rest.partition(STOP)
+    return f"{before}{START}\n{short_table(frame)}\n{STOP}{after}" if mark else text
+
+
+def main(folder: str) -> None:
+    trials = localization.read_trials(folder)
+    localization.write_leaderboard(trials, folder)
+    frame = localization.leaderboard(trials)
+    page = (Path(folder) / "leaderboard.md").read_text(encoding="utf-8")
+    write_atomically(DOCS / "leaderboard.md", HEAD + page)
+    write_atomically(NUMBERS, frame.to_json(orient="records", indent=1) + "\n")
+    write_atomically(README, in_readme(README.read_text(encoding="utf-8"), frame))
+    localization.leaderboard_figure(frame).write_image(DOCS / "pictures" / "leaderboard.png")
+
+
+if __name__ == "__main__":
+    main(sys.argv[1])

@@ -1,0 +1,85 @@
+"""`memcircuits attention`: what heads attend to, and whether it is rare tokens."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from memcircuits.commands import common as c
+from memcircuits.commands.unlearn import draw, names, numbers, split
+
+
+def attention(
+    model: c.Model = "organism",
+    paragraphs: c.ParagraphFile = None,
+    heads: Annotated[
+        str | None, typer.Option(help="Heads to show, for instance L1H2,L0H3; by default all.")
+    ] = None,
+    shown: Annotated[
+        str, typer.Option("--rows", help="Rows of --paragraphs to show, for instance 0,7.")
+    ] = "",
+    unigrams: Annotated[
+        Path | None, typer.Option(help="Unigram table (.safetensors) that defines rarity.")
+    ] = None,
+    max_paragraphs: Annotated[
+        int, typer.Option(min=2, help="Correlate over at most so many memorized paragraphs.")
+    ] = 100,
+    out: c.Out = Path("memcircuits-attention"),
+    top: Annotated[int, typer.Option(min=1, help="Rows of the table printed.")] = 10,
+    n_prefix: c.Prefix = 50,
+    n_continuation: c.Continuation = 50,
+    seed: c.Seed = 0,
+    json: c.Json = False,
+    device: c.Device = "auto",
+    dtype: c.Dtype = "float32",
+    revision: c.Revision = None,
+    trust_remote_code: c.TrustRemoteCode = False,
+    quiet: c.Quiet = False,
+) -> None:
+    """Show attention as interactive pages, and correlate it with the rarity of tokens.
+
+    Writes attention-ROW.html for each row (by default the first memorized paragraph) and
+    rare-token-attention.safetensors: the rank correlation (Kendall's tau-b) of attention with token
+    counts, negative for heads that look at rare tokens, held against permuted counts.
+
+    Example: memcircuits attention --heads L0H5,L0H3 --rows 0,1
+    """
+    import memcircuits as mc
+    from memcircuits.adapter import adapt
+    from memcircuits.checks import InputError
+
+    loaded, given = c.load(
+        model,
+        paragraphs,
+        device=device,
+        dtype=dtype,
+        revision=revision,
+        trust_remote_code=trust_remote_code,
+        n_prefix=n_prefix,
+        n_continuation=n_continuation,
+        quiet=quiet,
+    )
+    table = c.unigrams_for(model, unigrams) or mc.UnigramTable.from_tokens(
+        given.ids, adapt(loaded).d_vocab, source="the given paragraphs"
+    )
+    memorized, _ = split(loaded, given, quiet=quiet)
+    rows = numbers("--rows", shown) if shown else [given.names.index(memorized.names[0])]
+    for row in rows or ():
+        if row >= len(given):
+            raise InputError("--rows", row, f"there are {len(given)} paragraphs, from 0")
+        view = mc.attention_view(loaded, given[row], heads=names(heads), unigrams=table)
+        path = out / f"attention-{row}.html"
+        view.to_html(path)
+        c.say(f"wrote {path}", quiet)
+    rare = mc.rare_token_attention(
+        loaded, draw(memorized, max_paragraphs, seed), table, seed=seed, progress=not quiet
+    )
+    c.say(f"wrote {rare.save(out / 'rare-token-attention.safetensors')}", quiet)
+    frame = rare.to_frame().sort_values("value", ignore_index=True)
+    if json:
+        c.print_json({"unigrams": table.source, "heads": c.records(frame)})
+        return
+    typer.echo(f"tau-b of attention and token counts ({table.source}); negative: rare tokens")
+    c.print_table(frame.head(top))
