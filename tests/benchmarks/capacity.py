@@ -269,7 +269,8 @@ to the last.
 - GPUs that sustain {GPU_SHARE:.0%} of {GPU_FLOPS / 1e12:.0f} TFLOP/s, an A100's bf16 peak by its
   maker; the share is an assumption;
 - one process a GPU, in which the host's work and the GPU's take turns, the host's being as
-  measured above.
+  measured above;
+- n GPUs are n times as fast: shards share nothing but the folder.
 
 ```text
 s/token    = {big["flop_per_token"]:.3g} / ({GPU_SHARE} x {GPU_FLOPS:.3g}) + {host:.2g}
