@@ -40,9 +40,9 @@ def all_jobs(subject: Subject, *, whole: bool) -> list[Job]:
         scan(subject),
         ablation(subject, whole),
         patching(subject, whole),
-        screening(subject, whole),
         perturbation(subject, whole),
         gradients(subject),
+        screening(subject, whole),
     ]
 
 
