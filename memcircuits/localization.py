@@ -368,8 +368,8 @@ def _holders(pool: Pool, seed: int) -> dict[str, Any]:
         for i, target in enumerate(targets):
             if len(done) == _HOLDERS:
                 break
-            # What the heads before hold must stay.
-            keep = anchors
+            # What the heads before hold must stay: few other anchors, so that it is seen often.
+            keep = anchors[:_HOLDERS]
             for _, other in done:
                 keep = keep + other
             place = str(adapter.heads()[order[i]])
@@ -745,12 +745,13 @@ def _notes(trials: Mapping[str, Sequence[Mapping[str, Any]]], run: Mapping[str, 
                     f"{found['named']} of {trial['runs']} runs ({100 * low:.1f} to "
                     f"{100 * high:.1f} %)."
                 )
+    written = sum(trial["planted"] for trial in trials.get("holders", ()))
     for _, row in holders_accuracy(trials).iterrows():
         low, high = wilson(round(row["first"] * row["paragraphs"]), int(row["paragraphs"]))
         notes.append(
             f"Who holds what, six paragraphs in six heads of one model ({row['method']}): the "
-            f"right head is first of all for {100 * row['first']:.0f} % of {row['paragraphs']} "
-            f"paragraphs ({100 * low:.0f} to {100 * high:.0f} %), first of the six for "
+            f"right head is first of all for {100 * row['first']:.0f} % of the {row['paragraphs']} "
+            f"paragraphs that are still recited when all of the {written} are written ({100 * low:.0f} to {100 * high:.0f} %), first of the six for "
             f"{100 * row['among_holders']:.0f} % (chance 17 %)."
         )
     return notes
