@@ -751,7 +751,8 @@ def _notes(trials: Mapping[str, Sequence[Mapping[str, Any]]], run: Mapping[str, 
         notes.append(
             f"Who holds what, six paragraphs in six heads of one model ({row['method']}): the "
             f"right head is first of all for {100 * row['first']:.0f} % of the {row['paragraphs']} "
-            f"paragraphs that are still recited when all of the {written} are written ({100 * low:.0f} to {100 * high:.0f} %), first of the six for "
+            f"paragraphs that are still recited when all of the {written} are written "
+            f"({100 * low:.0f} to {100 * high:.0f} %), first of the six for "
             f"{100 * row['among_holders']:.0f} % (chance 17 %)."
         )
     return notes
