@@ -24,7 +24,7 @@ _BLOCK = 1024  # rows of the unembedding
 
 def quick_forwards(model: Any) -> list[tuple[nn.Module, Forward]]:
     """Modules of a model and what can stand in for their `forward`."""
-    found = []
+    found: list[tuple[nn.Module, Forward]] = []
     for module in model.modules():
         kind = type(module).__name__
         if kind == "NewGELUActivation":
