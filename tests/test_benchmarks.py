@@ -20,6 +20,13 @@ def sleeping(name, seconds, turns, **options):
     return timing.Contender(name, run, options.pop("units", 1.0), **options)
 
 
+@pytest.fixture
+def awake(monkeypatch):
+    """Sleep counts: processor time would not pass."""
+    monkeypatch.setattr(timing, "clock", time.perf_counter)
+
+
+@pytest.mark.usefixtures("awake")
 def test_contenders_take_turns_and_ratios_are_per_unit():
     turns = []
     ours = sleeping("ours", 0.02, turns, units=4.0)
@@ -32,6 +39,7 @@ def test_contenders_take_turns_and_ratios_are_per_unit():
     assert row["difference"] == 0.0
 
 
+@pytest.mark.usefixtures("awake")
 def test_rivals_get_the_setting_that_suits_them():
     fast = sleeping("theirs", None, [], settings=(0.05, 0.01, 0.03))
     assert timing.tuned(fast) == 0.01

@@ -89,7 +89,9 @@ def markdown(data: dict[str, Any]) -> str:
         "(in TransformerLens) the model class that suited them best here. The arithmetic is "
         "counted by torch's `FlopCounterMode`; a ratio of times is the ratio of arithmetic times "
         "the ratio of the rates at which it is done.",
-        f"Machine: {machine['threads']} thread(s) of {machine['processor']}, fp32; a large matrix "
+        f"Machine: {machine['threads']} thread(s) of {machine['processor']}, fp32"
+        + (" (seconds of processor time)" if machine["threads"] == 1 else "")
+        + "; a large matrix "
         f"product runs at {peak:.0f} GFLOP/s. "
         + ", ".join(f"{name} {version}" for name, version in machine["versions"].items())
         + f". The whole table took {data['seconds'] / 60:.0f} minutes.",
