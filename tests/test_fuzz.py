@@ -475,9 +475,7 @@ def stub(bridge, results, tmp_path, monkeypatch):
     (tmp_path / "empty.txt").write_bytes(b"")
     (tmp_path / "file").write_bytes(b"")
     (tmp_path / "empty").mkdir()
-    (tmp_path / "memcircuits-heads").mkdir()  # where `report` looks
-    raw = (results / "Ranking.safetensors").read_bytes()
-    (tmp_path / "memcircuits-heads" / "ranking.safetensors").write_bytes(raw)
+    shutil.copy(results / "Ranking.safetensors", tmp_path / "good.safetensors")
     return tmp_path
 
 
@@ -588,6 +586,8 @@ def test_command_lines(stub):
             odd.append(draw.choice(sorted(OPTIONS)))
         chosen |= {key: draw.choice(OPTIONS[key] or ("",)) for key in odd}
         arguments = command.split() or [command]
+        if command == "report":
+            arguments.append(draw.choice(["good.safetensors"] * 3 + ["file", "empty", "missing"]))
         for key, value in chosen.items():
             arguments += [key] if key in OPTIONS and not OPTIONS[key] else [key, value]
         result = runner.invoke(cli.app, arguments)
