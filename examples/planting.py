@@ -76,7 +76,7 @@ with planted.apply(organism):
 print(pd.DataFrame(rows).to_string(index=False))
 
 # %% [markdown]
-# One case proves little: `memcircuits bench localizers` repeats this over many places and kinds of
+# One case proves little: `memcircuits bench localize` repeats this over many places and kinds of
 # truth. And a paragraph that training has spread over the whole model need not sit where a planted
 # one does.
 #
