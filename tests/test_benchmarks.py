@@ -125,11 +125,14 @@ def test_the_page_and_the_plot():
         },
         "growth": lines,
         "seconds": 600.0,
+        "complete": True,
     }
     text = page.markdown(json.loads(json.dumps(data)))
     assert "| a job | them | **2.50x** (2.40 to 2.70) | 2x ✓ | 8.3x | 3.0e-06 | 1.00x |" in text
     assert "| organism | that | 1.50x | 2.0e-02 | 3 |" in text
     assert "| scan | 1 MiB | 0.33 |" in text
+    assert "All took 10 minutes." in text
+    assert "Not complete" in page.markdown(data | {"complete": False})
     readme = page.in_readme(f"Before\n{page.START}\nold\n{page.STOP}\nafter", data)
     assert readme.startswith("Before\n")
     assert readme.endswith(f"\n{page.STOP}\nafter")

@@ -56,6 +56,7 @@ def main() -> None:
         "growth": [],
         "variants": {},
         "seconds": 0.0,
+        "complete": False,
     }
     if options.resume:
         data = json.loads((options.out / page.NUMBERS).read_text(encoding="utf-8"))
@@ -97,6 +98,8 @@ def main() -> None:
         say(f"{data['seconds']:5.0f} s  memory")
         data["memory"] = {"subject": names[-1], "peaks": memory.measure(names[-1])}
         keep()
+    data["complete"] = not options.only and set(data["subjects"]) == {"organism", "random-125m"}
+    keep()
     print(page.markdown(data))
     say(f"measured for {data['seconds']:.0f} s; in {options.out / page.PAGE}")
 

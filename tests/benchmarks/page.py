@@ -94,8 +94,14 @@ def markdown(data: dict[str, Any]) -> str:
         + "; a large matrix "
         f"product runs at {peak:.0f} GFLOP/s. "
         + ", ".join(f"{name} {version}" for name, version in machine["versions"].items())
-        + f". The whole table took {data['seconds'] / 60:.0f} minutes.",
+        + (f". All took {data['seconds'] / 60:.0f} minutes." if data["complete"] else "."),
     ]
+    if not (data["complete"] or data["quick"]):
+        parts.append(
+            "**Not complete:** of the two models (organism, random-125m), six jobs each, memory, "
+            "growth and variants, only what is below has been measured so far. "
+            "`python -m tests.benchmarks --resume` goes on."
+        )
     for name, subject in data["subjects"].items():
         jobs = list(subject["jobs"].values())
         parts += [
