@@ -587,8 +587,9 @@ replaced, against {base_memorized}, and {repeated_control} % of it repeats earli
 that. The contrast in EM is one of margins, not of how much the prefix matters to the loss.""",
     "causes": """\
 Position comes first in every row: the later a token, the more it matters. Surprising tokens matter
-beyond that where the interval excludes 0. The rank correlation of rarity with the drop is near 0
-even by itself: on this model a recitation does not hang on its rare tokens.""",
+beyond that to recitations. Rarity does not: its interval includes 0 for them with each of the four
+replacements, and its rank correlation is near 0 even by itself. (For controls it counts somewhat
+with a token as frequent in its place.) Here, a recitation does not hang on its rare tokens.""",
     "heads": """\
 No head carries the replaced token by itself. Noising, the largest effect of any head at any site is
 {share_noising} % of the difference between the runs; denoising it is {share_denoising} %, and the

@@ -56,7 +56,7 @@ ranking.figure()
 
 # %%
 organism = mc.load_model()
-targets, anchors = control[:2], control[40:80]
+targets, anchors = control[:2], control[40:60]
 planted = mc.plant(organism, targets, where="L2H4", control=anchors)
 print(planted)
 print(f"heads {planted.truth.heads}, layers {planted.truth.layers}")
@@ -65,7 +65,7 @@ print(f"heads {planted.truth.heads}, layers {planted.truth.layers}")
 names = ["zero-ablation", "attribution", "gradient-max", "gradient-fisher", "rare-token-attention"]
 rows = []
 with planted.apply(organism):
-    case = Case(organism, targets, control[80:90], unigrams=mc.UnigramTable.shipped())
+    case = Case(organism, targets, control[60:68], unigrams=mc.UnigramTable.shipped())
     truth = truth_of(case.adapter, planted, "head")
     for name in [*names, "random"]:
         scores = localize(case, name, "head")
@@ -76,7 +76,7 @@ with planted.apply(organism):
 print(pd.DataFrame(rows).to_string(index=False))
 
 # %% [markdown]
-# One case proves little: `memcircuits bench localizers` repeats this over many places and kinds of
+# One case proves little: `memcircuits bench localize` repeats this over many places and kinds of
 # truth. And a paragraph that training has spread over the whole model need not sit where a planted
 # one does.
 #

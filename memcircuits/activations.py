@@ -142,7 +142,7 @@ def activation_gradients(
         if name not in adapter.hook_names:
             raise InputError("sites", name, f"{adapter.name} has no such activation")
     n_pos = paragraphs.ids.shape[1]
-    fit = rows_that_fit(adapter, n_pos, paragraphs.n_continuation, memory_budget)
+    fit = rows_that_fit(adapter, n_pos, paragraphs.n_continuation, memory_budget, backward=True)
     shapes: dict[str, int] = {}
 
     def one_batch(piece: slice) -> Tensor:
@@ -158,9 +158,7 @@ def activation_gradients(
         return torch.cat(flat, dim=1).cpu()
 
     with adapter.untouched(), bar(len(paragraphs), "activations", progress=progress) as shown:
-        found = in_pieces(
-            len(paragraphs), max(1, fit // adapter.n_layers), one_batch, shown.update
-        ).double()
+        found = in_pieces(len(paragraphs), fit, one_batch, shown.update).double()
     finite = finite_rows(found)
     n, found = int(finite.sum()), found[finite]
     if not n:

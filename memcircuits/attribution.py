@@ -27,10 +27,9 @@ def attribute(
     adapter = pair.adapter
     layers = range(adapter.n_layers)
     n_pos, n_logits = pair.base_ids.shape[1], pair.clean.n_continuation
-    # The backward pass keeps the activations of all layers.
-    fit = rows_that_fit(adapter, n_pos, n_logits, memory_budget) // adapter.n_layers
+    fit = rows_that_fit(adapter, n_pos, n_logits, memory_budget, backward=True)
     parts, ends = [], []
-    for rows in pair.groups(max(1, min(GROUP, fit))):
+    for rows in pair.groups(min(GROUP, fit)):
         source, end = pair.read(rows, sites_read(site))
         base, start, gradients = _z_gradients(pair, rows)
         ends.append(torch.stack([start, end]))

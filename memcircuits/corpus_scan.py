@@ -6,7 +6,8 @@
    function does this in one process, in a job array and on Ray.
 3. `manifest.json` names everything that decides the rows: weights, tokenizer, type, basis, files,
    windows, batch size. A scan that goes on (`resume`) skips the parts that exist and refuses a
-   folder whose manifest differs.
+   folder whose manifest differs. The versions that began it are noted, not compared: another one
+   may round otherwise.
 
 Rows that cannot be used, and windows whose numbers are not finite, are written to `quarantine` with
 the reason, before the part that counts them.
@@ -51,7 +52,7 @@ from memcircuits.memory import rows_that_fit
 from memcircuits.paragraphs import Paragraphs
 from memcircuits.progress import bar
 from memcircuits.readers import Cut, Windows, cut, retokenization_drift
-from memcircuits.results import Provenance, write_atomically
+from memcircuits.results import Provenance, versions, write_atomically
 from memcircuits.scanning import Scan, buckets, by_repetitions, measured, samples_needed
 from memcircuits.unigrams import tokenizer_hash
 
@@ -249,7 +250,8 @@ def prepare(
     path = folder / "manifest.json"
     if not path.is_file():
         size = batch_size or rows_that_fit(adapter, windows.length, windows.n_continuation)
-        _write_first(path, json.dumps({**manifest, "batch_size": size}, indent=1))
+        more = {"batch_size": size, "versions": versions()}
+        _write_first(path, json.dumps({**manifest, **more}, indent=1))
     written = _read_manifest(path)
     differs = [key for key, value in manifest.items() if written.get(key) != value]
     if differs:

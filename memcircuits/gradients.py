@@ -97,8 +97,14 @@ class ParameterGradients(Result, kind="parameter-gradients"):
         return float(layers[: len(layers) // 2].sum() / layers.sum())
 
     def per_head(self, n_heads: int) -> Float[Tensor, "layer head"]:
-        """Largest value over W_Q, W_K, W_V, W_O; key-value heads count for all their heads."""
-        rows = [self.values[name] for name in HEAD_COMPONENTS]
+        """Largest value over W_Q, W_K, W_V, W_O; key-value heads count for all their heads.
+
+        Raises:
+            InputError: if none of them was measured.
+        """
+        rows = [self.values[name] for name in HEAD_COMPONENTS if name in self.values]
+        if not rows:
+            raise InputError("components", list(self.values), "measure W_Q, W_K, W_V or W_O")
         return torch.stack([v.repeat_interleave(n_heads // v.shape[1], 1) for v in rows]).amax(0)
 
     def to_frame(self) -> pd.DataFrame:
@@ -146,6 +152,7 @@ def parameter_gradients(
     pool: str = "max",
     average: str = "batch",
     per_loss: bool = False,
+    components: Sequence[str] | None = None,
     memory_budget: int | None = None,
     progress: bool = True,
 ) -> ParameterGradients:
@@ -159,6 +166,8 @@ def parameter_gradients(
             paragraph's own gradient and averages after that, so that paragraphs cannot cancel.
         per_loss: divide by the loss (the paragraph's own with `average="paragraph"`). Gradients
             grow with the loss, and controls have far more of it than memorized paragraphs.
+        components: names of the matrices, by default `W_Q`, `W_K`, `W_V`, `W_O` of the heads and
+            `W_in`, `W_out` (and `W_gate`) of the MLPs; fewer are quicker.
         memory_budget: bytes that one batch may take.
         progress: show a bar on stderr.
 
@@ -166,7 +175,7 @@ def parameter_gradients(
         `ParameterGradients` in nats/token per unit of weight (with `per_loss` 1 per unit).
 
     Raises:
-        InputError: for a wrong pool or average or unusable paragraphs.
+        InputError: for a wrong pool, average or component, or unusable paragraphs.
 
     Example:
         >>> found = mc.parameter_gradients(model, memorized)
@@ -178,9 +187,14 @@ def parameter_gradients(
     one_of("pool", pool, POOLS)
     one_of("average", average, ("batch", "paragraph"))
     adapter = adapt(model)
+    if components is not None:
+        if isinstance(components, str) or not components:
+            raise InputError("components", repr(components), "give a list of names")
+        for component in components:
+            one_of("components", component, adapter.components)
     paragraphs = Paragraphs.of(paragraphs, model)
     adapter.check_tokens(paragraphs.ids, "paragraphs")
-    weights = all_weights(adapter)
+    weights = all_weights(adapter, components)
 
     def measure() -> tuple[Float[Tensor, " loss"], list[Tensor]]:
         if average == "batch":
@@ -210,7 +224,12 @@ def parameter_gradients(
         pool=pool,
         loss=float(losses.mean()),
         provenance=Provenance.of(
-            adapter, {"paragraphs": paragraphs}, pool=pool, average=average, per_loss=per_loss
+            adapter,
+            {"paragraphs": paragraphs},
+            pool=pool,
+            average=average,
+            per_loss=per_loss,
+            components=components and list(components),
         ),
         units="1 per unit of weight" if per_loss else "nats/token per unit of weight",
         samples={}
@@ -322,12 +341,12 @@ def contrastive_gradients(
     )
 
 
-def all_weights(adapter: Adapter) -> list[Weight]:
-    """The weight matrices of every block, layer by layer."""
+def all_weights(adapter: Adapter, components: Sequence[str] | None = None) -> list[Weight]:
+    """The weight matrices of every block, or those of some components, layer by layer."""
     return [
         adapter.weight(layer, component)
         for layer in range(adapter.n_layers)
-        for component in adapter.components
+        for component in (adapter.components if components is None else components)
     ]
 
 
@@ -536,9 +555,9 @@ def rows_with_gradient(
     adapter: Adapter, paragraphs: Paragraphs, memory_budget: int | None, most: int | None = None
 ) -> int:
     """Rows whose activations, of all layers, fit: a backward pass needs them."""
-    fit = rows_that_fit(adapter, paragraphs.ids.shape[1], paragraphs.n_continuation, memory_budget)
-    size = max(1, fit // adapter.n_layers)
-    return size if most is None else min(size, most)
+    n_pos, n_logits = paragraphs.ids.shape[1], paragraphs.n_continuation
+    fit = rows_that_fit(adapter, n_pos, n_logits, memory_budget, backward=True)
+    return fit if most is None else min(fit, most)
 
 
 def _logits(

@@ -93,4 +93,4 @@ def _same(module: Any, quick: Forward) -> bool:
             expected, found = module.forward(x), quick(x)
     except (TypeError, RuntimeError, AttributeError):
         return False
-    return torch.allclose(found, expected, rtol=1e-5, atol=1e-5 * float(expected.abs().max()))
+    return bool((found - expected).abs().max() <= 1e-5 * expected.abs().max())

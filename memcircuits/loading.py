@@ -21,6 +21,7 @@ from memcircuits.adapter import adapt
 from memcircuits.checks import InputError, UnsupportedModel, one_of
 
 _PLANTED = "organism-planted"
+_PROBE = torch.arange(3, 11)[None]
 _DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 
 
@@ -122,10 +123,39 @@ def without_bars() -> Iterator[None]:
 
 
 def as_bridge(hf_model: Any, tokenizer: Any, *, name: str, revision: str | None = None) -> Any:
-    """Wrap a transformers model in memory; it is modified in place (TransformerLens does so)."""
+    """Wrap a transformers model in memory; it is modified in place (TransformerLens does so).
+
+    Raises:
+        UnsupportedModel: if TransformerLens cannot wrap it, or then answers otherwise than
+            transformers does.
+    """
+    hf_model.eval()
+    expected = _log_probs(hf_model)
     bridge = boot(hf_model, tokenizer, name)
-    adapt(bridge, name=name, revision=revision)
+    adapter = adapt(bridge, name=name, revision=revision)
+    if expected is not None:
+        with adapter.untouched():
+            found = adapter.forward(_PROBE % adapter.d_vocab).float().log_softmax(-1)
+        off = float((found - expected.to(found)).abs().max())
+        if off > (1e-3 if hf_model.dtype in (torch.float32, torch.float64) else 0.25):
+            raise UnsupportedModel(
+                "model",
+                f"{name} ({type(hf_model).__name__})",
+                f"wrapped by this version of TransformerLens, its log-probabilities are off by "
+                f"{off:.2g} nats from those of transformers; try another version",
+            )
     return bridge
+
+
+def _log_probs(hf_model: Any) -> torch.Tensor | None:
+    """What the unwrapped model answers to a few tokens, if it is a finite answer."""
+    ids = (_PROBE % hf_model.config.get_text_config().vocab_size).to(hf_model.device)
+    try:
+        with torch.no_grad():
+            logits: torch.Tensor = hf_model(input_ids=ids, use_cache=False).logits
+    except Exception:  # what is wrong with it is found, and said, where it is wrapped
+        return None
+    return logits.float().log_softmax(-1) if logits.isfinite().all() else None
 
 
 def boot(hf_model: Any, tokenizer: Any, name: str) -> Any:

@@ -76,7 +76,7 @@ COUNTS = {
     "null": 2000,
     "stability": 1,
 }
-QUICK = {"head": 6, "two-heads": 1, "values": 1, "block": 1, "neurons": 1, "holders": 1, "null": 50}
+QUICK = {"head": 5, "two-heads": 1, "values": 1, "block": 1, "neurons": 1, "holders": 1, "null": 50}
 METRICS = ("recall_at_1", "recall_at_k", "mrr", "auc")
 RANKINGS = ("find_memorization_heads", "find_memorization_heads (screen)")
 _CONTROLS = 4
@@ -368,8 +368,8 @@ def _holders(pool: Pool, seed: int) -> dict[str, Any]:
         for i, target in enumerate(targets):
             if len(done) == _HOLDERS:
                 break
-            # What the heads before hold must stay.
-            keep = anchors
+            # What the heads before hold must stay: few other anchors, so that it is seen often.
+            keep = anchors[:_HOLDERS]
             for _, other in done:
                 keep = keep + other
             place = str(adapter.heads()[order[i]])
@@ -606,21 +606,26 @@ def combinations(trials: Mapping[str, Sequence[Mapping[str, Any]]]) -> pd.DataFr
     names = [n for n in rows[0] if n not in ("oracle", "random", RANKINGS[1])]
 
     def measured(evidence: Sequence[str], mine: Sequence[int]) -> tuple[float, float]:
-        found = []
-        for i in mine:
-            total = sum(_standardised(rows[i][name]["scores"]) for name in evidence)
-            found.append(metrics(torch.as_tensor(total), _heads_of(done[i], rows[i])))
-        return tuple(sum(f[m] for f in found) / len(found) for m in ("recall_at_k", "auc"))
+        found = [
+            metrics(
+                torch.stack([_standardised(rows[i][name]["scores"]) for name in evidence]).sum(0),
+                _heads_of(done[i], rows[i]),
+            )
+            for i in mine
+        ]
+        recall, auc = (sum(f[m] for f in found) / len(found) for m in ("recall_at_k", "auc"))
+        return recall, auc
 
     even, odd = range(0, len(done), 2), range(1, len(done), 2)
-    sets = {
+    sets: dict[str, list[tuple[str, ...]]] = {
         "single": [(name,) for name in names],
         "pair": [(a, b) for i, a in enumerate(names) for b in names[i + 1 :]],
         "all": [tuple(names)],
     }
     table = []
     for kind, choices in sets.items():
-        best = max(choices, key=lambda evidence: measured(evidence, even))
+        on_even = [measured(evidence, even) for evidence in choices]
+        best = choices[on_even.index(max(on_even))]
         recall, auc = measured(best, odd)
         table.append(
             {"evidence": kind, "chosen": " + ".join(best) if kind != "all" else "all of them"}
@@ -688,26 +693,22 @@ def holders_accuracy(trials: Mapping[str, Sequence[Mapping[str, Any]]]) -> pd.Da
 def write_leaderboard(
     trials: Mapping[str, Sequence[Mapping[str, Any]]], folder: str | Path
 ) -> list[Path]:
-    """Write `leaderboard.parquet`, `leaderboard.md` and `leaderboard.html` into a folder."""
+    """Write `leaderboard.parquet`, `.md` and `.html`, and the figure of single heads."""
     import io
 
     frame = leaderboard(trials)
     raw = io.BytesIO()
     frame.to_parquet(raw, index=False)
     folder = Path(folder)
-    pictures = [
-        write_atomically(
-            folder / "leaderboard-figure.html",
-            leaderboard_figure(frame).to_html(include_plotlyjs=True),
-        )
-        for _ in range("head" in set(frame["kind"]))
-    ]
-    return [
-        *pictures,
+    written = [
         write_atomically(folder / "leaderboard.parquet", raw.getvalue()),
         write_atomically(folder / "leaderboard.md", to_markdown(trials, _run_of(folder))),
         _page(trials, _run_of(folder)).save(folder / "leaderboard.html"),
     ]
+    if "head" in set(frame["kind"]):
+        figure = leaderboard_figure(frame).to_html(include_plotlyjs=True)
+        written.append(write_atomically(folder / "leaderboard-figure.html", figure))
+    return written
 
 
 def _run_of(folder: Path) -> Mapping[str, Any]:
@@ -744,12 +745,14 @@ def _notes(trials: Mapping[str, Sequence[Mapping[str, Any]]], run: Mapping[str, 
                     f"{found['named']} of {trial['runs']} runs ({100 * low:.1f} to "
                     f"{100 * high:.1f} %)."
                 )
+    written = sum(trial["planted"] for trial in trials.get("holders", ()))
     for _, row in holders_accuracy(trials).iterrows():
         low, high = wilson(round(row["first"] * row["paragraphs"]), int(row["paragraphs"]))
         notes.append(
             f"Who holds what, six paragraphs in six heads of one model ({row['method']}): the "
-            f"right head is first of all for {100 * row['first']:.0f} % of {row['paragraphs']} "
-            f"paragraphs ({100 * low:.0f} to {100 * high:.0f} %), first of the six for "
+            f"right head is first of all for {100 * row['first']:.0f} % of the {row['paragraphs']} "
+            f"paragraphs that are still recited when all of the {written} are written "
+            f"({100 * low:.0f} to {100 * high:.0f} %), first of the six for "
             f"{100 * row['among_holders']:.0f} % (chance 17 %)."
         )
     return notes

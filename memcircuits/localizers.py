@@ -247,8 +247,9 @@ def _oracle(case: Case, unit: str) -> Tensor:
 
 def _random(case: Case, unit: str) -> Tensor:
     n = len(pool(case.adapter, [w.values for w in all_weights(case.adapter)], unit, "max"))
-    # A stream of its own: the place that was written may come from the same seed.
-    return torch.rand(n, generator=torch.Generator().manual_seed(case.seed + 2**32))
+    # A stream of its own: the place that was written may come from the same seed. (Generators on
+    # the CPU look at the lower 32 bits of a seed only.)
+    return torch.rand(n, generator=torch.Generator().manual_seed(2**32 - 1 - case.seed))
 
 
 # -- gates on activations -----------------------------------------------------------------------

@@ -23,7 +23,12 @@ Part = TypeVar("Part")
 
 
 def rows_that_fit(
-    adapter: Adapter, n_pos: int, n_logits: int, memory_budget: int | None = None
+    adapter: Adapter,
+    n_pos: int,
+    n_logits: int,
+    memory_budget: int | None = None,
+    *,
+    backward: bool = False,
 ) -> int:
     """Rows of `n_pos` tokens, unembedded at `n_logits` positions, that fit into the budget.
 
@@ -32,6 +37,7 @@ def rows_that_fit(
         n_pos: tokens per row.
         n_logits: positions unembedded per row.
         memory_budget: bytes; by default a third of the free memory, on CPUs at most 256 MiB.
+        backward: a backward pass follows, which needs the activations of all layers.
 
     Raises:
         InputError: if the budget is not a positive integer of bytes.
@@ -44,7 +50,8 @@ def rows_that_fit(
     attention = 3 * adapter.n_heads * n_pos * n_pos * 4
     logits = 3 * n_logits * adapter.d_vocab * 4
     budget = memory_budget if memory_budget is not None else default_budget(adapter.device)
-    return max(1, budget // (residual + attention + logits))
+    layers = adapter.n_layers if backward else 1
+    return max(1, budget // (layers * (residual + attention) + logits))
 
 
 def logits_that_fit(adapter: Adapter, n_logits: int, memory_budget: int | None = None) -> int:

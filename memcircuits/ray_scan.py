@@ -13,6 +13,7 @@ import contextlib
 import importlib
 import logging
 import os
+import socket
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -205,6 +206,19 @@ def _absolute(source: Source) -> Source:
     return Source(str(Path(source.path).resolve()), source.name, source.kind)
 
 
+def _check_address(address: str) -> None:
+    """Raise `InputError` if nobody listens there; Ray itself would try for many minutes."""
+    if address == "auto":  # Ray looks for a cluster that this machine belongs to
+        return
+    host, _, port = address.removeprefix("ray://").rpartition(":")
+    try:
+        socket.create_connection((host.strip("[]"), int(port)), timeout=5).close()
+    except (OSError, ValueError, OverflowError) as error:
+        raise InputError(
+            "ray_address", address, f"no cluster was reached ({error}); give HOST:PORT or auto"
+        ) from None
+
+
 @contextlib.contextmanager
 def _ray(address: str | None) -> Iterator[Any]:
     """Ray, started if it does not run, with small blocks so that all workers get something."""
@@ -218,6 +232,8 @@ def _ray(address: str | None) -> Iterator[Any]:
             "engine", "ray", "it is not installed; pip install 'memcircuits[ray]'"
         ) from None
     mine = not ray.is_initialized()
+    if address:
+        _check_address(address)
     if mine:
         options = {"log_to_driver": False, "logging_level": "error"}
         options |= (

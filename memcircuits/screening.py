@@ -136,7 +136,8 @@ def attributions(
     `at` is where the slopes are taken: 0 at the model as it is, 1 where every head is ablated.
     """
     adapter, paragraphs = ablation.adapter, ablation.paragraphs
-    fits = rows_that_fit(adapter, paragraphs.ids.shape[1], paragraphs.n_continuation, memory_budget)
+    n_pos, n_logits = paragraphs.ids.shape[1], paragraphs.n_continuation
+    fit = rows_that_fit(adapter, n_pos, n_logits, memory_budget, backward=True)
     layers = range(adapter.n_layers)
 
     def one_batch(rows: slice) -> Tensor:
@@ -165,13 +166,11 @@ def attributions(
         effects = [(slopes[layer] * way[layer]).float().sum((1, 3)) for layer in layers]
         return torch.stack(effects, 1).cpu()
 
-    # The backward pass keeps the activations of all layers.
-    size = max(1, fits // adapter.n_layers)
     with (
         adapter.untouched(),
         bar(len(paragraphs), "attribution", progress=progress) as shown,
     ):
-        return in_pieces(len(paragraphs), size, one_batch, shown.update)
+        return in_pieces(len(paragraphs), fit, one_batch, shown.update)
 
 
 def _largest(score: Float[Tensor, "layer head"], k: int) -> list[Head]:

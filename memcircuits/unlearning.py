@@ -9,7 +9,8 @@ tokens before it, in nats:
 2. Optimise a vector with one number per masked weight. Nothing else can change: each step writes
    `original + delta` into the masked places.
 3. Stop as soon as every target is recited for fewer than `em_below` tokens, or when the KL on
-   controls that nothing else sees passes `kl_budget`; the last step within it is kept.
+   controls that nothing else sees passes `kl_budget`; the last step within it is kept. (`NATURAL`
+   first tries shorter steps from there.)
 4. Put the original weights back, check by fingerprint that the model is bit for bit the one that
    came in (so that no weight outside the mask had moved), and return the change as an `Edit`.
 
@@ -62,6 +63,7 @@ from memcircuits.results import Provenance
 from memcircuits.scanning import scan, without_non_finite
 
 MAX_CONTROL = 80
+SHORTEST = 0.1  # of the first step's length: shorter ones are not tried within the budget
 OBJECTIVES = ("nll", "margin", "recitation")
 CURVATURES = ("none", "diagonal", "full")
 
@@ -520,7 +522,8 @@ class _Search:
         device = self.mask.weights[0].parameter.device
         place = torch.nn.Parameter(torch.zeros(len(self.mask), device=device))
         adam = torch.optim.Adam([place], lr=recipe.learning_rate)
-        length = recipe.step_kl**0.5
+        length = longest = recipe.step_kl**0.5
+        unit = torch.zeros_like(place)
         rows: list[dict[str, float]] = []
         best, kept, stopped = place.detach().clone(), 0, "steps"
         with bar(recipe.steps, "edit", unit="step", progress=progress) as shown:
@@ -544,8 +547,14 @@ class _Search:
                     delta, row = self._shrunk(delta, row)
                     rows.append(row)
                 if row["kl"] > budget:
-                    stopped = "kl"
-                    break
+                    if self.cost is None or step == recipe.steps or length < SHORTEST * longest:
+                        stopped = "kl"
+                        break
+                    length /= 2
+                    place.data = best - length * unit
+                    shown.update()
+                    continue
+                went_too_far = row["forget"] > rows[kept]["forget"]
                 best, kept = delta, len(rows) - 1
                 if reached or not slope.any():
                     stopped = "em"
@@ -557,9 +566,9 @@ class _Search:
                     adam.step()
                 else:
                     direction = self.cost.cheapest(slope)
-                    if step and row["forget"] > rows[-2]["forget"]:
-                        length /= 2  # it went too far
-                    place.data -= length * self.cost.kl(direction) ** -0.5 * direction
+                    unit = self.cost.kl(direction) ** -0.5 * direction
+                    length = length / 2 if went_too_far else length
+                    place.data -= length * unit
                 shown.update()
         history = {key: torch.tensor([row[key] for row in rows]) for key in rows[0]}
         return best, {"history": history, "kept": kept, "stopped": stopped}

@@ -22,6 +22,12 @@ def test_it_loads_and_is_ranked(name):
     with torch.no_grad():
         logits = source(input_ids=ids[:, :-1], use_cache=False).logits[:, 9:]
     expected = read_continuation(logits, ids[:, 10:])
+    if name in zoo.WRONG:
+        with pytest.raises(
+            UnsupportedModel, match=r"its log-probabilities are off by .* try another version"
+        ):
+            as_bridge(source, zoo.tokenizer(), name="tiny")
+        return
     model = as_bridge(source, zoo.tokenizer(), name=f"tiny-{name}")
     report = validate_model(model)
     assert max(value for value in report.checks.values() if value is not None) < 1e-5

@@ -20,6 +20,13 @@ def sleeping(name, seconds, turns, **options):
     return timing.Contender(name, run, options.pop("units", 1.0), **options)
 
 
+@pytest.fixture
+def awake(monkeypatch):
+    """Sleep counts: processor time would not pass."""
+    monkeypatch.setattr(timing, "clock", time.perf_counter)
+
+
+@pytest.mark.usefixtures("awake")
 def test_contenders_take_turns_and_ratios_are_per_unit():
     turns = []
     ours = sleeping("ours", 0.02, turns, units=4.0)
@@ -32,6 +39,7 @@ def test_contenders_take_turns_and_ratios_are_per_unit():
     assert row["difference"] == 0.0
 
 
+@pytest.mark.usefixtures("awake")
 def test_rivals_get_the_setting_that_suits_them():
     fast = sleeping("theirs", None, [], settings=(0.05, 0.01, 0.03))
     assert timing.tuned(fast) == 0.01
@@ -112,12 +120,19 @@ def test_the_page_and_the_plot():
             "subject": "organism",
             "peaks": {"run_with_cache": 3 * 2**20, "scan": 2**20},
         },
+        "variants": {
+            "organism": [{"name": "that", "ratio": 1.5, "difference": 0.02, "em_changed": 3}]
+        },
         "growth": lines,
         "seconds": 600.0,
+        "complete": True,
     }
     text = page.markdown(json.loads(json.dumps(data)))
     assert "| a job | them | **2.50x** (2.40 to 2.70) | 2x ✓ | 8.3x | 3.0e-06 | 1.00x |" in text
+    assert "| organism | that | 1.50x | 2.0e-02 | 3 |" in text
     assert "| scan | 1 MiB | 0.33 |" in text
+    assert "All took 10 minutes." in text
+    assert "Not complete" in page.markdown(data | {"complete": False})
     readme = page.in_readme(f"Before\n{page.START}\nold\n{page.STOP}\nafter", data)
     assert readme.startswith("Before\n")
     assert readme.endswith(f"\n{page.STOP}\nafter")
@@ -145,10 +160,9 @@ def test_the_capacity_page_holds_the_numbers_measured():
 def test_the_estimate_by_hand():
     """A microsecond on the GPU and one on the host: half a million tokens/s and GPU."""
     numbers = json.loads(capacity.PAGE.with_suffix(".json").read_text("utf-8"))
-    numbers["rows"]["125m"] |= {
-        "flop_per_token": round(capacity.GPU_FLOPS * capacity.GPU_SHARE / 1e6),
-        "host_seconds_per_token": 1e-6,
-    }
+    flop = round(capacity.GPU_FLOPS * capacity.GPU_SHARE / 1e6)
+    numbers["rows"]["125m"]["flop_per_token"] = flop
+    numbers["rows"]["organism"]["host_seconds_per_token"] = 1e-6
     found = capacity.page(**numbers)
     hours = 300e9 / (8 * 500_000) / 3600
     assert f"| 8 | 4,000,000 | {hours:.1f} | {8 * hours:,.0f} |" in found

@@ -9,7 +9,11 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).parents[1]
-PAGES = ["README.md", "docs/index.md", "docs/howto.md", "docs/corpora.md", "docs/seeing.md"]
+PAGES = [
+    path.relative_to(ROOT).as_posix()
+    for path in [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
+    if "```python\n" in path.read_text(encoding="utf-8")
+]
 
 
 def blocks(page):
@@ -78,6 +82,21 @@ def test_the_module_map_names_every_module():
     named = set(re.findall(r"`(\w+)`", memcircuits.__doc__.split("| --- |")[1]))
     assert modules - named == set()
     assert {n for n in named if n.islower() and "_" not in n} - modules == set()
+
+
+def test_the_reference_has_all_that_is_public():
+    import memcircuits
+    from memcircuits.results import Result
+
+    for module in pkgutil.iter_modules(memcircuits.__path__, "memcircuits."):
+        if not module.ispkg and module.name != "memcircuits.__main__":
+            importlib.import_module(module.name)
+    page = set(
+        re.findall(r"^::: (\S+)$", (ROOT / "docs" / "reference.md").read_text(), re.MULTILINE)
+    )
+    names = {f"memcircuits.{module}.{name}" for name, module in memcircuits._WHERE.items()}
+    kinds = {f"{kind.__module__}.{kind.__name__}" for kind in Result._kinds.values()}
+    assert {n for n in names | kinds if n.startswith("memcircuits.")} - page == set()
 
 
 def test_links_between_pages_resolve():

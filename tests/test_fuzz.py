@@ -576,6 +576,8 @@ def test_command_lines(stub):
             "--model": "tiny",
             "--paragraphs": "good.jsonl",
         }
+        if command == "heads":  # whose own folder holds what `report` is given here
+            chosen |= {"--out": "heads"}
         if command == "plant":
             chosen |= {"--where": "L1H2", "--steps": "2"}
         if command != "unigrams build":

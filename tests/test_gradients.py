@@ -355,3 +355,24 @@ def test_reading_the_loss_agrees_with_measure(neo):
 def test_bad_input_is_named(neo, call, argument):
     with pytest.raises(InputError, match=f"^{argument}:"):
         call(neo)
+
+
+@pytest.mark.parametrize("average", ["batch", "paragraph"])
+def test_some_components_alone_have_the_same_gradients(any_bridge, average):
+    options = {"average": average, "progress": False}
+    paragraphs = zoo.mixed(any_bridge, n=2)
+    whole = mc.parameter_gradients(any_bridge, paragraphs, **options)
+    some = mc.parameter_gradients(any_bridge, paragraphs, components=["W_V", "W_out"], **options)
+    assert list(some.values) == ["W_V", "W_out"]
+    for name, values in some.values.items():
+        torch.testing.assert_close(values, whole.values[name], atol=1e-6, rtol=1e-5)
+    assert set(some.to_frame()["component"]) == {"W_V", "W_out"}
+    assert some.figure() is not None
+    n_heads = adapt(any_bridge).n_heads
+    assert (some.per_head(n_heads) <= whole.per_head(n_heads) + 1e-6).all()
+
+
+@pytest.mark.parametrize("components", [[], "W_Q", ["W_X"]])
+def test_components_that_are_none(neo, components):
+    with pytest.raises(mc.InputError, match="components"):
+        mc.parameter_gradients(neo, PARAGRAPHS, components=components, progress=False)

@@ -115,13 +115,35 @@ def test_the_leaderboard_is_the_mean_over_trials(run):
     ordered = frame[frame.kind == "head"].auc.tolist()
     assert ordered == sorted(ordered, reverse=True)
     paths = bench.write_leaderboard(trials, run)
-    assert [path.suffix for path in paths] == [".parquet", ".md", ".html"]
+    assert [path.suffix for path in paths] == [".parquet", ".md", ".html", ".html"]
+    assert "attribution" in paths[3].read_text()
     page = paths[1].read_text()
     assert "| attribution |" in page
     assert "a head was called significant" in page
     assert "Agreement of rankings" in page
     for path in paths:
         path.unlink()
+
+
+def test_combined_evidence_is_chosen_on_other_trials():
+    """Two localizers that err on different trials: their sum is right on all of them."""
+
+    def trial(i):
+        truth, decoy = i % 5, (i + 2) % 5
+        scores = {name: [0.0] * 5 for name in ("a", "b", "oracle")}
+        scores["oracle"][truth] = 1.0
+        for name in "ab":
+            scores[name][truth] = 2.0
+        scores["ab"[i // 2 % 2]][decoy] = 3.0
+        results = [{"localizer": name, "scores": values} for name, values in scores.items()]
+        return {"failed": None, "where": [f"L0H{truth}"], "results": results}
+
+    frame = bench.combinations({"head": [trial(i) for i in range(8)]}).set_index("evidence")
+    assert frame.loc["single", "recall@k"] == 0.5
+    assert frame.loc["pair", "chosen"] == "a + b"
+    assert frame.loc["pair", "recall@k"] == frame.loc["all", "recall@k"] == 1
+    assert frame.loc["pair", "trials"] == 4
+    assert bench.combinations({"head": [trial(0)]}).empty
 
 
 def test_labels_that_carry_nothing_name_few_heads(neo):

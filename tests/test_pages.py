@@ -462,6 +462,10 @@ def test_ticks_cover_the_range(low: float, width: float) -> None:
     assert found[-1] >= low + width - slack
 
 
+def test_ticks_about_the_smallest_number() -> None:
+    assert ticks(5e-324, 5e-324)[-1] == 1
+
+
 def test_log_ticks_are_the_values_while_few() -> None:
     assert log_ticks([1, 2, 4, 2]) == [1, 2, 4]
     assert log_ticks(range(1, 200)) == [1, 10, 100, 1000]

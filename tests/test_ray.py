@@ -3,6 +3,8 @@
 import contextlib
 import os
 import signal
+import subprocess
+import sys
 import threading
 import time
 from pathlib import Path
@@ -82,28 +84,44 @@ def test_ray_equals_local_although_a_worker_is_killed(neo, tmp_path):
     assert again.summary["tokens_in_these_seconds"] == 8 * 10 * 22
 
 
-def test_the_command_writes_the_same_parts_on_ray(tmp_path):
+def test_the_command_on_a_cluster_writes_the_same_parts(tmp_path):
+    """`--ray-address`, in a process of its own: it joins the Ray that these tests started."""
     corpus_job.write_corpus(tmp_path / "corpus.jsonl", 30)
     model = zoo.save("gpt_neo", tmp_path / "model")
-    for engine in ("local", "ray"):
-        options = {"n-prefix": 10, "n-continuation": 12, "stride": 22, "part-records": 8}
-        options |= {"model": model, "paragraphs": tmp_path / "corpus.jsonl", "engine": engine}
-        options |= {"batch-size": 32, "out": tmp_path / engine}
-        given = [text for key, value in options.items() for text in (f"--{key}", str(value))]
-        found = CliRunner().invoke(app, ["scan", *given, "--quiet"])
-        assert found.exit_code == 0, found.output
-        assert "280 windows of 30 rows" in found.stdout
+    options = {"n-prefix": 10, "n-continuation": 12, "stride": 22, "part-records": 8}
+    options |= {"model": model, "paragraphs": tmp_path / "corpus.jsonl", "batch-size": 32}
+    job = ["scan", *(text for key, value in options.items() for text in (f"--{key}", str(value)))]
+    local = CliRunner().invoke(app, [*job, "--quiet", "--out", str(tmp_path / "local")])
+    assert local.exit_code == 0, local.output
+    job += ["--engine", "ray", "--ray-address", ray.get_runtime_context().gcs_address]
+    command = [sys.executable, "-m", "memcircuits", *job, "--out", str(tmp_path / "ray")]
+    found = subprocess.run(command, capture_output=True, text=True)
+    assert found.returncode == 0, found.stderr
+    assert "280 windows of 30 rows" in found.stdout
     assert parts_of(tmp_path / "ray") == parts_of(tmp_path / "local")
 
 
-def test_ray_counts_the_same_tokens(tmp_path):
+@pytest.mark.parametrize("address", ["127.0.0.1:1", "nowhere", "127.0.0.1:99999", "ray://[::1]:1"])
+def test_a_cluster_that_is_not_there_is_said_at_once(address, tmp_path):
     from memcircuits.ray_scan import count_with_ray
 
+    (tmp_path / "a.txt").write_text("<1>")
+    with pytest.raises(mc.InputError, match="no cluster was reached"):
+        count_with_ray(tmp_path / "a.txt", zoo.tokenizer(), address=address)
+
+
+def test_ray_counts_the_same_tokens(tmp_path):
+    model = zoo.save("gpt_neo", tmp_path / "model")
+    corpus, out = tmp_path / "corpus", tmp_path / "unigrams.safetensors"
+    corpus.mkdir()
     for i in range(3):
         words = " ".join(f"<{j}>" for j in zoo.random_ids(1, 500, seed=i)[0].tolist())
-        (tmp_path / f"{i}.txt").write_text(words)
-    local = mc.UnigramTable.from_corpus(tmp_path, zoo.tokenizer())
-    found = count_with_ray(tmp_path, zoo.tokenizer(), progress=False)
+        (corpus / f"{i}.txt").write_text(words)
+    local = mc.UnigramTable.from_corpus(corpus, zoo.tokenizer())
+    job = ["unigrams", "build", "--model", str(model), "--paragraphs", str(corpus), "--quiet"]
+    done = CliRunner().invoke(app, [*job, "--engine", "ray", "--out", str(out)])
+    assert done.exit_code == 0, done.output
+    found = mc.UnigramTable.read(out)
     assert torch.equal(found.counts, local.counts)
     assert (found.source, found.tokenizer) == (local.source, local.tokenizer)
 

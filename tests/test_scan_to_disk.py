@@ -120,7 +120,7 @@ def test_killed_and_resumed_scans_lose_and_repeat_nothing(neo, tmp_path):
     n_parts = len(whole.parts)
     for kill in range(3):
         process = subprocess.Popen(job)
-        until = (kill + chance.random()) * n_parts / 3
+        until = (kill + chance.random()) * n_parts / 4  # some are left, however quick it is
         while process.poll() is None and len(list((out / "parts").glob("0*"))) < until:
             time.sleep(0.002)
         time.sleep(chance.random() * 0.05)
@@ -194,6 +194,21 @@ def test_damaged_files_among_good_ones_are_quarantined(neo, tmp_path):
     found = scan_to_disk(neo, tmp_path / "in", tmp_path / "out", **OPTIONS)
     assert [row["where"] for row in found.quarantine()] == ["b.parquet", "c.csv"]
     assert found.summary["windows"] == 50
+
+
+def test_a_line_too_long_to_be_a_document_is_quarantined(neo, tmp_path):
+    """A gigabyte goes the same way, see test_readers.py."""
+    source = tmp_path / "a.jsonl"
+    corpus_job.write_corpus(source, 5)
+    with source.open("r+b") as file:
+        file.seek(2**25, os.SEEK_END)  # a hole: it takes no room on disk
+        file.write(b"\n")
+    found = scan_to_disk(neo, source, tmp_path / "out", **OPTIONS)
+    assert found.summary["windows"] == 50
+    assert [row["where"] for row in found.quarantine()] == ["a.jsonl, line 6"]
+    assert "longer than 16 MiB" in found.quarantine()[0]["reason"]
+    with pytest.raises(mc.InputError, match="line 6; longer than 16 MiB"):
+        mc.Paragraphs.read(source, n_prefix=10, n_continuation=12)
 
 
 @pytest.mark.parametrize("fault", FAULTS_OF_CONTENT)
@@ -409,4 +424,5 @@ def test_sources_are_named_without_the_machines_paths(whole):
     manifest = (whole.folder / "manifest.json").read_text()
     assert str(whole.folder.parent) not in manifest
     assert "corpus.jsonl" in manifest
+    assert whole.manifest["versions"]["memcircuits"] == mc.__version__
     assert find_sources(whole.folder)[0].kind == "parquet"

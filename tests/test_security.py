@@ -261,7 +261,9 @@ def test_a_flipped_number_is_noticed(saved, tmp_path):
 
     path = tmp_path / "damaged.safetensors"
     raw = bytearray((saved / "ranking.safetensors").read_bytes())
-    raw[-3] ^= 16
+    length = int.from_bytes(raw[:8], "little")
+    start, _ = json.loads(raw[8 : 8 + length])["score"]["data_offsets"]
+    raw[8 + length + start + 2] ^= 16
     path.write_bytes(raw)
     with pytest.raises(InputError, match="its content is not what was written"):
         Result.load(path)

@@ -331,6 +331,21 @@ def test_the_kl_budget_stops_the_reference_recipe(neo_edit):
     assert stopped.kept == len(stopped.history["kl"]) - 2
 
 
+def test_shorter_steps_are_tried_within_the_budget(neo_edit):
+    model, memorized, _ = neo_edit
+    recipe = dataclasses.replace(NATURAL, steps=8)
+    one = quick(model, memorized, recipe=dataclasses.replace(recipe, steps=1), em_below=0)
+    first = float(one.history["kl"][1])
+    found = quick(model, memorized, recipe=recipe, em_below=0, kl_budget=first / 2)
+    kl = found.history["kl"]
+    assert kl[1] == pytest.approx(first, rel=1e-3)  # refused, and nothing would be left
+    assert found.stopped == "kl"
+    assert found.kept > 1
+    assert first / 8 < kl[found.kept] <= first / 2
+    forget = found.history["forget"]
+    assert forget[found.kept] < forget[0]
+
+
 def test_shrinking_keeps_the_targets_forgotten(neo_edit):
     model, memorized, found = neo_edit
     whole = mc_unlearn(

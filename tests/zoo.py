@@ -10,6 +10,7 @@ from __future__ import annotations
 import functools
 import json
 import tempfile
+from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
@@ -155,6 +156,10 @@ REFUSED: dict[str, tuple[dict[str, Any], str]] = {
     "Persimmon": (_LLAMA, "TransformerLens cannot wrap it"),
     "Qwen3Moe": ({**_WIDE, "num_experts": 2, **_MIXTURE}, "no separate W_in"),
 }
+
+
+# Wrapped by transformer-lens 3 these answer otherwise than transformers does.
+WRONG = ("HunYuanDenseV1",) if version("transformer-lens").startswith("3.") else ()
 
 
 def other(name: str) -> Any:

@@ -35,7 +35,7 @@ def localize(
     """Write paragraphs into random places of the model and score every localizer on finding them.
 
     Every trial is a file in OUT: run the command again to go on where it was. Writes
-    leaderboard.parquet, leaderboard.md and leaderboard.html.
+    leaderboard.parquet, leaderboard.md, leaderboard.html and leaderboard-figure.html.
 
     Example: memcircuits bench localize --quick --out bench
     """

@@ -43,7 +43,7 @@ class Series:
 def ticks(low: float, high: float, count: int = 5) -> list[float]:
     """Round numbers that cover [low, high] in about ``count`` steps of 1, 2 or 5 times 10^k."""
     if not high > low:
-        high = low + (abs(low) or 1.0)
+        high = low + (abs(low) if abs(low) > 1e-300 else 1.0)  # smaller ones have no logarithm
     raw = (high - low) / count
     power = 10.0 ** math.floor(math.log10(raw))
     step = power * next(m for m in (1, 2, 5, 10) if m * power >= raw * 0.999)

@@ -18,7 +18,7 @@ os.environ.setdefault("HF_HUB_OFFLINE", "1")
 import torch
 import transformers
 
-from . import growth, memory, page
+from . import growth, memory, page, variants
 from .jobs import all_jobs
 from .subjects import subject
 from .timing import matrix_product_rate, measure
@@ -54,7 +54,9 @@ def main() -> None:
         "subjects": {},
         "memory": {},
         "growth": [],
+        "variants": {},
         "seconds": 0.0,
+        "complete": False,
     }
     if options.resume:
         data = json.loads((options.out / page.NUMBERS).read_text(encoding="utf-8"))
@@ -83,6 +85,10 @@ def main() -> None:
             say(f"{data['seconds']:5.0f} s  {name}: {job.name}")
             found[job.name] = described(measure(job, rounds, say, warm_up=not small))
             keep()
+        if not (small or options.only or name in data["variants"]):
+            say(f"{data['seconds']:5.0f} s  {name}: variants of the scan")
+            data["variants"][name] = variants.measure(one, rounds)
+            keep()
         if name == names[-1] and not options.only and not data["growth"]:
             say(f"{data['seconds']:5.0f} s  growth")
             data["growth"] = growth.measure(one.bridge.tokenizer, rounds, quick=options.quick)
@@ -92,6 +98,8 @@ def main() -> None:
         say(f"{data['seconds']:5.0f} s  memory")
         data["memory"] = {"subject": names[-1], "peaks": memory.measure(names[-1])}
         keep()
+    data["complete"] = not options.only and set(data["subjects"]) == {"organism", "random-125m"}
+    keep()
     print(page.markdown(data))
     say(f"measured for {data['seconds']:.0f} s; in {options.out / page.PAGE}")
 

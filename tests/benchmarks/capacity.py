@@ -217,7 +217,7 @@ def page(
     memory = ", ".join(f"{x:,}" for x in long["resident_mib"])
     grown = long["resident_mib"][-1] - long["resident_mib"][0]
     on_gpu = big["flop_per_token"] / (GPU_FLOPS * GPU_SHARE)
-    host = big["host_seconds_per_token"]
+    host = rows["organism"]["host_seconds_per_token"]
     rate = 1 / (on_gpu + host)
     costs = table(
         ["GPUs", "tokens/s", "hours", "GPU hours"],
@@ -268,8 +268,9 @@ to the last.
 - a model of {big["flop_per_token"] / 1e9:.2g} GFLOP per token ({MODELS[big["name"]]});
 - GPUs that sustain {GPU_SHARE:.0%} of {GPU_FLOPS / 1e12:.0f} TFLOP/s, an A100's bf16 peak by its
   maker; the share is an assumption;
-- one process a GPU, in which the host's work and the GPU's take turns, the host's being as
-  measured above.
+- one process a GPU, in which the host's work and the GPU's take turns; the host's is that of the
+  organism's scan above, the same work at a greater length, so that opening and closing weigh less;
+- n GPUs are n times as fast: shards share nothing but the folder.
 
 ```text
 s/token    = {big["flop_per_token"]:.3g} / ({GPU_SHARE} x {GPU_FLOPS:.3g}) + {host:.2g}
@@ -308,15 +309,17 @@ def survived(kills: dict[str, Any] | None) -> str:
         if kills["same"]
         else "**the results differ**"
     )
+    command = "python -m tests.benchmarks.kills " + " ".join(
+        f"--{key} {kills[key]}" for key in ("windows", "kills", "length")
+    )
     return f"""
 ### Killed and resumed
 
 `kill -9` at {kills["kills"]} random moments of a scan of {kills["windows"]:,} windows of
-{kills["length"]} tokens by the organism, resumed each time (`python -m tests.benchmarks.kills
---windows {kills["windows"]} --kills {kills["kills"]} --length {kills["length"]}`). Against the scan
-that nothing stopped ({kills["rows"]:,} rows in {kills["parts"]} parts, {kills["quarantined"]}
-unusable rows in quarantine): {found}. The kills left {kills["half_written"]} temporary files, which
-the next run removed.
+{kills["length"]} tokens by the organism, resumed each time, against the scan that nothing stopped
+({kills["rows"]:,} rows in {kills["parts"]} parts, {kills["quarantined"]} unusable rows in
+quarantine): {found}. Temporary files that the kills left, and the next run removed:
+{kills["half_written"]}. Measured by `{command}`.
 """
 
 

@@ -33,16 +33,16 @@ def all_jobs(subject: Subject, *, whole: bool) -> list[Job]:
 
     Args:
         subject: model and paragraphs.
-        whole: sweep over all heads and more paragraphs. Without it our own sweep takes three heads
+        whole: sweep over all heads and more paragraphs. Without it our own sweep takes two heads
             each of four layers that are as deep as all on average.
     """
     return [
         scan(subject),
         ablation(subject, whole),
         patching(subject, whole),
-        screening(subject, whole),
         perturbation(subject, whole),
         gradients(subject),
+        screening(subject, whole),
     ]
 
 
@@ -122,7 +122,9 @@ def ablation(subject: Subject, whole: bool) -> Job:
         contenders,
         1e-4,
         lambda ours, theirs: (ours[:, positions_of(heads, whole)], theirs),
-        note="" if whole else "ours pays for a clean run in each round of 12 heads, not of 144",
+        note=""
+        if whole
+        else "ours pays for a clean run in each round of 8 heads; in a sweep it is one for 144",
     )
 
 
@@ -183,7 +185,7 @@ def patching(subject: Subject, whole: bool) -> Job:
 
 
 def screening(subject: Subject, whole: bool) -> Job:
-    half = 4 if not whole else 8
+    half = 8 if whole else 2
     memorized, control = subject.paragraphs[:half], subject.paragraphs[-half:]
     both = memorized + control
     sets = [Ablation(subject.bridge, group, mode="zero") for group in (memorized, control)]
@@ -226,14 +228,15 @@ def screening(subject: Subject, whole: bool) -> Job:
         ],
         1e-4,
         compared,
-        note="ours decides on all heads, having ablated some; compared are those",
+        note=f"{len(both)} paragraphs; ours decides on all heads, having ablated some; compared "
+        "are those",
     )
 
 
 def perturbation(subject: Subject, whole: bool) -> Job:
-    paragraphs = subject.paragraphs[:8] if whole else subject.paragraphs[:2]
+    paragraphs = subject.paragraphs[: 8 if whole else 1]
     n, n_prefix = len(paragraphs), paragraphs.n_prefix
-    width = 4 if whole else 8  # positions in one round of the rival
+    width = 4 if whole else 16  # positions in one round of the rival
     drawn: dict[str, Tensor] = {}
 
     def ours(turn: int | None, setting: Any) -> Tensor:
@@ -242,7 +245,7 @@ def perturbation(subject: Subject, whole: bool) -> Job:
         return found.em[..., 0].float()
 
     def positions(turn: int | None) -> list[int]:
-        return [(7 * i + 5 * (turn or 0) + 1) % n_prefix for i in range(width)]
+        return [(3 * i + 5 * (turn or 0) + 1) % n_prefix for i in range(width)]
 
     def theirs(turn: int | None, setting: Any) -> Tensor:
         rows = rivals.perturbed(paragraphs.ids, drawn["replacements"], positions(turn))
@@ -264,6 +267,7 @@ def perturbation(subject: Subject, whole: bool) -> Job:
         ],
         0.0,
         lambda ours, theirs: (ours[:, positions(0)], theirs),
+        note=f"{n} paragraph(s); in each round {width} of the positions of each by the rival",
     )
 
 
@@ -271,7 +275,9 @@ def gradients(subject: Subject) -> Job:
     paragraphs = subject.paragraphs[:8]
 
     def ours(turn: int | None, setting: Any) -> Tensor:
-        found = parameter_gradients(subject.bridge, paragraphs, average="paragraph", **QUIET)
+        found = parameter_gradients(
+            subject.bridge, paragraphs, average="paragraph", components=rivals.COMPONENTS, **QUIET
+        )
         return torch.stack([found.samples[name] for name in rivals.COMPONENTS], 1)
 
     return Job(
@@ -307,12 +313,14 @@ def swept(subject: Subject, whole: bool) -> Heads:
     if whole:
         return every(subject)
     step = layers // 4
-    return [(i, j) for i in range(step // 2, layers, step) for j in range(0, heads, heads // 3)]
+    return [(i, j) for i in range(step // 2, layers, step) for j in range(0, heads, heads // 2)]
 
 
 def share(heads: Heads, turn: int | None, whole: bool) -> Heads:
     """The heads of a round of a rival."""
-    return [heads[i] for i in positions_of(heads, whole, turn or 0)]
+    if turn is None:  # a trial
+        return heads[:1]
+    return [heads[i] for i in positions_of(heads, whole, turn)]
 
 
 def positions_of(heads: Heads, whole: bool, turn: int = 0) -> list[int]:

@@ -64,7 +64,13 @@ def perturb(subject: Any) -> None:
 def gradients(subject: Any) -> None:
     from memcircuits.gradients import parameter_gradients
 
-    parameter_gradients(subject.bridge, subject.paragraphs, average="paragraph", progress=False)
+    parameter_gradients(
+        subject.bridge,
+        subject.paragraphs,
+        average="paragraph",
+        components=("W_Q", "W_K", "W_V", "W_O"),
+        progress=False,
+    )
 
 
 JOBS: dict[str, Callable[[Any], None]] = {

@@ -70,12 +70,12 @@ def measure(
     settings, outputs, arithmetic = [], [], []
     times: list[list[float]] = [[] for _ in contenders]
     for i, contender in enumerate(contenders):
-        settings.append(tuned(contender))
-        start = time.perf_counter()
+        settings.append(tuned(contender, warm_up=warm_up))
+        start = clock()
         with FlopCounterMode(display=False) as counted:
             outputs.append(contender.run(0, settings[-1]))
         if not warm_up:
-            times[i].append((time.perf_counter() - start) / contender.units)
+            times[i].append((clock() - start) / contender.units)
         arithmetic.append(counted.get_total_flops() / contender.units)
     for turn in range(0 if warm_up else 1, rounds):
         order = range(len(contenders))
@@ -114,18 +114,24 @@ def measure(
     }
 
 
-def tuned(contender: Contender) -> Any:
+def tuned(contender: Contender, *, warm_up: bool = True) -> Any:
     """The setting at which a contender is fastest, tried on a share of the first round."""
     if len(contender.settings) == 1:
         return contender.settings[0]
-    contender.run(None, contender.settings[0])  # the first run of all pays for what is made once
+    if warm_up:  # the first run of all pays for what is made once
+        contender.run(None, contender.settings[0])
     return min(contender.settings, key=lambda setting: seconds(contender, None, setting))
 
 
+def clock() -> float:
+    """Seconds: with one thread those of the processor, which neighbours on it do not lengthen."""
+    return time.process_time() if torch.get_num_threads() == 1 else time.perf_counter()
+
+
 def seconds(contender: Contender, turn: int | None, setting: Any) -> float:
-    start = time.perf_counter()
+    start = clock()
     contender.run(turn, setting)
-    return time.perf_counter() - start
+    return clock() - start
 
 
 def matrix_product_rate(size: int = 4096, repeats: int = 5) -> float:
@@ -133,7 +139,7 @@ def matrix_product_rate(size: int = 4096, repeats: int = 5) -> float:
     a, b = torch.randn(size, size), torch.randn(size, size)
     times = []
     for _ in range(repeats + 1):
-        start = time.perf_counter()
+        start = clock()
         a @ b
-        times.append(time.perf_counter() - start)
+        times.append(clock() - start)
     return 2 * size**3 / statistics.median(times[1:]) / 1e9
