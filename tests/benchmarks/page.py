@@ -69,10 +69,11 @@ def short_table(data: dict[str, Any]) -> str:
         for job in subject["jobs"].values():
             for row in job["rows"][1:]:
                 cells.setdefault((job["job"], row["name"]), {})[name] = f"{row['ratio']:.1f}x"
-    return table(
+    found = table(
         ["job", "instead of", *subjects],
-        ([*key, *(found.get(name, "") for name in subjects)] for key, found in cells.items()),
+        ([*key, *(row.get(name, "") for name in subjects)] for key, row in cells.items()),
     )
+    return found if data["complete"] else found + "\n\nOther jobs are not measured yet."
 
 
 def markdown(data: dict[str, Any]) -> str:
