@@ -1,7 +1,8 @@
 """Cut three memorized paragraphs out of the shipped organism. Run: python examples/unlearn.py
 
 Prints what it recites before and after, the arms of the comparison side by side, and how soon
-training on other text brings it back. One to two minutes on two cores.
+training on other text brings it back. One to two minutes on two cores. Three paragraphs share the
+default budget of 0.002 nats/token on controls here, and that is enough for two of them.
 """
 
 from dataclasses import replace
