@@ -200,7 +200,7 @@ def test_a_line_too_long_to_be_a_document_is_quarantined(neo, tmp_path):
     """A gigabyte goes the same way, see test_readers.py."""
     source = tmp_path / "a.jsonl"
     corpus_job.write_corpus(source, 5)
-    with source.open("ab") as file:
+    with source.open("r+b") as file:
         file.seek(2**25, os.SEEK_END)  # a hole: it takes no room on disk
         file.write(b"\n")
     found = scan_to_disk(neo, source, tmp_path / "out", **OPTIONS)
