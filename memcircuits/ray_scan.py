@@ -241,8 +241,9 @@ def _ray(address: str | None) -> Iterator[Any]:
         )
         try:
             ray.init(**options)
-        except (ConnectionError, RuntimeError, ValueError, OSError) as error:
-            raise InputError("ray_address", address, f"no cluster was reached ({error})") from None
+        except Exception as error:  # Ray raises plain ones too, when a node does not start in time
+            what = "no cluster was reached" if address else "Ray did not start"
+            raise InputError("ray_address", address, f"{what} ({error})") from None
     log = logging.getLogger("ray.data")
     level = log.level
     log.setLevel(logging.ERROR)
