@@ -52,7 +52,7 @@ SCHEMA = "memcircuits.reproduction/1"
 PAPER = "https://arxiv.org/abs/2403.19851"
 PAPERS_MODEL = "gpt-neo-125m"
 SMALL, USUAL = 6, 50  # paragraphs of each kind: on the organism, on other models
-FEW_EDITS, EDITS = 2, 3
+EDITS = 2  # the slowest part on a processor: give more where there is a GPU
 RESAMPLES = 2000
 FOLDS = 5  # of the jackknife
 CHECKED = 4  # heads that attribution patching measures exactly
@@ -973,7 +973,7 @@ def arguments(argv: Sequence[str] | None) -> argparse.Namespace:
     add("--as-given", action="store_true", help="--paragraphs are memorized, --controls are not")
     add("--unigrams", help="table of token counts (memcircuits unigrams); else counted here")
     add("--max-paragraphs", type=int, help=f"of each kind; {USUAL}, {SMALL} on the organism")
-    add("--edits", type=int, help=f"paragraphs edited, one at a time; {EDITS}, {FEW_EDITS}")
+    add("--edits", type=int, default=EDITS, help="paragraphs edited, one at a time")
     add("--patching", choices=("attribution", "exact"), default="attribution")
     add("--n-prefix", type=int, default=50, help="tokens")
     add("--n-continuation", type=int, default=50, help="tokens")
@@ -1007,7 +1007,7 @@ def main(argv: Sequence[str] | None = None) -> Path:
         unigrams=table_of or (mc.UnigramTable.shipped() if shipped else None),
         as_given=given.as_given,
         limit=given.max_paragraphs or (SMALL if shipped else USUAL),
-        edits=given.edits or (FEW_EDITS if shipped else EDITS),
+        edits=given.edits,
         patching=given.patching,
         seed=given.seed,
         memory_budget=given.memory_budget,

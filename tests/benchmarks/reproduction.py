@@ -26,7 +26,7 @@ sys.path.insert(0, str(Path(__file__).parents[2] / "examples"))
 
 
 FIXED = ("sets", "duplication", "layer-patching")
-USUAL, EDITS = 50, 3
+USUAL, EDITS = 50, 2
 CONTROLS = 16  # an edit needs as many
 
 
