@@ -111,17 +111,13 @@ def test_a_cluster_that_is_not_there_is_said_at_once(address, tmp_path):
 
 
 def test_ray_counts_the_same_tokens(tmp_path):
-    model = zoo.save("gpt_neo", tmp_path / "model")
-    corpus, out = tmp_path / "corpus", tmp_path / "unigrams.safetensors"
-    corpus.mkdir()
+    from memcircuits.ray_scan import count_with_ray
+
     for i in range(3):
         words = " ".join(f"<{j}>" for j in zoo.random_ids(1, 500, seed=i)[0].tolist())
-        (corpus / f"{i}.txt").write_text(words)
-    local = mc.UnigramTable.from_corpus(corpus, zoo.tokenizer())
-    job = ["unigrams", "build", "--model", str(model), "--paragraphs", str(corpus), "--quiet"]
-    done = CliRunner().invoke(app, [*job, "--engine", "ray", "--out", str(out)])
-    assert done.exit_code == 0, done.output
-    found = mc.UnigramTable.read(out)
+        (tmp_path / f"{i}.txt").write_text(words)
+    local = mc.UnigramTable.from_corpus(tmp_path, zoo.tokenizer())
+    found = count_with_ray(tmp_path, zoo.tokenizer(), progress=False)
     assert torch.equal(found.counts, local.counts)
     assert (found.source, found.tokenizer) == (local.source, local.tokenizer)
 
