@@ -117,17 +117,17 @@ def test_killed_and_resumed_scans_lose_and_repeat_nothing(neo, tmp_path):
     out = tmp_path / "killed"
     job = [sys.executable, str(Path(corpus_job.__file__)), str(source), str(out)]
     chance = random.Random(5)
-    n_parts = len(whole.parts)
+    n_parts, there = len(whole.parts), []
     for kill in range(3):
         process = subprocess.Popen(job)
-        until = (kill + chance.random()) * n_parts / 4  # some are left, however quick it is
+        until = (kill + chance.random()) * n_parts / 4
         while process.poll() is None and len(list((out / "parts").glob("0*"))) < until:
             time.sleep(0.002)
         time.sleep(chance.random() * 0.05)
         process.send_signal(signal.SIGKILL)
-        assert process.wait() == -signal.SIGKILL
-    assert 0 < len(ScanFolder.open(out).parts) < n_parts
-    assert not ScanFolder.open(out).complete
+        assert process.wait() in (-signal.SIGKILL, 0)  # 0: it was done before the last signal
+        there.append(len(list((out / "parts").glob("0*"))))
+    assert any(0 < n < n_parts for n in there)
     for left in ("parts/.00000-000001.parquet.left", "quarantine/.00000-000001.jsonl.left"):
         (out / left).write_bytes(b"half")
     found = scan_to_disk(neo, source, out, resume=True, **OPTIONS)
