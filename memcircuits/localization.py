@@ -524,7 +524,9 @@ def _check(trial: dict[str, Any], kind: str) -> None:
 
 
 def leaderboard(trials: Mapping[str, Sequence[Mapping[str, Any]]], seed: int = 0) -> pd.DataFrame:
-    """Means over trials with 95 % bootstrap intervals, one row per kind and localizer.
+    """Means over trials with 95 % intervals, one row per kind and localizer.
+
+    Intervals are from the bootstrap over trials, that of recall@1 (a proportion) is Wilson's.
 
     Columns `kind, localizer, trials`, for each of `METRICS` the mean and `_low`, `_high`, and
     `forwards`, the mean cost.
@@ -544,6 +546,9 @@ def leaderboard(trials: Mapping[str, Sequence[Mapping[str, Any]]], seed: int = 0
             for i, metric in enumerate(METRICS):
                 row[metric] = float(values[:, i].mean())
                 row[f"{metric}_low"], row[f"{metric}_high"] = float(low[i]), float(high[i])
+            # All right, or all wrong: resampling would call that certain.
+            hits = round(row["recall_at_1"] * len(found))
+            row["recall_at_1_low"], row["recall_at_1_high"] = wilson(hits, len(found))
             row["forwards"] = sum(r["forwards"] for r in found) / len(found)
             rows.append(row)
     ends = [f"{metric}{end}" for metric in METRICS for end in ("", "_low", "_high")]

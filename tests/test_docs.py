@@ -121,3 +121,18 @@ def test_command_line_page_is_current():
         options = CliRunner().invoke(app, [name, "--help"], env={"COLUMNS": "200"}).output
         for option in set(re.findall(r"--[a-z][a-z-]+", options)) - {"--help"}:
             assert option in page, f"{name} {option}: run the command named in docs/cli.md"
+
+
+def test_readme_has_the_numbers_of_the_leaderboard():
+    import importlib.util
+
+    import pandas as pd
+
+    spec = importlib.util.spec_from_file_location(
+        "make_leaderboard", ROOT / "docs" / "make_leaderboard.py"
+    )
+    maker = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(maker)
+    readme = maker.README.read_text(encoding="utf-8")
+    assert maker.START in readme
+    assert readme == maker.in_readme(readme, pd.read_json(maker.NUMBERS, orient="records"))
