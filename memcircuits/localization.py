@@ -76,7 +76,7 @@ COUNTS = {
     "null": 2000,
     "stability": 1,
 }
-QUICK = {"head": 5, "two-heads": 1, "values": 1, "block": 1, "neurons": 1, "holders": 1, "null": 50}
+QUICK = {"head": 5, "two-heads": 1, "values": 2, "block": 1, "neurons": 1, "holders": 1, "null": 50}
 METRICS = ("recall_at_1", "recall_at_k", "mrr", "auc")
 RANKINGS = ("find_memorization_heads", "find_memorization_heads (screen)")
 _CONTROLS = 4
