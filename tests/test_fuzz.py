@@ -209,8 +209,14 @@ def test_odd_records(tmp_path):
 def test_strange_files(tmp_path, raw, ending):
     path = tmp_path / f"strange{ending}"
     path.write_bytes(raw)
+    found = None
     with only_input_errors("strange files", (ending, raw[:100])):
-        read(path)
+        found = read(path)
+    assert path.read_bytes() == raw
+    if found is not None:  # what is accepted can be used as it is
+        assert len(found) > 0
+        assert found.ids.shape[1] == 22
+        assert 0 <= int(found.ids.min()) <= int(found.ids.max()) < zoo.D_VOCAB
 
 
 @pytest.mark.parametrize(
@@ -287,14 +293,21 @@ def test_spoiled_results(results, tmp_path, name):
     path = tmp_path / "spoiled.safetensors"
     load = mc.UnigramTable.read if name == "UnigramTable" else Result.load
     draw = random.Random(name)
+    whole = type(load(results / f"{name}.safetensors"))
+    refused = 0
     for turn in range(COUNTS["spoiled results"]):
         # Half of them keep the length and the data and spoil only the header's text.
         text = spoil(raw[8:end], draw)
         kept = len(text).to_bytes(8, "little") + text + raw[end:]
         spoiled = kept if turn % 2 else spoil(raw, draw)
         path.write_bytes(spoiled)
+        found = None
         with only_input_errors("spoiled results", (name, spoiled[:1500])):
-            load(path)
+            found = load(path)
+        assert path.read_bytes() == spoiled
+        assert found is None or type(found) is whole
+        refused += found is None
+    assert refused > COUNTS["spoiled results"] / 2
 
 
 @pytest.mark.parametrize("name", KINDS[:-1])

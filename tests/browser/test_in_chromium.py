@@ -66,6 +66,9 @@ def test_head_chosen_before_the_view_is_drawn(open_page: Any, tmp_path: Path) ->
     page.get_by_role("button", name="L0H2").click()
     drawn(page)
     page.locator(".cv h2", has_text="L0H2").wait_for()
+    assert page.locator(".cv h2").text_content() == "L0H2"
+    assert page.get_by_role("button", name="L0H2").get_attribute("aria-pressed") == "true"
+    assert page.get_by_role("button", name="L0H0").get_attribute("aria-pressed") == "false"
 
 
 def test_thumbnails_differ_by_head(open_page: Any, tmp_path: Path) -> None:
