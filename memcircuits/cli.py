@@ -39,6 +39,8 @@ app = typer.Typer(
 
 
 def _safely(command: Callable[..., None]) -> Callable[..., None]:
+    command = common.with_source(command)
+
     @functools.wraps(command)
     def wrapped(*args: Any, **kwargs: Any) -> None:
         with common.errors_in_one_line():

@@ -194,6 +194,17 @@ def test_ctrl_c_is_status_130(options, monkeypatch):
     assert result.exit_code == 130
 
 
+def test_a_reader_that_has_enough_is_no_error(options):
+    """As in `memcircuits scan | head`: nothing is said about the pipe."""
+    command = [sys.executable, "-m", "memcircuits", "scan", *options, "--json", "--quiet"]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE) as scan:
+        scan.stdout.close()
+        said = scan.stderr.read().decode()
+    assert scan.returncode == 1
+    assert "memcircuits:" not in said
+    assert "Traceback" not in said
+
+
 def test_help_imports_nothing_heavy():
     """torch and transformer_lens take seconds: neither --help nor the import may load them."""
     code = (

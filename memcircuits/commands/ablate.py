@@ -12,23 +12,15 @@ from memcircuits.commands.unlearn import draw, split
 
 
 def ablate(
-    model: c.Model = "organism",
-    paragraphs: c.ParagraphFile = None,
+    source: c.Source,
     mode: Annotated[str, typer.Option(help="Ablation: zero, mean or resample.")] = "zero",
     max_paragraphs: Annotated[
         int, typer.Option(min=2, help="At most so many memorized paragraphs and so many controls.")
     ] = 100,
     out: c.Out = Path("memcircuits-ablate"),
     top: Annotated[int, typer.Option(min=1, help="Rows of the table printed.")] = 10,
-    n_prefix: c.Prefix = 50,
-    n_continuation: c.Continuation = 50,
     seed: c.Seed = 0,
     json: c.Json = False,
-    device: c.Device = "auto",
-    dtype: c.Dtype = "float32",
-    revision: c.Revision = None,
-    trust_remote_code: c.TrustRemoteCode = False,
-    quiet: c.Quiet = False,
 ) -> None:
     """Ablate every head by itself, on memorized paragraphs and on controls.
 
@@ -41,22 +33,12 @@ def ablate(
     import memcircuits as mc
     from memcircuits.results import write_atomically
 
-    loaded, given = c.load(
-        model,
-        paragraphs,
-        device=device,
-        dtype=dtype,
-        revision=revision,
-        trust_remote_code=trust_remote_code,
-        n_prefix=n_prefix,
-        n_continuation=n_continuation,
-        quiet=quiet,
-    )
-    memorized, controls = split(loaded, given, quiet=quiet)
+    loaded, given = source.load()
+    memorized, controls = split(source, loaded, given)
     controls = draw(controls, max_paragraphs, seed)
     found = {
         name: mc.ablate_heads(
-            loaded, group, mode=mode, reference=controls, seed=seed, progress=not quiet
+            loaded, group, mode=mode, reference=controls, seed=seed, progress=not source.quiet
         )
         for name, group in {
             "memorized": draw(memorized, max_paragraphs, seed),
@@ -64,9 +46,9 @@ def ablate(
         }.items()
     }
     for name, result in found.items():
-        c.say(f"wrote {result.save(out / f'ablation-{name}.safetensors')}", quiet)
+        c.say(f"wrote {result.save(out / f'ablation-{name}.safetensors')}", source.quiet)
         page = result.figure().to_html(include_plotlyjs=True)
-        c.say(f"wrote {write_atomically(out / f'ablation-{name}.html', page)}", quiet)
+        c.say(f"wrote {write_atomically(out / f'ablation-{name}.html', page)}", source.quiet)
     frame = found["memorized"].to_frame()[["layer", "head"]]
     for name, result in found.items():
         frame[f"nll_{name}"] = result.values.flatten().tolist()

@@ -12,8 +12,7 @@ from memcircuits.commands.unlearn import draw, names, numbers, split
 
 
 def attention(
-    model: c.Model = "organism",
-    paragraphs: c.ParagraphFile = None,
+    source: c.Source,
     heads: Annotated[
         str | None, typer.Option(help="Heads to show, for instance L1H2,L0H3; by default all.")
     ] = None,
@@ -28,15 +27,8 @@ def attention(
     ] = 100,
     out: c.Out = Path("memcircuits-attention"),
     top: Annotated[int, typer.Option(min=1, help="Rows of the table printed.")] = 10,
-    n_prefix: c.Prefix = 50,
-    n_continuation: c.Continuation = 50,
     seed: c.Seed = 0,
     json: c.Json = False,
-    device: c.Device = "auto",
-    dtype: c.Dtype = "float32",
-    revision: c.Revision = None,
-    trust_remote_code: c.TrustRemoteCode = False,
-    quiet: c.Quiet = False,
 ) -> None:
     """Show attention as interactive pages, and correlate it with the rarity of tokens.
 
@@ -50,21 +42,11 @@ def attention(
     from memcircuits.adapter import adapt
     from memcircuits.checks import InputError
 
-    loaded, given = c.load(
-        model,
-        paragraphs,
-        device=device,
-        dtype=dtype,
-        revision=revision,
-        trust_remote_code=trust_remote_code,
-        n_prefix=n_prefix,
-        n_continuation=n_continuation,
-        quiet=quiet,
-    )
-    table = c.unigrams_for(model, unigrams) or mc.UnigramTable.from_tokens(
+    loaded, given = source.load()
+    table = source.unigrams(unigrams) or mc.UnigramTable.from_tokens(
         given.ids, adapt(loaded).d_vocab, source="the given paragraphs"
     )
-    memorized, _ = split(loaded, given, quiet=quiet)
+    memorized, _ = split(source, loaded, given)
     rows = numbers("--rows", shown) if shown else [given.names.index(memorized.names[0])]
     for row in rows or ():
         if row >= len(given):
@@ -72,11 +54,11 @@ def attention(
         view = mc.attention_view(loaded, given[row], heads=names(heads), unigrams=table)
         path = out / f"attention-{row}.html"
         view.to_html(path)
-        c.say(f"wrote {path}", quiet)
+        c.say(f"wrote {path}", source.quiet)
     rare = mc.rare_token_attention(
-        loaded, draw(memorized, max_paragraphs, seed), table, seed=seed, progress=not quiet
+        loaded, draw(memorized, max_paragraphs, seed), table, seed=seed, progress=not source.quiet
     )
-    c.say(f"wrote {rare.save(out / 'rare-token-attention.safetensors')}", quiet)
+    c.say(f"wrote {rare.save(out / 'rare-token-attention.safetensors')}", source.quiet)
     frame = rare.to_frame().sort_values("value", ignore_index=True)
     if json:
         c.print_json({"unigrams": table.source, "heads": c.records(frame)})

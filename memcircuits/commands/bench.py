@@ -11,8 +11,7 @@ from memcircuits.commands import common as c
 
 
 def localize(
-    model: c.Model = "organism",
-    paragraphs: c.ParagraphFile = None,
+    source: c.Source,
     out: c.Out = Path("memcircuits-bench"),
     quick: Annotated[bool, typer.Option("--quick", help="A few trials of each kind.")] = False,
     n_paragraphs: Annotated[
@@ -22,15 +21,8 @@ def localize(
         int, typer.Option(min=1, help="Processes that share the trials, each with its index.")
     ] = 1,
     shard_index: Annotated[int, typer.Option(min=0, help="Which of them this is.")] = 0,
-    n_prefix: c.Prefix = 50,
-    n_continuation: c.Continuation = 50,
     seed: c.Seed = 0,
     json: c.Json = False,
-    device: c.Device = "auto",
-    dtype: c.Dtype = "float32",
-    revision: c.Revision = None,
-    trust_remote_code: c.TrustRemoteCode = False,
-    quiet: c.Quiet = False,
 ) -> None:
     """Write paragraphs into random places of the model and score every localizer on finding them.
 
@@ -44,18 +36,8 @@ def localize(
 
     if shard_index >= num_shards:
         raise InputError("--shard-index", shard_index, f"give less than {num_shards}")
-    loaded, given = c.load(
-        model,
-        paragraphs,
-        device=device,
-        dtype=dtype,
-        revision=revision,
-        trust_remote_code=trust_remote_code,
-        n_prefix=n_prefix,
-        n_continuation=n_continuation,
-        quiet=quiet,
-    )
-    pool = localization.Pool.of(loaded, given, c.unigrams_for(model, None))
+    loaded, given = source.load()
+    pool = localization.Pool.of(loaded, given, source.unigrams(None))
     localization.run_trials(
         pool,
         out,
@@ -63,10 +45,13 @@ def localize(
         n_paragraphs=n_paragraphs,
         seed=seed,
         shard=(shard_index, num_shards),
-        progress=not quiet,
+        progress=not source.quiet,
     )
     if num_shards > 1:
-        c.say("this share is done; run once more without --num-shards for the leaderboard", quiet)
+        c.say(
+            "this share is done; run once more without --num-shards for the leaderboard",
+            source.quiet,
+        )
         return
     trials = localization.read_trials(out)
     frame = localization.leaderboard(trials)
@@ -76,4 +61,4 @@ def localize(
         columns = ["kind", "localizer", "trials", *localization.METRICS, "forwards"]
         c.print_table(frame[columns])
     for path in localization.write_leaderboard(trials, out):
-        c.say(f"wrote {path}", quiet)
+        c.say(f"wrote {path}", source.quiet)

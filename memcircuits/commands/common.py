@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import contextlib
+import functools
+import inspect
 import json
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -17,6 +20,13 @@ if TYPE_CHECKING:
     from memcircuits.paragraphs import Paragraphs
     from memcircuits.unigrams import UnigramTable
 
+Out = Annotated[Path, typer.Option(help="Folder for the files written.")]
+Json = Annotated[bool, typer.Option("--json", help="Print JSON instead of a table.")]
+Seed = Annotated[int, typer.Option(min=0, max=2**31 - 1, help="Seed of every random draw.")]
+BatchSize = Annotated[
+    int | None, typer.Option(min=1, help="Paragraphs per forward pass; by default what fits.")
+]
+Quiet = Annotated[bool, typer.Option("--quiet", "-q", help="No progress on stderr.")]
 Model = Annotated[
     str,
     typer.Option(
@@ -25,32 +35,107 @@ Model = Annotated[
         show_default="organism",
     ),
 ]
-ParagraphFile = Annotated[
-    Path | None,
-    typer.Option("--paragraphs", help="File of paragraphs; by default those shipped."),
-]
-Out = Annotated[Path, typer.Option(help="Folder for the files written.")]
-Json = Annotated[bool, typer.Option("--json", help="Print JSON instead of a table.")]
-Device = Annotated[str, typer.Option(help="auto, cpu, cuda, cuda:1 or mps.")]
-Dtype = Annotated[str, typer.Option(help="float32, bfloat16 or float16.")]
-Seed = Annotated[int, typer.Option(min=0, max=2**31 - 1, help="Seed of every random draw.")]
-BatchSize = Annotated[
-    int | None, typer.Option(min=1, help="Paragraphs per forward pass; by default what fits.")
-]
-Quiet = Annotated[bool, typer.Option("--quiet", "-q", help="No progress on stderr.")]
-Revision = Annotated[str | None, typer.Option(help="Commit, tag or branch on the hub.")]
+
+
+def _shared(text: str, *names: str, **more: Any) -> Any:
+    return typer.Option(*names, help=text, rich_help_panel="Model and lengths", **more)
+
+
+Device = Annotated[str, _shared("auto, cpu, cuda, cuda:1 or mps.")]
+Dtype = Annotated[str, _shared("float32, bfloat16 or float16.")]
+Revision = Annotated[str | None, _shared("Commit, tag or branch on the hub.")]
 TrustRemoteCode = Annotated[
-    bool,
-    typer.Option(
-        "--trust-remote-code", help="Run a repository's own code; needs --revision COMMIT."
-    ),
+    bool, _shared("Run a repository's own code; needs --revision COMMIT.", "--trust-remote-code")
 ]
-Prefix = Annotated[
-    int, typer.Option("--n-prefix", min=1, max=100_000, help="Tokens of the prefix.")
-]
-Continuation = Annotated[
-    int, typer.Option("--n-continuation", min=1, max=100_000, help="Tokens of the continuation.")
-]
+Prefix = Annotated[int, _shared("Tokens of the prefix.", min=1, max=100_000)]
+Continuation = Annotated[int, _shared("Tokens of the continuation.", min=1, max=100_000)]
+
+
+@dataclass(frozen=True)
+class Source:
+    """The options of every command that takes a model and paragraphs, and what they name.
+
+    A command has one parameter of this type, called `source`; `with_source` spells it out.
+    """
+
+    model: Model = "organism"
+    paragraphs: Annotated[
+        Path | None,
+        typer.Option("--paragraphs", help="File of paragraphs; by default those shipped."),
+    ] = None
+    n_prefix: Prefix = 50
+    n_continuation: Continuation = 50
+    device: Device = "auto"
+    dtype: Dtype = "float32"
+    revision: Revision = None
+    trust_remote_code: TrustRemoteCode = False
+    quiet: Quiet = False
+
+    @property
+    def loading(self) -> dict[str, Any]:
+        """What `load_model` takes beside the name."""
+        return {
+            "device": self.device,
+            "dtype": self.dtype,
+            "revision": self.revision,
+            "trust_remote_code": self.trust_remote_code,
+        }
+
+    def load(self) -> tuple[Any, Paragraphs]:
+        """The model and the paragraphs."""
+        from memcircuits.loading import load_model
+        from memcircuits.paragraphs import Paragraphs
+
+        self.refuse_missing_paragraphs()
+        say(f"loading {self.model}", self.quiet)
+        loaded = load_model(self.model, **self.loading)
+        if self.paragraphs is None:
+            role = "control" if self.model == "organism-planted" else "all"
+            return loaded, Paragraphs.shipped(role)
+        return loaded, self.read(self.paragraphs, loaded)
+
+    def read(self, path: Path, model: Any) -> Paragraphs:
+        """Another file of paragraphs, of the same lengths."""
+        from memcircuits.paragraphs import Paragraphs
+
+        return Paragraphs.read(
+            path, model, n_prefix=self.n_prefix, n_continuation=self.n_continuation
+        )
+
+    def refuse_missing_paragraphs(self) -> None:
+        """The shipped paragraphs are for the shipped model only."""
+        from memcircuits.checks import InputError
+
+        if self.paragraphs is None and not is_shipped(self.model):
+            raise InputError(
+                "--paragraphs",
+                "not given",
+                f"the shipped paragraphs are the organism's, not {self.model}'s",
+            )
+
+    def unigrams(self, path: Path | None) -> UnigramTable | None:
+        """The given table, the shipped one for the organism, else None."""
+        return unigrams_for(self.model, path)
+
+
+def with_source(command: Callable[..., None]) -> Callable[..., None]:
+    """Give a command the options of `Source`: model and paragraphs first, the others last."""
+    own = dict(inspect.signature(command, eval_str=True).parameters)
+    if own.pop("source", None) is None:
+        return command
+    shared = inspect.signature(Source, eval_str=True).parameters
+    first = ("model", "paragraphs")
+    order = {name: shared[name] for name in first} | own | shared
+    given = [option.replace(kind=option.KEYWORD_ONLY) for option in order.values()]
+
+    @functools.wraps(command)
+    def wrapped(**options: Any) -> None:
+        source = Source(**{name: options.pop(name) for name in shared})
+        command(source=source, **options)
+
+    wrapped.__signature__ = inspect.Signature(given)  # type: ignore[attr-defined]
+    wrapped.__annotations__ = {option.name: option.annotation for option in given}
+    return wrapped
 
 
 @contextlib.contextmanager
@@ -61,6 +146,8 @@ def errors_in_one_line() -> Iterator[None]:
     except KeyboardInterrupt:
         typer.echo("memcircuits: interrupted", err=True)
         raise typer.Exit(130) from None
+    except BrokenPipeError:  # whoever read the output has enough: Typer ends quietly
+        raise
     except (ValueError, MemoryError, OSError) as error:
         from memcircuits.checks import InputError
 
@@ -69,38 +156,6 @@ def errors_in_one_line() -> Iterator[None]:
         text = " ".join(str(error).split()) or type(error).__name__
         typer.echo(f"memcircuits: {text}", err=True)
         raise typer.Exit(2) from None
-
-
-def load(
-    model: str,
-    paragraphs: Path | None,
-    *,
-    device: str = "auto",
-    dtype: str = "float32",
-    revision: str | None = None,
-    trust_remote_code: bool = False,
-    n_prefix: int = 50,
-    n_continuation: int = 50,
-    quiet: bool = False,
-) -> tuple[Any, Paragraphs]:
-    """The model and the paragraphs of a command."""
-    from memcircuits.checks import InputError
-    from memcircuits.loading import load_model
-    from memcircuits.paragraphs import Paragraphs
-
-    if paragraphs is None and not is_shipped(model):
-        raise InputError(
-            "--paragraphs", "not given", f"the shipped paragraphs are the organism's, not {model}'s"
-        )
-    say(f"loading {model}", quiet)
-    loaded = load_model(
-        model, revision=revision, device=device, dtype=dtype, trust_remote_code=trust_remote_code
-    )
-    if paragraphs is None:
-        return loaded, Paragraphs.shipped("control" if model == "organism-planted" else "all")
-    return loaded, Paragraphs.read(
-        paragraphs, loaded, n_prefix=n_prefix, n_continuation=n_continuation
-    )
 
 
 def is_shipped(model: str) -> bool:

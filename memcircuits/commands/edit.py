@@ -12,8 +12,7 @@ from memcircuits.commands import unlearn as u
 
 
 def edit(
-    model: c.Model = "organism",
-    paragraphs: c.ParagraphFile = None,
+    source: c.Source,
     rewritten: Annotated[
         Path | None,
         typer.Option(
@@ -31,15 +30,8 @@ def edit(
     heldout: u.Heldout = None,
     out: c.Out = Path("memcircuits-edit"),
     export: u.Export = None,
-    n_prefix: c.Prefix = 50,
-    n_continuation: c.Continuation = 50,
     seed: c.Seed = 0,
     json: c.Json = False,
-    device: c.Device = "auto",
-    dtype: c.Dtype = "float32",
-    revision: c.Revision = None,
-    trust_remote_code: c.TrustRemoteCode = False,
-    quiet: c.Quiet = False,
 ) -> None:
     """Change few weights so that memorized prefixes go on with another text.
 
@@ -48,27 +40,16 @@ def edit(
 
     Example: memcircuits edit --targets 1 --export rewritten
     """
-    import memcircuits as mc
     from memcircuits.perturbation import perturb_prefix
     from memcircuits.unlearning import edit as find
 
-    lengths = {"n_prefix": n_prefix, "n_continuation": n_continuation}
-    loaded, given = c.load(
-        model,
-        paragraphs,
-        device=device,
-        dtype=dtype,
-        revision=revision,
-        trust_remote_code=trust_remote_code,
-        quiet=quiet,
-        **lengths,
-    )
-    memorized, controls = u.split(loaded, given, control, quiet=quiet)
+    loaded, given = source.load()
+    memorized, controls = u.split(source, loaded, given, control)
     if rewritten is not None:
-        chosen, wanted = given, mc.Paragraphs.read(rewritten, loaded, **lengths)
+        chosen, wanted = given, source.read(rewritten, loaded)
     else:
         chosen = u.draw(memorized, targets, seed)
-        pairs = perturb_prefix(loaded, chosen, seed=seed, progress=not quiet).pairs()
+        pairs = perturb_prefix(loaded, chosen, seed=seed, progress=not source.quiet).pairs()
         chosen, wanted = pairs.clean, pairs.corrupted
     found = find(
         loaded,
@@ -81,7 +62,7 @@ def edit(
         components=u.names(components),
         kl_budget=kl_budget,
         seed=seed,
-        progress=not quiet,
+        progress=not source.quiet,
     )
-    text = u.heldout_text(heldout, loaded, model, n_prefix, n_continuation)
-    u.finish(loaded, found, chosen, controls[1::2], text, out, export, model, revision, json, quiet)
+    text = u.heldout_text(source, loaded, heldout)
+    u.finish(source, loaded, found, chosen, controls[1::2], text, out, export, json)

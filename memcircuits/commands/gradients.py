@@ -15,8 +15,7 @@ if TYPE_CHECKING:
 
 
 def gradients(
-    model: c.Model = "organism",
-    paragraphs: c.ParagraphFile = None,
+    source: c.Source,
     objective: Annotated[
         str, typer.Option(help="nll, or contrastive: memorized against controls (equation 3).")
     ] = "nll",
@@ -34,15 +33,8 @@ def gradients(
     out: Annotated[
         Path | None, typer.Option(help="Folder for gradients-SET.safetensors; by default none.")
     ] = None,
-    n_prefix: c.Prefix = 50,
-    n_continuation: c.Continuation = 50,
     seed: c.Seed = 0,
     json: c.Json = False,
-    device: c.Device = "auto",
-    dtype: c.Dtype = "float32",
-    revision: c.Revision = None,
-    trust_remote_code: c.TrustRemoteCode = False,
-    quiet: c.Quiet = False,
 ) -> None:
     """Gradients of memorized and control paragraphs per layer, matrix and head.
 
@@ -54,37 +46,32 @@ def gradients(
     from memcircuits.gradients import contrastive_gradients
 
     one_of("--objective", objective, ("nll", "contrastive"))
-    loaded, given = c.load(
-        model,
-        paragraphs,
-        device=device,
-        dtype=dtype,
-        revision=revision,
-        trust_remote_code=trust_remote_code,
-        n_prefix=n_prefix,
-        n_continuation=n_continuation,
-        quiet=quiet,
-    )
-    memorized, control = split(loaded, given, quiet=quiet)
+    loaded, given = source.load()
+    memorized, control = split(source, loaded, given)
     if activations:
-        _activations(loaded, {"memorized": memorized, "control": control}, out, json, quiet)
+        _activations(source, loaded, {"memorized": memorized, "control": control}, out, json)
         return
     if objective == "contrastive":
         results = {
             "contrastive": contrastive_gradients(
-                loaded, memorized, control, pool=pool, seed=seed, progress=not quiet
+                loaded, memorized, control, pool=pool, seed=seed, progress=not source.quiet
             )
         }
     else:
         results = {
             name: mc.parameter_gradients(
-                loaded, group, pool=pool, average=average, per_loss=per_loss, progress=not quiet
+                loaded,
+                group,
+                pool=pool,
+                average=average,
+                per_loss=per_loss,
+                progress=not source.quiet,
             )
             for name, group in {"memorized": memorized, "control": control}.items()
         }
     if out is not None:
         for name, result in results.items():
-            c.say(f"wrote {result.save(out / f'gradients-{name}.safetensors')}", quiet)
+            c.say(f"wrote {result.save(out / f'gradients-{name}.safetensors')}", source.quiet)
     if json:
         c.print_json(
             {
@@ -106,16 +93,20 @@ def gradients(
 
 
 def _activations(
-    model: Any, groups: Mapping[str, Paragraphs], out: Path | None, json: bool, quiet: bool
+    source: c.Source,
+    model: Any,
+    groups: Mapping[str, Paragraphs],
+    out: Path | None,
+    json: bool,
 ) -> None:
     """Largest gradient over positions of every site, layer and head."""
     import memcircuits as mc
 
     tables = {}
     for name, group in groups.items():
-        found = mc.activation_gradients(model, group, progress=not quiet)
+        found = mc.activation_gradients(model, group, progress=not source.quiet)
         if out is not None:
-            c.say(f"wrote {found.save(out / f'activations-{name}.safetensors')}", quiet)
+            c.say(f"wrote {found.save(out / f'activations-{name}.safetensors')}", source.quiet)
         frame = found.to_frame()
         places = frame.groupby(["site", "layer", "head"], dropna=False, sort=False)["value"]
         tables[name] = frame.loc[places.idxmax()].reset_index(drop=True)

@@ -11,8 +11,7 @@ from memcircuits.commands import common as c
 
 
 def heads(
-    model: c.Model = "organism",
-    paragraphs: c.ParagraphFile = None,
+    source: c.Source,
     control: Annotated[
         Path | None, typer.Option(help="File of controls; by default paragraphs with a low EM.")
     ] = None,
@@ -31,15 +30,8 @@ def heads(
     match_nll: Annotated[
         bool, typer.Option("--match-nll", help="Controls nearest in NLL, not drawn.")
     ] = False,
-    n_prefix: c.Prefix = 50,
-    n_continuation: c.Continuation = 50,
     seed: c.Seed = 0,
     json: c.Json = False,
-    device: c.Device = "auto",
-    dtype: c.Dtype = "float32",
-    revision: c.Revision = None,
-    trust_remote_code: c.TrustRemoteCode = False,
-    quiet: c.Quiet = False,
 ) -> None:
     """Which heads does the recitation hang on? A ranking, report.html and ranking.json.
 
@@ -49,34 +41,24 @@ def heads(
     """
     import memcircuits as mc
 
-    lengths = {"n_prefix": n_prefix, "n_continuation": n_continuation}
-    loaded, given = c.load(
-        model,
-        paragraphs,
-        device=device,
-        dtype=dtype,
-        revision=revision,
-        trust_remote_code=trust_remote_code,
-        quiet=quiet,
-        **lengths,
-    )
-    controls = None if control is None else mc.Paragraphs.read(control, loaded, **lengths)
+    loaded, given = source.load()
+    controls = None if control is None else source.read(control, loaded)
     ranking = mc.find_memorization_heads(
         loaded,
         given,
         control=controls,
-        unigrams=c.unigrams_for(model, unigrams),
+        unigrams=source.unigrams(unigrams),
         mode=mode,
         method=method,
         max_paragraphs=max_paragraphs,
         match_nll=match_nll,
         seed=seed,
-        progress=not quiet,
+        progress=not source.quiet,
     )
     written = [
         ranking.to_json(out / "ranking.json"),
         ranking.save(out / "ranking.safetensors"),
-        ranking.to_html(out / "report.html", progress=not quiet),
+        ranking.to_html(out / "report.html", progress=not source.quiet),
     ]
     if json:
         c.print_json(
@@ -106,4 +88,4 @@ def heads(
         for note in ranking.notes:
             typer.echo(f"Note: {note}")
     for path in written:
-        c.say(f"wrote {path}", quiet)
+        c.say(f"wrote {path}", source.quiet)

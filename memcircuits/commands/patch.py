@@ -16,8 +16,7 @@ if TYPE_CHECKING:
 
 
 def patch(
-    model: c.Model = "organism",
-    paragraphs: c.ParagraphFile = None,
+    source: c.Source,
     corrupted: Annotated[
         Path | None,
         typer.Option(
@@ -46,15 +45,8 @@ def patch(
     max_paragraphs: Annotated[int, typer.Option(min=1, help="At most so many pairs.")] = 20,
     top: Annotated[int, typer.Option(min=1, help="Rows of each table printed.")] = 5,
     out: c.Out = Path("memcircuits-patch"),
-    n_prefix: c.Prefix = 50,
-    n_continuation: c.Continuation = 50,
     seed: c.Seed = 0,
     json: c.Json = False,
-    device: c.Device = "auto",
-    dtype: c.Dtype = "float32",
-    revision: c.Revision = None,
-    trust_remote_code: c.TrustRemoteCode = False,
-    quiet: c.Quiet = False,
 ) -> None:
     """Move activations between a paragraph and its perturbed twin, one at a time.
 
@@ -75,23 +67,13 @@ def patch(
         where = numbers("--positions", positions)
     elif positions == "all":
         where = None
-    loaded, given = c.load(
-        model,
-        paragraphs,
-        device=device,
-        dtype=dtype,
-        revision=revision,
-        trust_remote_code=trust_remote_code,
-        n_prefix=n_prefix,
-        n_continuation=n_continuation,
-        quiet=quiet,
-    )
-    clean, twins = _pairs(loaded, given, corrupted, max_paragraphs, draws, seed, quiet)
+    loaded, given = source.load()
+    clean, twins = _pairs(source, loaded, given, corrupted, max_paragraphs, draws, seed)
     results: dict[tuple[str, str], PatchMap | LayerPatches] = {}
     for way in DIRECTIONS if direction == "both" else (direction,):
-        options: dict[str, Any] = {"metric": metric, "direction": way, "progress": not quiet}
+        options: dict[str, Any] = {"metric": metric, "direction": way, "progress": not source.quiet}
         for one in sites:
-            c.say(f"{way} {one}, {len(clean)} pairs", quiet)
+            c.say(f"{way} {one}, {len(clean)} pairs", source.quiet)
             if one in HEAD_SITES:
                 results[way, one] = patch_heads(
                     loaded,
@@ -121,34 +103,32 @@ def patch(
             for note in result.notes:
                 typer.echo(f"Note: {note}")
     for path in written:
-        c.say(f"wrote {path}", quiet)
+        c.say(f"wrote {path}", source.quiet)
 
 
 def _pairs(
+    source: c.Source,
     model: Any,
     given: Paragraphs,
     corrupted: Path | None,
     most: int,
     draws: int,
     seed: int,
-    quiet: bool,
 ) -> tuple[Paragraphs, Paragraphs]:
     from memcircuits.checks import InputError
-    from memcircuits.paragraphs import Paragraphs
     from memcircuits.perturbation import perturb_prefix
     from memcircuits.scanning import scan
 
     if corrupted is not None:
-        lengths = {"n_prefix": given.n_prefix, "n_continuation": given.n_continuation}
-        return given[:most], Paragraphs.read(corrupted, model, **lengths)[:most]
-    memorized = scan(model, given, progress=not quiet).memorized
+        return given[:most], source.read(corrupted, model)[:most]
+    memorized = scan(model, given, progress=not source.quiet).memorized
     if memorized is None:
         raise InputError(
             "--paragraphs", f"none of {len(given)} is memorized", "pass --corrupted with twins"
         )
     chosen = draw(memorized, most, seed)
-    c.say(f"perturbing {len(chosen)} memorized paragraphs", quiet)
-    return perturb_prefix(model, chosen, draws=draws, seed=seed, progress=not quiet).pairs()
+    c.say(f"perturbing {len(chosen)} memorized paragraphs", source.quiet)
+    return perturb_prefix(model, chosen, draws=draws, seed=seed, progress=not source.quiet).pairs()
 
 
 def _facts(way: str, site: str, result: PatchMap | LayerPatches) -> dict[str, Any]:

@@ -16,8 +16,7 @@ if TYPE_CHECKING:
 
 
 def perturb(
-    model: c.Model = "organism",
-    paragraphs: c.ParagraphFile = None,
+    source: c.Source,
     replacement: Annotated[
         str, typer.Option(help="random, frequency, neighbor, second; several with commas.")
     ] = "random",
@@ -32,15 +31,8 @@ def perturb(
         bool, typer.Option("--minimal", help="Also search the smallest sets of prefix tokens.")
     ] = False,
     out: c.Out = Path("memcircuits-perturb"),
-    n_prefix: c.Prefix = 50,
-    n_continuation: c.Continuation = 50,
     seed: c.Seed = 0,
     json: c.Json = False,
-    device: c.Device = "auto",
-    dtype: c.Dtype = "float32",
-    revision: c.Revision = None,
-    trust_remote_code: c.TrustRemoteCode = False,
-    quiet: c.Quiet = False,
 ) -> None:
     """Replace each prefix token by itself: how much is still recited, and what makes it matter?
 
@@ -56,25 +48,18 @@ def perturb(
     from memcircuits.perturbation import perturb_prefix
     from memcircuits.unigrams import UnigramTable
 
-    loaded, given = c.load(
-        model,
-        paragraphs,
-        device=device,
-        dtype=dtype,
-        revision=revision,
-        trust_remote_code=trust_remote_code,
-        n_prefix=n_prefix,
-        n_continuation=n_continuation,
-        quiet=quiet,
-    )
-    table = c.unigrams_for(model, unigrams)
-    sets = _sets(loaded, given, max_paragraphs, seed, quiet)
-    options: dict[str, Any] = {"unigrams": table, "seed": seed, "progress": not quiet}
+    loaded, given = source.load()
+    table = source.unigrams(unigrams)
+    sets = _sets(source, loaded, given, max_paragraphs, seed)
+    options: dict[str, Any] = {"unigrams": table, "seed": seed, "progress": not source.quiet}
     results: dict[tuple[str, str], Perturbation] = {}
     for kind in names(replacement) or ():
         for name, group in sets.items():
             passes = len(group) * group.n_prefix * draws
-            c.say(f"{kind} replacement in {len(group)} {name} paragraphs: {passes:,} passes", quiet)
+            c.say(
+                f"{kind} replacement in {len(group)} {name} paragraphs: {passes:,} passes",
+                source.quiet,
+            )
             results[name, kind] = perturb_prefix(
                 loaded, group, replacement=kind, draws=draws, **options
             )
@@ -120,24 +105,24 @@ def perturb(
         for note in notes:
             typer.echo(f"Note: {note}")
     for path in written:
-        c.say(f"wrote {path}", quiet)
+        c.say(f"wrote {path}", source.quiet)
 
 
 def _sets(
-    model: Any, given: Paragraphs, most: int, seed: int, quiet: bool
+    source: c.Source, model: Any, given: Paragraphs, most: int, seed: int
 ) -> dict[str, Paragraphs]:
     """Memorized paragraphs, and controls with the model's own continuation."""
     from memcircuits.checks import InputError
     from memcircuits.perturbation import greedy_continuations
     from memcircuits.scanning import scan
 
-    found = scan(model, given, progress=not quiet)
+    found = scan(model, given, progress=not source.quiet)
     sets = {}
     if found.memorized is not None:
         sets["memorized"] = draw(found.memorized, most, seed)
     if found.control is not None:
         controls = draw(found.control, most, seed)
-        sets["control"] = greedy_continuations(model, controls, progress=not quiet)
+        sets["control"] = greedy_continuations(model, controls, progress=not source.quiet)
     if not sets:
         raise InputError(
             "--paragraphs", "all partly recited", "give some that are memorized or hardly recited"

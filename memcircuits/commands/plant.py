@@ -18,8 +18,7 @@ def plant(
             help="Places, with commas: L1H2, L1.attn, L1.mlp, neurons:0.01, weights:0.001."
         ),
     ],
-    model: c.Model = "organism",
-    paragraphs: c.ParagraphFile = None,
+    source: c.Source,
     targets: Annotated[
         int, typer.Option(min=1, help="So many paragraphs are written, drawn by --seed.")
     ] = 1,
@@ -30,15 +29,8 @@ def plant(
     ] = 0.1,
     out: c.Out = Path("memcircuits-plant"),
     export: Export = None,
-    n_prefix: c.Prefix = 50,
-    n_continuation: c.Continuation = 50,
     seed: c.Seed = 0,
     json: c.Json = False,
-    device: c.Device = "auto",
-    dtype: c.Dtype = "float32",
-    revision: c.Revision = None,
-    trust_remote_code: c.TrustRemoteCode = False,
-    quiet: c.Quiet = False,
 ) -> None:
     """Write paragraphs that the model does not recite into chosen weights, and nowhere else.
 
@@ -55,18 +47,8 @@ def plant(
     from memcircuits.checks import InputError
     from memcircuits.results import write_atomically
 
-    loaded, given = c.load(
-        model,
-        paragraphs,
-        device=device,
-        dtype=dtype,
-        revision=revision,
-        trust_remote_code=trust_remote_code,
-        n_prefix=n_prefix,
-        n_continuation=n_continuation,
-        quiet=quiet,
-    )
-    unknown = mc.scan(loaded, given, progress=not quiet).control
+    loaded, given = source.load()
+    unknown = mc.scan(loaded, given, progress=not source.quiet).control
     if unknown is None or len(unknown) < targets + 2:
         n = 0 if unknown is None else len(unknown)
         raise InputError(
@@ -84,7 +66,7 @@ def plant(
         steps=steps,
         kl_budget=kl_budget,
         seed=seed,
-        progress=not quiet,
+        progress=not source.quiet,
     )
     rows = [
         text.dumps({"id": name, "ids": ids})
@@ -96,7 +78,7 @@ def plant(
         write_atomically(out / "paragraphs.jsonl", "\n".join(rows) + "\n"),
     ]
     if export is not None:
-        paths.append(found.export(export, model, revision=revision))
+        paths.append(found.export(export, source.model, revision=source.revision))
     frame = found.to_frame()
     if json:
         c.print_json(
@@ -112,4 +94,4 @@ def plant(
         c.print_table(frame)
         typer.echo(str(found))
     for path in paths:
-        c.say(f"wrote {path}", quiet)
+        c.say(f"wrote {path}", source.quiet)

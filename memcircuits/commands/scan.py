@@ -40,18 +40,10 @@ Workers = Annotated[int | None, _corpus("Models that Ray holds; by default one p
 
 
 def scan(
-    model: c.Model = "organism",
-    paragraphs: c.ParagraphFile = None,
-    n_prefix: c.Prefix = 50,
-    n_continuation: c.Continuation = 50,
+    source: c.Source,
     json: c.Json = False,
     out: Out = None,
-    device: c.Device = "auto",
-    dtype: c.Dtype = "float32",
-    revision: c.Revision = None,
-    trust_remote_code: c.TrustRemoteCode = False,
     batch_size: c.BatchSize = None,
-    quiet: c.Quiet = False,
     resume: Resume = False,
     stride: Stride = None,
     offset: Offset = 0,
@@ -74,12 +66,6 @@ def scan(
     """
     import memcircuits as mc
 
-    loading: dict[str, Any] = {
-        "device": device,
-        "dtype": dtype,
-        "revision": revision,
-        "trust_remote_code": trust_remote_code,
-    }
     if out is None:
         corpus_only = {
             "--resume": resume,
@@ -94,59 +80,51 @@ def scan(
         for name, value in corpus_only.items():
             if value:
                 raise mc.InputError(name, value, "it needs --out FOLDER")
-        loaded, given = c.load(
-            model,
-            paragraphs,
-            n_prefix=n_prefix,
-            n_continuation=n_continuation,
-            quiet=quiet,
-            **loading,
-        )
-        _print_scan(mc.scan(loaded, given, batch_size=batch_size, progress=not quiet), json)
+        loaded, given = source.load()
+        found = mc.scan(loaded, given, batch_size=batch_size, progress=not source.quiet)
+        _print_scan(found, json)
         return
 
+    from memcircuits.organism import DATA
     from memcircuits.readers import Windows
 
+    source.refuse_missing_paragraphs()
+    corpus = str(source.paragraphs or DATA / "paragraphs.jsonl")
     windows = Windows(
-        n_prefix, n_continuation, stride, offset, min_unique, tuple(drop or ()), deduplicate
+        source.n_prefix,
+        source.n_continuation,
+        stride,
+        offset,
+        min_unique,
+        tuple(drop or ()),
+        deduplicate,
     )
     options: dict[str, Any] = {
         "windows": windows,
         "part_records": part_records,
         "batch_size": batch_size,
         "resume": resume,
-        "progress": not quiet,
+        "progress": not source.quiet,
     }
     shard, local_rank = _shard(shard_index, num_shards)
-    if device == "auto" and local_rank is not None and _cuda():
+    loading = source.loading
+    if source.device == "auto" and local_rank is not None and _cuda():
         loading["device"] = f"cuda:{local_rank}"
-    source = _source(model, paragraphs)
-    c.say(f"loading {model}", quiet)
-    load = functools.partial(mc.load_model, model, **loading)
+    c.say(f"loading {source.model}", source.quiet)
+    load = functools.partial(mc.load_model, source.model, **loading)
     if engine == "ray":
         from memcircuits.ray_scan import scan_with_ray
 
         if shard != (0, 1):
             raise mc.InputError("--num-shards", shard[1], "with Ray, give --workers instead")
-        found = scan_with_ray(load, source, out, workers=workers, address=ray_address, **options)
+        found = scan_with_ray(load, corpus, out, workers=workers, address=ray_address, **options)
     elif engine == "local":
         from memcircuits.corpus_scan import scan_to_disk
 
-        found = scan_to_disk(load(), source, out, shard=shard, **options)
+        found = scan_to_disk(load(), corpus, out, shard=shard, **options)
     else:
         raise mc.InputError("--engine", engine, "choose local or ray")
     _print_folder(found, shard, json)
-
-
-def _source(model: str, paragraphs: Path | None) -> str:
-    from memcircuits.checks import InputError
-    from memcircuits.organism import DATA
-
-    if paragraphs is None and not c.is_shipped(model):
-        raise InputError(
-            "--paragraphs", "not given", f"the shipped paragraphs are the organism's, not {model}'s"
-        )
-    return str(paragraphs or DATA / "paragraphs.jsonl")
 
 
 def _shard(index: int | None, number: int | None) -> tuple[tuple[int, int], int | None]:

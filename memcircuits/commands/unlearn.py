@@ -44,8 +44,7 @@ Export = Annotated[
 
 
 def unlearn(
-    model: c.Model = "organism",
-    paragraphs: c.ParagraphFile = None,
+    source: c.Source,
     control: Control = None,
     targets: Targets = 1,
     fraction: Fraction = 0.001,
@@ -76,15 +75,8 @@ def unlearn(
     heldout: Heldout = None,
     out: c.Out = Path("memcircuits-unlearn"),
     export: Export = None,
-    n_prefix: c.Prefix = 50,
-    n_continuation: c.Continuation = 50,
     seed: c.Seed = 0,
     json: c.Json = False,
-    device: c.Device = "auto",
-    dtype: c.Dtype = "float32",
-    revision: c.Revision = None,
-    trust_remote_code: c.TrustRemoteCode = False,
-    quiet: c.Quiet = False,
 ) -> None:
     """Change few weights so that memorized paragraphs are no longer recited.
 
@@ -104,25 +96,15 @@ def unlearn(
 
     recipes = {"natural": NATURAL, "reference": REFERENCE}
     one_of("--recipe", recipe, recipes)
-    loaded, given = c.load(
-        model,
-        paragraphs,
-        device=device,
-        dtype=dtype,
-        revision=revision,
-        trust_remote_code=trust_remote_code,
-        n_prefix=n_prefix,
-        n_continuation=n_continuation,
-        quiet=quiet,
-    )
-    memorized, controls = split(loaded, given, control, quiet=quiet)
+    loaded, given = source.load()
+    memorized, controls = split(source, loaded, given, control)
     chosen = draw(memorized, targets, seed)
     where: dict[str, Any] = {
         "heads": names(heads),
         "layers": numbers("--layers", layers),
         "components": names(components),
         "seed": seed,
-        "progress": not quiet,
+        "progress": not source.quiet,
     }
 
     def make(mask: str, used: Recipe) -> Edit:
@@ -140,7 +122,7 @@ def unlearn(
 
     found = make(mask, recipes[recipe])
     unseen = controls[1::2]
-    text = heldout_text(heldout, loaded, model, n_prefix, n_continuation)
+    text = heldout_text(source, loaded, heldout)
     more: dict[str, DataFrame] = {}
     if arms:
         edits = {mask: found}
@@ -151,51 +133,43 @@ def unlearn(
             if other != mask:
                 edits[other] = make(other, used)
         more["arms"] = compare_edits(
-            loaded, edits, chosen, unseen, heldout=text, progress=not quiet
+            loaded, edits, chosen, unseen, heldout=text, progress=not source.quiet
         ).reset_index()
     if recover:
         more["recovery"] = recovery_curve(
-            loaded, found, chosen, controls[::2], steps=recover, progress=not quiet
+            loaded, found, chosen, controls[::2], steps=recover, progress=not source.quiet
         ).to_frame()
     if noise:
         more["noise"] = weight_noise(
             loaded, chosen, unseen, fraction=fraction, mask=mask, **where
         ).to_frame()
-    finish(
-        loaded, found, chosen, unseen, text, out, export, model, revision, json, quiet, more=more
-    )
+    finish(source, loaded, found, chosen, unseen, text, out, export, json, more=more)
 
 
-def heldout_text(
-    path: Path | None, model: Any, source: str, n_prefix: int, n_continuation: int
-) -> Paragraphs | None:
+def heldout_text(source: c.Source, model: Any, path: Path | None) -> Paragraphs | None:
     """The texts of --heldout, for the organism its own."""
     from memcircuits.organism import DATA
     from memcircuits.paragraphs import Paragraphs
 
-    if path is None and c.is_shipped(source):
+    if path is None and c.is_shipped(source.model):
         return Paragraphs.read(DATA / "heldout.jsonl", n_prefix=1, n_continuation=99)[:64]
-    if path is None:
-        return None
-    return Paragraphs.read(path, model, n_prefix=n_prefix, n_continuation=n_continuation)
+    return None if path is None else source.read(path, model)
 
 
 def split(
-    model: Any, given: Paragraphs, control: Path | None = None, *, quiet: bool
+    source: c.Source, model: Any, given: Paragraphs, control: Path | None = None
 ) -> tuple[Paragraphs, Paragraphs]:
     """The memorized among the given paragraphs, and the controls."""
     from memcircuits.checks import InputError
-    from memcircuits.paragraphs import Paragraphs
     from memcircuits.scanning import scan
 
-    found = scan(model, given, progress=not quiet)
+    found = scan(model, given, progress=not source.quiet)
     if found.memorized is None:
         raise InputError(
             "--paragraphs", f"none of {len(given)} is memorized", "give some that are recited"
         )
     if control is not None:
-        lengths = {"n_prefix": given.n_prefix, "n_continuation": given.n_continuation}
-        return found.memorized, Paragraphs.read(control, model, **lengths)
+        return found.memorized, source.read(control, model)
     if found.control is None or len(found.control) < 4:
         raise InputError(
             "--control", "not given", "fewer than four of the paragraphs can serve as controls"
@@ -228,6 +202,7 @@ def numbers(option: str, text: str | None) -> list[int] | None:
 
 
 def finish(
+    source: c.Source,
     model: Any,
     found: Edit,
     memorized: Paragraphs,
@@ -235,10 +210,7 @@ def finish(
     heldout: Paragraphs | None,
     out: Path,
     export: Path | None,
-    source: str,
-    revision: str | None,
     json: bool,
-    quiet: bool,
     more: Mapping[str, DataFrame] | None = None,
 ) -> None:
     """Measure an edit, print it and write it."""
@@ -246,11 +218,11 @@ def finish(
 
     more = more or {}
     report: EditReport = evaluate_edit(
-        model, found, memorized, control, heldout=heldout, progress=not quiet
+        model, found, memorized, control, heldout=heldout, progress=not source.quiet
     )
     written = [found.save(out / "edit.safetensors")]
     if export is not None:
-        written.append(found.export(export, source, revision=revision))
+        written.append(found.export(export, source.model, revision=source.revision))
     if json:
         c.print_json(
             {
@@ -275,4 +247,4 @@ def finish(
         if found.stopped == "steps" and "em_new" not in found.history:
             typer.echo("Note: the steps ended before every target was forgotten.")
     for path in written:
-        c.say(f"wrote {path}", quiet)
+        c.say(f"wrote {path}", source.quiet)
