@@ -4,13 +4,14 @@ Ablating a head changes its z by z' - z, so to first order the loss changes by
 
     sum over positions and d_head of dL/dz * (z' - z),
 
-for all heads at once from one forward and one backward pass. That is an estimate, and where a text
-is recited it can be blind: the token's probability is near 1, the loss is flat, and the head that
-holds it has next to no slope. Halfway between the model as it is and the model with every head
-ablated the loss is not flat. So the slopes are taken at both points; the heads with the largest
-ones halfway are ablated exactly (`memcircuits.ablation`), then those that the estimate at the model
-as it is would put among the first, and some drawn at random: what the estimate gets wrong there
-says how many heads like the best ones the screen may have missed.
+for all heads at once from one forward and one backward pass. Where a text is recited that is blind
+at the model as it is: each token's probability is near 1, the loss is flat, and heads that hold it
+have next to no slope. So the slopes are taken a tenth of the way to the model with every head
+ablated, where as much is missing as if a tenth of the heads were (how often that finds the ten best
+of the shipped model, and how often other points do: `tests/benchmarks/screens.py`). The heads with
+the largest slopes are ablated exactly (`memcircuits.ablation`), and then whichever estimate ranks
+among those; some heads drawn at random say by how much estimates are off, and so how many heads
+like the best ones the screen may have missed.
 
 (Attribution patching: Nanda 2023; its failures and the check by sampling: Kramar et al. 2024,
 arXiv 2403.00745; slopes along the way: Sundararajan et al. 2017, arXiv 1703.01365, on circuits
@@ -38,8 +39,9 @@ from memcircuits.statistics import finite_mean
 
 METHODS = ("exact", "screen")
 _BEST = 10  # so many heads of the final ranking are measured exactly
-_TOP = 10  # measured exactly for their slope halfway
-_RANDOM = 6  # measured exactly to see how good the estimates are
+_TOP = 16  # measured exactly for their slope: more than ten, as slopes order them roughly
+_RANDOM = 4  # measured exactly to see how good the estimates are
+_AT = 0.1  # where the slopes are taken, as a share of the way to all heads ablated
 
 
 @dataclass(frozen=True)
@@ -75,8 +77,8 @@ def head_effects(
         memorized: what is done to the memorized paragraphs.
         control: the same for the controls.
         method: `exact` for every head, or `screen`: estimates for all heads; exact effects for
-            those with the largest slopes halfway, for every head that then ranks among the first
-            ten, and for some at random.
+            the 16 largest of them, for every head that then ranks among the first ten, and for
+            some at random.
         seed: of the random heads.
         memory_budget: bytes that one batch may take.
         progress: show a bar on stderr.
@@ -109,10 +111,9 @@ def head_effects(
         verify(adapter.heads())
         return HeadEffects(nll, em, verified, notes)
 
-    nll = {name: attributions(ablation, **options) for name, ablation in sets.items()}
+    nll = {name: attributions(a, at=_AT, **options) for name, a in sets.items()}
     estimate = score(nll)
-    halfway = {name: attributions(a, at=0.5, **options) for name, a in sets.items()}
-    best = _largest(score(halfway), _TOP)
+    best = _largest(estimate, _TOP)
     others = [head for head in adapter.heads() if head not in set(best)]
     generator = torch.Generator().manual_seed(seed)
     chosen = torch.randperm(len(others), generator=generator)[:_RANDOM].tolist()

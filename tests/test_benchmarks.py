@@ -6,7 +6,7 @@ from xml.etree import ElementTree
 
 import pytest
 import torch
-from benchmarks import capacity, growth, page, rivals, timing
+from benchmarks import capacity, growth, page, rivals, screens, timing
 from benchmarks.jobs import all_jobs
 from benchmarks.subjects import N_PREFIX, subject
 
@@ -123,6 +123,11 @@ def test_the_page_and_the_plot():
         "variants": {
             "organism": [{"name": "that", "ratio": 1.5, "difference": 0.02, "em_changed": 3}]
         },
+        "screens": [
+            {"size": size, "at": at, "share": 0.25 if at else 0.0}
+            for size in screens.SIZES
+            for at in screens.POINTS
+        ],
         "growth": lines,
         "seconds": 600.0,
         "complete": True,
@@ -130,6 +135,7 @@ def test_the_page_and_the_plot():
     text = page.markdown(json.loads(json.dumps(data)))
     assert "| a job | them | **2.50x** (2.40 to 2.70) | 2x ✓ | 8.3x | 3.0e-06 | 1.00x |" in text
     assert "| organism | that | 1.50x | 2.0e-02 | 3 |" in text
+    assert "| 8 + 8 | 0% | 25% |" in text
     assert "| scan | 1 MiB | 0.33 |" in text
     assert "All took 10 minutes." in text
     assert "Not complete" in page.markdown(data | {"complete": False})

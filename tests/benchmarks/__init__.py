@@ -14,6 +14,7 @@ is done, against a large matrix product on the same machine.
 | `timing` | turns, medians, batch sizes, arithmetic |
 | `memory` | peak memory, each job in a process of its own |
 | `variants` | our own scan in other ways: what helps and what does not |
+| `screens` | where a screen takes its slopes |
 | `growth` | cost against paragraphs, heads and layers |
 | `page` | docs/benchmarks.md, .json and the plot |
 """

@@ -18,7 +18,7 @@ os.environ.setdefault("HF_HUB_OFFLINE", "1")
 import torch
 import transformers
 
-from . import growth, memory, page, variants
+from . import growth, memory, page, screens, variants
 from .jobs import all_jobs
 from .subjects import subject
 from .timing import matrix_product_rate, measure
@@ -55,6 +55,7 @@ def main() -> None:
         "memory": {},
         "growth": [],
         "variants": {},
+        "screens": [],
         "seconds": 0.0,
         "complete": False,
     }
@@ -88,6 +89,10 @@ def main() -> None:
         if not (small or options.only or name in data["variants"]):
             say(f"{data['seconds']:5.0f} s  {name}: variants of the scan")
             data["variants"][name] = variants.measure(one, rounds)
+            keep()
+        if name == "organism" and not options.only and not data["screens"]:
+            say(f"{data['seconds']:5.0f} s  screens")
+            data["screens"] = screens.measure(one.bridge)
             keep()
         if name == names[-1] and not options.only and not data["growth"]:
             say(f"{data['seconds']:5.0f} s  growth")

@@ -9,7 +9,7 @@ from typing import Any
 
 from memcircuits.results import write_atomically
 
-from . import growth
+from . import growth, screens
 
 LABELS = {
     "scan": "scan",
@@ -31,8 +31,8 @@ REMARKS = """What the arithmetic consists of:
   average half of the blocks are left to run, and only the continuation is unembedded: about half of
   the arithmetic, whatever the implementation. A changed head changes every position of every block
   above, so nothing else is spared but the last block's MLP where nothing reads it.
-- *Top 10 heads.* A forward and a backward pass, then 24 heads exactly: the 16 largest estimates and
-  8 drawn at random. With 48 heads that is half of a sweep.
+- *Top 10 heads.* A forward and a backward pass, then 20 heads exactly: the 16 largest estimates and
+  4 drawn at random. Of 48 heads that is two fifths of a sweep, of 144 a seventh.
 - *Perturbation.* Positions before the replaced one are shared and nothing is decoded.
 - *Gradients.* Forward pass, the gradient of activations and the product that is a paragraph's
   gradient are the rival's own arithmetic too. Left out are the matrices that have no heads.
@@ -135,6 +135,24 @@ def markdown(data: dict[str, Any]) -> str:
                     )
                     for name, rows in data["variants"].items()
                     for row in rows
+                ),
+            ),
+        ]
+    if data["screens"]:
+        shares = {(row["size"], row["at"]): row["share"] for row in data["screens"]}
+        parts += [
+            "## Where a screen takes its slopes",
+            f"In what share of {screens.DRAWS} draws the {screens.LARGEST} heads with the largest "
+            f"slopes hold the {screens.BEST} that a full sweep finds best (organism, paragraphs "
+            "drawn from 64 recited ones and 64 controls, seed "
+            f"{screens.SEED}), by where the slopes are taken between the model as it is (0) and "
+            'the model without any head (1). `method="screen"` takes them at 0.1, a choice made '
+            "on this model.",
+            table(
+                ["recited + controls", *(f"{at:g}" for at in screens.POINTS)],
+                (
+                    [f"{n} + {n}", *(f"{shares[n, at]:.0%}" for at in screens.POINTS)]
+                    for n in screens.SIZES
                 ),
             ),
         ]

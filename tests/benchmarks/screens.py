@@ -1,0 +1,61 @@
+"""Where to take the slopes of a screen: how often do the 16 largest hold the 10 best heads?
+
+`memcircuits.screening` estimates what ablating a head does by a slope, taken somewhere between the
+model as it is (0) and the model with every head ablated (1), and ablates the largest ones. Here
+every head is ablated on 64 recited paragraphs and 64 controls, and the slopes are taken at several
+points; then paragraphs are drawn from them many times, as if they were all there is.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor
+
+import memcircuits as mc
+from memcircuits.ablation import Ablation
+from memcircuits.screening import attributions, head_effects
+
+POINTS = (0.0, 0.05, 0.1, 0.15, 0.25, 0.5)
+SIZES = (2, 8, 16, 40)  # recited paragraphs in a draw, and as many controls
+BEST, LARGEST = 10, 16
+DRAWS, SEED = 200, 0
+
+
+def measure(model: Any, n: int = 64) -> list[dict[str, Any]]:
+    """For each point and size, the share of draws in which all of the best are found."""
+    generator = torch.Generator().manual_seed(SEED)
+    found = mc.scan(model, mc.Paragraphs.shipped(), progress=False)
+    groups = [group[torch.randperm(len(group), generator=generator)][:n] for group in sets(found)]
+    ablations = [Ablation(model, group, mode="zero") for group in groups]
+    exact = list(head_effects(*ablations, progress=False).nll.values())
+    slopes = {
+        at: [attributions(ablation, at=at, progress=False) for ablation in ablations]
+        for at in POINTS
+    }
+    rows = []
+    for size in SIZES:
+        hits = dict.fromkeys(POINTS, 0)
+        for _ in range(DRAWS):
+            some = [torch.randperm(len(group), generator=generator)[:size] for group in groups]
+            best = set(largest(score(exact, some), BEST))
+            for at in POINTS:
+                hits[at] += best <= set(largest(score(slopes[at], some), LARGEST))
+        rows += [{"size": size, "at": at, "share": hits[at] / DRAWS} for at in POINTS]
+    return rows
+
+
+def sets(found: mc.Scan) -> list[mc.Paragraphs]:
+    assert found.memorized is not None
+    assert found.control is not None
+    return [found.memorized, found.control]
+
+
+def score(effects: list[Tensor], some: list[Tensor]) -> Tensor:
+    memorized, control = (effect[rows].mean(0) for effect, rows in zip(effects, some, strict=True))
+    return (memorized - control).flatten()
+
+
+def largest(values: Tensor, k: int) -> list[int]:
+    return values.topk(k).indices.tolist()
