@@ -1,46 +1,96 @@
-"""Which token triggers a recitation, which head carries it? Run: python examples/perturbation.py
+# ---
+# jupyter:
+#   jupytext:
+#     text_representation:
+#       extension: .py
+#       format_name: percent
+#   kernelspec:
+#     display_name: Python 3
+#     language: python
+#     name: python3
+# ---
 
-Replaces every prefix token of one memorized paragraph, shows what the model writes without the most
-important one, and puts activations of the heads back, one at a time. Half a minute on two cores.
-"""
+# %% [markdown]
+# # Which token triggers a recitation, and which head carries it?
+#
+# Every prefix token of one memorized paragraph is replaced in turn. Then the model's activations
+# before and after the most decisive replacement are exchanged, head by head, to see which of them
+# bring the recitation back. No network; half a minute on two cores.
+#
+# `examples/perturbation.py` and `examples/perturbation.ipynb` are the same notebook. The text is
+# the source; `jupytext --update --to ipynb examples/perturbation.py` writes the other.
+
+# %%
+import plotly.io
 
 import memcircuits as mc
 
-
-def main() -> None:
-    model = mc.load_model()
-    planted = mc.Paragraphs.shipped("planted")
-    rarely = [i for i, times in enumerate(planted.facts["repetitions"]) if times == 64]
-    paragraph = mc.scan(model, planted[rarely]).memorized[0]
-    tokens, n = paragraph.tokens(model), paragraph.n_prefix
-    print(f"{paragraph.names[0]} was planted 64 times. After the prefix\n  {flat(tokens[:n])}")
-    print(f"the model goes on\n  {flat(tokens[n:])}\n")
-
-    perturbed = mc.perturb_prefix(model, paragraph, draws=4)
-    print(perturbed)
-    frame = perturbed.to_frame().sort_values("drop", ascending=False).head(5)
-    frame["token"] = [repr(tokens[position]) for position in frame["position"]]
-    columns = ["position", "token", "em", "em_se", "drop", "surprisal"]
-    print(frame[columns].round(2).to_string(index=False))
-
-    clean, corrupted = perturbed.pairs()
-    position, em = corrupted.facts["position"][0], corrupted.facts["em"][0]
-    new = corrupted.tokens(model)
-    print(f"\n{new[position]!r} in the place of {tokens[position]!r} leaves {em} of 50 tokens:")
-    print(f"  {flat(new[n:])}\n")
-
-    options = {"metric": "logit_diff", "direction": "denoising"}
-    print("Of what that did to the first wrong token, one head of the clean run brings back:")
-    for site, positions in {"v": "changed", "z": None}.items():
-        patched = mc.patch_heads(model, clean, corrupted, site=site, positions=positions, **options)
-        best, share = patched.top(1)[0], float(patched.share.max())
-        where = "at the replaced token" if positions else "at all positions"
-        print(f"  {share:4.0%} by the {site} of {best} {where}")
+plotly.io.renderers.default = "notebook"  # figures keep working offline and in saved notebooks
 
 
 def flat(tokens: list[str]) -> str:
     return " ".join("".join(tokens).split())
 
 
-if __name__ == "__main__":
-    main()
+model = mc.load_model()
+unigrams = mc.UnigramTable.shipped()
+planted = mc.Paragraphs.shipped("planted")
+rarely = [i for i, times in enumerate(planted.facts["repetitions"]) if times == 64]
+paragraph = mc.scan(model, planted[rarely]).memorized[0]
+tokens, n = paragraph.tokens(model), paragraph.n_prefix
+print(f"{paragraph.names[0]} was planted 64 times. After the prefix\n  {flat(tokens[:n])}")
+print(f"the model goes on\n  {flat(tokens[n:])}")
+
+# %% [markdown]
+# ## One token at a time
+#
+# Each of the 50 prefix tokens is replaced by four random others in turn. The drop is how many of
+# the 50 tokens are no longer recited, on average over the four; `em_se` is its standard error.
+
+# %%
+perturbed = mc.perturb_prefix(model, paragraph, draws=4)
+print(perturbed)
+frame = perturbed.to_frame().sort_values("drop", ascending=False).head(5)
+frame["token"] = [repr(tokens[position]) for position in frame["position"]]
+columns = ["position", "token", "em", "em_se", "drop", "surprisal"]
+print(frame[columns].round(2).to_string(index=False))
+
+# %%
+perturbed.figure(0)
+
+# %% [markdown]
+# Is it the rare tokens that trigger? Position, rarity and surprisal side by side, as rank
+# correlations with the drop over the 50 tokens of this one paragraph. (Over 60 paragraphs it is the
+# position: [trigger tokens](../docs/triggers.md).)
+
+# %%
+print(perturbed.causes(unigrams)[["cause", "spearman"]].round(2).to_string(index=False))
+
+# %% [markdown]
+# ## What the model writes without it
+
+# %%
+clean, corrupted = perturbed.pairs()
+position, em = corrupted.facts["position"][0], corrupted.facts["em"][0]
+new = corrupted.tokens(model)
+print(f"{new[position]!r} in the place of {tokens[position]!r} leaves {em} of 50 tokens:")
+print(f"  {flat(new[n:])}")
+
+# %% [markdown]
+# ## Which head brings it back?
+#
+# The model reads the corrupted prefix, but one head is given what it had on the clean one
+# (denoising). 100 % means that all of what the replacement did to the first wrong token is undone.
+# On this model no head does much by itself: what the token was is read off by the first MLP
+# ([trigger tokens](../docs/triggers.md)).
+
+# %%
+options = {"metric": "logit_diff", "direction": "denoising"}
+for site, positions in {"v": "changed", "z": None}.items():
+    patched = mc.patch_heads(model, clean, corrupted, site=site, positions=positions, **options)
+    best, share = patched.top(1)[0], float(patched.share.max())
+    where = "at the replaced token" if positions else "at all positions"
+    print(f"{share:4.0%} by the {site} of {best} {where}")
+
+# %%
+patched.figure()

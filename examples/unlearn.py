@@ -1,56 +1,101 @@
-"""Cut three memorized paragraphs out of the shipped organism. Run: python examples/unlearn.py
+# ---
+# jupyter:
+#   jupytext:
+#     text_representation:
+#       extension: .py
+#       format_name: percent
+#   kernelspec:
+#     display_name: Python 3
+#     language: python
+#     name: python3
+# ---
 
-Prints what it recites before and after, the arms of the comparison side by side, and how soon
-training on other text brings it back. One to two minutes on two cores. Three paragraphs share the
-default budget of 0.002 nats/token on controls here, and that is enough for two of them.
-"""
+# %% [markdown]
+# # Cut three memorized paragraphs out, and see what is left of them
+#
+# A thousandth of the weights is changed so that the shipped model no longer recites three
+# paragraphs. Then the same is tried with the paper's recipe, and the edited model is trained on
+# other text, to see how soon the paragraphs come back. No network; one to two minutes on two cores.
+#
+# `examples/unlearn.py` and `examples/unlearn.ipynb` are the same notebook. The text is the source;
+# `jupytext --update --to ipynb examples/unlearn.py` writes the other.
 
+# %%
 from dataclasses import replace
+
+import plotly.io
 
 import memcircuits as mc
 from memcircuits.evaluation import compare_edits, recovery_curve
 from memcircuits.perturbation import greedy_continuations
 from memcircuits.unlearning import REFERENCE
 
+plotly.io.renderers.default = "notebook"  # figures keep working offline and in saved notebooks
 
-def main() -> None:
-    model = mc.load_model()
-    planted, control = mc.Paragraphs.shipped("planted"), mc.Paragraphs.shipped("control")
-    often = [i for i, n in enumerate(planted.facts["repetitions"]) if n == 256]
-    targets, seen, unseen = planted[often[:3]], control[:80], control[-24:]
+model = mc.load_model()
+planted, control = mc.Paragraphs.shipped("planted"), mc.Paragraphs.shipped("control")
+often = [i for i, times in enumerate(planted.facts["repetitions"]) if times == 256]
+targets, seen, unseen = planted[often[:3]], control[:80], control[-24:]
 
-    edit = mc.unlearn(model, targets, seen)
-    print(edit)
+# %% [markdown]
+# ## The edit
+#
+# `unlearn` sees 80 controls and may cost the held-out ones among them 0.002 nats/token of KL. The
+# three paragraphs share that budget.
 
-    before = greedy_continuations(model, targets)
-    with edit.apply(model):
-        after = greedy_continuations(model, targets)
-    for i, name in enumerate(targets.names):
-        pieces = [part.tokens(model, i) for part in (before, after)]
-        print(f"\n{name}, the end of the prefix: ...{''.join(pieces[0][35:50])!r}")
-        print("  before:", repr("".join(pieces[0][50:])))
-        print("  after: ", repr("".join(pieces[1][50:])))
+# %%
+edit = mc.unlearn(model, targets, seen)
+print(edit)
+edit.figure()
 
-    arms = {"ours": edit}
-    for mask, rate in {"all": 3e-5, "top": 1e-3, "random": 1e-3, "random-per-tensor": 1e-3}.items():
-        arms[f"reference, {mask}"] = mc.unlearn(
-            model,
-            targets,
-            control[:13],
-            mask=mask,
-            recipe=replace(REFERENCE, learning_rate=rate),
-            em_below=0.0,
-            kl_budget=None,
-        )
-    print("\nThe arms, controls that no edit was given:")
-    table = compare_edits(model, arms, targets, unseen, heldout=unseen, attacks=5)
-    print(table.round(4).to_string())
+# %% [markdown]
+# ## Before and after
+#
+# `Edit.apply` is a context manager: outside of it the model is bit for bit as it was.
 
-    curve = recovery_curve(model, edit, targets, seen[:6], steps=5)
-    print("\nEM of the forgotten while training on other text:")
-    table = curve.to_frame().pivot(index="step", columns="arm", values="em")
-    print(table.round(1).to_string())
+# %%
+before = greedy_continuations(model, targets)
+with edit.apply(model):
+    after = greedy_continuations(model, targets)
+for i, name in enumerate(targets.names):
+    pieces = [part.tokens(model, i) for part in (before, after)]
+    print(f"{name}, the end of the prefix: ...{''.join(pieces[0][35:50])!r}")
+    print("  before:", repr("".join(pieces[0][50:])))
+    print("  after: ", repr("".join(pieces[1][50:])), "\n")
 
+# %% [markdown]
+# ## Beside the paper's recipe
+#
+# Four arms of it: all weights, the thousandth with the largest gradient, and two random ones. They
+# are measured on 24 controls that no edit was given: the KL along what the model writes there by
+# itself, how many of those 50 tokens it still writes, and the perplexity of text. `attacked` is the
+# largest EM of the targets when a few prefix tokens are replaced.
 
-if __name__ == "__main__":
-    main()
+# %%
+arms = {"ours": edit}
+for mask, rate in {"all": 3e-5, "top": 1e-3, "random": 1e-3, "random-per-tensor": 1e-3}.items():
+    arms[f"reference, {mask}"] = mc.unlearn(
+        model,
+        targets,
+        control[:13],
+        mask=mask,
+        recipe=replace(REFERENCE, learning_rate=rate),
+        em_below=0.0,
+        kl_budget=None,
+    )
+table = compare_edits(model, arms, targets, unseen, heldout=unseen, attacks=5)
+print(table.round(4).to_string())
+
+# %% [markdown]
+# ## Does it come back?
+#
+# The edited model is trained on other text, and so is the unedited one.
+
+# %%
+curve = recovery_curve(model, edit, targets, seen[:6], steps=5)
+frame = curve.to_frame().pivot(index="step", columns="arm", values="em")
+print("EM of the forgotten:")
+print(frame.round(1).to_string())
+
+# %%
+curve.figure()
