@@ -33,7 +33,7 @@ def all_jobs(subject: Subject, *, whole: bool) -> list[Job]:
 
     Args:
         subject: model and paragraphs.
-        whole: sweep over all heads and more paragraphs. Without it our own sweep takes two heads
+        whole: sweep over all heads and more paragraphs. Without it our own sweep takes four heads
             each of four layers that are as deep as all on average.
     """
     return [
@@ -124,7 +124,7 @@ def ablation(subject: Subject, whole: bool) -> Job:
         lambda ours, theirs: (ours[:, positions_of(heads, whole)], theirs),
         note=""
         if whole
-        else "ours pays for a clean run in each round of 8 heads; in a sweep it is one for 144",
+        else "ours pays for a clean run in each round of 16 heads; in a sweep it is one for 144",
     )
 
 
@@ -313,7 +313,7 @@ def swept(subject: Subject, whole: bool) -> Heads:
     if whole:
         return every(subject)
     step = layers // 4
-    return [(i, j) for i in range(step // 2, layers, step) for j in range(0, heads, heads // 2)]
+    return [(i, j) for i in range(step // 2, layers, step) for j in range(0, heads, heads // 4)]
 
 
 def share(heads: Heads, turn: int | None, whole: bool) -> Heads:
