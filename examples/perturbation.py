@@ -11,11 +11,11 @@
 # ---
 
 # %% [markdown]
-# # Which token triggers a recitation, and which head carries it?
+# # Which token triggers a recitation, and what carries it?
 #
 # Every prefix token of one memorized paragraph is replaced in turn. Then the model's activations
-# before and after the most decisive replacement are exchanged, head by head, to see which of them
-# bring the recitation back. No network; half a minute on two cores.
+# before and after the most decisive replacement are exchanged, head by head and layer by layer, to
+# see which of them bring the recitation back. No network; half a minute on two cores.
 #
 # `examples/perturbation.py` and `examples/perturbation.ipynb` are the same notebook. The text is
 # the source; `jupytext --update --to ipynb examples/perturbation.py` writes the other.
@@ -24,6 +24,7 @@
 import plotly.io
 
 import memcircuits as mc
+from memcircuits.patching import patch_layers
 
 plotly.io.renderers.default = "notebook"  # figures keep working offline and in saved notebooks
 
@@ -80,17 +81,23 @@ print(f"  {flat(new[n:])}")
 # ## Which head brings it back?
 #
 # The model reads the corrupted prefix, but one head is given what it had on the clean one
-# (denoising). 100 % means that all of what the replacement did to the first wrong token is undone.
-# On this model no head does much by itself: what the token was is read off by the first MLP
-# ([trigger tokens](../docs/triggers.md)).
+# (denoising). The share is how much of the way to the clean run's first differing token that goes:
+# 100 % would undo the replacement.
 
 # %%
 options = {"metric": "logit_diff", "direction": "denoising"}
 for site, positions in {"v": "changed", "z": None}.items():
     patched = mc.patch_heads(model, clean, corrupted, site=site, positions=positions, **options)
-    best, share = patched.top(1)[0], float(patched.share.max())
-    where = "at the replaced token" if positions else "at all positions"
-    print(f"{share:4.0%} by the {site} of {best} {where}")
+    print(patched)
 
 # %%
 patched.figure()
+
+# %% [markdown]
+# No head does much by itself. The same with what each layer's MLP writes at the replaced token: the
+# first one undoes all of it, here and in most paragraphs ([trigger tokens](../docs/triggers.md)).
+
+# %%
+layers = patch_layers(model, clean, corrupted, site="mlp_out", positions=[position], **options)
+for layer, share in enumerate(layers.share[:, 0].tolist()):
+    print(f"MLP of layer {layer}: {share:4.0%}")

@@ -207,6 +207,7 @@ def heatmap(
     name: str = "value",
     units: str = "",
     diverging: bool | None = None,
+    reverse: bool = False,
     row_label: str = "layer",
     col_label: str = "head",
     row_names: Sequence[str] = (),
@@ -222,6 +223,7 @@ def heatmap(
         name: What the values are.
         units: Their unit.
         diverging: Colours around zero (default: if any value is negative).
+        reverse: Orange below zero instead of above.
         row_label: Name of the rows.
         col_label: Name of the columns.
         row_names: One per row (default: its number).
@@ -251,6 +253,7 @@ def heatmap(
             text=told,
             hovertemplate="%{text}<extra></extra>",
             colorscale=_SIGNED if diverging else _BLUES,
+            reversescale=reverse,
             zmin=-most if diverging else min(0.0, float(np.nanmin(array, initial=0.0))),
             zmax=most or 1.0,
             xgap=1,
@@ -608,6 +611,7 @@ def patching_map(
     title: str = "",
     name: str = "change of NLL",
     units: str = "nats",
+    reverse: bool = False,
     row_label: str = "layer",
     col_label: str = "head",
     col_names: Sequence[str] = (),
@@ -619,6 +623,7 @@ def patching_map(
         title: Title.
         name: What the values are.
         units: Their unit.
+        reverse: Orange below zero instead of above.
         row_label: Name of the rows.
         col_label: Name of the columns.
         col_names: One per column, such as the prefix's tokens (default: its number).
@@ -676,7 +681,13 @@ def patching_map(
     bar = _colorbar(name, units)
     limit = most or 1.0
     return figure.update_layout(
-        coloraxis={"colorscale": _SIGNED, "cmin": -limit, "cmax": limit, "colorbar": bar},
+        coloraxis={
+            "colorscale": _SIGNED,
+            "reversescale": reverse,
+            "cmin": -limit,
+            "cmax": limit,
+            "colorbar": bar,
+        },
         margin_t=100,
     )
 

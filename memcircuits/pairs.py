@@ -27,7 +27,16 @@ HEAD_SITES = ("q", "k", "v", "z", "pattern")
 LAYER_SITES = ("resid_pre", "resid_mid", "attn_out", "mlp_out")
 DIRECTIONS = ("noising", "denoising")
 UNITS = {"nll": "nats/token", "em": "tokens", "first_impacted": "nats", "logit_diff": "logits"}
+# The sign of a change after which less is recited.
+_LESS = {"nll": 1, "em": -1, "first_impacted": 1, "logit_diff": -1}
 GROUP = 16  # pairs whose runs are held at once
+
+
+def colours(metric: str) -> dict[str, Any]:
+    """How figures show a metric's effects: orange where less is recited, whatever the sign."""
+    if metric not in _LESS:
+        return {"name": "effect"}
+    return {"name": "effect (orange: less is recited)", "reverse": _LESS[metric] < 0}
 
 
 @dataclass(frozen=True)

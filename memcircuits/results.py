@@ -140,6 +140,13 @@ def write_atomically(path: str | os.PathLike[str], data: bytes | str) -> Path:
     return path
 
 
+def largest(values: Float[Tensor, "layer head"], k: int) -> list[Head]:
+    """The heads with the `k` largest finite values, largest first; ties by layer and head."""
+    flat, n = values.flatten(), values.shape[1]
+    order = torch.argsort(flat.nan_to_num(nan=-torch.inf), descending=True, stable=True)
+    return [Head(int(i) // n, int(i) % n) for i in order[flat.isfinite()[order]][:k]]
+
+
 class Result:
     """Base of all results: `save`, `load`, `to_frame`, `figure`, `_repr_html_`.
 
@@ -152,6 +159,7 @@ class Result:
 
     def __init_subclass__(cls, kind: str) -> None:
         cls.kind = kind
+        cls.__repr__ = Result.__repr__  # type: ignore[method-assign] # not a dataclass's, of all tensors
         Result._kinds[kind] = cls
 
     def to_frame(self) -> pd.DataFrame:
@@ -161,6 +169,9 @@ class Result:
     def figure(self) -> Any:
         """The result as a plotly figure, see `memcircuits.figures`; nothing is recomputed."""
         raise NotImplementedError
+
+    def __repr__(self) -> str:
+        return f"<{type(self).__name__}: {self}>"
 
     def _repr_html_(self) -> str:
         frame = self.to_frame()
@@ -328,9 +339,7 @@ class ScoreMap(Result, kind="score-map"):
 
         Heads whose value is not finite are no candidates.
         """
-        values, n = self.values.flatten(), self.values.shape[1]
-        order = torch.argsort(values.nan_to_num(nan=-torch.inf), descending=True, stable=True)
-        return [Head(int(i) // n, int(i) % n) for i in order[values.isfinite()[order]][:k]]
+        return largest(self.values, k)
 
     def correlation(self, other: ScoreMap) -> float:
         """Spearman's rank correlation over heads with another measurement: do the two agree?

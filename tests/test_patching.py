@@ -106,6 +106,7 @@ def test_patching_clean_into_clean_changes_nothing(name):
         for method in ("exact", "attribution"):
             found = patch_heads(model, clean, clean, site=site, method=method)
             assert found.samples["nll"].abs().max() < 1e-5, site
+            assert any("have equal prefixes" in note for note in found.notes)
     adapter = adapt(model)
     for site in LAYER_SITES:
         if site == "resid_mid" and adapter.parallel:
@@ -649,3 +650,21 @@ def test_pairs_must_match_and_differ(neo):
 def test_parallel_blocks_have_no_resid_mid():
     with pytest.raises(mc.InputError, match="parallel"):
         patch_layers(models("neox"), *pairs("neox"), site="resid_mid")
+
+
+@pytest.mark.parametrize("metric", ["nll", "logit_diff"])
+@pytest.mark.parametrize("direction", ["noising", "denoising"])
+def test_the_first_head_goes_furthest_towards_the_other_run(metric, direction):
+    """Whatever sign that has; and figures are orange where less is recited."""
+    found = patch_heads(models("gpt_neo"), *pairs("gpt_neo"), metric=metric, direction=direction)
+    way = (found.source[metric] - found.base[metric]).mean()
+    best = found.top(1)[0]
+    assert (found.values * way.sign()).max() == found.values[best] * way.sign()
+    assert str(best) in str(found)
+    assert found.figure().data[0].reversescale == (metric == "logit_diff")
+    frame = patch_layers(
+        models("gpt_neo"), *pairs("gpt_neo"), metric=metric, direction=direction, positions=[3]
+    ).to_frame()
+    torch.testing.assert_close(
+        torch.tensor(frame["share"]), torch.tensor(frame["value"]) / way.double()
+    )

@@ -84,6 +84,11 @@ def heads(
             "rare_token_tau",
         ]
         c.print_table(ranking.to_frame()[columns].head(top))
+        typer.echo(
+            "Without the head: score, more nats/token on memorized paragraphs than on controls "
+            "(95 % interval); em_*, tokens more or fewer recited.\ngradient: largest |dL/dw|, "
+            "nats/token per unit of weight. rare_token_tau < 0: it looks at rare tokens."
+        )
         typer.echo(ranking.summary())
         for note in ranking.notes:
             typer.echo(f"Note: {note}")

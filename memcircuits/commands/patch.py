@@ -50,23 +50,31 @@ def patch(
 ) -> None:
     """Move activations between a paragraph and its perturbed twin, one at a time.
 
-    Writes a result per site and direction, and their maps.
+    The twin is the same paragraph with a prefix token replaced. Noising puts the twin's activation
+    into the paragraph's run, denoising the other way round; printed is what that changes, and which
+    share of the way to the other run it goes. Writes a result per site and direction, and maps.
 
     Example: memcircuits patch --site q,z,resid_pre --direction denoising
     """
-    from memcircuits.checks import one_of
-    from memcircuits.pairs import DIRECTIONS, HEAD_SITES, LAYER_SITES
+    from memcircuits.checks import InputError, one_of
+    from memcircuits.pairs import DIRECTIONS, HEAD_SITES, LAYER_SITES, UNITS
     from memcircuits.patching import patch_heads, patch_layers
 
     sites = names(site) or []
     for one in sites:
         one_of("--site", one, (*HEAD_SITES, *LAYER_SITES))
+        if method != "exact" and one in LAYER_SITES:
+            raise InputError("--method", method, f"{one}: layers are patched exactly; leave it out")
     one_of("--direction", direction, (*DIRECTIONS, "both"))
+    one_of("--metric", metric, UNITS)
+    one_of("--method", method, ("exact", "attribution"))
     where: str | list[int] | None = positions
-    if positions not in ("changed", "all"):
-        where = numbers("--positions", positions)
-    elif positions == "all":
+    if positions == "all":
         where = None
+    elif positions != "changed":
+        if not positions.replace(",", "").replace(" ", "").isdigit():
+            raise InputError("--positions", repr(positions), "write changed, all or like 0,7")
+        where = numbers("--positions", positions)
     loaded, given = source.load()
     clean, twins = _pairs(source, loaded, given, corrupted, max_paragraphs, draws, seed)
     results: dict[tuple[str, str], PatchMap | LayerPatches] = {}
@@ -92,14 +100,14 @@ def patch(
         c.print_json([_facts(way, one, result) for (way, one), result in results.items()])
     else:
         for result in results.values():
-            frame = result.to_frame()
-            order = frame["value"].abs().argsort(kind="stable")[::-1]
+            frame = result.to_frame().sort_values("share", ascending=False, kind="stable")
             name = next(iter(result.samples))
             typer.echo(
-                f"{result} over {len(clean)} pairs: from {float(result.base[name].mean()):.4g}, "
-                f"the other run has {float(result.source[name].mean()):.4g}"
+                f"{result.name} over {len(clean)} pairs, changes of {name} [{result.units}] and "
+                f"others; unpatched {float(result.base[name].mean()):.4g}, the other run "
+                f"{float(result.source[name].mean()):.4g}, share: how much of the way there"
             )
-            c.print_table(frame.iloc[order].head(top))
+            c.print_table(frame.head(top))
             for note in result.notes:
                 typer.echo(f"Note: {note}")
     for path in written:

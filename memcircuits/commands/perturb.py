@@ -15,6 +15,9 @@ if TYPE_CHECKING:
     from memcircuits.perturbation import Perturbation
 
 
+_FEW = 10  # intervals over fewer paragraphs are rough, and mislead
+
+
 def perturb(
     source: c.Source,
     replacement: Annotated[
@@ -34,7 +37,7 @@ def perturb(
     seed: c.Seed = 0,
     json: c.Json = False,
 ) -> None:
-    """Replace each prefix token by itself: how much is still recited, and what makes it matter?
+    """Replace the prefix tokens, one at a time: what is still recited, and which tokens matter?
 
     Controls are measured against what the model writes by itself. Writes a result per set and
     replacement, and figure 3 of the paper (means, and the first memorized paragraph). Costs a
@@ -44,16 +47,21 @@ def perturb(
     """
     import pandas as pd
 
+    from memcircuits.checks import one_of
     from memcircuits.minimal import minimal_sets
     from memcircuits.perturbation import perturb_prefix
+    from memcircuits.replacements import REPLACEMENTS
     from memcircuits.unigrams import UnigramTable
 
+    kinds = names(replacement) or []
+    for kind in kinds:
+        one_of("--replacement", kind, REPLACEMENTS)
     loaded, given = source.load()
     table = source.unigrams(unigrams)
     sets = _sets(source, loaded, given, max_paragraphs, seed)
     options: dict[str, Any] = {"unigrams": table, "seed": seed, "progress": not source.quiet}
     results: dict[tuple[str, str], Perturbation] = {}
-    for kind in names(replacement) or ():
+    for kind in kinds:
         for name, group in sets.items():
             passes = len(group) * group.n_prefix * draws
             c.say(
@@ -68,6 +76,11 @@ def perturb(
         size = max(int(group.ids.max()) for group in sets.values()) + 1
         table = UnigramTable.from_tokens(given.ids, max(size, loaded.cfg.d_vocab))
         notes.append("no unigram table was given: rarity is counted in the paragraphs")
+    notes += [
+        f"{len(group)} {name} paragraphs: too few to say much about others like them"
+        for name, group in sets.items()
+        if len(group) < _FEW
+    ]
     drops = pd.DataFrame(
         {"set": name, "replacement": kind, "n": len(result.names), **_drop(result)}
         for (name, kind), result in results.items()
