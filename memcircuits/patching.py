@@ -254,7 +254,7 @@ def patch_heads(
         >>> twin[0, 49] = 7  # another last token of the prefix
         >>> effect = mc.patch_heads(model, memorized[:1], twin, site="z")
         >>> print(effect)
-        noising z: nll [nats/token], 6 layers x 8; L5H2 carries most, 2.9%
+        noising z: nll [nats/token], 6 layers x 8; L1H2 carries most, 3.9%
     """
     one_of("site", site, HEAD_SITES)
     one_of("method", method, ("exact", "attribution"))
