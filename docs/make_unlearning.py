@@ -69,6 +69,12 @@ VARIANTS: dict[str, tuple[str, Recipe]] = {
         dataclasses.replace(NATURAL, curvature="none", learning_rate=1e-3),
     ),
 }
+BESIDES: dict[str, dict[str, Any]] = {
+    "natural": {"arm": "top", "variant": "natural"},
+    "guarded": {"arm": "top", "variant": "natural", "guarded": True},
+    "all": {"arm": "all", "rate": 1e-4},
+    "top": {"arm": "top", "rate": 3e-3},
+}
 BUCKETS = {"0-10": (0, 10), "11-29": (11, 29), "30-49": (30, 49), "50": (50, 50)}
 PAPER_SHARE = {"0-10": 29, "11-29": 40, "30-49": 54, "50": 59}
 
@@ -88,8 +94,9 @@ class Setting:
         assert memorized is not None
         memorized = memorized[torch.randperm(len(memorized), generator=generator)]
         control = control[torch.randperm(len(control), generator=generator)]
-        self.targets = memorized[DEVELOPMENT:]
+        self.targets, self.tuned_on = memorized[DEVELOPMENT:], memorized[:DEVELOPMENT]
         self.control = control[:80]  # 64 for the optimisation, 16 for its budget
+        self.guarded = self.tuned_on + control[: 80 - DEVELOPMENT]
         self.few = control[:13]  # 11 and 2, as the paper's 10
         self.unseen = control[-UNSEEN:]
         self.heldout = mc.Paragraphs.read(DATA / "heldout.jsonl", n_prefix=1, n_continuation=127)
@@ -101,6 +108,10 @@ class Setting:
     @cached_property
     def curvature(self) -> Curvature:
         return control_curvature(self.model, self.control)
+
+    @cached_property
+    def guarded_curvature(self) -> Curvature:
+        return control_curvature(self.model, self.guarded)
 
     def logits(self, paragraphs: mc.Paragraphs) -> torch.Tensor:
         with self.adapter.untouched():
@@ -129,7 +140,7 @@ class Setting:
             "bits": found.bits.tolist(),
             "loose": found.loose_match.tolist(),
             "extraction": extraction_probability(found.log_prob, 1000).tolist(),
-            "attacked": em.amax(-1).tolist(),
+            "attacked": torch.maximum(em.amax(-1), found.em).tolist(),
         }
 
 
@@ -146,6 +157,22 @@ def one(index: int, arm: str, *, rate: float = 0.0, variant: str = "", all_token
     s = setting()
     target = s.targets[index]
     return edited(target, arm, rate, variant, 0.0 if all_tokens else None)
+
+
+def besides(index: int, arm: str, *, rate: float = 0.0, variant: str = "", guarded: bool = False):
+    """What an edit of one paragraph does to other recitations, which were no controls of it.
+
+    With `guarded`, further recitations are among its controls.
+    """
+    s = setting()
+    target = s.targets[index]
+    others = s.targets[[i for i in range(len(s.targets)) if i != index]]
+    with make(target, arm, rate, variant, guarded=guarded).apply(s.model):
+        return {
+            "others": mc.scan(s.model, others, progress=False).em.tolist(),
+            "em": mc.scan(s.model, target, progress=False).em.tolist(),
+            "kl": s.controls()["kl"],
+        }
 
 
 def together(arm: str, *, rate: float = 0.0, variant: str = "", fraction: float = 0.001):
@@ -185,6 +212,7 @@ def make(
     variant: str,
     em_below: float | None = None,
     fraction: float = 0.001,
+    guarded: bool = False,
 ) -> Edit:
     s = setting()
     many = len(target) > 1
@@ -198,6 +226,8 @@ def make(
         options["kl_budget"] = BUDGET if em_below == 0 else 0.05 if many else 1.0
         if many:
             recipe = dataclasses.replace(recipe, step_kl=3e-4)
+        if guarded:
+            options |= {"control": s.guarded, "curvature": s.guarded_curvature}
     return mc.unlearn(
         s.model, target, mask=arm, recipe=recipe, fraction=fraction, progress=False, **options
     )
@@ -267,6 +297,14 @@ def jobs() -> list[list[tuple[str, Callable[[], dict[str, Any]]]]]:
     natural += [
         _one("all-tokens", i, "top", variant="margin", all_tokens=True) for i in range(ABLATION)
     ]
+    for i in range(ABLATION):
+        for name, options in BESIDES.items():
+            natural.append(
+                (
+                    f"besides/{name}/{i:02d}",
+                    lambda i=i, options=options: besides(i, **options),
+                )
+            )
     for part in (0.001, 0.01):
         natural.append(
             (
@@ -494,10 +532,10 @@ counts much: what is cheap is the way in. What the curvature is worth shows with
 ## How deep does it go?
 
 EM counts up to the first wrong token. *Extraction* is the probability that one of 1,000 samples is
-the whole continuation; *attacked* the largest EM after {ATTACKS} perturbations of the prefix, one
-to three random tokens replaced in each. The recipe stops at the first wrong token, and most of the
-others are still known: to push every token off the greedy path within the same budget take
-`dataclasses.replace(NATURAL, objective="margin")` and `em_below=0` (second line, n =
+the whole continuation; *attacked* the largest EM over the prefix itself and {ATTACKS} perturbations
+of it, one to three random tokens replaced in each. The recipe stops at the first wrong token, and
+most of the others are still known: to push every token off the greedy path within the same budget
+take `dataclasses.replace(NATURAL, objective="margin")` and `em_below=0` (second line, n =
 {len(read(work, "all-tokens"))}).
 
 {
@@ -516,6 +554,7 @@ others are still known: to push every token off the greedy path within the same 
         )
     }
 
+{besides_section(work)}
 ## All paragraphs in one edit
 
 {table([HEAD[0], "paragraphs", *HEAD[2:]], rows_together)}
@@ -525,6 +564,40 @@ others are still known: to push every token off the greedy path within the same 
 {share_section(work)}
 """
     page.write_text(text.rstrip() + "\n", encoding="utf-8")
+
+
+def besides_section(work: Path) -> str:
+    labels = {
+        "natural": "**ours**",
+        "guarded": f"ours, {DEVELOPMENT} further recitations among its controls",
+        "all": "all weights, reference, lr 0.0001",
+        "top": "top 0.1 %, reference, lr 0.003",
+    }
+    rows = []
+    for name, label in labels.items():
+        runs = read(work, f"besides/{name}")
+        if runs:
+            left = [sum(em == 50 for em in run["others"]) for run in runs]
+            rows.append(
+                [
+                    label,
+                    str(len(runs)),
+                    interval((mean([r], "em") for r in runs), 1),
+                    interval(left, 1),
+                    interval((mean([r], "others") for r in runs), 1),
+                    interval((r["kl"] for r in runs), 5),
+                ]
+            )
+    if not rows:
+        return ""
+    head = ["edit", "n", "memorized EM", "others in full", "others' EM", "unseen KL (nats/token)"]
+    others = 87 - DEVELOPMENT
+    return (
+        "## What happens to other recitations\n\nControls are texts that the model does not "
+        f"recite. An edit of one paragraph may also cut others: of the {others} other\n"
+        "paragraphs that are reported here, recited in full before, so many are still after it. "
+        "None of them was a control of the edit.\n\n" + table(head, rows) + "\n"
+    )
 
 
 def reference_at_low_em(work: Path) -> list[list[str]]:

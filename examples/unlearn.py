@@ -34,18 +34,20 @@ plotly.io.renderers.default = "notebook"  # figures keep working offline and in 
 
 model = mc.load_model()
 planted, control = mc.Paragraphs.shipped("planted"), mc.Paragraphs.shipped("control")
-often = [i for i, times in enumerate(planted.facts["repetitions"]) if times == 256]
-targets, seen, unseen = planted[often[:3]], control[:80], control[-24:]
+often = [i for i, times in enumerate(planted.facts["repetitions"]) if times == 128]
+targets = mc.scan(model, planted[often]).memorized[:3]
+seen, unseen = control[:80], control[-24:]
 
 # %% [markdown]
 # ## The edit
 #
-# `unlearn` sees 80 controls and may cost the held-out ones among them 0.002 nats/token of KL. The
-# three paragraphs share that budget.
+# `unlearn` sees 80 controls and may cost the held-out ones among them 0.02 nats/token of KL. It
+# stops when all three are recited for fewer than 5 tokens, which takes less.
 
 # %%
-edit = mc.unlearn(model, targets, seen)
+edit = mc.unlearn(model, targets, seen, kl_budget=0.02)
 print(edit)
+print("stopped by", edit.stopped)
 edit.figure()
 
 # %% [markdown]
@@ -68,8 +70,9 @@ for i, name in enumerate(targets.names):
 #
 # Four arms of it: all weights, the thousandth with the largest gradient, and two random ones. They
 # are measured on 24 controls that no edit was given: the KL along what the model writes there by
-# itself, how many of those 50 tokens it still writes, and the perplexity of text. `attacked` is the
-# largest EM of the targets when a few prefix tokens are replaced.
+# itself, how many of those 50 tokens it still writes, and the perplexity of text. `em_attacked` is
+# the largest EM of the targets under their own prefix and some with a few tokens replaced; `others`
+# are other paragraphs that the model recites: an edit may cut them, too.
 
 # %%
 arms = {"ours": edit}
@@ -83,7 +86,8 @@ for mask, rate in {"all": 3e-5, "top": 1e-3, "random": 1e-3, "random-per-tensor"
         em_below=0.0,
         kl_budget=None,
     )
-table = compare_edits(model, arms, targets, unseen, heldout=unseen, attacks=5)
+others = mc.scan(model, planted[often]).memorized[3:]
+table = compare_edits(model, arms, targets, unseen, others=others, heldout=unseen, attacks=5)
 print(table.round(4).to_string())
 
 # %% [markdown]

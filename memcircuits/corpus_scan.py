@@ -253,12 +253,11 @@ def prepare(
         more = {"batch_size": size, "versions": versions()}
         _write_first(path, json.dumps({**manifest, **more}, indent=1))
     written = _read_manifest(path)
-    differs = [key for key, value in manifest.items() if written.get(key) != value]
-    if differs:
+    if any(written.get(key) != value for key, value in manifest.items()):
         raise InputError(
             "out",
-            f"{folder.name} holds a scan that differs in {', '.join(differs)}",
-            "use another folder",
+            f"{folder.name} holds a scan with other {_differences(written, manifest)}",
+            "give what it was begun with, or use another folder",
         )
     if batch_size is not None and batch_size != written["batch_size"]:
         raise InputError(
@@ -326,6 +325,23 @@ def part_counts(folder: Path, name: str) -> dict[str, Any] | None:
     return json.loads(metadata[b"memcircuits"]) if b"memcircuits" in metadata else None
 
 
+def _differences(written: dict[str, Any], wanted: dict[str, Any]) -> str:
+    """What of a manifest is other than wanted, numbers with both values."""
+    found = []
+    for key, value in wanted.items():
+        old = written.get(key)
+        if isinstance(old, dict) and isinstance(value, dict):
+            found += [_difference(k, old.get(k), v) for k, v in value.items() if old.get(k) != v]
+        elif old != value:
+            found.append(_difference(key, old, value))
+    return ", ".join(found)
+
+
+def _difference(key: str, old: Any, new: Any) -> str:
+    short = all(isinstance(value, (int, float, str, type(None))) for value in (old, new))
+    return f"{key} ({old} there, {new} here)" if short else key
+
+
 @dataclass(frozen=True)
 class ScanFolder:
     """A folder that `scan_to_disk` wrote or is writing.
@@ -346,6 +362,10 @@ class ScanFolder:
             InputError: if it holds no scan.
         """
         return cls(Path(folder), _read_manifest(Path(folder) / "manifest.json"))
+
+    def __repr__(self) -> str:
+        state = "complete" if self.complete else "not complete"
+        return f"<ScanFolder {self.folder}: {len(self.parts)} parts, {state}>"
 
     @property
     def parts(self) -> list[Path]:

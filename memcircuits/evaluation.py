@@ -1,18 +1,20 @@
 """What did an edit do? To its targets, to controls that it never saw, and under attack.
 
 * Targets: EM, NLL, bits, share of tokens still greedy, and whether sampling still finds the text.
+* Others: what else the model recites. An edit that cuts one text out may cut others with it.
 * Controls: EM of the model's own greedy continuations (complete before any edit, by definition),
   KL(original || edited) along them, NLL of the true text.
 * Held-out text: perplexity.
-* Attacks: prefixes with random tokens replaced, of which the best is taken, since an edit may only
-  have broken the one known way in; and relearning (`recovery_curve`): how many steps of training on
-  *other* paragraphs bring back those that were forgotten and are not trained on?
+* Attacks: the prefix, or others with random tokens replaced, of which the best is taken, since an
+  edit may only have broken the one known way in; and relearning (`recovery_curve`): how many steps
+  of training on *other* paragraphs bring back those that were forgotten and are not trained on?
 
 Only controls and texts that `unlearn` was not given say anything about what else was lost.
 """
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
@@ -44,9 +46,11 @@ UNITS = {
     "bits": "bits",
     "loose_match": "share of tokens",
     "extraction": "probability",
+    "in_full": "share of paragraphs",
     "kl": "nats/token",
-    "perplexity": "",
+    "perplexity": "perplexity",
 }
+_SETS = {"control/em": "control, own text", "control/kl": "control, own text"}
 _BOUNDS = torch.tensor([0.025, 0.975])
 
 
@@ -74,8 +78,9 @@ class EditReport(Result, kind="edit-report"):
     def to_frame(self) -> pd.DataFrame:
         """Columns `set, measure, units, before, after, change, ci_low, ci_high, n`.
 
-        The interval is that of the mean change, 95 %, over paragraphs. Perplexity is the
-        exponential of the mean NLL.
+        The interval is that of the mean change, 95 %, over paragraphs; none of a single one.
+        Perplexity is the exponential of the mean NLL. `control, own text` is what the model itself
+        writes after the controls' prefixes.
         """
         import pandas as pd
 
@@ -89,9 +94,11 @@ class EditReport(Result, kind="edit-report"):
             if measure == "perplexity":
                 draws, moments = draws.exp(), moments.exp()
             low, high = torch.quantile(draws[:, 1] - draws[:, 0], _BOUNDS).tolist()
+            if n == 1:
+                low = high = math.nan
             rows.append(
                 {
-                    "set": group,
+                    "set": _SETS.get(name, group),
                     "measure": measure,
                     "units": UNITS[measure],
                     "before": float(moments[0]),
@@ -116,9 +123,14 @@ class EditReport(Result, kind="edit-report"):
     def __str__(self) -> str:
         em = self.mean("memorized/em")
         own, kl = self.mean("control/em"), self.mean("control/kl")
+        text = f"memorized EM {em[0]:.1f} -> {em[1]:.1f}, "
+        if "memorized/em_attacked" in self.samples:
+            text += f"with other prefixes {self.mean('memorized/em_attacked')[1]:.1f}, "
+        if "others/in_full" in self.samples:
+            kept = self.samples["others/in_full"]
+            text += f"others still recited {int(kept[1].sum())} of {int(kept[0].sum())}, "
         return (
-            f"memorized EM {em[0]:.1f} -> {em[1]:.1f}, "
-            f"controls' own continuations {own[0]:.1f} -> {own[1]:.1f} tokens, "
+            f"{text}controls' own continuations {own[0]:.1f} -> {own[1]:.1f} tokens, "
             f"KL {kl[1]:.2g} nats/token"
         )
 
@@ -168,6 +180,7 @@ def evaluate_edit(
     memorized: Any,
     control: Any,
     *,
+    others: Any = None,
     heldout: Any = None,
     attacks: int = 20,
     n_samples: int = 1000,
@@ -182,9 +195,10 @@ def evaluate_edit(
         edit: the edit.
         memorized: its targets.
         control: paragraphs that it was not given.
+        others: further memorized paragraphs, which are to stay; None: not measured.
         heldout: text whose perplexity is measured, all tokens but the first; None: not measured.
         attacks: random perturbations of each target's prefix, each replacing one to three tokens;
-            `em_attacked` is the largest EM among them. 0: not measured.
+            `em_attacked` is the largest EM among them and the prefix itself. 0: not measured.
         n_samples: samples that `extraction` allows an attacker (Hayes et al. 2024).
         seed: of the perturbations.
         memory_budget: bytes that one batch may take.
@@ -199,6 +213,7 @@ def evaluate_edit(
     options: dict[str, Any] = {"memory_budget": memory_budget, "progress": progress}
     memorized = Paragraphs.of(memorized, model, "memorized")
     control = Paragraphs.of(control, model, "control")
+    further = None if others is None else Paragraphs.of(others, model, "others")
     text = None if heldout is None else Paragraphs.of(heldout, model, "heldout")
     own = greedy_continuations(model, control, **options)
     attacked = random_prefixes(memorized, adapter.d_vocab, attacks, seed) if attacks else None
@@ -217,7 +232,10 @@ def evaluate_edit(
         }
         if attacked is not None:
             em = scan(model, attacked, **options).em.view(len(memorized), attacks)
-            found["memorized/em_attacked"] = em.amax(-1)
+            found["memorized/em_attacked"] = torch.maximum(em.amax(-1), targets.em)
+        if further is not None:
+            recited = scan(model, further, **options)
+            found["others/em"], found["others/in_full"] = recited.em, recited.is_memorized
         if text is not None:
             found["heldout/perplexity"] = _all_tokens(adapter, text, memory_budget)
         return found
@@ -232,7 +250,7 @@ def evaluate_edit(
         n_samples=n_samples,
         provenance=Provenance.of(
             adapter,
-            {"memorized": memorized, "control": control, "heldout": text},
+            {"memorized": memorized, "control": control, "others": further, "heldout": text},
             edit=dict(edit.provenance.options),
             attacks=attacks,
             n_samples=n_samples,

@@ -84,6 +84,8 @@ def export_edit(
                 "model", label, "the exported folder does not answer like the edited model"
             )
         os.chmod(temporary, 0o777 & ~_umask())
+        for file in temporary.iterdir():  # safetensors writes files that nobody else may read
+            os.chmod(file, 0o666 & ~_umask())
         if target.exists():
             target.rmdir()
         os.replace(temporary, target)

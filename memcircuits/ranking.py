@@ -52,6 +52,7 @@ if TYPE_CHECKING:
     import pandas as pd
 
 SIGNIFICANCE = 0.05
+_FEW = 20  # with fewer paragraphs no head need stand out
 _CONTROLS = 20  # at least, where there are so many: few labels leave no room for small p-values
 
 
@@ -233,7 +234,9 @@ class Ranking(Result, kind="ranking"):
                 f"{self.counts['measured_control']} controls"
             )
         if not n:
-            return f"No head stands out ({sets}, q < {SIGNIFICANCE})."
+            few = self.counts["measured"] < _FEW
+            more = " So few paragraphs show little; measure more." if few else ""
+            return f"No head stands out ({sets}, q < {SIGNIFICANCE}).{more}"
         ranked = [h for h in self.scores.top(self.score.numel()) if self.stands_out[h]]
         best = ", ".join(str(h) for h in ranked[:5])
         more = f" and {n - 5} more" if n > 5 else ""

@@ -65,7 +65,8 @@ _HELP = {
     "controls, nats/token; the ranking goes by it",
     "ci_low": "95 % interval of the score, from resampling paragraphs",
     "q_value": "how often chance alone gives a score this large: share of random relabellings of "
-    "the paragraphs (p), after Benjamini-Hochberg correction for testing all heads",
+    "the paragraphs (p), after Benjamini-Hochberg correction for testing all heads; how small it "
+    "can get depends on how many relabellings there were",
     "stands_out": "q below 0.05",
     "ablation_memorized": "rise of the loss of memorized continuations without the head, "
     "nats/token",
@@ -243,7 +244,9 @@ def _how_to_read(ranking: Ranking) -> Prose:
                 "does to controls, in nats/token: 0.1 means that every token becomes 10 % less "
                 "likely. A head ",
                 strong("stands out"),
-                " when chance alone would hardly give such a score (q < 0.05).",
+                " when chance alone would hardly give such a score (q < 0.05). A recitation "
+                "has far to fall, so where most heads stand out, read their order and intervals, "
+                "not their count.",
             ],
             ranking.summary(),
             *ranking.notes,
@@ -303,8 +306,9 @@ def _triggers(found: Perturbation, texts: list[list[str]]) -> list[Block]:
                     if index == 0
                     else ""
                 )
-                + f"{found.names[index]}: without “{visible(tokens[worst], 24, tell=False)}” "
-                f"(token {worst}) {number(float(drops[worst]))} of {n} tokens are lost.",
+                + f"{found.names[index]}: with another token in the place of "
+                f"“{visible(tokens[worst], 24, tell=False)}” (token {worst}) "
+                f"{number(float(drops[worst]))} of {n} tokens are lost.",
             )
         )
     columns = ["paragraph", "token", "position", "lost", "nll"]

@@ -154,11 +154,11 @@ def test_what_is_done_is_not_done_again(whole, corpus, neo, monkeypatch):
     ("change", "says"),
     [
         ({"resume": False}, "resume it"),
-        ({"windows": Windows(10, 11, stride=22)}, "differs in windows"),
-        ({"part_records": 9}, "differs in part_records"),
+        ({"windows": Windows(10, 11, stride=22)}, r"other n_continuation \(12 there, 11 here\)"),
+        ({"part_records": 9}, r"other part_records \(\d+ there, 9 here\)"),
         ({"batch_size": 31}, "was begun with 32"),
-        ({"model": "another seed"}, "differs in model"),
-        ({"source": "another"}, "differs in sources"),
+        ({"model": "another seed"}, "other fingerprint"),
+        ({"source": "another"}, "other sources"),
     ],
 )
 def test_another_scan_is_refused(whole, corpus, neo, tmp_path, change, says):
@@ -257,7 +257,7 @@ def test_the_content_of_every_kind_of_source_is_part_of_the_key(neo, tmp_path):
         scan_to_disk(neo, source, tmp_path / name / "out", resume=True, **options)
     save(2)
     for name, source in sources.items():
-        with pytest.raises(mc.InputError, match="differs in sources"):
+        with pytest.raises(mc.InputError, match="other sources"):
             scan_to_disk(neo, source, tmp_path / name / "out", resume=True, **options)
 
 

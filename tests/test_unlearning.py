@@ -8,7 +8,6 @@ import json
 import matrix
 import pytest
 import torch
-import typer
 import zoo
 from typer.testing import CliRunner
 
@@ -16,7 +15,7 @@ import memcircuits as mc
 from memcircuits import unlearning
 from memcircuits.adapter import Head, adapt
 from memcircuits.checks import InputError
-from memcircuits.commands import common, edit, gradients, unlearn
+from memcircuits.cli import app
 from memcircuits.edits import Edit
 from memcircuits.evaluation import (
     edit_divergence,
@@ -389,8 +388,11 @@ def test_an_empty_edit_changes_no_measure(neo_edit):
 def test_the_report_agrees_with_scans_by_hand(neo_edit, tmp_path):
     model, memorized, found = neo_edit
     report = evaluate_edit(
-        model, found, memorized, UNSEEN, heldout=UNSEEN, attacks=5, progress=False
+        model, found, memorized, UNSEEN, heldout=UNSEEN, others=memorized, attacks=5, progress=False
     )
+    em, attacked = (report.samples[f"memorized/{name}"] for name in ("em", "em_attacked"))
+    assert (attacked >= em).all()
+    assert torch.equal(report.samples["others/em"], em)
     with found.apply(model):
         scan = mc.scan(model, memorized, progress=False)
         text = mc.scan(model, mc.Paragraphs(UNSEEN.ids, 1), progress=False)
@@ -513,16 +515,12 @@ def run(tmp_path_factory):
     with (folder / "paragraphs.jsonl").open("w") as file:
         for name, ids in zip(paragraphs.names, paragraphs.ids.tolist(), strict=True):
             file.write(json.dumps({"id": name, "ids": ids}) + "\n")
-    app = typer.Typer()
-    for command in (gradients.gradients, unlearn.unlearn, edit.edit):
-        app.command()(command)
 
-    def call(*arguments: str):
+    def call(*arguments: str, as_json: bool = True):
         shared = ["--model", folder / "model", "--paragraphs", folder / "paragraphs.jsonl"]
-        lengths = ["--n-prefix", "10", "--n-continuation", "12", "--json", "--quiet"]
+        lengths = ["--n-prefix", "10", "--n-continuation", "12", "--quiet", *["--json"] * as_json]
         words = [*arguments, *map(str, shared), *lengths]
-        with common.errors_in_one_line():
-            return CliRunner().invoke(app, words, catch_exceptions=False)
+        return CliRunner().invoke(app, words, catch_exceptions=False)
 
     return call
 
@@ -562,7 +560,8 @@ def test_unlearn_command_compares_arms_and_tries_to_bring_it_back(run, tmp_path)
     assert em["no-op"] == 12
     assert em["top"] < 2
     assert {"random", "random-per-tensor", "all"} <= set(em)
-    assert arms["control", "em"]["no-op"] == 12
+    assert arms["control, own text", "em"]["no-op"] == 12
+    assert arms["others", "in_full"]["no-op"] == 1
     assert arms["heldout", "perplexity"]["no-op"] > 1
     assert [row["step"] for row in found["recovery"] if row["arm"] == "edited"] == [0, 1, 2]
     assert {row["set"] for row in found["noise"]} == {"memorized", "control"}
@@ -581,11 +580,20 @@ def test_unlearn_command(run, tmp_path):
     assert measures[("memorized", "em")]["before"] == 12
     assert measures[("memorized", "em")]["after"] < 2
     assert Edit.load(out / "edit.safetensors").n_changed == found["changed"]
-    assert (export / "config.json").is_file()
+    assert len(found["paragraphs"]) == 2
+    modes = {path.stat().st_mode & 0o777 for path in export.iterdir()}
+    assert modes == {(export / "config.json").stat().st_mode & 0o777}
     again = mc.load_model(export)
     recited = zoo.mixed(zoo.bridge("gpt_neo"), n=8)
     em = mc.scan(again, recited[:8], progress=False).em
     assert int((em < 2).sum()) >= 2
+
+
+def test_unlearn_command_says_what_it_edited_and_why_it_ended(run, tmp_path):
+    result = run("unlearn", "--kl-budget", "1e-9", "--out", str(tmp_path), as_json=False)
+    assert "another step would have passed --kl-budget" in result.stdout
+    assert "edited: recited" in result.stdout
+    assert "others still recited" in result.stdout
 
 
 def test_edit_command(run, tmp_path):

@@ -110,7 +110,7 @@ class Source:
             raise InputError(
                 "--paragraphs",
                 "not given",
-                f"the shipped paragraphs are the organism's, not {self.model}'s",
+                f"the shipped paragraphs are the organism's, not {self.model}'s: give a file",
             )
 
     def unigrams(self, path: Path | None) -> UnigramTable | None:

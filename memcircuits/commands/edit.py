@@ -65,4 +65,5 @@ def edit(
         progress=not source.quiet,
     )
     text = u.heldout_text(source, loaded, heldout)
-    u.finish(source, loaded, found, chosen, controls[1::2], text, out, export, json)
+    others = u.without(memorized, chosen)
+    u.finish(source, loaded, found, chosen, controls[1::2], others, text, out, export, json)

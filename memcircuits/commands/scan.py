@@ -41,6 +41,9 @@ Workers = Annotated[int | None, _corpus("Models that Ray holds; by default one p
 
 def scan(
     source: c.Source,
+    top: Annotated[
+        int, typer.Option(min=0, help="Rows of the table printed, those with most EM first.")
+    ] = 20,
     json: c.Json = False,
     out: Out = None,
     batch_size: c.BatchSize = None,
@@ -82,7 +85,7 @@ def scan(
                 raise mc.InputError(name, value, "it needs --out FOLDER")
         loaded, given = source.load()
         found = mc.scan(loaded, given, batch_size=batch_size, progress=not source.quiet)
-        _print_scan(found, json)
+        _print_scan(found, json, top)
         return
 
     from memcircuits.organism import DATA
@@ -125,6 +128,7 @@ def scan(
     else:
         raise mc.InputError("--engine", engine, "choose local or ray")
     _print_folder(found, shard, json)
+    c.say(f"in {out}: memcircuits.corpus_scan.ScanFolder.open({str(out)!r})", source.quiet)
 
 
 def _shard(index: int | None, number: int | None) -> tuple[tuple[int, int], int | None]:
@@ -166,12 +170,17 @@ def _print_folder(found: ScanFolder, shard: tuple[int, int], json: bool) -> None
     )
     if found.complete:
         seconds, tokens = totals["seconds"], totals["tokens_in_these_seconds"]
-        typer.echo(f"{tokens / seconds:,.0f} tokens/s in each process")
+        if tokens:
+            typer.echo(f"{tokens / seconds:,.0f} tokens/s in each process")
+        else:
+            typer.echo("everything was there already")
     else:
         typer.echo(f"shard {shard[0]} of {shard[1]} is finished, others are not")
 
 
-def _print_scan(found: Scan, json: bool) -> None:
+def _print_scan(found: Scan, json: bool, top: int) -> None:
+    from memcircuits.scanning import COUNTS
+
     frame = found.to_frame()
     groups = _summary(frame)
     if json:
@@ -179,7 +188,12 @@ def _print_scan(found: Scan, json: bool) -> None:
         c.print_json({"summary": groups, "n_continuation": n, "paragraphs": c.records(frame)})
         return
     hidden = ["bits", "loose_match", "min_k", "samples", "bucket", "finite"]
-    c.print_table(frame.drop(columns=hidden))
+    order = frame.sort_values(["em", "nll"], ascending=[False, True], kind="stable")
+    c.print_table(order.drop(columns=hidden).head(top))
+    if len(frame) > top:
+        typer.echo(f"... {len(frame):,} paragraphs; all with --json, or --top {len(frame)}")
+    if any(key in found.facts for key in COUNTS):
+        c.print_table(found.by_repetitions())
     for name, group in groups.items():
         typer.echo(
             f"{name}: {group['n']} paragraphs, {group['memorized']} memorized, "

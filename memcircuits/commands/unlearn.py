@@ -121,7 +121,7 @@ def unlearn(
         )
 
     found = make(mask, recipes[recipe])
-    unseen = controls[1::2]
+    unseen, others = controls[1::2], without(memorized, chosen)
     text = heldout_text(source, loaded, heldout)
     more: dict[str, DataFrame] = {}
     if arms:
@@ -133,7 +133,13 @@ def unlearn(
             if other != mask:
                 edits[other] = make(other, used)
         more["arms"] = compare_edits(
-            loaded, edits, chosen, unseen, heldout=text, progress=not source.quiet
+            loaded,
+            edits,
+            chosen,
+            unseen,
+            others=others,
+            heldout=text,
+            progress=not source.quiet,
         ).reset_index()
     if recover:
         more["recovery"] = recovery_curve(
@@ -143,7 +149,7 @@ def unlearn(
         more["noise"] = weight_noise(
             loaded, chosen, unseen, fraction=fraction, mask=mask, **where
         ).to_frame()
-    finish(source, loaded, found, chosen, unseen, text, out, export, json, more=more)
+    finish(source, loaded, found, chosen, unseen, others, text, out, export, json, more=more)
 
 
 def heldout_text(source: c.Source, model: Any, path: Path | None) -> Paragraphs | None:
@@ -186,6 +192,12 @@ def draw(paragraphs: Paragraphs, most: int, seed: int) -> Paragraphs:
     return paragraphs[chosen.sort().values]
 
 
+def without(paragraphs: Paragraphs, some: Paragraphs) -> Paragraphs | None:
+    """The others."""
+    left = [i for i, name in enumerate(paragraphs.names) if name not in set(some.names)]
+    return paragraphs[left] if left else None
+
+
 def names(text: str | None) -> list[str] | None:
     """`L1H2,L0H3` as a list."""
     return None if text is None else [part.strip() for part in text.split(",")]
@@ -207,6 +219,7 @@ def finish(
     found: Edit,
     memorized: Paragraphs,
     control: Paragraphs,
+    others: Paragraphs | None,
     heldout: Paragraphs | None,
     out: Path,
     export: Path | None,
@@ -218,7 +231,13 @@ def finish(
 
     more = more or {}
     report: EditReport = evaluate_edit(
-        model, found, memorized, control, heldout=heldout, progress=not source.quiet
+        model,
+        found,
+        memorized,
+        control,
+        others=others,
+        heldout=heldout,
+        progress=not source.quiet,
     )
     written = [found.save(out / "edit.safetensors")]
     if export is not None:
@@ -227,6 +246,7 @@ def finish(
         c.print_json(
             {
                 "summary": str(found),
+                "paragraphs": list(memorized.names),
                 "stopped": found.stopped,
                 "masked": found.n_masked,
                 "changed": found.n_changed,
@@ -243,8 +263,12 @@ def finish(
         for name, frame in more.items():
             typer.echo(f"\n{name}:")
             c.print_table(frame)
-        typer.echo(str(found))
-        if found.stopped == "steps" and "em_new" not in found.history:
-            typer.echo("Note: the steps ended before every target was forgotten.")
+        typer.echo(f"\nedited: {', '.join(memorized.names)}\n{found}\n{report}")
+        if found.stopped != "em":
+            why = {
+                "kl": "another step would have passed --kl-budget; raise it, or --fraction",
+                "steps": "the steps ended",
+            }
+            typer.echo(f"Note: not every target is as was wanted: {why[found.stopped]}.")
     for path in written:
         c.say(f"wrote {path}", source.quiet)
