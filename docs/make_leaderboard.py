@@ -2,11 +2,16 @@
 
 memcircuits bench localize --out bench
 python docs/make_leaderboard.py bench
+
+Where only some localizers have changed: `memcircuits bench localize --localizers NAMES --out bench`
+and `python docs/make_leaderboard.py bench NAMES` measure these on the same trials and replace their
+rows.
 """
 
 from __future__ import annotations
 
 import sys
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 import pandas as pd
@@ -62,16 +67,51 @@ def in_readme(text: str, frame: pd.DataFrame) -> str:
     return f"{before}{START}\n{short_table(frame)}\n{STOP}{after}" if mark else text
 
 
-def main(folder: str) -> None:
+def main(folder: str, *names: str) -> None:
     trials = localization.read_trials(folder)
     localization.write_leaderboard(trials, folder)
     frame = localization.leaderboard(trials)
-    page = (Path(folder) / "leaderboard.md").read_text(encoding="utf-8")
-    write_atomically(DOCS / "leaderboard.md", HEAD + page)
+    page = HEAD + (Path(folder) / "leaderboard.md").read_text(encoding="utf-8")
+    if names:
+        old = pd.read_json(NUMBERS, orient="records")
+        frame = replaced(old, frame[frame["localizer"].isin(names)])
+        page = with_rows((DOCS / "leaderboard.md").read_text(encoding="utf-8"), page, names)
+    write_atomically(DOCS / "leaderboard.md", page)
     write_atomically(NUMBERS, frame.to_json(orient="records", indent=1) + "\n")
     write_atomically(README, in_readme(README.read_text(encoding="utf-8"), frame))
     localization.leaderboard_figure(frame).write_image(DOCS / "pictures" / "leaderboard.png")
 
 
+def replaced(old: pd.DataFrame, new: pd.DataFrame) -> pd.DataFrame:
+    """The old numbers with those of the same kind and localizer from the new ones."""
+    both, fresh = (frame.set_index(["kind", "localizer"]) for frame in (old, new))
+    here = fresh.index.intersection(both.index)
+    assert (both.loc[here, "trials"] == fresh.loc[here, "trials"]).all(), "other trials"
+    both.loc[here] = fresh.loc[here]
+    return both.reset_index().astype(old.dtypes)
+
+
+def with_rows(old: str, new: str, names: Sequence[str]) -> str:
+    """The old page with the rows of some localizers from the new one, table by table."""
+    rows: dict[tuple[str, str], str] = {}
+    for title, name, line in table_rows(new):
+        if name in names:
+            rows[title, name] = line
+    lines = [
+        rows.get((title, name), line) if title.startswith(("**Written", "**Silencing")) else line
+        for title, name, line in table_rows(old)
+    ]
+    return "\n".join(lines) + "\n"
+
+
+def table_rows(page: str) -> Iterator[tuple[str, str, str]]:
+    """Every line with the title above it and, in tables, its first cell."""
+    title = ""
+    for line in page.splitlines():
+        if line.startswith("**"):
+            title = line
+        yield title, line.split("|")[1].strip() if line.startswith("| ") else "", line
+
+
 if __name__ == "__main__":
-    main(sys.argv[1])
+    main(*sys.argv[1:])

@@ -132,6 +132,7 @@ def run_trials(
     folder: str | Path,
     *,
     counts: Mapping[str, int] = COUNTS,
+    localizers: Sequence[str] | None = None,
     n_paragraphs: int = 1,
     seed: int = 0,
     shard: tuple[int, int] = (0, 1),
@@ -143,6 +144,7 @@ def run_trials(
         pool: model and paragraphs.
         folder: one JSON file per trial is written there.
         counts: kind -> number of trials (for `null` of shuffles, all in one file).
+        localizers: score only these, None: all.
         n_paragraphs: paragraphs written together.
         seed: of all draws; trial i uses `seed + i`.
         shard: (index, number): run every number-th trial only, for several processes.
@@ -156,8 +158,10 @@ def run_trials(
         at_least(f"counts of {kind}", count, 1)
     at_least("n_paragraphs", n_paragraphs, 1)
     at_least("seed", seed, 0)
+    for name in localizers or ():
+        one_of("localizers", name, (*RANKINGS, *LOCALIZERS))
     adapter = adapt(pool.model)
-    _refuse_other_run(Path(folder), _key(adapter, pool, n_paragraphs, seed))
+    _refuse_other_run(Path(folder), _key(adapter, pool, n_paragraphs, seed, localizers))
     todo = [
         (kind, i)
         for kind, count in counts.items()
@@ -175,14 +179,24 @@ def run_trials(
                 elif kind == "stability":
                     found = _stability(pool, seed)
                 else:
-                    found = _trial(pool, kind, seed + i, n_paragraphs, deletion=i < _DEL_TRIALS)
+                    deletion = i < _DEL_TRIALS
+                    found = _trial(pool, kind, seed + i, n_paragraphs, localizers, deletion)
                 found |= {"kind": kind, "seconds": time.perf_counter() - start}
                 write_atomically(path, json.dumps(found))
             shown.update()
 
 
-def _key(adapter: Adapter, pool: Pool, n_paragraphs: int, seed: int) -> dict[str, Any]:
-    provenance = Provenance.of(adapter, {"unknown": pool.unknown}, n=n_paragraphs, seed=seed)
+def _key(
+    adapter: Adapter,
+    pool: Pool,
+    n_paragraphs: int,
+    seed: int,
+    localizers: Sequence[str] | None,
+) -> dict[str, Any]:
+    options: dict[str, Any] = {"n": n_paragraphs, "seed": seed}
+    if localizers is not None:
+        options["localizers"] = sorted(localizers)
+    provenance = Provenance.of(adapter, {"unknown": pool.unknown}, **options)
     return {
         "model": dict(provenance.model),
         "paragraphs": dict(provenance.paragraphs),
@@ -204,8 +218,10 @@ def _refuse_other_run(folder: Path, key: dict[str, Any]) -> None:
         raise InputError("folder", folder.name, "it holds trials of another run; give a new one")
 
 
-def _trial(pool: Pool, kind: str, seed: int, n: int, *, deletion: bool) -> dict[str, Any]:
-    """Plant, localize with everything, compare."""
+def _trial(
+    pool: Pool, kind: str, seed: int, n: int, localizers: Sequence[str] | None, deletion: bool
+) -> dict[str, Any]:
+    """Plant, localize, compare."""
     generator = torch.Generator().manual_seed(seed)
     adapter = adapt(pool.model)
     where, components = _random_place(adapter, kind, generator)
@@ -241,6 +257,8 @@ def _trial(pool: Pool, kind: str, seed: int, n: int, *, deletion: bool) -> dict[
         names = [name for name, found in LOCALIZERS.items() if unit in found.units]
         if unit == "head":  # zero ablation is the first ranking's score
             names = [*RANKINGS, *(name for name in names if name != "zero-ablation")]
+        if localizers is not None:
+            names = [name for name in names if name in localizers]
         for name in names:
             start = time.perf_counter()
             with counting(adapter) as cost:

@@ -133,6 +133,16 @@ def test_readme_has_the_numbers_of_the_leaderboard():
     )
     maker = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(maker)
+    old, new = "**Written: head (2)**\n| a | 1 |\n| b | 2 |\n", "**Written: head (2)**\n| b | 3 |\n"
+    assert maker.with_rows(old, new, ["b"]) == old.replace("| b | 2 |", "| b | 3 |")
+    assert maker.with_rows(old, new, ["a"]) == old
+    page = (maker.DOCS / "leaderboard.md").read_text(encoding="utf-8")
+    assert maker.with_rows(page, page, ["random"]) == page
+    frame = pd.read_json(maker.NUMBERS, orient="records")
+    some = frame[frame["localizer"] == "random"].assign(auc=0.125)
+    changed = maker.replaced(frame, some)
+    assert (changed.loc[some.index, "auc"] == 0.125).all()
+    pd.testing.assert_frame_equal(changed.drop(some.index), frame.drop(some.index))
     readme = maker.README.read_text(encoding="utf-8")
     assert maker.START in readme
     assert readme == maker.in_readme(readme, pd.read_json(maker.NUMBERS, orient="records"))

@@ -88,6 +88,22 @@ def test_an_interrupted_run_goes_on_and_shares_make_the_whole(run, neo, tmp_path
     assert len(content(tmp_path)) == 3
 
 
+def test_some_localizers_alone_score_as_among_all(run, neo, tmp_path):
+    names = ["oracle", "find_memorization_heads (screen)"]
+    options = {"counts": {"head": 1}, "localizers": names, "progress": False}
+    bench.run_trials(pool_of(neo), tmp_path, **options)
+    rows, every = (
+        {row["localizer"]: row["scores"] for row in bench.read_trials(folder)["head"][0]["results"]}
+        for folder in (tmp_path, run)
+    )
+    assert rows == {name: every[name] for name in names}
+    bench.write_leaderboard(bench.read_trials(tmp_path), tmp_path)
+    with pytest.raises(mc.InputError, match="trials of another run"):
+        bench.run_trials(pool_of(neo), tmp_path, **options | {"localizers": None})
+    with pytest.raises(mc.InputError, match="localizers: 'guess'"):
+        bench.run_trials(pool_of(neo), tmp_path, **options | {"localizers": ["guess"]})
+
+
 def test_the_folder_of_another_run_is_refused(run, neo, tmp_path):
     with pytest.raises(mc.InputError, match="trials of another run"):
         bench.run_trials(pool_of(neo), run, counts=COUNTS, seed=1, progress=False)

@@ -8,12 +8,16 @@ from typing import Annotated
 import typer
 
 from memcircuits.commands import common as c
+from memcircuits.commands.unlearn import names
 
 
 def localize(
     source: c.Source,
     out: c.Out = Path("memcircuits-bench"),
     quick: Annotated[bool, typer.Option("--quick", help="A few trials of each kind.")] = False,
+    localizers: Annotated[
+        str | None, typer.Option(help="Score only these, with commas; by default all.")
+    ] = None,
     n_paragraphs: Annotated[
         int, typer.Option("--planted", min=1, help="Paragraphs written together in each trial.")
     ] = 1,
@@ -42,6 +46,7 @@ def localize(
         pool,
         out,
         counts=localization.QUICK if quick else localization.COUNTS,
+        localizers=names(localizers),
         n_paragraphs=n_paragraphs,
         seed=seed,
         shard=(shard_index, num_shards),
