@@ -623,10 +623,10 @@ def combinations(trials: Mapping[str, Sequence[Mapping[str, Any]]]) -> pd.DataFr
         for trial in trials.get(kind, ())
         if not trial["failed"]
     ]
-    if len(done) < 4:
-        return pd.DataFrame()
     rows = [{r["localizer"]: r for r in trial["results"]} for trial in done]
-    names = [n for n in rows[0] if n not in ("oracle", "random", RANKINGS[1])]
+    names = [n for n in next(iter(rows), ()) if n not in ("oracle", "random", RANKINGS[1])]
+    if len(done) < 4 or not names:
+        return pd.DataFrame()
 
     def measured(evidence: Sequence[str], mine: Sequence[int]) -> tuple[float, float]:
         found = [

@@ -6,12 +6,12 @@ Ablating a head changes its z by z' - z, so to first order the loss changes by
 
 for all heads at once from one forward and one backward pass. Where a text is recited that is blind
 at the model as it is: each token's probability is near 1, the loss is flat, and heads that hold it
-have next to no slope. So the slopes are taken a tenth of the way to the model with every head
-ablated, where as much is missing as if a tenth of the heads were (how often that finds the ten best
-of the shipped model, and how often other points do: `tests/benchmarks/screens.py`). The heads with
-the largest slopes are ablated exactly (`memcircuits.ablation`), and then whichever estimate ranks
-among those; some heads drawn at random say by how much estimates are off, and so how many heads
-like the best ones the screen may have missed.
+have next to no slope. So the slopes are taken on the way to the model with every head ablated. A
+tenth of the way they order heads best where many share a text: `tests/benchmarks/screens.py`. Where
+a single head holds all of it the loss may be flat even there, and only halfway is it not:
+`memcircuits bench localize`. The heads with the largest slopes at either point are ablated exactly
+(`memcircuits.ablation`), and then whichever estimate ranks among them. Some heads drawn at random
+say by how much estimates are off, and so how many like the best ones the screen may have missed.
 
 (Attribution patching: Nanda 2023; its failures and the check by sampling: Kramar et al. 2024,
 arXiv 2403.00745; slopes along the way: Sundararajan et al. 2017, arXiv 1703.01365, on circuits
@@ -39,9 +39,11 @@ from memcircuits.statistics import finite_mean
 
 METHODS = ("exact", "screen")
 _BEST = 10  # so many heads of the final ranking are measured exactly
-_TOP = 16  # measured exactly for their slope: more than ten, as slopes order them roughly
+# Measured exactly for their slopes, taken at these shares of the way to all heads ablated: more
+# than ten by the first, which is the estimate, as slopes order heads roughly.
+_NEAR, _TOP = 0.1, 16
+_FAR, _TOP_FAR = 0.5, 4
 _RANDOM = 4  # measured exactly to see how good the estimates are
-_AT = 0.1  # where the slopes are taken, as a share of the way to all heads ablated
 
 
 @dataclass(frozen=True)
@@ -77,8 +79,8 @@ def head_effects(
         memorized: what is done to the memorized paragraphs.
         control: the same for the controls.
         method: `exact` for every head, or `screen`: estimates for all heads; exact effects for
-            the 16 largest of them, for every head that then ranks among the first ten, and for
-            some at random.
+            the largest of them, for every head that then ranks among the first ten, and for some
+            at random.
         seed: of the random heads.
         memory_budget: bytes that one batch may take.
         progress: show a bar on stderr.
@@ -111,9 +113,12 @@ def head_effects(
         verify(adapter.heads())
         return HeadEffects(nll, em, verified, notes)
 
-    nll = {name: attributions(a, at=_AT, **options) for name, a in sets.items()}
+    nll, far = (
+        {name: attributions(a, at=at, **options) for name, a in sets.items()}
+        for at in (_NEAR, _FAR)
+    )
     estimate = score(nll)
-    best = _largest(estimate, _TOP)
+    best = list(dict.fromkeys(_largest(estimate, _TOP) + _largest(score(far), _TOP_FAR)))
     others = [head for head in adapter.heads() if head not in set(best)]
     generator = torch.Generator().manual_seed(seed)
     chosen = torch.randperm(len(others), generator=generator)[:_RANDOM].tolist()

@@ -556,6 +556,7 @@ OPTIONS: dict[str, tuple[str, ...]] = {
     "--recover": ("-1", "x", "1.5"),
     "--heldout": PATHS,
     "--planted": ("0", "-1", "x", "1.5"),
+    "--localizers": ("", "guess", "oracle,,"),
     "--where": ("", "L9H9", "L1", "L1.x", "neurons:2", "weights:x", "L1H2,,", "é"),
     "--steps": ("0", "-1", "x"),
     "--rows": ("", "99", "-1", "x", "0,,1"),

@@ -31,8 +31,8 @@ REMARKS = """What the arithmetic consists of:
   average half of the blocks are left to run, and only the continuation is unembedded: about half of
   the arithmetic, whatever the implementation. A changed head changes every position of every block
   above, so nothing else is spared but the last block's MLP where nothing reads it.
-- *Top 10 heads.* A forward and a backward pass, then 20 heads exactly: the 16 largest estimates and
-  4 drawn at random. Of 48 heads that is two fifths of a sweep, of 144 a seventh.
+- *Top 10 heads.* Two forward and backward passes, then about 20 heads exactly: those with the
+  largest slopes and 4 drawn at random. Of 48 heads that is two fifths of a sweep, of 144 a seventh.
 - *Perturbation.* Positions before the replaced one are shared and nothing is decoded.
 - *Gradients.* Forward pass, the gradient of activations and the product that is a paragraph's
   gradient are the rival's own arithmetic too. Left out are the matrices that have no heads.
@@ -147,7 +147,8 @@ def markdown(data: dict[str, Any]) -> str:
             "drawn from 64 recited ones and 64 controls, seed "
             f"{screens.SEED}), by where the slopes are taken between the model as it is (0) and "
             'the model without any head (1). `method="screen"` takes them at 0.1, a choice made '
-            "on this model.",
+            "on this model, and adds the first heads at 0.5: where one head holds a paragraph "
+            "alone, that finds what slopes nearer to the model miss.",
             table(
                 ["recited + controls", *(f"{at:g}" for at in screens.POINTS)],
                 (
