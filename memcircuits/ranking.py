@@ -234,9 +234,10 @@ class Ranking(Result, kind="ranking"):
                 f"{self.counts['measured_control']} controls"
             )
         if not n:
-            few = self.counts["measured"] < _FEW
-            more = " So few paragraphs show little; measure more." if few else ""
-            return f"No head stands out ({sets}, q < {SIGNIFICANCE}).{more}"
+            text = f"No head stands out ({sets}, q < {SIGNIFICANCE})."
+            if self.counts["measured"] < _FEW:
+                text += " So few paragraphs can hardly reach that: read the order and intervals."
+            return text
         ranked = [h for h in self.scores.top(self.score.numel()) if self.stands_out[h]]
         best = ", ".join(str(h) for h in ranked[:5])
         more = f" and {n - 5} more" if n > 5 else ""

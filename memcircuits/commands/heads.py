@@ -25,7 +25,10 @@ def heads(
         str, typer.Option(help="exact, or screen: fewer heads ablated, the others estimated.")
     ] = "exact",
     max_paragraphs: Annotated[
-        int, typer.Option(min=2, help="Measure at most so many memorized and control paragraphs.")
+        int,
+        typer.Option(
+            min=2, help="Measure at most so many memorized paragraphs, and controls (at least 20)."
+        ),
     ] = 100,
     match_nll: Annotated[
         bool, typer.Option("--match-nll", help="Controls nearest in NLL, not drawn.")

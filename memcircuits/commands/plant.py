@@ -95,3 +95,6 @@ def plant(
         typer.echo(str(found))
     for path in paths:
         c.say(f"wrote {path}", source.quiet)
+    if export is not None:
+        where_to = f"--model {export} --paragraphs {out / 'paragraphs.jsonl'}"
+        c.say(f"is it found? memcircuits heads {where_to}", source.quiet)
