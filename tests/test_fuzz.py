@@ -468,7 +468,7 @@ def test_spoiled_gguf_files(tmp_path):
 @pytest.fixture
 def stub(bridge, results, tmp_path, monkeypatch):
     """Commands get a tiny model at once; all else about loading is real."""
-    load = loading.load_model
+    load = mc.load_model  # through the package, which keeps what it imports: not the stub
 
     def quick(name, **options):
         if str(name) != "tiny":
