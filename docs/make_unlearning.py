@@ -1,8 +1,8 @@
 """Write docs/unlearning.md from runs on the shipped organism: python docs/make_unlearning.py.
 
 Every run leaves a small file in --work and is not done again; the page says how many paragraphs
-each number is from, so that it may be written at any time (--page). Alone on two cores everything
-takes about 20 minutes.
+each number is from, so that it may be written at any time (--page). Everything takes 96 minutes
+of one core.
 """
 
 from __future__ import annotations
