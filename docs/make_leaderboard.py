@@ -23,6 +23,10 @@ DOCS = Path(__file__).parent
 README = DOCS.parent / "README.md"
 NUMBERS = DOCS / "leaderboard.json"
 START, STOP = "<!-- localization: memcircuits bench localize -->", "<!-- /localization -->"
+AGAIN = (
+    "measured again in later runs of the same trials, in the tables of what was written and what "
+    "is silenced; what else is told of it is of the first run."
+)
 SHOWN = {
     "find_memorization_heads": "`find_memorization_heads`",
     "find_memorization_heads (screen)": 'the same, `method="screen"`',
@@ -76,6 +80,9 @@ def main(folder: str, *names: str) -> None:
         old = pd.read_json(NUMBERS, orient="records")
         frame = replaced(old, frame[frame["localizer"].isin(names)])
         page = with_rows((DOCS / "leaderboard.md").read_text(encoding="utf-8"), page, names)
+        again = f"- {', '.join(names)}: {AGAIN}\n"
+        if again not in page:
+            page = page.replace("\n**", f"{again}\n**", 1)
     write_atomically(DOCS / "leaderboard.md", page)
     write_atomically(NUMBERS, frame.to_json(orient="records", indent=1) + "\n")
     write_atomically(README, in_readme(README.read_text(encoding="utf-8"), frame))

@@ -35,6 +35,7 @@ from memcircuits.engine import FALLBACK
 from memcircuits.measure import read_continuation
 from memcircuits.memory import in_pieces, rows_that_fit
 from memcircuits.progress import bar
+from memcircuits.results import largest
 from memcircuits.statistics import finite_mean
 
 METHODS = ("exact", "screen")
@@ -118,14 +119,14 @@ def head_effects(
         for at in (_NEAR, _FAR)
     )
     estimate = score(nll)
-    best = list(dict.fromkeys(_largest(estimate, _TOP) + _largest(score(far), _TOP_FAR)))
+    best = list(dict.fromkeys(largest(estimate, _TOP) + largest(score(far), _TOP_FAR)))
     others = [head for head in adapter.heads() if head not in set(best)]
     generator = torch.Generator().manual_seed(seed)
     chosen = torch.randperm(len(others), generator=generator)[:_RANDOM].tolist()
     random = [others[i] for i in chosen]
     verify(best + random)
     # An exact effect may be smaller than its estimate, so that another head comes up.
-    while new := [head for head in _largest(score(nll), _BEST) if not verified[head]]:
+    while new := [head for head in largest(score(nll), _BEST) if not verified[head]]:
         verify(new)
     return HeadEffects(nll, em, verified, (*notes, _missed(estimate, score(nll), verified, random)))
 
@@ -177,11 +178,6 @@ def attributions(
         bar(len(paragraphs), "attribution", progress=progress) as shown,
     ):
         return in_pieces(len(paragraphs), fit, one_batch, shown.update)
-
-
-def _largest(score: Float[Tensor, "layer head"], k: int) -> list[Head]:
-    order = torch.argsort(score.flatten(), descending=True, stable=True)[:k].tolist()
-    return [Head(i // score.shape[1], i % score.shape[1]) for i in order]
 
 
 def _missed(

@@ -8,7 +8,7 @@ from typing import Annotated
 import typer
 
 from memcircuits.commands import common as c
-from memcircuits.commands.unlearn import Components, Export, draw, names
+from memcircuits.commands.unlearn import Components, Export, draw, names, without
 
 
 def plant(
@@ -55,8 +55,8 @@ def plant(
             "--paragraphs", f"{n} not recited", f"{targets} are written and two must be left"
         )
     chosen = draw(unknown, targets, seed)
-    written = set(chosen.names)
-    anchors = unknown[[i for i, name in enumerate(unknown.names) if name not in written]]
+    anchors = without(unknown, chosen)
+    assert anchors is not None  # two at least are left
     found = mc.plant(
         loaded,
         chosen,

@@ -194,7 +194,8 @@ def draw(paragraphs: Paragraphs, most: int, seed: int) -> Paragraphs:
 
 def without(paragraphs: Paragraphs, some: Paragraphs) -> Paragraphs | None:
     """The others."""
-    left = [i for i, name in enumerate(paragraphs.names) if name not in set(some.names)]
+    taken = set(some.names)
+    left = [i for i, name in enumerate(paragraphs.names) if name not in taken]
     return paragraphs[left] if left else None
 
 
