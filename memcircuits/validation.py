@@ -69,6 +69,7 @@ class ModelReport:
         writable: sites where an edit changes the logits.
         can_restart: whether forward passes can be continued in the middle; else sweeps are slow.
         checks: statement -> largest relative difference; None where it could not be tried.
+        tolerance: the largest difference that is let pass.
     """
 
     name: str
@@ -90,6 +91,7 @@ class ModelReport:
     writable: tuple[str, ...]
     can_restart: bool
     checks: Mapping[str, float | None]
+    tolerance: float
 
     def facts(self) -> dict[str, Any]:
         """The report in words, ready for JSON."""
@@ -113,6 +115,7 @@ class ModelReport:
             "writable sites": list(self.writable),
             "can restart": self.can_restart,
             "checks": dict(self.checks),
+            "tolerance": self.tolerance,
         }
 
 
@@ -177,6 +180,7 @@ def _validate(adapter: Adapter) -> ModelReport:
         writable=writable,
         can_restart=adapter.can_restart,
         checks=checks,
+        tolerance=tolerance,
     )
 
 

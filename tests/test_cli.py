@@ -141,15 +141,18 @@ def test_info_describes_the_model(folder):
         "parallel blocks": False,
         "can restart": True,
         "50 + 50 fit": True,
+        "tolerance": 1e-3,
     }
     shown = runner.invoke(app, ["info", str(folder / "model"), "--n-prefix", "100"])
     assert shown.exit_code == 0, shown.output
     for name, value in facts.items():
-        if name not in ("local layers", "50 + 50 fit", "revision"):
+        if name not in ("local layers", "50 + 50 fit", "revision", "tolerance"):
             assert f"{name:<21} {value}" in shown.stdout
     assert "local layers          1, 3" in shown.stdout
     assert "100 + 50 fit          False" in shown.stdout
-    assert "check greedy decoding off by" in shown.stdout
+    assert "differ (at most 0.001):" in shown.stdout
+    decoded = next(x for x in shown.stdout.splitlines() if x.startswith("greedy decoding"))
+    assert float(decoded.split()[-1]) <= 1e-3
 
 
 @pytest.mark.parametrize(

@@ -39,10 +39,11 @@ def info(
     if json:
         c.print_json(facts)
         return
-    checks = facts.pop("checks")
+    checks, tolerance = facts.pop("checks"), facts.pop("tolerance")
     for name, value in facts.items():
         shown = ", ".join(map(str, value)) or "none" if isinstance(value, list) else value
         typer.echo(f"{name:<21} {'none' if shown is None else shown}")
+    typer.echo(f"\nchecks, by how much two ways to the same answer differ (at most {tolerance:g}):")
     for name, difference in checks.items():
-        shown = "could not be tried" if difference is None else f"off by {difference:.1e}"
-        typer.echo(f"check {name:<15} {shown}")
+        shown = "could not be tried" if difference is None else f"{difference:.1e}"
+        typer.echo(f"{name:<21} {shown}")
