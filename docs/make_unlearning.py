@@ -1,8 +1,9 @@
 """Write docs/unlearning.md from runs on the shipped organism: python docs/make_unlearning.py.
 
 Every run leaves a small file in --work and is not done again; the page says how many paragraphs
-each number is from, so that it may be written at any time (--page). Everything takes 96 minutes
-of one core.
+each number is from, so that it may be written at any time. docs/unlearning.json keeps what the
+runs found: with --page the page is written from that alone. Everything takes hours of one core; the
+page says how many.
 """
 
 from __future__ import annotations
@@ -51,6 +52,8 @@ RATES = {
     "random-per-tensor": (1e-3, 1e-2, 3e-2),
 }
 TABLE = {"all": 3e-5, "top": 1e-3, "random": 1e-3, "random-per-tensor": 1e-3}
+AS_MANY = 0.033  # of the weights: what ours changes for all paragraphs together
+AS_MANY_RATES = (3e-4, 1e-3, 3e-3)
 FURTHER = {"all": (1e-4, 3e-4), "top": (3e-3, 1e-2)}  # of all paragraphs together
 ARMS = {
     "all": "all weights",
@@ -58,6 +61,7 @@ ARMS = {
     "random": "random 0.1 %",
     "random-per-tensor": "random 0.1 % per matrix",
 }
+Runs = dict[str, dict[str, Any]]  # name -> what was found
 VARIANTS: dict[str, tuple[str, Recipe]] = {
     "natural": ("`NATURAL`, the default", NATURAL),
     "margin": ("objective: margin of all tokens", dataclasses.replace(NATURAL, objective="margin")),
@@ -70,6 +74,7 @@ VARIANTS: dict[str, tuple[str, Recipe]] = {
         dataclasses.replace(NATURAL, curvature="none", learning_rate=1e-3),
     ),
 }
+AT_ONCE = dataclasses.replace(NATURAL, one_by_one=False, step_kl=3e-4)
 BESIDES: dict[str, dict[str, Any]] = {
     "natural": {"arm": "top", "variant": "natural"},
     "guarded": {"arm": "top", "variant": "natural", "guarded": True},
@@ -201,7 +206,8 @@ def edited(
         "edit_seconds": seconds,
         "steps": len(found.history["em"]) - 1,
         "stopped": found.stopped,
-        "changed": found.n_changed,
+        "masked": found.n_masked,
+        "candidates": found.n_candidates,
         "norm": found.norm,
     }
 
@@ -221,12 +227,10 @@ def make(
         recipe = dataclasses.replace(REFERENCE, learning_rate=rate)
         options: dict[str, Any] = {"control": s.few, "em_below": 0.0, "kl_budget": None}
     else:
-        recipe = VARIANTS[variant][1]
+        recipe = AT_ONCE if variant == "at-once" else VARIANTS[variant][1]
         options = {"control": s.control, "em_below": em_below, "curvature": s.curvature}
         # An ablation is to forget too, whatever that costs: the cost is what is compared.
         options["kl_budget"] = BUDGET if em_below == 0 else 0.05 if many else 1.0
-        if many:
-            recipe = dataclasses.replace(recipe, step_kl=3e-4)
         if guarded:
             options |= {"control": s.guarded, "curvature": s.guarded_curvature}
     return mc.unlearn(
@@ -239,7 +243,7 @@ def relearned(text: str) -> dict[str, Any]:
     s = setting()
     half = len(s.targets) // 2
     trained = s.targets[half:] if text == "half" else s.control[:half]
-    found = make(s.targets, "top", 0.0, "natural", fraction=0.01)
+    found = make(s.targets, "top", 0.0, "natural")
     curve = recovery_curve(
         s.model, found, s.targets[:half], trained, steps=10, every=1, progress=False
     )
@@ -306,11 +310,12 @@ def jobs() -> list[list[tuple[str, Callable[[], dict[str, Any]]]]]:
                     lambda i=i, options=options: besides(i, **options),
                 )
             )
+    natural.append(("together/natural", lambda: together("top", variant="natural")))
     for part in (0.001, 0.01):
         natural.append(
             (
-                f"together/natural-{part}",
-                lambda part=part: together("top", variant="natural", fraction=part),
+                f"together/at-once-{part}",
+                lambda part=part: together("top", variant="at-once", fraction=part),
             )
         )
     natural += [(f"relearn/{text}", lambda text=text: relearned(text)) for text in ("half", "text")]
@@ -331,6 +336,15 @@ def jobs() -> list[list[tuple[str, Callable[[], dict[str, Any]]]]]:
                 [(f"together/{arm}-{rate:g}", lambda arm=arm, rate=rate: together(arm, rate=rate))]
                 for arm in TABLE
                 for rate in (TABLE[arm], *FURTHER.get(arm, ()))
+            ]
+            rest += [
+                [
+                    (
+                        f"together/many-{rate:g}",
+                        lambda rate=rate: together("top", rate=rate, fraction=AS_MANY),
+                    )
+                ]
+                for rate in AS_MANY_RATES
             ]
     return [natural, *rest]
 
@@ -357,11 +371,23 @@ def perform(number: int, work: Path, only: str) -> None:
 # -- the page -------------------------------------------------------------------------------------
 
 
-def read(work: Path, name: str) -> list[dict[str, Any]]:
+def collect(work: Path) -> Runs:
+    """All runs that are done."""
+    return {
+        path.relative_to(work).with_suffix("").as_posix(): json.loads(path.read_text())
+        for path in sorted(work.rglob("*.json"))
+    }
+
+
+def save(runs: Runs, path: Path) -> None:
+    """One run a line."""
+    lines = [f"{json.dumps(name)}: {json.dumps(run)}" for name, run in sorted(runs.items())]
+    path.write_text("{\n" + ",\n".join(lines) + "\n}\n", encoding="utf-8")
+
+
+def read(runs: Runs, name: str) -> list[dict[str, Any]]:
     """The runs of a name, of all paragraphs that are done."""
-    found = [json.loads(p.read_text()) for p in sorted((work / name).glob("*.json"))]
-    assert len({run["fingerprint"] for run in found}) <= 1, f"{name}: runs of different weights"
-    return found
+    return [run for key, run in sorted(runs.items()) if key.rpartition("/")[0] == name]
 
 
 def interval(values: Iterable[float], digits: int = 2) -> str:
@@ -407,10 +433,11 @@ def row(label: str, runs: list[dict[str, Any]], before: dict[str, Any]) -> list[
     ]
 
 
-def write(work: Path, page: Path) -> None:
-    (before,) = [json.loads((work / "before.json").read_text())]
-    natural = read(work, "natural")
-    seconds = sum(json.loads(p.read_text())["seconds"] for p in work.rglob("*.json"))
+def write(runs: Runs, page: Path) -> None:
+    assert len({run["fingerprint"] for run in runs.values()}) == 1, "runs of different weights"
+    before = runs["before"]
+    natural = read(runs, "natural")
+    seconds = sum(run["seconds"] for run in runs.values())
     n = len(natural)
     nothing = [
         "no-op",
@@ -422,55 +449,59 @@ def write(work: Path, page: Path) -> None:
     ]
     arms = [nothing]
     for arm, rate in TABLE.items():
-        runs = read(work, f"{arm}-{rate:g}")
-        if runs:
-            arms.append(row(f"{ARMS[arm]}, reference, lr {rate:g}", runs, before))
+        mine = read(runs, f"{arm}-{rate:g}")
+        if mine:
+            arms.append(row(f"{ARMS[arm]}, reference, lr {rate:g}", mine, before))
     arms.append(row("**top 0.1 %, ours**", natural, before))
     front, points = [], {}
     for arm, rates in RATES.items():
         for rate in rates:
-            runs = read(work, f"{arm}-{rate:g}")[:FRONT]
-            if runs:
-                front.append(row(f"{ARMS[arm]}, lr {rate:g}", runs, before))
-                points.setdefault(ARMS[arm], []).append(runs)
+            mine = read(runs, f"{arm}-{rate:g}")[:FRONT]
+            if mine:
+                front.append(row(f"{ARMS[arm]}, lr {rate:g}", mine, before))
+                points.setdefault(ARMS[arm], []).append(mine)
     front.append(row("**ours**", natural[:FRONT], before))
     points["ours"] = [natural[:FRONT]]
     page.with_name("unlearning.svg").write_text(plot(points), encoding="utf-8")
     ablations = []
     for name, (label, _) in VARIANTS.items():
-        runs = read(work, name)[:ABLATION]
-        if runs:
-            loose = interval((mean([r], "loose") for r in runs), 2)
-            stopped = sum(r["stopped"] == "em" for r in runs)
-            ablations.append([*row(label, runs, before), loose, f"{stopped}/{len(runs)}"])
+        mine = read(runs, name)[:ABLATION]
+        if mine:
+            loose = interval((mean([r], "loose") for r in mine), 2)
+            stopped = sum(r["stopped"] == "em" for r in mine)
+            ablations.append([*row(label, mine, before), loose, f"{stopped}/{len(mine)}"])
     measures = [
         [
             label,
             *(
-                interval((mean([r], key) for r in runs), 2 if key != "bits" else 1)
+                interval((mean([r], key) for r in mine), 2 if key != "bits" else 1)
                 for key in ("em", "nll", "bits", "loose", "extraction", "attacked")
             ),
-            interval((r["kl"] for r in runs), 5),
+            interval((r["kl"] for r in mine), 5),
         ]
-        for label, runs in (
+        for label, mine in (
             ("ours", natural),
-            ("ours, all tokens within the budget", read(work, "all-tokens")),
-            ("reference, top 0.1 %", read(work, f"top-{TABLE['top']:g}")),
+            ("ours, all tokens within the budget", read(runs, "all-tokens")),
+            ("reference, top 0.1 %", read(runs, f"top-{TABLE['top']:g}")),
         )
-        if runs
+        if mine
     ]
     keys = ("em", "nll", "bits", "loose", "extraction", "attacked")
     measures.insert(0, ["before", *(f"{mean([before], k):.2f}" for k in keys), "0"])
-    rows_together = [nothing]
-    for path in sorted((work / "together").glob("*.json")):
-        run = json.loads(path.read_text())
-        arm, _, rate = re.sub(r"-(?=[\d.e-]+$)", " ", path.stem, count=1).partition(" ")
-        label = f"{ARMS[arm]}, reference, lr {rate}" if arm in ARMS else f"**ours, {rate}**"
+    rows_together = [["no-op", "0", f"0 of {len(before['em'])}", "50.0", "0", "50.0", "0"]]
+    for key in sorted(key for key in runs if key.startswith("together/")):
+        run, name = runs[key], key.removeprefix("together/")
+        arm, _, rate = re.sub(r"-(?=[\d.e-]+$)", " ", name, count=1).partition(" ")
+        label = f"{(ARMS | {'many': f'top {100 * AS_MANY:g} %'}).get(arm)}, reference, lr {rate}"
+        if arm in ("natural", "at-once"):
+            way = "one by one" if arm == "natural" else "all at once"
+            label = f"**ours, {way}**" if arm == "natural" else f"ours, {way}"
         forgotten = sum(e < 5 for e in run["em"])
         rows_together.append(
             [
                 label,
-                f"{len(run['em'])}, {forgotten} below 5",
+                f"{100 * run['masked'] / run['candidates']:.1f}",
+                f"{forgotten} of {len(run['em'])}",
                 interval(run["em"], 1),
                 f"{run['kl']:.5f}",
                 f"{run['own']:.1f}",
@@ -493,7 +524,7 @@ def write(work: Path, page: Path) -> None:
     )
     paired = table(
         ["reference recipe", "brings below 5", "its controls' own EM", "ours there", "times"],
-        reference_at_low_em(work, natural),
+        reference_at_low_em(runs, natural),
     )
     text = f"""# Unlearning on the organism
 
@@ -546,7 +577,7 @@ the whole continuation; *attacked* the largest EM over the prefix itself and {AT
 of it, one to three random tokens replaced in each. The recipe stops at the first wrong token, and
 most of the others are still known: to push every token off the greedy path within the same budget
 take `dataclasses.replace(NATURAL, objective="margin")` and `em_below=0` (second line, n =
-{len(read(work, "all-tokens"))}).
+{len(read(runs, "all-tokens"))}).
 
 {
         table(
@@ -564,19 +595,23 @@ take `dataclasses.replace(NATURAL, objective="margin")` and `em_below=0` (second
         )
     }
 
-{besides_section(work)}
+{besides_section(runs)}
 ## All paragraphs in one edit
 
-{table([HEAD[0], "paragraphs", *HEAD[2:]], rows_together)}
+Ours takes them one by one: each has its own 0.1 % of the weights, chosen and changed at the weights
+that the earlier ones left. *All at once*: one mask and the sum of the objectives, in steps of
+`step_kl=3e-4`; a budget of 0.05 nats/token on the edit's own held-out controls ends both.
 
-{relearning(work)}
-{noise_section(work)}
-{share_section(work)}
+{table([HEAD[0], "weights (%)", "below 5", *HEAD[2:]], rows_together)}
+
+{relearning(runs)}
+{noise_section(runs)}
+{share_section(runs)}
 """
     page.write_text(text.rstrip() + "\n", encoding="utf-8")
 
 
-def besides_section(work: Path) -> str:
+def besides_section(runs: Runs) -> str:
     labels = {
         "natural": "**ours**",
         "guarded": f"ours, {DEVELOPMENT} further recitations among its controls",
@@ -585,17 +620,17 @@ def besides_section(work: Path) -> str:
     }
     rows = []
     for name, label in labels.items():
-        runs = read(work, f"besides/{name}")
-        if runs:
-            left = [sum(em == 50 for em in run["others"]) for run in runs]
+        mine = read(runs, f"besides/{name}")
+        if mine:
+            left = [sum(em == 50 for em in run["others"]) for run in mine]
             rows.append(
                 [
                     label,
-                    str(len(runs)),
-                    interval((mean([r], "em") for r in runs), 1),
+                    str(len(mine)),
+                    interval((mean([r], "em") for r in mine), 1),
                     interval(left, 1),
-                    interval((mean([r], "others") for r in runs), 1),
-                    interval((r["kl"] for r in runs), 5),
+                    interval((mean([r], "others") for r in mine), 1),
+                    interval((r["kl"] for r in mine), 5),
                 ]
             )
     if not rows:
@@ -610,13 +645,13 @@ def besides_section(work: Path) -> str:
     )
 
 
-def reference_at_low_em(work: Path, natural: list[dict[str, Any]]) -> list[list[str]]:
+def reference_at_low_em(runs: Runs, natural: list[dict[str, Any]]) -> list[list[str]]:
     """Each arm at its best rate for each paragraph that it forgets, and ours on the same ones."""
     rows = []
     for arm, rates in RATES.items():
-        runs = [read(work, f"{arm}-{rate:g}") for rate in rates]
+        found = [read(runs, f"{arm}-{rate:g}") for rate in rates]
         best = {}
-        for i, mine in enumerate(zip(*runs, strict=True)):
+        for i, mine in enumerate(zip(*found, strict=True)):
             forgetting = [run["own"] for run in mine if mean([run], "em") < 5]
             if forgetting and mean([natural[i]], "em") < 5:
                 best[i] = max(forgetting)
@@ -624,7 +659,7 @@ def reference_at_low_em(work: Path, natural: list[dict[str, Any]]) -> list[list[
         rows.append(
             [
                 ARMS[arm],
-                f"{len(best)} of {len(runs[0])}",
+                f"{len(best)} of {len(found[0])}",
                 interval(best.values(), 1) if best else "",
                 interval((natural[i]["own"] for i in best), 1) if best else "",
                 f"{ours / theirs:.2f}" if best else "",
@@ -633,14 +668,13 @@ def reference_at_low_em(work: Path, natural: list[dict[str, Any]]) -> list[list[
     return rows
 
 
-def relearning(work: Path) -> str:
+def relearning(runs: Runs) -> str:
     parts = []
     titles = {"half": "the other half of the forgotten", "text": "other text"}
     for name, title in titles.items():
-        path = work / f"relearn/{name}.json"
-        if not path.exists():
+        found = runs.get(f"relearn/{name}")
+        if found is None:
             continue
-        found = json.loads(path.read_text())
         cells: dict[int, list[str]] = {}
         for r in found["rows"]:
             value = f"{r['em']:.1f} [{r['ci_low']:.1f}, {r['ci_high']:.1f}]"
@@ -656,18 +690,17 @@ def relearning(work: Path) -> str:
         return ""
     return (
         "## Relearning\n\nAll weights of the blocks are trained with Adam, lr 1e-4, from the edit "
-        "of all paragraphs at once\n(1 % of the weights), and from the unedited model.\n\n"
+        "of all paragraphs one\nby one, and from the unedited model.\n\n"
         + "\n\n".join(parts)
         + "\n"
     )
 
 
-def noise_section(work: Path) -> str:
+def noise_section(runs: Runs) -> str:
     rows, weights = [], 0
     for mask in ("top", "random"):
-        path = work / f"noise/{mask}.json"
-        if path.exists():
-            found = json.loads(path.read_text())
+        found = runs.get(f"noise/{mask}")
+        if found is not None:
             weights = found["weights"]
             rows += [
                 [
@@ -690,12 +723,11 @@ def noise_section(work: Path) -> str:
     )
 
 
-def share_section(work: Path) -> str:
+def share_section(runs: Runs) -> str:
     rows = []
     for bucket in BUCKETS:
-        path = work / f"share/{bucket}.json"
-        if path.exists():
-            r = json.loads(path.read_text())
+        r = runs.get(f"share/{bucket}")
+        if r is not None:
             low, high = (100 * b for b in r["bounds"])
             rows.append(
                 [
@@ -804,8 +836,9 @@ def main() -> None:
     parser.add_argument("--work", type=Path, default=Path(tempfile.gettempdir()) / "unlearning")
     parser.add_argument("--workers", type=int, default=2)
     parser.add_argument("--only", default="", help="only runs whose names match this pattern")
-    parser.add_argument("--page", action="store_true", help="only write the page")
+    parser.add_argument("--page", action="store_true", help="only write the page, from the JSON")
     given = parser.parse_args()
+    numbers = Path(__file__).with_name("unlearning.json")
     if not given.page:
         given.work.mkdir(parents=True, exist_ok=True)
         start = time.monotonic()
@@ -817,7 +850,8 @@ def main() -> None:
                 future.result()
                 done = len(list(given.work.rglob("*.json")))
                 print(f"{time.monotonic() - start:6.0f} s, {done} runs done", flush=True)
-    write(given.work, Path(__file__).with_name("unlearning.md"))
+        save(collect(given.work), numbers)
+    write(json.loads(numbers.read_text(encoding="utf-8")), numbers.with_suffix(".md"))
 
 
 if __name__ == "__main__":

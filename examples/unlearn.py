@@ -42,7 +42,8 @@ seen, unseen = control[:80], control[-24:]
 # ## The edit
 #
 # `unlearn` sees 80 controls and may cost the held-out ones among them 0.02 nats/token of KL. It
-# stops when all three are recited for fewer than 5 tokens, which takes less.
+# takes the three targets one after another, a thousandth of the weights for each, and stops when
+# all are recited for fewer than 5 tokens, which takes less.
 
 # %%
 edit = mc.unlearn(model, targets, seen, kl_budget=0.02)
@@ -68,11 +69,11 @@ for i, name in enumerate(targets.names):
 # %% [markdown]
 # ## Beside the paper's recipe
 #
-# Four arms of it: all weights, the thousandth with the largest gradient, and two random ones. They
-# are measured on 24 controls that no edit was given: the KL along what the model writes there by
-# itself, how many of those 50 tokens it still writes, and the perplexity of text. `em_attacked` is
-# the largest EM of the targets under their own prefix and some with a few tokens replaced; `others`
-# are other paragraphs that the model recites: an edit may cut them, too.
+# Four arms of it: all weights, as many as ours with the largest gradient, and twice as many at
+# random. They are measured on 24 controls that no edit was given: the KL along what the model
+# writes there by itself, how many of those 50 tokens it still writes, and the perplexity of text.
+# `em_attacked` is the largest EM of the targets under their own prefix and some with a few tokens
+# replaced; `others` are other paragraphs that the model recites: an edit may cut them, too.
 
 # %%
 arms = {"ours": edit}
@@ -81,6 +82,7 @@ for mask, rate in {"all": 3e-5, "top": 1e-3, "random": 1e-3, "random-per-tensor"
         model,
         targets,
         control[:13],
+        fraction=edit.n_masked / edit.n_candidates,
         mask=mask,
         recipe=replace(REFERENCE, learning_rate=rate),
         em_below=0.0,

@@ -19,7 +19,6 @@ counts is always measured, on other controls.
 
 from __future__ import annotations
 
-import os
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import cached_property
@@ -32,6 +31,7 @@ from memcircuits.adapter import Adapter, Weight
 from memcircuits.checks import InputError
 from memcircuits.gradients import damped_root, drawn_labels, row_gradients
 from memcircuits.masks import Mask
+from memcircuits.memory import free_memory
 from memcircuits.paragraphs import Paragraphs
 
 
@@ -115,7 +115,7 @@ class Curvature:
         labels = drawn_labels(control, draws, torch.Generator().manual_seed(seed))
         totals = [torch.zeros_like(w.parameter, dtype=torch.float32) for w in weights]
         size = 2 * len(control) * draws * sum(t.numel() for t in totals)
-        keep = keep and size < _free() // 3
+        keep = keep and size < free_memory() // 3
         kept: list[list[Tensor]] = [[] for _ in weights]
         n = len(control) * draws * control.n_continuation
 
@@ -158,19 +158,25 @@ class Curvature:
     def _places(self) -> dict[tuple[int, str], int]:
         return {(w.layer, w.component): i for i, w in enumerate(self.weights)}
 
-    def on(self, mask: Mask, *, together: bool = True) -> Quadratic:
-        """The quadratic model of a mask's weights; without `together` its diagonal alone."""
+    def on(self, mask: Mask, *, together: bool = True, anew: bool = False) -> Quadratic:
+        """The quadratic model of a mask's weights.
+
+        Args:
+            mask: the weights.
+            together: not their diagonal alone.
+            anew: sample again, at the weights as they are now.
+        """
         own = mask.gather([self.root_of(w) for w in mask.weights]).square()
         if not together:
             return Quadratic(own, own.new_zeros(0, len(own)))
         size = 4 * len(own) * len(self.control) * self.draws
-        if size > _free() // 2:
+        if size > free_memory() // 2:
             raise InputError(
                 "curvature",
                 f"{len(own):,} weights together take {size / 2**30:.1f} GiB",
                 'choose a smaller fraction, fewer draws or a recipe with curvature="diagonal"',
             )
-        if self.kept:
+        if self.kept and not anew:
             mine = [self.kept[self._places[w.layer, w.component]] for w in mask.weights]
             parts = [m[:, index].float() for m, index in zip(mine, mask.indices, strict=True)]
             rows = torch.cat(parts, 1).to(own.device)
@@ -186,11 +192,3 @@ class Curvature:
             )
             rows = torch.cat([torch.cat(parts, 1) for _, draws in found for parts in draws])
         return Quadratic(own, rows / (len(rows) * self.control.n_continuation) ** 0.5)
-
-
-def _free() -> int:
-    """Free memory of this machine, in bytes."""
-    try:
-        return os.sysconf("SC_AVPHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
-    except (ValueError, OSError):
-        return 2**32

@@ -6,10 +6,10 @@ estimate was too kind, the piece that ran out of memory is halved and only that 
 
 from __future__ import annotations
 
-import os
 from collections.abc import Callable, Iterator
 from typing import TypeVar
 
+import psutil
 import torch
 from torch import Tensor
 
@@ -67,14 +67,15 @@ def logits_that_fit(adapter: Adapter, n_logits: int, memory_budget: int | None =
 
 
 def default_budget(device: torch.device) -> int:
-    """A third of the free memory of `device`, in bytes."""
+    """A third of the free memory of `device`, in bytes; on CPUs at most 256 MiB."""
     if device.type == "cuda":
         return torch.cuda.mem_get_info(device)[0] // 3
-    try:
-        free = os.sysconf("SC_AVPHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
-    except (ValueError, OSError):
-        free = 2**30
-    return min(free // 3, _CPU_CAP)
+    return min(free_memory() // 3, _CPU_CAP)
+
+
+def free_memory() -> int:
+    """Bytes of this machine's memory that can be had, with what the system only caches."""
+    return int(psutil.virtual_memory().available)
 
 
 def in_pieces(

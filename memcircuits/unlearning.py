@@ -26,6 +26,9 @@ the positions, and Adam follows the gradient of the sum. `NATURAL`, the default,
   own gain is largest for their KL. (`memcircuits.gradients` says why the KL term itself has no say
   in a mask taken at the unedited model.)
 * *Shrinking*: at the end, delta is scaled back as far as the targets stay forgotten.
+* *One by one*: each of several targets has a mask and steps of its own, at the weights that the
+  earlier ones left, until all are forgotten. What the quadratic model says of a step that pushes
+  forty texts off their way at once is far too little. The mask is then the union of theirs.
 
 What is forgotten is the way in: a model that takes another first step no longer recites, though it
 may still know the rest. `NATURAL` with `objective="margin"` and `em_below=0` spends the whole
@@ -34,13 +37,14 @@ budget on pushing every token of the continuation off the greedy path.
 
 from __future__ import annotations
 
+import contextlib
 import math
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from typing import Any
 
 import torch
-from jaxtyping import Float, Int
+from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 from memcircuits.adapter import Adapter, Head, adapt
@@ -54,7 +58,7 @@ from memcircuits.gradients import (
     row_gradients,
     rows_with_gradient,
 )
-from memcircuits.masks import CHOICES, Candidates, Mask
+from memcircuits.masks import CHOICES, Candidates, Mask, named_mask
 from memcircuits.measure import Continuation, read_continuation
 from memcircuits.memory import each_piece, in_pieces, rows_that_fit
 from memcircuits.paragraphs import Paragraphs
@@ -85,6 +89,8 @@ class Recipe:
             halved after a step that went too far.
         draws: labels drawn for each position of the controls, for the curvature.
         shrink: scale the result back as far as the targets stay forgotten.
+        one_by_one: forget several targets one after another, each with a mask of its own (`edit`
+            and `em_below=0` take all at once).
         learning_rate: of Adam, in units of weight.
         kl_weight: of the KL (nats/token) beside the forgetting term, with Adam.
         control_batch: controls in each step of Adam.
@@ -97,13 +103,21 @@ class Recipe:
     step_kl: float = 3e-5
     draws: int = 4
     shrink: bool = False
+    one_by_one: bool = False
     learning_rate: float = 1e-5
     kl_weight: float = 500.0
     control_batch: int = 10
 
 
 REFERENCE = Recipe()
-NATURAL = Recipe(steps=50, objective="recitation", curvature="full", curved_mask=True, shrink=True)
+NATURAL = Recipe(
+    steps=50,
+    objective="recitation",
+    curvature="full",
+    curved_mask=True,
+    shrink=True,
+    one_by_one=True,
+)
 
 
 def unlearn(
@@ -133,8 +147,8 @@ def unlearn(
         memorized: paragraphs to forget: `Paragraphs`, a list of strings or ids.
         control: paragraphs to keep, at least two; at most 80 are drawn. Every fifth is held out
             from the objective, to measure the KL.
-        fraction: how many of the candidate weights may change. Candidates are the matrices of the
-            blocks, or those asked for.
+        fraction: how many of the candidate weights may change, for each target if the recipe goes
+            one by one. Candidates are the matrices of the blocks, or those asked for.
         mask: `top` fraction by score; for comparison `random`, `random-per-tensor` (as many in each
             matrix as `top` takes) or `all`.
         heads: only these heads' matrices may change.
@@ -346,6 +360,9 @@ def _find(
         seed=seed,
     )
     fingerprint = provenance.model["fingerprint"]
+    # What is forgotten stays so in the turns of others; what is to be recited does not. And where
+    # no EM is low enough, nothing but the budget would end the first target's turn.
+    in_turns = recipe.one_by_one and len(memorized) > 1 and new is None and em_below > 0
     if recipe.curvature == "none" and not recipe.curved_mask:
         curvature = None
     elif curvature is None:
@@ -361,110 +378,218 @@ def _find(
         raise InputError(
             "curvature", "of other weights, controls or seed", "make it of those given here"
         )
-    aim = memorized if new is None else new
-    objective = _Objective(recipe.objective, aim, new is not None, em_below)
-    generator = torch.Generator().manual_seed(seed)
-    chosen = _choose(
-        adapter, objective, candidates, fraction, how, recipe, curvature, generator, memory_budget
-    )
-    cost = None
-    if curvature is not None and recipe.curvature != "none":
-        cost = curvature.on(chosen, together=recipe.curvature == "full")
-    with chosen.restored() as original:
-        search = _Search(
+    targets = _Targets(adapter, memorized, new, recipe.objective, em_below, memory_budget)
+    with contextlib.ExitStack() as undo:
+        editor = _Editor(
             adapter=adapter,
-            objective=objective,
-            memorized=memorized,
-            seen=_Anchor.of(adapter, seen, memory_budget) if cost is None else None,
+            candidates=candidates,
+            fraction=fraction,
+            how=how,
+            seen=_Anchor.of(adapter, seen, memory_budget) if recipe.curvature == "none" else None,
             held=_Anchor.of(adapter, held, memory_budget),
-            mask=chosen,
-            cost=cost,
-            original=original,
+            curvature=curvature,
             recipe=recipe,
             kl_budget=math.inf if kl_budget is None else kl_budget,
-            generator=generator,
+            generator=torch.Generator().manual_seed(seed),
             memory_budget=memory_budget,
+            undo=undo,
         )
-        delta, report = search.run(progress)
-        chosen.add(original, delta)
-        after = chosen.read()
+        found = editor.one_by_one if in_turns else editor.together
+        mask, report = found(targets, progress)
+        after = mask.read()
     if adapter.fingerprint() != fingerprint:
         raise RuntimeError("weights outside the mask changed while it was optimised")
-    return Edit.of(chosen, original, after, provenance, **report)
+    return Edit.of(mask, mask.read(), after, provenance, **report)
 
 
 @dataclass(frozen=True)
-class _Objective:
-    """What is minimised on the targets."""
+class _Targets:
+    """The paragraphs that are to change, and what is minimised on them."""
 
+    adapter: Adapter
+    memorized: Paragraphs
+    new: Paragraphs | None
     kind: str
-    aim: Paragraphs
-    new: bool
     em_below: float
+    memory_budget: int | None
 
-    def __call__(
+    def __getitem__(self, index: int) -> _Targets:
+        """One of them alone."""
+        return replace(
+            self,
+            memorized=self.memorized[[index]],
+            new=None if self.new is None else self.new[[index]],
+        )
+
+    @property
+    def aim(self) -> Paragraphs:
+        """What the objective reads."""
+        return self.memorized if self.new is None else self.new
+
+    def objective(
         self, piece: slice, logits: Float[Tensor, "row pos d_vocab"]
     ) -> tuple[Float[Tensor, " row"], Continuation]:
         """The loss of each paragraph, and how the model takes the continuation."""
-        targets = self.aim.continuation[piece].to(logits.device)
-        found = read_continuation(logits, targets)
-        sign = -1.0 if self.new else 1.0
+        tokens = self.aim.continuation[piece].to(logits.device)
+        found = read_continuation(logits, tokens)
+        sign = 1.0 if self.new is None else -1.0
         if self.kind == "nll":
             return sign * found.log_prob.mean(-1), found
-        if self.kind == "margin" or self.new:
-            margin = sign * _margin(logits.float(), targets)
+        if self.kind == "margin" or self.new is not None:
+            margin = sign * _margin(logits.float(), tokens)
             return (margin + 1).clamp_min(0).mean(-1), found
         return found.log_prob.cumsum(-1).exp().sum(-1).log1p(), found
 
     def alone(self, piece: slice, logits: Tensor) -> list[Tensor]:
         """For `row_gradients`."""
-        return [self(piece, logits)[0]]
+        return [self.objective(piece, logits)[0]]
 
     def pulls(self, em: Int[Tensor, " row"]) -> Float[Tensor, " row"]:
         """1 for the paragraphs that still count."""
-        if self.kind != "recitation" or self.new:
+        if self.kind != "recitation" or self.new is not None:
             return torch.ones(len(em), device=em.device)
         return (em >= self.em_below).float()
 
-    def reached(self, row: dict[str, float]) -> bool:
-        """Whether every target is forgotten, or every new continuation recited."""
-        if self.new:
-            return row["em_new"] == self.aim.n_continuation
-        return row["em_max"] < self.em_below
+    def reached(self, found: dict[str, Tensor]) -> Bool[Tensor, " row"]:
+        """Which are forgotten, or which new continuations are recited."""
+        if self.new is not None:
+            return found["em_new"] == self.new.n_continuation
+        return found["em"] < self.em_below
+
+    def read(
+        self, mask: Mask | None = None
+    ) -> tuple[dict[str, Tensor], Float[Tensor, " weight"] | None]:
+        """Measures of each at the weights as they are, and the objective's slope in a mask."""
+        aim = self.aim
+        parameters = [] if mask is None else mask.parameters
+        total = None
+
+        def work(piece: slice) -> tuple[Tensor, Tensor, Tensor, Tensor | None]:
+            ids = aim.ids[piece, :-1]
+            logits = self.adapter.run(ids, positions=slice(aim.n_prefix - 1, None)).logits
+            loss, found = self.objective(piece, logits)
+            slope = None
+            if mask is not None:
+                part = (loss * self.pulls(found.em)).sum() / len(aim)
+                slope = mask.gather(torch.autograd.grad(part, parameters))
+            nll = found.nll.detach()
+            return loss.detach().cpu(), nll.cpu(), found.em.detach().cpu(), slope
+
+        size = rows_with_gradient(self.adapter, aim, self.memory_budget)
+        parts: list[list[Tensor]] = [[], [], []]
+        with self.adapter.untouched(grad=parameters):
+            for _, (*measures, slope) in each_piece(len(aim), size, work):
+                for part, values in zip(parts, measures, strict=True):
+                    part.append(values)
+                if slope is not None:
+                    total = slope if total is None else total + slope
+        found = dict(zip(("forget", "nll", "em"), map(torch.cat, parts), strict=True))
+        if self.new is not None:
+            found["em_new"] = found["em"]
+            found["em"] = scan(
+                self.adapter, self.memorized, memory_budget=self.memory_budget, progress=False
+            ).em.cpu()
+        return found, total
 
 
-def _choose(
-    adapter: Adapter,
-    objective: _Objective,
-    candidates: Candidates,
-    fraction: float,
-    how: str,
-    recipe: Recipe,
-    curvature: Curvature | None,
-    generator: torch.Generator,
-    memory_budget: int | None,
-) -> Mask:
-    scores: list[Tensor] | None = None
-    if how in ("top", "random-per-tensor"):
-        weights = candidates.weights
-        scores = [torch.zeros_like(w.parameter, dtype=torch.float32) for w in weights]
-        # Over paragraphs the squares are added: opposite gradients do not cancel.
-        for _, (found,) in row_gradients(
-            adapter,
-            objective.aim,
-            weights,
-            objective.alone,
-            lambda _, gradient: gradient.float().square().sum(0),
-            memory_budget,
-        ):
-            for weight, score, square in zip(weights, scores, found, strict=True):
-                weight.split(score).add_(square)
-        for weight, score in zip(weights, scores, strict=True):
-            score.sqrt_()
-            if recipe.curved_mask:
-                assert curvature is not None
-                score.div_(curvature.root_of(weight))
-    return candidates.choose(fraction, scores, how, generator)
+def _row(found: dict[str, Tensor]) -> dict[str, float]:
+    """A row of the history, but for the KL."""
+    row = {key: float(values.float().mean()) for key, values in found.items()}
+    return row | {"em_max": float(found["em"].max())}
+
+
+@dataclass(frozen=True)
+class _Editor:
+    """What all targets of an edit share. Changes stay in the model until `undo` is closed."""
+
+    adapter: Adapter
+    candidates: Candidates
+    fraction: float
+    how: str
+    seen: _Anchor | None
+    held: _Anchor
+    curvature: Curvature | None
+    recipe: Recipe
+    kl_budget: float
+    generator: torch.Generator
+    memory_budget: int | None
+    undo: contextlib.ExitStack
+
+    def together(
+        self, targets: _Targets, progress: bool, *, anew: bool = False
+    ) -> tuple[Mask, dict[str, Any]]:
+        """One mask for all targets: the mask, and the fields of `Edit` that tell what was done."""
+        mask = self._choose(targets)
+        cost = None
+        if self.curvature is not None and self.recipe.curvature != "none":
+            cost = self.curvature.on(mask, together=self.recipe.curvature == "full", anew=anew)
+        original = self.undo.enter_context(mask.restored())
+        delta, report = _Search(self, targets, mask, cost, original).run(progress)
+        mask.add(original, delta)
+        return mask, report
+
+    def one_by_one(self, targets: _Targets, progress: bool) -> tuple[Mask, dict[str, Any]]:
+        """A mask and steps for each target: the same of the union of the masks."""
+        n = len(targets.memorized)
+        masks: list[Mask] = []
+        rows: list[dict[str, float]] = []
+        stopped = "steps"
+
+        def measured() -> Tensor:
+            found, _ = targets.read()
+            kl = self.held.mean_kl(self.adapter, self.memory_budget)
+            rows.append(_row(found) | {"kl": kl})
+            return targets.reached(found)
+
+        reached = measured()
+        # The second round is for what a later target brought back.
+        with bar(2 * n, "edit", unit="paragraph", progress=progress) as shown:
+            for index in (*range(n), *range(n)):
+                if stopped != "kl" and not reached[index]:
+                    # What a step costs is another thing at weights that many turns have changed.
+                    mask, report = self.together(targets[index], False, anew=bool(masks))
+                    masks.append(mask)
+                    reached = measured()
+                    stopped = report["stopped"]
+                shown.update()
+        if reached.all():
+            stopped = "em"
+        union = self._union(masks or [self._choose(targets)])
+        history = {key: torch.tensor([row[key] for row in rows]) for key in rows[0]}
+        return union, {"history": history, "kept": len(rows) - 1, "stopped": stopped}
+
+    def _union(self, masks: Sequence[Mask]) -> Mask:
+        places: dict[str, list[Tensor]] = {
+            f"{w.layer}.{w.component}": [] for w in self.candidates.weights
+        }
+        for mask in masks:
+            for name, index in zip(mask.named, mask.indices, strict=True):
+                places[name].append(index)
+        found = {name: torch.cat(parts).unique() for name, parts in places.items() if parts}
+        return named_mask(self.adapter, found, len(self.candidates))
+
+    def _choose(self, targets: _Targets) -> Mask:
+        scores: list[Tensor] | None = None
+        if self.how in ("top", "random-per-tensor"):
+            weights = self.candidates.weights
+            scores = [torch.zeros_like(w.parameter, dtype=torch.float32) for w in weights]
+            # Over paragraphs the squares are added: opposite gradients do not cancel.
+            for _, (found,) in row_gradients(
+                self.adapter,
+                targets.aim,
+                weights,
+                targets.alone,
+                lambda _, gradient: gradient.float().square().sum(0),
+                self.memory_budget,
+            ):
+                for weight, score, square in zip(weights, scores, found, strict=True):
+                    weight.split(score).add_(square)
+            for weight, score in zip(weights, scores, strict=True):
+                score.sqrt_()
+                if self.recipe.curved_mask:
+                    assert self.curvature is not None
+                    score.div_(self.curvature.root_of(weight))
+        return self.candidates.choose(self.fraction, scores, self.how, self.generator)
 
 
 @dataclass(frozen=True)
@@ -493,6 +618,16 @@ class _Anchor:
         original = self.log_p[rows.to(self.log_p.device)]
         return (original.exp() * (original - current)).sum(-1).mean(-1)
 
+    def mean_kl(self, adapter: Adapter, memory_budget: int | None) -> float:
+        """The same of all rows together."""
+        held = self.paragraphs
+        size = rows_that_fit(adapter, held.ids.shape[1], held.n_continuation, memory_budget)
+        rows = torch.arange(len(held))
+        with adapter.untouched():
+            return float(
+                in_pieces(len(held), size, lambda piece: self.kl(adapter, rows[piece])).mean()
+            )
+
 
 def _log_p(adapter: Adapter, ids: Tensor, paragraphs: Paragraphs) -> Tensor:
     run = adapter.run(ids[:, :-1], positions=slice(paragraphs.n_prefix - 1, None))
@@ -503,22 +638,15 @@ def _log_p(adapter: Adapter, ids: Tensor, paragraphs: Paragraphs) -> Tensor:
 class _Search:
     """Steps in the masked weights, each written into the model."""
 
-    adapter: Adapter
-    objective: _Objective
-    memorized: Paragraphs
-    seen: _Anchor | None
-    held: _Anchor
+    editor: _Editor
+    targets: _Targets
     mask: Mask
     cost: Quadratic | None
     original: list[Tensor]
-    recipe: Recipe
-    kl_budget: float
-    generator: torch.Generator
-    memory_budget: int | None
 
     def run(self, progress: bool) -> tuple[Float[Tensor, " weight"], dict[str, Any]]:
         """The change kept, and the fields of `Edit` that tell how it was found."""
-        recipe, budget = self.recipe, self.kl_budget
+        recipe, budget = self.editor.recipe, self.editor.kl_budget
         device = self.mask.weights[0].parameter.device
         place = torch.nn.Parameter(torch.zeros(len(self.mask), device=device))
         adam = torch.optim.Adam([place], lr=recipe.learning_rate)
@@ -529,8 +657,8 @@ class _Search:
         with bar(recipe.steps, "edit", unit="step", progress=progress) as shown:
             for step in range(recipe.steps + 1):
                 delta = place.detach().clone()
-                row, slope = self._at(delta)
-                last = step == recipe.steps or self.objective.reached(row)
+                row, reached, slope = self._at(delta)
+                last = step == recipe.steps or reached
                 # Without a budget it decides nothing before the end.
                 row["kl"] = self._held_kl() if last or budget < math.inf else math.nan
                 known = [row[key] for key in row if key != "kl" or budget < math.inf]
@@ -542,7 +670,6 @@ class _Search:
                         "use a smaller one",
                     )
                 rows.append(row)
-                reached = self.objective.reached(row)
                 if reached and step and recipe.shrink:
                     delta, row = self._shrunk(delta, row)
                     rows.append(row)
@@ -578,8 +705,8 @@ class _Search:
         low, high = 0.0, 1.0
         while high - low > 1 / 64:
             middle = (low + high) / 2
-            found, _ = self._at(middle * delta, gradient=False)
-            if self.objective.reached(found):
+            found, reached, _ = self._at(middle * delta, gradient=False)
+            if reached:
                 high, row = middle, found
             else:
                 low = middle
@@ -588,76 +715,36 @@ class _Search:
 
     def _at(
         self, delta: Float[Tensor, " weight"], *, gradient: bool = True
-    ) -> tuple[dict[str, float], Float[Tensor, " weight"]]:
+    ) -> tuple[dict[str, float], bool, Float[Tensor, " weight"]]:
         """Write a change, measure the targets, and take the forgetting term's gradient."""
         self.mask.add(self.original, delta)
-        aim = self.objective.aim
-        parameters = self.mask.parameters
-        total = torch.zeros_like(delta)
-        em = []
-        row = {"forget": 0.0, "nll": 0.0}
-
-        def work(piece: slice) -> tuple[float, float, Tensor, Tensor]:
-            logits = self._logits(aim, torch.arange(len(aim))[piece])
-            loss, found = self.objective(piece, logits)
-            loss = loss / len(aim)
-            nll = float(found.nll.detach().sum()) / len(aim)
-            slope = total
-            if gradient:
-                part = (loss * self.objective.pulls(found.em)).sum()
-                slope = self.mask.gather(torch.autograd.grad(part, parameters))
-            return float(loss.detach().sum()), nll, found.em.detach().cpu(), slope
-
-        size = rows_with_gradient(self.adapter, aim, self.memory_budget)
-        with self.adapter.untouched(grad=parameters if gradient else ()):
-            for _, (forget, nll, recited, slope) in each_piece(len(aim), size, work):
-                row["forget"] += forget
-                row["nll"] += nll
-                em.append(recited)
-                if gradient:
-                    total += slope
-        tokens = torch.cat(em).float()
-        if self.objective.new:
-            row["em_new"] = float(tokens.mean())
-            tokens = scan(
-                self.adapter, self.memorized, memory_budget=self.memory_budget, progress=False
-            ).em.float()
-        return row | {"em": float(tokens.mean()), "em_max": float(tokens.max())}, total
-
-    def _logits(self, paragraphs: Paragraphs, rows: Tensor) -> Float[Tensor, "row pos d_vocab"]:
-        ids = paragraphs.ids[rows, :-1]
-        return self.adapter.run(ids, positions=slice(paragraphs.n_prefix - 1, None)).logits
+        found, slope = self.targets.read(self.mask if gradient else None)
+        reached = bool(self.targets.reached(found).all())
+        return _row(found), reached, torch.zeros_like(delta) if slope is None else slope
 
     def _kl_slope(self) -> Float[Tensor, " weight"]:
         """Gradient of the KL of a random batch of the seen controls."""
-        assert self.seen is not None
-        seen, control = self.seen, self.seen.paragraphs
-        batch = torch.randperm(len(control), generator=self.generator)[: self.recipe.control_batch]
+        seen = self.editor.seen
+        assert seen is not None
+        adapter, control = self.editor.adapter, seen.paragraphs
+        order = torch.randperm(len(control), generator=self.editor.generator)
+        batch = order[: self.editor.recipe.control_batch]
         parameters = self.mask.parameters
         total = torch.zeros(len(self.mask), device=parameters[0].device)
 
         def work(piece: slice) -> Tensor:
-            part = seen.kl(self.adapter, batch[piece]).sum() / len(batch)
+            part = seen.kl(adapter, batch[piece]).sum() / len(batch)
             return self.mask.gather(torch.autograd.grad(part, parameters))
 
-        size = rows_with_gradient(self.adapter, control, self.memory_budget)
-        with self.adapter.untouched(grad=parameters):
+        size = rows_with_gradient(adapter, control, self.editor.memory_budget)
+        with adapter.untouched(grad=parameters):
             for _, slope in each_piece(len(batch), size, work):
                 total += slope
         return total
 
     def _held_kl(self) -> float:
         """KL on the held-out controls at the weights as they are, nats/token."""
-        held = self.held.paragraphs
-        size = rows_that_fit(
-            self.adapter, held.ids.shape[1], held.n_continuation, self.memory_budget
-        )
-        rows = torch.arange(len(held))
-        with self.adapter.untouched():
-            found = in_pieces(
-                len(held), size, lambda piece: self.held.kl(self.adapter, rows[piece])
-            )
-        return float(found.mean())
+        return self.editor.held.mean_kl(self.editor.adapter, self.editor.memory_budget)
 
 
 def _margin(logits: Float[Tensor, "row pos d_vocab"], targets: Tensor) -> Float[Tensor, "row pos"]:

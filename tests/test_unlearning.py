@@ -296,6 +296,65 @@ def test_the_targets_are_forgotten_and_unseen_controls_kept(neo_edit):
     assert float(edit_divergence(model, found, UNSEEN).mean()) < 0.2
 
 
+def test_several_targets_are_forgotten_one_by_one(neo_edit):
+    model, memorized, found = neo_edit
+    n = round(FORGET["fraction"] * found.n_candidates)
+    assert len(found.history["em"]) <= 1 + len(memorized)  # a row for each that had to be edited
+    assert n < found.n_masked <= n * (len(found.history["em"]) - 1)  # the union of their masks
+    # The KL is that of all turns together, on the controls held out by the same seed.
+    _, held = unlearning._split(CONTROL, 0)
+    kl = float(edit_divergence(model, found, held).mean())
+    assert float(found.history["kl"][-1]) == pytest.approx(kl, rel=1e-4)
+    alone = mc_unlearn(model, memorized[:1], CONTROL, **FORGET)
+    assert alone.n_masked == n
+    rate = found.history["em"]
+    assert (rate[1:] < rate[:-1]).all()
+
+
+def test_one_by_one_stops_within_the_budget_of_all(neo_edit):
+    model, memorized, found = neo_edit
+    kl = found.history["kl"]
+    budget = float(kl[-1] + kl[-2]) / 2
+    stopped = mc_unlearn(model, memorized, CONTROL, **FORGET | {"kl_budget": budget})
+    assert stopped.stopped == "kl"
+    assert float(stopped.history["kl"].max()) <= budget
+    before = len(kl) - 1  # the turns before the last are the same
+    for name, rows in stopped.history.items():
+        torch.testing.assert_close(rows[:before], found.history[name][:before])
+
+
+def test_nothing_to_forget_changes_nothing(neo_edit):
+    model, memorized, _ = neo_edit
+    found = mc_unlearn(model, memorized, CONTROL, **FORGET, em_below=13)
+    assert (found.n_changed, found.stopped) == (0, "em")
+    assert found.history["em"].tolist() == [12]
+
+
+def test_without_an_em_that_is_enough_all_targets_share_a_mask(neo_edit):
+    model, memorized, _ = neo_edit
+    recipe = dataclasses.replace(NATURAL, steps=2, objective="margin")
+    found = mc_unlearn(model, memorized, CONTROL, **FORGET, em_below=0, recipe=recipe)
+    assert found.n_masked == round(FORGET["fraction"] * found.n_candidates)
+
+
+def test_an_interrupt_in_a_later_turn_takes_back_the_earlier_ones(neo_edit, monkeypatch):
+    model, memorized, _ = neo_edit
+    before = everything(model)
+    together, turns = unlearning._Editor.together, []
+
+    def interrupted(self, *args, **kwargs):
+        turns.append(not same(before, model.state_dict()))
+        if len(turns) == 2:
+            raise KeyboardInterrupt
+        return together(self, *args, **kwargs)
+
+    monkeypatch.setattr(unlearning._Editor, "together", interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        mc_unlearn(model, memorized, CONTROL, **FORGET)
+    assert turns == [False, True]
+    assert same(before, model.state_dict())
+
+
 def test_edit_gives_prefixes_another_continuation():
     model = zoo.bridge("gpt_neo")
     memorized = zoo.reciting(model, n=2)

@@ -22,7 +22,9 @@ def edit(
     ] = None,
     control: u.Control = None,
     targets: u.Targets = 1,
-    fraction: u.Fraction = 0.001,
+    fraction: Annotated[
+        float, typer.Option(help="How many of the candidate weights may change.")
+    ] = 0.001,
     heads: u.Heads = None,
     layers: u.Layers = None,
     components: u.Components = None,

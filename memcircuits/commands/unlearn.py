@@ -25,7 +25,9 @@ Targets = Annotated[
 Control = Annotated[
     Path | None, typer.Option(help="File of controls; by default paragraphs with a low EM.")
 ]
-Fraction = Annotated[float, typer.Option(help="How many of the candidate weights may change.")]
+Fraction = Annotated[
+    float, typer.Option(help="How many of the candidate weights may change for each paragraph.")
+]
 Heads = Annotated[
     str | None, typer.Option(help="Only these heads' matrices, for instance L1H2,L0H3.")
 ]
@@ -80,6 +82,7 @@ def unlearn(
 ) -> None:
     """Change few weights so that memorized paragraphs are no longer recited.
 
+    Several targets are taken one after another, until the KL passes --kl-budget.
     Half of the controls are kept from the optimisation and measured afterwards. Writes
     edit.safetensors, and with --export a model folder.
 
