@@ -181,6 +181,11 @@ def besides(index: int, arm: str, *, rate: float = 0.0, variant: str = "", guard
         }
 
 
+def unedited() -> dict[str, Any]:
+    """The model as it is, and what it runs on."""
+    return edited(setting().targets, "", 0, "", None) | {"versions": versions_line()}
+
+
 def together(arm: str, *, rate: float = 0.0, variant: str = "", fraction: float = 0.001):
     """All paragraphs in one edit."""
     return edited(setting().targets, arm, rate, variant, None, fraction)
@@ -295,7 +300,7 @@ def share(bucket: str) -> dict[str, Any]:
 def jobs() -> list[list[tuple[str, Callable[[], dict[str, Any]]]]]:
     """Chains of named runs; the runs of one chain share what their process has prepared."""
     n = 88 - DEVELOPMENT
-    natural = [("before", lambda: edited(setting().targets, "", 0, "", None))]
+    natural = [("before", unedited)]
     natural += [_one("natural", i, "top", variant="natural") for i in range(n)]
     for name in [v for v in VARIANTS if v != "natural"]:
         natural += [_one(name, i, "top", variant=name) for i in range(ABLATION)]
@@ -380,8 +385,13 @@ def collect(work: Path) -> Runs:
 
 
 def save(runs: Runs, path: Path) -> None:
-    """One run a line."""
-    lines = [f"{json.dumps(name)}: {json.dumps(run)}" for name, run in sorted(runs.items())]
+    """One run a line, numbers to six digits."""
+
+    def short(number: str) -> float:
+        return float(f"{float(number):.6g}")
+
+    short_runs = json.loads(json.dumps(runs), parse_float=short)
+    lines = [f"{json.dumps(name)}: {json.dumps(run)}" for name, run in sorted(short_runs.items())]
     path.write_text("{\n" + ",\n".join(lines) + "\n}\n", encoding="utf-8")
 
 
@@ -529,7 +539,7 @@ def write(runs: Runs, page: Path) -> None:
     text = f"""# Unlearning on the organism
 
 Written by `python docs/make_unlearning.py`; {seconds / 60:.0f} minutes of one core in all. Model:
-the shipped organism, weights `{natural[0]["fingerprint"]}`, {versions_line()}, float32, CPU.
+the shipped organism, weights `{before["fingerprint"]}`, {before["versions"]}, float32, CPU.
 
 The 88 paragraphs recited in full were shuffled with seed {SEED}: recipe and settings were chosen on
 the first {DEVELOPMENT}, and the numbers here are from the other {88 - DEVELOPMENT} only. n says how

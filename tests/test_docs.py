@@ -2,6 +2,8 @@
 
 import doctest
 import importlib
+import importlib.util
+import json
 import pkgutil
 import re
 from pathlib import Path
@@ -31,6 +33,17 @@ def test_code_blocks_run_in_order(page, tmp_path, monkeypatch):
     assert found
     for block in found:
         exec(compile(block, page, "exec"), names)
+
+
+def test_the_unlearning_page_holds_the_numbers_measured(tmp_path):
+    source = ROOT / "docs" / "make_unlearning.py"
+    spec = importlib.util.spec_from_file_location("make_unlearning", source)
+    maker = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(maker)
+    runs = json.loads(source.with_name("unlearning.json").read_text("utf-8"))
+    maker.write(runs, tmp_path / "unlearning.md")
+    for made in ("unlearning.md", "unlearning.svg"):
+        assert (tmp_path / made).read_text("utf-8") == source.with_name(made).read_text("utf-8")
 
 
 def test_examples_in_docstrings():
