@@ -533,7 +533,7 @@ class _Editor:
         n = len(targets.memorized)
         masks: list[Mask] = []
         rows: list[dict[str, float]] = []
-        stopped = "steps"
+        spent = False
 
         def measured() -> Tensor:
             found, _ = targets.read()
@@ -545,15 +545,14 @@ class _Editor:
         # The second round is for what a later target brought back.
         with bar(2 * n, "edit", unit="paragraph", progress=progress) as shown:
             for index in (*range(n), *range(n)):
-                if stopped != "kl" and not reached[index]:
+                if not spent and not reached[index]:
                     # What a step costs is another thing at weights that many turns have changed.
                     mask, report = self.together(targets[index], False, anew=bool(masks))
                     masks.append(mask)
                     reached = measured()
-                    stopped = report["stopped"]
+                    spent = report["stopped"] == "kl"
                 shown.update()
-        if reached.all():
-            stopped = "em"
+        stopped = "em" if reached.all() else "kl" if spent else "steps"
         union = self._union(masks or [self._choose(targets)])
         history = {key: torch.tensor([row[key] for row in rows]) for key in rows[0]}
         return union, {"history": history, "kept": len(rows) - 1, "stopped": stopped}
