@@ -191,6 +191,12 @@ def together(arm: str, *, rate: float = 0.0, variant: str = "", fraction: float 
     return edited(setting().targets, arm, rate, variant, None, fraction)
 
 
+@cache
+def all_forgotten() -> Edit:
+    """All paragraphs by the default recipe."""
+    return make(setting().targets, "top", 0.0, "natural")
+
+
 def edited(
     target: mc.Paragraphs,
     arm: str,
@@ -203,7 +209,10 @@ def edited(
     if not arm:
         return s.controls() | s.target(target)
     start = time.process_time()
-    found = make(target, arm, rate, variant, em_below, fraction)
+    if variant == "natural" and len(target) > 1:
+        found = all_forgotten()
+    else:
+        found = make(target, arm, rate, variant, em_below, fraction)
     seconds = time.process_time() - start
     with found.apply(s.model):
         measured = s.controls() | s.target(target)
@@ -248,7 +257,7 @@ def relearned(text: str) -> dict[str, Any]:
     s = setting()
     half = len(s.targets) // 2
     trained = s.targets[half:] if text == "half" else s.control[:half]
-    found = make(s.targets, "top", 0.0, "natural")
+    found = all_forgotten()
     curve = recovery_curve(
         s.model, found, s.targets[:half], trained, steps=10, every=1, progress=False
     )
@@ -302,6 +311,8 @@ def jobs() -> list[list[tuple[str, Callable[[], dict[str, Any]]]]]:
     n = 88 - DEVELOPMENT
     natural = [("before", unedited)]
     natural += [_one("natural", i, "top", variant="natural") for i in range(n)]
+    natural.append(("together/natural", lambda: together("top", variant="natural")))
+    natural += [(f"relearn/{text}", lambda text=text: relearned(text)) for text in ("half", "text")]
     for name in [v for v in VARIANTS if v != "natural"]:
         natural += [_one(name, i, "top", variant=name) for i in range(ABLATION)]
     natural += [
@@ -315,7 +326,6 @@ def jobs() -> list[list[tuple[str, Callable[[], dict[str, Any]]]]]:
                     lambda i=i, options=options: besides(i, **options),
                 )
             )
-    natural.append(("together/natural", lambda: together("top", variant="natural")))
     for part in (0.001, 0.01):
         natural.append(
             (
@@ -323,7 +333,6 @@ def jobs() -> list[list[tuple[str, Callable[[], dict[str, Any]]]]]:
                 lambda part=part: together("top", variant="at-once", fraction=part),
             )
         )
-    natural += [(f"relearn/{text}", lambda text=text: relearned(text)) for text in ("half", "text")]
     natural += [(f"noise/{mask}", lambda mask=mask: noisy(mask)) for mask in ("top", "random")]
     rest = [[(f"share/{bucket}", lambda bucket=bucket: share(bucket))] for bucket in BUCKETS]
     for i in range(n):

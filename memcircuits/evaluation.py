@@ -264,6 +264,8 @@ def compare_edits(
 ) -> pd.DataFrame:
     """Edits side by side, and no edit at all: one row per set and measure, one column per arm.
 
+    The first row says how many weights each changed.
+
     Args:
         model: the model that the edits were made for.
         edits: name of the arm -> edit.
@@ -281,7 +283,10 @@ def compare_edits(
         frame = frame.set_index(["set", "measure", "units"])
         columns.setdefault("no-op", frame["before"])
         columns[name] = frame["after"]
-    return pd.DataFrame(columns)
+    changed = {name: float(edit.n_changed) for name, edit in edits.items()}
+    index = pd.MultiIndex.from_tuples([("edit", "changed", "weights")], names=frame.index.names)
+    first = pd.DataFrame({"no-op": 0.0} | changed, index=index)
+    return pd.concat([first, pd.DataFrame(columns)])
 
 
 def extraction_probability(

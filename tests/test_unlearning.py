@@ -615,6 +615,10 @@ def test_unlearn_command_compares_arms_and_tries_to_bring_it_back(run, tmp_path)
     assert result.exit_code == 0
     found = json.loads(result.stdout)
     arms = {(row["set"], row["measure"]): row for row in found["arms"]}
+    changed = arms["edit", "changed"]
+    assert changed["no-op"] == 0
+    assert 0 < changed["random"] <= 0.02 * changed["all"] / 0.95
+    assert 0 < changed["top"] <= 0.02 * changed["all"] / 0.95
     em = arms["memorized", "em"]
     assert em["no-op"] == 12
     assert em["top"] < 2
