@@ -1,9 +1,8 @@
 """Write docs/unlearning.md from runs on the shipped organism: python docs/make_unlearning.py.
 
-Every run leaves a small file in --work and is not done again; the page says how many paragraphs
-each number is from, so that it may be written at any time. docs/unlearning.json keeps what the
-runs found: with --page the page is written from that alone. Everything takes hours of one core; the
-page says how many.
+Every run leaves a small file in --work and is not done again. docs/unlearning.json keeps what the
+runs found: with --page the page is written from that alone. With --only some are run, and sections
+that need others stay as they are. Everything takes two hours of one core.
 """
 
 from __future__ import annotations
@@ -452,11 +451,55 @@ def row(label: str, runs: list[dict[str, Any]], before: dict[str, Any]) -> list[
     ]
 
 
+REFERENCES = r"(natural|all|top|random|random-per-tensor)(-[\d.e-]+)?/"
+NEEDS = {  # section -> names of its runs
+    "The five arms": REFERENCES,
+    "The front": REFERENCES,
+    "What each part of the recipe does": rf"({'|'.join(VARIANTS)})/",
+    "How deep does it go?": rf"(natural|all-tokens|top-{TABLE['top']:g})/",
+    "What happens to other recitations": "besides/",
+    "All paragraphs in one edit": "together/",
+    "Relearning": "relearn/",
+    "Noise on weights": "noise/",
+    "Where the gradient is": "share/",
+}
+
+
 def write(runs: Runs, page: Path) -> None:
+    """Sections whose runs are not all there stay as they are."""
+    names = [name for chain in jobs() for name, _ in chain]
+    kept = [
+        title
+        for title, pattern in NEEDS.items()
+        if not all(name in runs for name in names if re.match(pattern, name))
+    ]
+    new, plotted = sections(runs)
+    if kept:
+        old = dict(split(page.read_text(encoding="utf-8")))
+        new |= {title: old[title] for title in kept}
+        new[""] += (
+            "\nSections of an earlier run of the same command, whose single numbers were not kept: "
+            + ", ".join(f"*{title}*" for title in kept)
+            + ".\n"
+        )
+    if "The front" not in kept:
+        page.with_name("unlearning.svg").write_text(plotted, encoding="utf-8")
+    text = new[""] + "".join(f"\n## {title}\n{new[title]}" for title in NEEDS)
+    page.write_text(text.rstrip() + "\n", encoding="utf-8")
+
+
+def split(text: str) -> list[tuple[str, str]]:
+    """Titles and texts of sections; the first has none."""
+    first, *rest = re.split(r"^## ", text, flags=re.MULTILINE)
+    parts = [part.partition("\n") for part in rest]
+    return [("", first.rstrip() + "\n"), *((t, body.rstrip() + "\n") for t, _, body in parts)]
+
+
+def sections(runs: Runs) -> tuple[dict[str, str], str]:
+    """The page's sections by title, and the figure."""
     assert len({run["fingerprint"] for run in runs.values()}) == 1, "runs of different weights"
     before = runs["before"]
     natural = read(runs, "natural")
-    seconds = sum(run["seconds"] for run in runs.values())
     n = len(natural)
     nothing = [
         "no-op",
@@ -481,7 +524,6 @@ def write(runs: Runs, page: Path) -> None:
                 points.setdefault(ARMS[arm], []).append(mine)
     front.append(row("**ours**", natural[:FRONT], before))
     points["ours"] = [natural[:FRONT]]
-    page.with_name("unlearning.svg").write_text(plot(points), encoding="utf-8")
     ablations = []
     for name, (label, _) in VARIANTS.items():
         mine = read(runs, name)[:ABLATION]
@@ -547,8 +589,8 @@ def write(runs: Runs, page: Path) -> None:
     )
     text = f"""# Unlearning on the organism
 
-Written by `python docs/make_unlearning.py`; {seconds / 60:.0f} minutes of one core in all. Model:
-the shipped organism, weights `{before["fingerprint"]}`, {before["versions"]}, float32, CPU.
+Written by `python docs/make_unlearning.py`. Model: the shipped organism, weights
+`{before["fingerprint"]}`, {before["versions"]}, float32, CPU.
 
 The 88 paragraphs recited in full were shuffled with seed {SEED}: recipe and settings were chosen on
 the first {DEVELOPMENT}, and the numbers here are from the other {88 - DEVELOPMENT} only. n says how
@@ -627,7 +669,7 @@ that the earlier ones left. *All at once*: one mask and the sum of the objective
 {noise_section(runs)}
 {share_section(runs)}
 """
-    page.write_text(text.rstrip() + "\n", encoding="utf-8")
+    return dict(split(text)), plot(points)
 
 
 def besides_section(runs: Runs) -> str:
@@ -670,7 +712,7 @@ def reference_at_low_em(runs: Runs, natural: list[dict[str, Any]]) -> list[list[
     for arm, rates in RATES.items():
         found = [read(runs, f"{arm}-{rate:g}") for rate in rates]
         best = {}
-        for i, mine in enumerate(zip(*found, strict=True)):
+        for i, mine in enumerate(zip(*found, strict=False)):
             forgetting = [run["own"] for run in mine if mean([run], "em") < 5]
             if forgetting and mean([natural[i]], "em") < 5:
                 best[i] = max(forgetting)
