@@ -59,14 +59,16 @@ def test_gradients_equal_plain_autograd_weight_by_weight(name):
 def test_each_paragraphs_gradient_is_that_of_the_paragraph_alone(name, variant):
     if variant not in matrix.variants():
         pytest.skip("transformer-lens 4 has no HookedTransformer")
-    adapter = adapt(matrix.model(name, variant))
+    # In float64: the smallest gradients of a float32 model are all rounding on some machines.
+    model = double_bridge(name) if variant == "Bridge raw" else zoo.hooked(name).double()
+    adapter = adapt(model)
     weights = all_weights(adapter)
     losses, found = each_gradient(adapter, PARAGRAPHS, weights, lambda _, g: g, progress=False)
     for row, paragraph in enumerate(PARAGRAPHS):
         loss, alone = mean_gradient(adapter, paragraph, weights, progress=False)
         assert float(losses[row]) == pytest.approx(loss, rel=1e-5)
         for weight, each, gradient in zip(weights, found, alone, strict=True):
-            assert relative(each[row], weight.split(gradient)) < 1e-5, weight
+            assert relative(each[row], weight.split(gradient)) < 1e-6, weight
 
 
 @pytest.mark.parametrize("budget", [1, 20_000_000])
