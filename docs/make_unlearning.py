@@ -742,10 +742,11 @@ def relearning(runs: Runs) -> str:
             cells.setdefault(r["step"], []).append(value)
         lines = [[str(step), *values] for step, values in cells.items()]
         half = found["to_25"]
+        back = f"back after {half} step{'' if half == 1 else 's'}" if half else "not back by then"
         parts.append(
             f"Trained on {title} ({found['n']} paragraphs in each step), EM of {found['n']} "
-            f"forgotten ones; half of it is back after {'no' if half is None else half} "
-            f"step{'' if half == 1 else 's'}.\n\n" + table(["step", "edited", "unedited"], lines)
+            f"forgotten ones; half of it is {back}.\n\n"
+            + table(["step", "edited", "unedited"], lines)
         )
     if not parts:
         return ""
