@@ -125,7 +125,7 @@ def collect(kept: Results) -> dict[str, Any]:
         ).figure(),
         "unlearning": figures.arms(
             edit_arms({"before": reports["top 0.1 %"], **reports}),
-            title="5 paragraphs unlearned by changing 0.1 % of the weights",
+            title="5 paragraphs unlearned, 0.1 % of the weights for each",
         ),
         "edit": top.figure(),
         "recovery": kept.get(

@@ -28,6 +28,12 @@ from memcircuits.loading import as_bridge, boot, read_pretrained, without_bars
 from memcircuits.masks import named_mask
 
 
+def check_new(folder: Path, name: str = "folder") -> None:
+    """Raise `InputError` unless a folder does not exist yet, or is empty."""
+    if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
+        raise InputError(name, folder.name, "it is not empty; give a new or empty folder")
+
+
 def export_edit(
     edit: Edit, folder: str | os.PathLike[str], source: str | Path = "organism", **options: Any
 ) -> Path:
@@ -43,12 +49,11 @@ def export_edit(
         The folder.
 
     Raises:
-        InputError: if the folder is in use, `source` does not have the weights that the edit was
+        InputError: if the folder is not empty, `source` does not have the weights that the edit was
             made for, or the edit was made in folded weights.
     """
     target = Path(folder)
-    if target.exists() and (not target.is_dir() or any(target.iterdir())):
-        raise InputError("folder", target.name, "it is in use; give a new or empty folder")
+    check_new(target)
     if edit.provenance.basis != "raw":
         raise InputError(
             "edit", "made in folded weights", "only edits of raw weights fit a Hugging Face model"

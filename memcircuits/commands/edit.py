@@ -45,6 +45,7 @@ def edit(
     from memcircuits.perturbation import perturb_prefix
     from memcircuits.unlearning import edit as find
 
+    u.check_options(fraction, kl_budget, export)
     loaded, given = source.load()
     memorized, controls = u.split(source, loaded, given, control)
     if rewritten is not None:
