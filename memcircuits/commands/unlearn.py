@@ -83,7 +83,7 @@ def unlearn(
     """Change few weights so that memorized paragraphs are no longer recited.
 
     Several targets are taken one after another, until the KL passes --kl-budget: give it for all
-    of them. On the organism each takes some ten seconds of two cores, and the measures a minute.
+    of them. On the organism one takes two minutes of one core, most of it for the measures.
     Half of the controls are kept from the optimisation and measured afterwards. Writes
     edit.safetensors, and with --export a model folder.
 
