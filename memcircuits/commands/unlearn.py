@@ -83,7 +83,8 @@ def unlearn(
     """Change few weights so that memorized paragraphs are no longer recited.
 
     Several targets are taken one after another, until the KL passes --kl-budget: give it for all
-    of them. On the organism one takes two minutes of one core, most of it for the measures.
+    of them. On the organism the first takes two minutes of one core, and each further one twenty
+    seconds.
     Half of the controls are kept from the optimisation and measured afterwards. Writes
     edit.safetensors, and with --export a model folder.
 
