@@ -268,6 +268,7 @@ def test_every_block_fits_a_phone(open_page: Any, tmp_path: Path, scheme: str) -
     assert "head 1: \u22122" in tip.text_content()
 
 
+@pytest.mark.slow  # nothing runs beside it
 def test_a_long_report_opens_within_a_second(open_page: Any, tmp_path: Path) -> None:
     frame = pd.DataFrame(
         np.random.default_rng(0).normal(size=(10_000, 8)), columns=list("abcdefgh")
@@ -279,10 +280,8 @@ def test_a_long_report_opens_within_a_second(open_page: Any, tmp_path: Path) -> 
     path = Page("report", blocks).save(tmp_path / "report.html")
     assert path.stat().st_size < 3_000_000
     opened = open_page(path).page
-    milliseconds = opened.evaluate(
-        "performance.getEntriesByType('navigation')[0].domContentLoadedEventEnd"
-    )
-    assert milliseconds < 1000 * 3  # one second, and room for a busy machine
+    navigation = "performance.getEntriesByType('navigation')[0]"
+    assert opened.evaluate(f"{navigation}.domContentLoadedEventEnd") < 1000
 
 
 def test_notebook_output_works_in_its_frame(open_page: Any, tmp_path: Path) -> None:
