@@ -45,8 +45,11 @@ def plant(
 
     import memcircuits as mc
     from memcircuits.checks import InputError
+    from memcircuits.exporting import check_new
     from memcircuits.results import write_atomically
 
+    if export is not None:
+        check_new(export, "--export")
     loaded, given = source.load()
     unknown = mc.scan(loaded, given, progress=not source.quiet).control
     if unknown is None or len(unknown) < targets + 2:
