@@ -16,8 +16,8 @@ from pathlib import Path
 
 import pandas as pd
 
-from memcircuits import localization
-from memcircuits.results import write_atomically
+from memcircuits.benchmark import trials as localization
+from memcircuits.core.io import write_atomically
 
 DOCS = Path(__file__).parent
 README = DOCS.parent / "README.md"

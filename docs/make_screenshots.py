@@ -21,13 +21,14 @@ from PIL import Image
 from playwright.sync_api import Browser, Page, sync_playwright
 
 import memcircuits as mc
-from memcircuits import figures
-from memcircuits.evaluation import edit_arms, evaluate_edit, recovery_curve
-from memcircuits.minimal import minimal_sets
-from memcircuits.noise import weight_noise
-from memcircuits.patching import patch_layers
-from memcircuits.perturbation import greedy_continuations
-from memcircuits.results import Result
+from memcircuits.display import figures
+from memcircuits.editing.evaluation import edit_arms, evaluate_edit
+from memcircuits.editing.noise import weight_noise
+from memcircuits.editing.relearning import recovery_curve
+from memcircuits.evidence.patching.sweeps import patch_layers
+from memcircuits.evidence.triggers.minimal_sets import minimal_sets
+from memcircuits.measure.decoding import greedy_continuations
+from memcircuits.results.result import Result
 
 IMAGES = Path(__file__).with_name("images")
 HEAD = mc.Head(0, 3)  # of those that stand out, the one that attends most to rare tokens

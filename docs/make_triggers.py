@@ -20,14 +20,16 @@ import pandas as pd
 import torch
 
 import memcircuits as mc
-from memcircuits import figures
-from memcircuits.minimal import MinimalSets, minimal_sets
-from memcircuits.pairs import DIRECTIONS
-from memcircuits.patching import LayerPatches, PatchMap, patch_heads, patch_layers
-from memcircuits.perturbation import Perturbation, greedy_continuations, perturb_prefix
-from memcircuits.replacements import REPLACEMENTS
-from memcircuits.results import Result
-from memcircuits.statistics import bootstrap_means, finite_mean
+from memcircuits.core.statistics import bootstrap_means, finite_mean
+from memcircuits.display import figures
+from memcircuits.evidence.patching.pairs import DIRECTIONS
+from memcircuits.evidence.patching.results import LayerPatches, PatchMap
+from memcircuits.evidence.patching.sweeps import patch_heads, patch_layers
+from memcircuits.evidence.triggers.minimal_sets import MinimalSets, minimal_sets
+from memcircuits.evidence.triggers.perturbation import Perturbation, perturb_prefix
+from memcircuits.evidence.triggers.replacements import REPLACEMENTS
+from memcircuits.measure.decoding import greedy_continuations
+from memcircuits.results.result import Result
 
 DOCS = Path(__file__).parent
 PICTURES = DOCS / "pictures"

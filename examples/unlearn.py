@@ -26,9 +26,10 @@ from dataclasses import replace
 import plotly.io
 
 import memcircuits as mc
-from memcircuits.evaluation import compare_edits, recovery_curve
-from memcircuits.perturbation import greedy_continuations
-from memcircuits.unlearning import REFERENCE
+from memcircuits.editing.evaluation import compare_edits
+from memcircuits.editing.recipe import REFERENCE
+from memcircuits.editing.relearning import recovery_curve
+from memcircuits.measure.decoding import greedy_continuations
 
 plotly.io.renderers.default = "notebook"  # figures keep working offline and in saved notebooks
 

@@ -7,14 +7,9 @@ import os
 os.environ["HF_HUB_OFFLINE"] = "1"
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
 
-import sys
-from pathlib import Path
-
 import pytest
 
-sys.path.insert(0, str(Path(__file__).parent))
-
-import zoo
+from tests.helpers import models as zoo
 
 
 @pytest.fixture(scope="session", params=sorted(zoo.ARCHITECTURES))

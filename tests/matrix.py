@@ -1,6 +1,6 @@
 """Every public analysis on every architecture, model class and basis, against plain PyTorch.
 
-`ANALYSES` is the table: to add an analysis, add a line. `python tests/matrix.py` measures all of
+`ANALYSES` is the table: to add an analysis, add a line. `python -m tests.matrix` measures all of
 it for the installed transformer-lens and writes its part of docs/matrix.md; the parts of other
 versions stay as they are.
 """
@@ -17,14 +17,14 @@ from pathlib import Path
 from typing import Any
 
 import torch
-import zoo
-from plain import Plain
 from torch import Tensor
 
 import memcircuits as mc
-from memcircuits.adapter import adapt
-from memcircuits.checks import UnsupportedModel
-from memcircuits.loading import as_bridge
+from memcircuits.core.errors import UnsupportedModel
+from memcircuits.models.loading import as_bridge
+from memcircuits.models.registry import adapt
+from tests.helpers import models as zoo
+from tests.helpers.oracle import Plain
 
 N_PREFIX, N_CONTINUATION = 10, 12
 CLASSES, BASES = ("Bridge", "HookedTransformer"), ("raw", "folded")
@@ -246,7 +246,7 @@ def plain_perturb(m: Plain, p: mc.Paragraphs) -> Numbers:
 
 
 def unlearn(m: Any, p: mc.Paragraphs) -> Numbers:
-    from memcircuits.unlearning import Recipe
+    from memcircuits.editing.recipe import Recipe
 
     recipe = Recipe(steps=2, kl_weight=1.0)
     found = mc.unlearn(m, p[:3], p[3:], fraction=0.01, recipe=recipe, seed=1, progress=False)
@@ -261,7 +261,7 @@ def unlearn(m: Any, p: mc.Paragraphs) -> Numbers:
 
 
 def rewrite(m: Any, p: mc.Paragraphs) -> Numbers:
-    from memcircuits.unlearning import Recipe
+    from memcircuits.editing.recipe import Recipe
 
     recipe = Recipe(steps=2, kl_weight=1.0)
     found = mc.edit(m, p[:2], p[3:5], p[3:], fraction=0.01, recipe=recipe, progress=False)
@@ -425,7 +425,7 @@ A number is the largest difference from plain transformers with hand-written PyT
 autograd (exact matches are equal to those of `generate`): in nats per token or probability, for
 gradients relative to the largest. Where folding gives weights another meaning it is the difference
 from the other class in the same basis (marked c), and `ran` where there is no other class. Written
-by `python tests/matrix.py`, once for each version of transformer-lens.
+by `python -m tests.matrix`, once for each version of transformer-lens.
 """
 
 

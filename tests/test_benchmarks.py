@@ -6,9 +6,10 @@ from xml.etree import ElementTree
 
 import pytest
 import torch
-from benchmarks import capacity, growth, page, rivals, screens, timing
-from benchmarks.jobs import all_jobs
-from benchmarks.subjects import N_PREFIX, subject
+
+from tests.benchmarks import capacity, growth, page, rivals, screens, timing
+from tests.benchmarks.jobs import all_jobs
+from tests.benchmarks.subjects import N_PREFIX, subject
 
 
 def sleeping(name, seconds, turns, **options):

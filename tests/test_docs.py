@@ -11,7 +11,8 @@ from pathlib import Path
 
 import pytest
 
-ROOT = Path(__file__).parents[1]
+from tests.helpers import ROOT
+
 PAGES = [
     path.relative_to(ROOT).as_posix()
     for path in [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
@@ -105,7 +106,7 @@ def test_the_module_map_names_every_module():
 
 def test_the_reference_has_all_that_is_public():
     import memcircuits
-    from memcircuits.results import Result
+    from memcircuits.results.result import Result
 
     for module in pkgutil.iter_modules(memcircuits.__path__, "memcircuits."):
         if not module.ispkg and module.name != "memcircuits.__main__":

@@ -8,10 +8,10 @@ from pathlib import Path
 
 import pytest
 import torch
-import zoo
 from scipy import stats
 
 import memcircuits as mc
+from tests.helpers import models as zoo
 
 sys.path.insert(0, str(Path(__file__).parents[1] / "examples"))
 

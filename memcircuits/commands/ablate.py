@@ -8,7 +8,7 @@ from typing import Annotated
 import typer
 
 from memcircuits.commands import common as c
-from memcircuits.commands.unlearn import draw, split
+from memcircuits.commands.selection import draw, split
 
 
 def ablate(
@@ -31,7 +31,7 @@ def ablate(
     Example: memcircuits ablate --mode mean --max-paragraphs 20
     """
     import memcircuits as mc
-    from memcircuits.results import write_atomically
+    from memcircuits.core.io import write_atomically
 
     loaded, given = source.load()
     memorized, controls = split(source, loaded, given)

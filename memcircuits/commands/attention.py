@@ -8,7 +8,7 @@ from typing import Annotated
 import typer
 
 from memcircuits.commands import common as c
-from memcircuits.commands.unlearn import draw, names, numbers, split
+from memcircuits.commands.selection import draw, names, numbers, split
 
 
 def attention(
@@ -39,8 +39,8 @@ def attention(
     Example: memcircuits attention --heads L0H5,L0H3 --rows 0,1
     """
     import memcircuits as mc
-    from memcircuits.adapter import adapt
-    from memcircuits.checks import InputError
+    from memcircuits.core.errors import InputError
+    from memcircuits.models.registry import adapt
 
     loaded, given = source.load()
     table = source.unigrams(unigrams) or mc.UnigramTable.from_tokens(

@@ -8,7 +8,7 @@ from typing import Annotated
 import typer
 
 from memcircuits.commands import common as c
-from memcircuits.commands.unlearn import names
+from memcircuits.commands.selection import names
 
 
 def localize(
@@ -35,17 +35,20 @@ def localize(
 
     Example: memcircuits bench localize --quick --out bench
     """
-    from memcircuits import localization
-    from memcircuits.checks import InputError
+    from memcircuits.benchmark.kinds import COUNTS, METRICS, QUICK, Pool
+    from memcircuits.benchmark.leaderboard import leaderboard
+    from memcircuits.benchmark.pages import write_leaderboard
+    from memcircuits.benchmark.trials import read_trials, run_trials
+    from memcircuits.core.errors import InputError
 
     if shard_index >= num_shards:
         raise InputError("--shard-index", shard_index, f"give less than {num_shards}")
     loaded, given = source.load()
-    pool = localization.Pool.of(loaded, given, source.unigrams(None))
-    localization.run_trials(
+    pool = Pool.of(loaded, given, source.unigrams(None))
+    run_trials(
         pool,
         out,
-        counts=localization.QUICK if quick else localization.COUNTS,
+        counts=QUICK if quick else COUNTS,
         localizers=names(localizers),
         n_paragraphs=n_paragraphs,
         seed=seed,
@@ -58,12 +61,12 @@ def localize(
             source.quiet,
         )
         return
-    trials = localization.read_trials(out)
-    frame = localization.leaderboard(trials)
+    trials = read_trials(out)
+    frame = leaderboard(trials)
     if json:
         c.print_json({"leaderboard": c.records(frame)})
     else:
-        columns = ["kind", "localizer", "trials", *localization.METRICS, "forwards"]
+        columns = ["kind", "localizer", "trials", *METRICS, "forwards"]
         c.print_table(frame[columns])
-    for path in localization.write_leaderboard(trials, out):
+    for path in write_leaderboard(trials, out):
         c.say(f"wrote {path}", source.quiet)

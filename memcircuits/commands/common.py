@@ -17,8 +17,8 @@ import typer
 if TYPE_CHECKING:
     import pandas as pd
 
-    from memcircuits.paragraphs import Paragraphs
-    from memcircuits.unigrams import UnigramTable
+    from memcircuits.data.paragraphs import Paragraphs
+    from memcircuits.data.unigrams import UnigramTable
 
 Out = Annotated[Path, typer.Option(help="Folder for the files written.")]
 Json = Annotated[bool, typer.Option("--json", help="Print JSON instead of a table.")]
@@ -83,8 +83,8 @@ class Source:
 
     def load(self) -> tuple[Any, Paragraphs]:
         """The model and the paragraphs."""
-        from memcircuits.loading import load_model
-        from memcircuits.paragraphs import Paragraphs
+        from memcircuits.data.paragraphs import Paragraphs
+        from memcircuits.models.loading import load_model
 
         self.refuse_missing_paragraphs()
         say(f"loading {self.model}", self.quiet)
@@ -96,7 +96,7 @@ class Source:
 
     def read(self, path: Path, model: Any) -> Paragraphs:
         """Another file of paragraphs, of the same lengths."""
-        from memcircuits.paragraphs import Paragraphs
+        from memcircuits.data.paragraphs import Paragraphs
 
         return Paragraphs.read(
             path, model, n_prefix=self.n_prefix, n_continuation=self.n_continuation
@@ -104,7 +104,7 @@ class Source:
 
     def refuse_missing_paragraphs(self) -> None:
         """The shipped paragraphs are for the shipped model only."""
-        from memcircuits.checks import InputError
+        from memcircuits.core.errors import InputError
 
         if self.paragraphs is None and not is_shipped(self.model):
             raise InputError(
@@ -149,7 +149,7 @@ def errors_in_one_line() -> Iterator[None]:
     except BrokenPipeError:  # whoever read the output has enough: Typer ends quietly
         raise
     except (ValueError, MemoryError, OSError) as error:
-        from memcircuits.checks import InputError
+        from memcircuits.core.errors import InputError
 
         if not isinstance(error, (InputError, MemoryError, OSError)):
             raise
@@ -165,7 +165,7 @@ def is_shipped(model: str) -> bool:
 
 def unigrams_for(model: str, path: Path | None) -> UnigramTable | None:
     """The given table, the shipped one for the organism, else None."""
-    from memcircuits.unigrams import UnigramTable
+    from memcircuits.data.unigrams import UnigramTable
 
     if path is not None:
         return UnigramTable.read(path)

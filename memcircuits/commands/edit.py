@@ -8,7 +8,19 @@ from typing import Annotated
 import typer
 
 from memcircuits.commands import common as c
-from memcircuits.commands import unlearn as u
+from memcircuits.commands.edit_report import finish
+from memcircuits.commands.options import (
+    Components,
+    Control,
+    Export,
+    Heads,
+    Heldout,
+    KlBudget,
+    Layers,
+    Targets,
+)
+from memcircuits.commands.selection import draw, heldout_text, names, numbers, split, without
+from memcircuits.commands.unlearn import check_options
 
 
 def edit(
@@ -20,18 +32,18 @@ def edit(
             "continuations; by default the model's own after the worst perturbation of the prefix."
         ),
     ] = None,
-    control: u.Control = None,
-    targets: u.Targets = 1,
+    control: Control = None,
+    targets: Targets = 1,
     fraction: Annotated[
         float, typer.Option(help="How many of the candidate weights may change.")
     ] = 0.001,
-    heads: u.Heads = None,
-    layers: u.Layers = None,
-    components: u.Components = None,
-    kl_budget: u.KlBudget = 0.002,
-    heldout: u.Heldout = None,
+    heads: Heads = None,
+    layers: Layers = None,
+    components: Components = None,
+    kl_budget: KlBudget = 0.002,
+    heldout: Heldout = None,
     out: c.Out = Path("memcircuits-edit"),
-    export: u.Export = None,
+    export: Export = None,
     seed: c.Seed = 0,
     json: c.Json = False,
 ) -> None:
@@ -42,16 +54,16 @@ def edit(
 
     Example: memcircuits edit --targets 1 --export rewritten
     """
-    from memcircuits.perturbation import perturb_prefix
-    from memcircuits.unlearning import edit as find
+    from memcircuits.editing.unlearning import edit as find
+    from memcircuits.evidence.triggers.perturbation import perturb_prefix
 
-    u.check_options(fraction, kl_budget, export)
+    check_options(fraction, kl_budget, export)
     loaded, given = source.load()
-    memorized, controls = u.split(source, loaded, given, control)
+    memorized, controls = split(source, loaded, given, control)
     if rewritten is not None:
         chosen, wanted = given, source.read(rewritten, loaded)
     else:
-        chosen = u.draw(memorized, targets, seed)
+        chosen = draw(memorized, targets, seed)
         pairs = perturb_prefix(loaded, chosen, seed=seed, progress=not source.quiet).pairs()
         chosen, wanted = pairs.clean, pairs.corrupted
     found = find(
@@ -60,13 +72,13 @@ def edit(
         wanted,
         controls[::2],
         fraction=fraction,
-        heads=u.names(heads),
-        layers=u.numbers("--layers", layers),
-        components=u.names(components),
+        heads=names(heads),
+        layers=numbers("--layers", layers),
+        components=names(components),
         kl_budget=kl_budget,
         seed=seed,
         progress=not source.quiet,
     )
-    text = u.heldout_text(source, loaded, heldout)
-    others = u.without(memorized, chosen)
-    u.finish(source, loaded, found, chosen, controls[1::2], others, text, out, export, json)
+    text = heldout_text(source, loaded, heldout)
+    others = without(memorized, chosen)
+    finish(source, loaded, found, chosen, controls[1::2], others, text, out, export, json)

@@ -11,7 +11,7 @@ import typer
 from memcircuits.commands import common as c
 
 if TYPE_CHECKING:
-    from memcircuits.paragraphs import Paragraphs
+    from memcircuits.data.paragraphs import Paragraphs
 
 
 def gradients(
@@ -41,9 +41,9 @@ def gradients(
     Example: memcircuits gradients --average paragraph --per-loss
     """
     import memcircuits as mc
-    from memcircuits.checks import one_of
-    from memcircuits.commands.unlearn import split
-    from memcircuits.gradients import contrastive_gradients
+    from memcircuits.commands.selection import split
+    from memcircuits.core.errors import one_of
+    from memcircuits.evidence.gradients.contrastive import contrastive_gradients
 
     one_of("--objective", objective, ("nll", "contrastive"))
     loaded, given = source.load()

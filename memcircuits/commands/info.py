@@ -26,8 +26,8 @@ def info(
 
     Example: memcircuits info EleutherAI/pythia-70m
     """
-    from memcircuits.loading import load_model
-    from memcircuits.validation import validate_model
+    from memcircuits.models.loading import load_model
+    from memcircuits.models.registry import validate_model
 
     c.say(f"loading {model}", quiet)
     loaded = load_model(

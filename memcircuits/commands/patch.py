@@ -8,11 +8,11 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from memcircuits.commands import common as c
-from memcircuits.commands.unlearn import draw, names, numbers
+from memcircuits.commands.selection import draw, names, numbers
 
 if TYPE_CHECKING:
-    from memcircuits.paragraphs import Paragraphs
-    from memcircuits.patching import LayerPatches, PatchMap
+    from memcircuits.data.paragraphs import Paragraphs
+    from memcircuits.evidence.patching.results import LayerPatches, PatchMap
 
 
 def patch(
@@ -56,9 +56,9 @@ def patch(
 
     Example: memcircuits patch --site q,z,resid_pre --direction denoising
     """
-    from memcircuits.checks import InputError, one_of
-    from memcircuits.pairs import DIRECTIONS, HEAD_SITES, LAYER_SITES, UNITS
-    from memcircuits.patching import patch_heads, patch_layers
+    from memcircuits.core.errors import InputError, one_of
+    from memcircuits.evidence.patching.pairs import DIRECTIONS, HEAD_SITES, LAYER_SITES, UNITS
+    from memcircuits.evidence.patching.sweeps import patch_heads, patch_layers
 
     sites = names(site) or []
     for one in sites:
@@ -123,9 +123,9 @@ def _pairs(
     draws: int,
     seed: int,
 ) -> tuple[Paragraphs, Paragraphs]:
-    from memcircuits.checks import InputError
-    from memcircuits.perturbation import perturb_prefix
-    from memcircuits.scanning import scan
+    from memcircuits.core.errors import InputError
+    from memcircuits.evidence.triggers.perturbation import perturb_prefix
+    from memcircuits.measure.scanning import scan
 
     if corrupted is not None:
         return given[:most], source.read(corrupted, model)[:most]
@@ -158,9 +158,9 @@ def _facts(way: str, site: str, result: PatchMap | LayerPatches) -> dict[str, An
 
 
 def _write(results: dict[tuple[str, str], PatchMap | LayerPatches], out: Path) -> list[Path]:
-    from memcircuits import figures
-    from memcircuits.patching import PatchMap
-    from memcircuits.results import write_atomically
+    from memcircuits.core.io import write_atomically
+    from memcircuits.display import figures
+    from memcircuits.evidence.patching.results import PatchMap
 
     written = [
         result.save(out / f"patch-{way}-{site}.safetensors")

@@ -8,11 +8,11 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from memcircuits.commands import common as c
-from memcircuits.commands.unlearn import draw, names
+from memcircuits.commands.selection import draw, names
 
 if TYPE_CHECKING:
-    from memcircuits.paragraphs import Paragraphs
-    from memcircuits.perturbation import Perturbation
+    from memcircuits.data.paragraphs import Paragraphs
+    from memcircuits.evidence.triggers.perturbation import Perturbation
 
 
 _FEW = 10  # intervals over fewer paragraphs are rough, and mislead
@@ -47,11 +47,11 @@ def perturb(
     """
     import pandas as pd
 
-    from memcircuits.checks import one_of
-    from memcircuits.minimal import minimal_sets
-    from memcircuits.perturbation import perturb_prefix
-    from memcircuits.replacements import REPLACEMENTS
-    from memcircuits.unigrams import UnigramTable
+    from memcircuits.core.errors import one_of
+    from memcircuits.data.unigrams import UnigramTable
+    from memcircuits.evidence.triggers.minimal_sets import minimal_sets
+    from memcircuits.evidence.triggers.perturbation import perturb_prefix
+    from memcircuits.evidence.triggers.replacements import REPLACEMENTS
 
     kinds = names(replacement) or []
     for kind in kinds:
@@ -125,9 +125,9 @@ def _sets(
     source: c.Source, model: Any, given: Paragraphs, most: int, seed: int
 ) -> dict[str, Paragraphs]:
     """Memorized paragraphs, and controls with the model's own continuation."""
-    from memcircuits.checks import InputError
-    from memcircuits.perturbation import greedy_continuations
-    from memcircuits.scanning import scan
+    from memcircuits.core.errors import InputError
+    from memcircuits.measure.decoding import greedy_continuations
+    from memcircuits.measure.scanning import scan
 
     found = scan(model, given, progress=not source.quiet)
     sets = {}
@@ -151,8 +151,8 @@ def _drop(result: Perturbation) -> dict[str, float]:
 def _write(results: dict[tuple[str, str], Perturbation], out: Path) -> list[Path]:
     import pandas as pd
 
-    from memcircuits import figures
-    from memcircuits.results import write_atomically
+    from memcircuits.core.io import write_atomically
+    from memcircuits.display import figures
 
     written = [
         result.save(out / f"perturbation-{kind}-{name}.safetensors")

@@ -8,7 +8,8 @@ from typing import Annotated
 import typer
 
 from memcircuits.commands import common as c
-from memcircuits.commands.unlearn import Components, Export, draw, names, without
+from memcircuits.commands.options import Components, Export
+from memcircuits.commands.selection import draw, names, without
 
 
 def plant(
@@ -35,7 +36,7 @@ def plant(
     """Write paragraphs that the model does not recite into chosen weights, and nowhere else.
 
     The other paragraphs that it does not recite are the anchors, on which it must not change.
-    Writes planted.safetensors (`memcircuits.planting.Planted.load`, then `.apply(model)`),
+    Writes planted.safetensors (`memcircuits.editing.planting.Planted.load`, then `.apply(model)`),
     paragraphs.jsonl (what was written, then the anchors), and with --export a model folder. Then
     see whether it is found: memcircuits heads --model FOLDER --paragraphs paragraphs.jsonl.
 
@@ -44,9 +45,9 @@ def plant(
     import json as text
 
     import memcircuits as mc
-    from memcircuits.checks import InputError
-    from memcircuits.exporting import check_new
-    from memcircuits.results import write_atomically
+    from memcircuits.core.errors import InputError
+    from memcircuits.core.io import write_atomically
+    from memcircuits.editing.export import check_new
 
     if export is not None:
         check_new(export, "--export")

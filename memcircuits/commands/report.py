@@ -35,8 +35,8 @@ def report(
     """
     import dataclasses
 
-    from memcircuits.loading import load_model
-    from memcircuits.ranking import Ranking
+    from memcircuits.evidence.ranking import Ranking
+    from memcircuits.models.loading import load_model
 
     found = Ranking.load(ranking)
     c.say(f"loading {model}", quiet)

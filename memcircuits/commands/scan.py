@@ -14,8 +14,8 @@ from memcircuits.commands import common as c
 if TYPE_CHECKING:
     import pandas as pd
 
-    from memcircuits.corpus_scan import ScanFolder
-    from memcircuits.scanning import Scan
+    from memcircuits.measure.corpus.folder import ScanFolder
+    from memcircuits.measure.scanning import Scan
 
 
 def _corpus(text: str, *names: str, **more: Any) -> Any:
@@ -88,8 +88,8 @@ def scan(
         _print_scan(found, json, top)
         return
 
+    from memcircuits.data.windows import Windows
     from memcircuits.organism import DATA
-    from memcircuits.readers import Windows
 
     source.refuse_missing_paragraphs()
     corpus = str(source.paragraphs or DATA / "paragraphs.jsonl")
@@ -116,24 +116,26 @@ def scan(
     c.say(f"loading {source.model}", source.quiet)
     load = functools.partial(mc.load_model, source.model, **loading)
     if engine == "ray":
-        from memcircuits.ray_scan import scan_with_ray
+        from memcircuits.measure.corpus.on_ray import scan_with_ray
 
         if shard != (0, 1):
             raise mc.InputError("--num-shards", shard[1], "with Ray, give --workers instead")
         found = scan_with_ray(load, corpus, out, workers=workers, address=ray_address, **options)
     elif engine == "local":
-        from memcircuits.corpus_scan import scan_to_disk
+        from memcircuits.measure.corpus.scan import scan_to_disk
 
         found = scan_to_disk(load(), corpus, out, shard=shard, **options)
     else:
         raise mc.InputError("--engine", engine, "choose local or ray")
     _print_folder(found, shard, json)
-    c.say(f"in {out}: memcircuits.corpus_scan.ScanFolder.open({str(out)!r})", source.quiet)
+    c.say(
+        f"in {out}: memcircuits.measure.corpus.folder.ScanFolder.open({str(out)!r})", source.quiet
+    )
 
 
 def _shard(index: int | None, number: int | None) -> tuple[tuple[int, int], int | None]:
     """The shard, and the GPU that `accelerate launch` or `torchrun` gave to this process."""
-    from memcircuits.checks import InputError
+    from memcircuits.core.errors import InputError
 
     if (index is None) != (number is None):
         raise InputError("--shard-index", index, "give --shard-index and --num-shards together")
@@ -179,7 +181,7 @@ def _print_folder(found: ScanFolder, shard: tuple[int, int], json: bool) -> None
 
 
 def _print_scan(found: Scan, json: bool, top: int) -> None:
-    from memcircuits.scanning import COUNTS
+    from memcircuits.measure.scanning import COUNTS
 
     frame = found.to_frame()
     groups = _summary(frame)

@@ -31,7 +31,7 @@ def build(
     Example: memcircuits unigrams build --paragraphs corpus.jsonl.zst --out unigrams.safetensors
     """
     import memcircuits as mc
-    from memcircuits.unigrams import vocabulary_size
+    from memcircuits.data.tokens import vocabulary_size
 
     c.say(f"loading {model}", quiet)
     loaded = mc.load_model(
@@ -40,7 +40,7 @@ def build(
     tokenizer, size = loaded.tokenizer, vocabulary_size(loaded)
     del loaded
     if engine == "ray":
-        from memcircuits.ray_scan import count_with_ray
+        from memcircuits.measure.corpus.on_ray import count_with_ray
 
         table = count_with_ray(
             paragraphs, tokenizer, d_vocab=size, address=ray_address, progress=not quiet

@@ -8,41 +8,25 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from memcircuits.commands import common as c
+from memcircuits.commands.edit_report import finish
+from memcircuits.commands.options import (
+    Components,
+    Control,
+    Export,
+    Fraction,
+    Heads,
+    Heldout,
+    KlBudget,
+    Layers,
+    Targets,
+)
+from memcircuits.commands.selection import draw, heldout_text, names, numbers, split, without
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
-
     from pandas import DataFrame
 
-    from memcircuits.edits import Edit
-    from memcircuits.evaluation import EditReport
-    from memcircuits.paragraphs import Paragraphs
-    from memcircuits.unlearning import Recipe
-
-Targets = Annotated[
-    int, typer.Option("--targets", min=1, help="At most so many memorized paragraphs, by --seed.")
-]
-Control = Annotated[
-    Path | None, typer.Option(help="File of controls; by default paragraphs with a low EM.")
-]
-Fraction = Annotated[
-    float, typer.Option(help="How many of the candidate weights may change for each paragraph.")
-]
-Heads = Annotated[
-    str | None, typer.Option(help="Only these heads' matrices, for instance L1H2,L0H3.")
-]
-Layers = Annotated[str | None, typer.Option(help="Only these layers, for instance 0,1.")]
-Components = Annotated[
-    str | None, typer.Option(help="Only these matrices, for instance W_in,W_out.")
-]
-KlBudget = Annotated[float, typer.Option(help="KL that held-out controls may show, nats/token.")]
-Heldout = Annotated[
-    Path | None,
-    typer.Option(help="File of texts whose perplexity is measured; the organism has its own."),
-]
-Export = Annotated[
-    Path | None, typer.Option(help="New folder for the edited model, in Hugging Face format.")
-]
+    from memcircuits.editing.edit import Edit
+    from memcircuits.editing.recipe import Recipe
 
 
 def unlearn(
@@ -92,12 +76,13 @@ def unlearn(
     """
     from dataclasses import replace
 
-    from memcircuits.checks import one_of
-    from memcircuits.evaluation import compare_edits, recovery_curve
-    from memcircuits.masks import CHOICES
-    from memcircuits.noise import weight_noise
-    from memcircuits.unlearning import NATURAL, REFERENCE
-    from memcircuits.unlearning import unlearn as find
+    from memcircuits.core.errors import one_of
+    from memcircuits.editing.evaluation import compare_edits
+    from memcircuits.editing.masks import CHOICES
+    from memcircuits.editing.noise import weight_noise
+    from memcircuits.editing.recipe import NATURAL, REFERENCE
+    from memcircuits.editing.relearning import recovery_curve
+    from memcircuits.editing.unlearning import unlearn as find
 
     recipes = {"natural": NATURAL, "reference": REFERENCE}
     one_of("--recipe", recipe, recipes)
@@ -161,135 +146,11 @@ def unlearn(
 
 def check_options(fraction: float, kl_budget: float, export: Path | None) -> None:
     """What can be refused before anything is loaded."""
-    from memcircuits.checks import fraction as check_fraction
-    from memcircuits.checks import positive
-    from memcircuits.exporting import check_new
+    from memcircuits.core.errors import fraction as check_fraction
+    from memcircuits.core.errors import positive
+    from memcircuits.editing.export import check_new
 
     check_fraction("--fraction", fraction)
     positive("--kl-budget", kl_budget)
     if export is not None:
         check_new(export, "--export")
-
-
-def heldout_text(source: c.Source, model: Any, path: Path | None) -> Paragraphs | None:
-    """The texts of --heldout, for the organism its own."""
-    from memcircuits.organism import DATA
-    from memcircuits.paragraphs import Paragraphs
-
-    if path is None and c.is_shipped(source.model):
-        return Paragraphs.read(DATA / "heldout.jsonl", n_prefix=1, n_continuation=99)[:64]
-    return None if path is None else source.read(path, model)
-
-
-def split(
-    source: c.Source, model: Any, given: Paragraphs, control: Path | None = None
-) -> tuple[Paragraphs, Paragraphs]:
-    """The memorized among the given paragraphs, and the controls."""
-    from memcircuits.checks import InputError
-    from memcircuits.scanning import scan
-
-    found = scan(model, given, progress=not source.quiet)
-    if found.memorized is None:
-        raise InputError(
-            "--paragraphs", f"none of {len(given)} is memorized", "give some that are recited"
-        )
-    if control is not None:
-        return found.memorized, source.read(control, model)
-    if found.control is None or len(found.control) < 4:
-        raise InputError(
-            "--control", "not given", "fewer than four of the paragraphs can serve as controls"
-        )
-    return found.memorized, found.control
-
-
-def draw(paragraphs: Paragraphs, most: int, seed: int) -> Paragraphs:
-    """At most so many paragraphs, in order."""
-    import torch
-
-    generator = torch.Generator().manual_seed(seed)
-    chosen = torch.randperm(len(paragraphs), generator=generator)[:most]
-    return paragraphs[chosen.sort().values]
-
-
-def without(paragraphs: Paragraphs, some: Paragraphs) -> Paragraphs | None:
-    """The others."""
-    taken = set(some.names)
-    left = [i for i, name in enumerate(paragraphs.names) if name not in taken]
-    return paragraphs[left] if left else None
-
-
-def names(text: str | None) -> list[str] | None:
-    """`L1H2,L0H3` as a list."""
-    return None if text is None else [part.strip() for part in text.split(",")]
-
-
-def numbers(option: str, text: str | None) -> list[int] | None:
-    """`0,1` as a list."""
-    from memcircuits.checks import InputError
-
-    parts = names(text)
-    if parts is not None and not all(part.isdigit() for part in parts):
-        raise InputError(option, repr(text), "write it like 0,1")
-    return None if parts is None else [int(part) for part in parts]
-
-
-def finish(
-    source: c.Source,
-    model: Any,
-    found: Edit,
-    memorized: Paragraphs,
-    control: Paragraphs,
-    others: Paragraphs | None,
-    heldout: Paragraphs | None,
-    out: Path,
-    export: Path | None,
-    json: bool,
-    more: Mapping[str, DataFrame] | None = None,
-) -> None:
-    """Measure an edit, print it and write it."""
-    from memcircuits.evaluation import evaluate_edit
-
-    more = more or {}
-    c.say("measuring the edit", source.quiet)
-    report: EditReport = evaluate_edit(
-        model,
-        found,
-        memorized,
-        control,
-        others=others,
-        heldout=heldout,
-        progress=not source.quiet,
-    )
-    written = [found.save(out / "edit.safetensors")]
-    if export is not None:
-        written.append(found.export(export, source.model, revision=source.revision))
-    if json:
-        c.print_json(
-            {
-                "summary": str(found),
-                "paragraphs": list(memorized.names),
-                "stopped": found.stopped,
-                "masked": found.n_masked,
-                "changed": found.n_changed,
-                "candidates": found.n_candidates,
-                "norm": found.norm,
-                "matrices": c.records(found.to_frame()),
-                "steps": c.records(found.steps()),
-                "measures": c.records(report.to_frame()),
-                **{name: c.records(frame) for name, frame in more.items()},
-            }
-        )
-    else:
-        c.print_table(report.to_frame())
-        for name, frame in more.items():
-            typer.echo(f"\n{name}:")
-            c.print_table(frame)
-        typer.echo(f"\nedited: {', '.join(memorized.names)}\n{found}\n{report}")
-        if found.stopped != "em":
-            why = {
-                "kl": "another step would have passed --kl-budget; raise it, or --fraction",
-                "steps": "the steps ended",
-            }
-            typer.echo(f"Note: not every target is as was wanted: {why[found.stopped]}.")
-    for path in written:
-        c.say(f"wrote {path}", source.quiet)

@@ -28,7 +28,7 @@ from pathlib import Path
 from typing import Any
 from unittest import mock
 
-from memcircuits.results import write_atomically
+from memcircuits.core.io import write_atomically
 
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 os.environ["TOKENIZERS_PARALLELISM"] = "false"  # encoding counts as time of the one thread
@@ -59,10 +59,10 @@ def write_corpus(path: Path, tokens: int, tokenizer: Any) -> None:
 
 def measure(name: str, windows: int, length: int, folder: Path) -> dict[str, Any]:
     """Scan a corpus, with the clocks and the memory of the process."""
-    from memcircuits import corpus_scan
-    from memcircuits.adapter import adapt
-    from memcircuits.formats import find_sources, read_chunks
-    from memcircuits.readers import Windows
+    from memcircuits.data.formats.sources import find_sources, read_chunks
+    from memcircuits.data.windows import Windows
+    from memcircuits.measure.corpus import scan as corpus_scan
+    from memcircuits.models.registry import adapt
 
     from .subjects import subject
 
@@ -144,7 +144,7 @@ def measure(name: str, windows: int, length: int, folder: Path) -> dict[str, Any
 
 def tiny() -> Any:
     """Two small layers with the organism's vocabulary: quick, where only memory is of interest."""
-    from memcircuits.loading import as_bridge
+    from memcircuits.models.loading import as_bridge
 
     from .subjects import random_neo, subject
 

@@ -8,9 +8,9 @@ import statistics
 from collections.abc import Sequence
 from typing import Any
 
-from memcircuits.ablation import Ablation
-from memcircuits.adapter import Head
-from memcircuits.loading import as_bridge
+from memcircuits.core.heads import Head
+from memcircuits.evidence.ablation import Ablation
+from memcircuits.models.loading import as_bridge
 
 from . import rivals
 from .subjects import random_neo, random_paragraphs

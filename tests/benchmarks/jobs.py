@@ -8,13 +8,13 @@ import torch
 from torch import Tensor
 
 import memcircuits as mc
-from memcircuits.ablation import Ablation
-from memcircuits.adapter import Head
-from memcircuits.gradients import parameter_gradients
-from memcircuits.patching import patch_heads
-from memcircuits.perturbation import perturb_prefix
-from memcircuits.scanning import scan as scan_paragraphs
-from memcircuits.screening import head_effects
+from memcircuits.core.heads import Head
+from memcircuits.evidence.ablation import Ablation
+from memcircuits.evidence.gradients.parameters import parameter_gradients
+from memcircuits.evidence.patching.sweeps import patch_heads
+from memcircuits.evidence.screening import head_effects
+from memcircuits.evidence.triggers.perturbation import perturb_prefix
+from memcircuits.measure.scanning import scan as scan_paragraphs
 
 from . import rivals
 from .subjects import Subject

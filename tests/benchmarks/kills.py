@@ -67,7 +67,7 @@ def main() -> None:
     given = parser.parse_args()
     chance = random.Random(given.seed)
 
-    from memcircuits.corpus_scan import ScanFolder
+    from memcircuits.measure.corpus.folder import ScanFolder
     from memcircuits.organism import DATA
 
     d_vocab = json.loads((DATA / "config.json").read_text())["vocab_size"]

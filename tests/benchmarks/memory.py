@@ -26,21 +26,21 @@ def rival(subject: Any) -> None:
 
 
 def scan(subject: Any) -> None:
-    from memcircuits.scanning import scan
+    from memcircuits.measure.scanning import scan
 
     scan(subject.bridge, subject.paragraphs, progress=False)
 
 
 def ablate(subject: Any) -> None:
-    from memcircuits.ablation import Ablation
-    from memcircuits.adapter import Head
+    from memcircuits.core.heads import Head
+    from memcircuits.evidence.ablation import Ablation
 
     heads = [Head(0, 0), Head(subject.n_layers // 2, 0), Head(subject.n_layers - 1, 0)]
     Ablation(subject.bridge, subject.paragraphs, mode="zero").effects(heads, progress=False)
 
 
 def patch(subject: Any) -> None:
-    from memcircuits.patching import patch_heads
+    from memcircuits.evidence.patching.sweeps import patch_heads
 
     paragraphs = subject.paragraphs
     ids = torch.cat([paragraphs.prefix.roll(1, 0), paragraphs.continuation], 1)
@@ -49,20 +49,20 @@ def patch(subject: Any) -> None:
 
 
 def screen(subject: Any) -> None:
-    from memcircuits.ablation import Ablation
-    from memcircuits.screening import attributions
+    from memcircuits.evidence.ablation import Ablation
+    from memcircuits.evidence.screening import attributions
 
     attributions(Ablation(subject.bridge, subject.paragraphs, mode="zero"), progress=False)
 
 
 def perturb(subject: Any) -> None:
-    from memcircuits.perturbation import perturb_prefix
+    from memcircuits.evidence.triggers.perturbation import perturb_prefix
 
     perturb_prefix(subject.bridge, subject.paragraphs[:1], progress=False)
 
 
 def gradients(subject: Any) -> None:
-    from memcircuits.gradients import parameter_gradients
+    from memcircuits.evidence.gradients.parameters import parameter_gradients
 
     parameter_gradients(
         subject.bridge,

@@ -7,7 +7,7 @@ from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
-from memcircuits.results import write_atomically
+from memcircuits.core.io import write_atomically
 
 from . import growth, screens
 

@@ -1,6 +1,6 @@
 """Where to take the slopes of a screen: how often do the 16 largest hold the 10 best heads?
 
-`memcircuits.screening` estimates what ablating a head does by a slope, taken somewhere between the
+`memcircuits.evidence.screening` estimates what ablating a head does by a slope, taken somewhere between the
 model as it is (0) and the model with every head ablated (1), and ablates the largest ones. Here
 every head is ablated on 64 recited paragraphs and 64 controls, and the slopes are taken at several
 points; then paragraphs are drawn from them many times, as if they were all there is.
@@ -14,8 +14,8 @@ import torch
 from torch import Tensor
 
 import memcircuits as mc
-from memcircuits.ablation import Ablation
-from memcircuits.screening import attributions, head_effects
+from memcircuits.evidence.ablation import Ablation
+from memcircuits.evidence.screening import attributions, head_effects
 
 POINTS = (0.0, 0.05, 0.1, 0.15, 0.25, 0.5)
 SIZES = (2, 8, 16, 40)  # recited paragraphs in a draw, and as many controls

@@ -13,7 +13,7 @@ import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer, GPTNeoConfig
 
 import memcircuits as mc
-from memcircuits.loading import as_bridge
+from memcircuits.models.loading import as_bridge
 from memcircuits.organism import DATA
 
 N_PREFIX = 50

@@ -12,9 +12,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from memcircuits.adapter import adapt
-from memcircuits.loading import as_bridge
-from memcircuits.scanning import scan
+from memcircuits.measure.scanning import scan
+from memcircuits.models.loading import as_bridge
+from memcircuits.models.registry import adapt
 
 from .subjects import Subject
 from .timing import Contender, seconds
@@ -45,7 +45,7 @@ def measure(subject: Subject, rounds: int) -> list[dict[str, Any]]:
     )
     variants: dict[str, Callable[[], Tensor]] = {
         "as it is": lambda: scanned(subject.bridge),
-        "the model's own forwards (no `memcircuits.kernels`)": spelled_out,
+        "the model's own forwards (no `memcircuits.models.kernels`)": spelled_out,
         "`torch.inference_mode`": inferring,
         "bfloat16": lambda: scanned(short),
         "one paragraph at a time": lambda: scanned(subject.bridge, 1),

@@ -12,15 +12,15 @@ from typing import Any
 import numpy as np
 import pandas as pd
 import pytest
-import zoo
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
-from test_pages import HOSTILE, make_page, make_view
 
 import memcircuits as mc
-from memcircuits import figures
-from memcircuits.pages import Attention, Heatmap, Lines, Page, Prose, Table
-from memcircuits.pages.text import clean, visible
+from memcircuits.display import figures
+from memcircuits.display.pages import Attention, Heatmap, Lines, Page, Prose, Table
+from memcircuits.display.text import clean, visible
+from tests.display.test_pages import HOSTILE, make_page, make_view
+from tests.helpers import models as zoo
 
 INK = """canvas => {
     const data = canvas.getContext("2d").getImageData(0, 0, canvas.width, canvas.height).data;

@@ -11,21 +11,23 @@ from typing import Any
 
 import pytest
 
-ROOT = Path(__file__).parents[2]
+from tests.helpers import ROOT
+
 EXAMPLE = ROOT / "examples" / "quickstart"
 PLOTLY_ASKS = "https://cdnjs.cloudflare.com/ajax/libs/mathjax/"
 
 SETUP = """
 import sys
-sys.path.insert(0, {tests!r})
+sys.path.insert(0, {root!r})
 import plotly.io
-import zoo
+from tests.helpers import models as zoo
 import memcircuits as mc
-from memcircuits.evaluation import evaluate_edit, recovery_curve
-from memcircuits.minimal import minimal_sets
-from memcircuits.noise import weight_noise
-from memcircuits.patching import patch_layers
-from memcircuits.unlearning import Recipe
+from memcircuits.editing.evaluation import evaluate_edit
+from memcircuits.editing.relearning import recovery_curve
+from memcircuits.evidence.triggers.minimal_sets import minimal_sets
+from memcircuits.editing.noise import weight_noise
+from memcircuits.evidence.patching.sweeps import patch_layers
+from memcircuits.editing.recipe import Recipe
 
 plotly.io.renderers.default = "notebook"
 model = zoo.bridge("gpt_neo")
@@ -113,8 +115,8 @@ def check_opening(chromium: Any, html: str, path: Path, figures: int) -> None:
 @pytest.mark.slow
 def test_every_result_as_the_last_line(chromium: Any, tmp_path: Path) -> None:
     nbformat = pytest.importorskip("nbformat", reason="nbformat is not installed")
-    tests = str(ROOT / "tests")
-    sources = [SETUP.format(tests=tests), *CELLS]
+
+    sources = [SETUP.format(root=str(ROOT)), *CELLS]
     cells = [nbformat.v4.new_code_cell(source) for source in sources]
     notebook = nbformat.v4.new_notebook(cells=cells)
     html = executed(notebook, tmp_path)

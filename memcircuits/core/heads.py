@@ -1,0 +1,51 @@
+"""`Head`: the name of an attention head."""
+
+from __future__ import annotations
+
+from typing import Any, NamedTuple
+
+from memcircuits.core.errors import InputError
+
+
+class Head(NamedTuple):
+    """An attention head; prints as `L1H2`.
+
+    Example:
+        >>> print(mc.Head(1, 2), mc.Head.parse("L0H5").layer)
+        L1H2 0
+    """
+
+    layer: int
+    head: int
+
+    def __str__(self) -> str:
+        return f"L{self.layer}H{self.head}"
+
+    @classmethod
+    def parse(cls, text: str) -> Head:
+        """Read `L1H2`.
+
+        Raises:
+            InputError: if `text` is not of that form.
+        """
+        layer, _, head = text.strip().upper().removeprefix("L").partition("H")
+        if not (layer.isdigit() and head.isdigit()):
+            raise InputError("head", repr(text), "write it like L1H2")
+        return cls(int(layer), int(head))
+
+    @classmethod
+    def of(cls, value: Any) -> Head:
+        """A head given as `L1H2` or as a pair of layer and head.
+
+        Raises:
+            InputError: if it is neither.
+        """
+        if isinstance(value, str):
+            return cls.parse(value)
+        try:
+            layer, head = value
+        except (TypeError, ValueError):
+            raise InputError("head", repr(value), "write it like L1H2 or Head(1, 2)") from None
+        if not (isinstance(layer, int) and isinstance(head, int)):
+            raise InputError("head", repr(value), "write it like L1H2 or Head(1, 2)")
+        return cls(layer, head)

@@ -1,0 +1,201 @@
+"""Which tokens a head looks at, as CircuitsVis draws it, in a page that is safe and offline.
+
+CircuitsVis draws attention well, but its own export is not for text one does not trust: it pastes
+tokens into a script unescaped, one of its views sets them as raw HTML, and its notebook output
+asks the network on every display. So the page here takes only its bundled script, inlined once,
+and hands it data through an escaped JSON block. Three further choices:
+
+* Patterns are stored as thousandths, row by row, without the zeros a causal model has to the right
+  of the diagonal: 12 heads x 100 tokens take about 0.2 MB instead of 2.4.
+* Thumbnails of the heads are drawn by the page in a few milliseconds. CircuitsVis'
+  ``AttentionHeads`` draws the chosen head only (its own selector would redraw every head at each
+  mouse move), when the reader scrolls to it.
+* Below it stands the paragraph. Click a token to see what it attends to under the chosen head, or
+  colour the text by a number of each token, such as its rarity or log-probability.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, ClassVar
+
+import numpy as np
+from jaxtyping import Float
+from torch import Tensor
+
+from memcircuits.core.errors import InputError
+from memcircuits.display.numbers import array
+from memcircuits.display.pages.blocks import Block, Facts
+from memcircuits.display.pages.page import Page, frame
+from memcircuits.display.pages.tokens import Strip, strip_scale, strip_tokens
+from memcircuits.display.text import visible
+
+if TYPE_CHECKING:
+    from plotly.graph_objects import Figure
+
+
+@dataclass(frozen=True)
+class Attention(Block):
+    """An :class:`~memcircuits.pages.AttentionView`, drawn when the reader gets there."""
+
+    template: ClassVar[str] = "attention.html.j2"
+    scripts: ClassVar[tuple[str, ...]] = ("circuitsvis",)
+    view: AttentionView
+
+    def context(self) -> dict[str, Any]:
+        """The view, and the one it is compared with."""
+        compare = self.view.compare
+        if compare is None:
+            return {"views": [self.view.context()]}
+        return {"views": [self.view.context(compare), compare.context(self.view)]}
+
+
+@dataclass(frozen=True, eq=False)
+class AttentionView:
+    """Attention patterns of some heads on one paragraph.
+
+    Attributes:
+        patterns: Attention probabilities; each row sums to 1 over the keys it may see.
+        head_names: One per head, like ``"L1H2"``.
+        tokens: Text of each token, as decoded; newlines and the like are made visible here.
+        n_prefix: How many tokens were given as prompt; the rest is the continuation.
+        strips: Numbers per token by name, for example
+            ``{"unigram rarity": Strip(values, "nats")}``.
+        compare: Another view to set beside this one, such as the perturbed paragraph.
+        title: Heading.
+        provenance: What was run, shown under the view.
+    """
+
+    patterns: Float[Tensor, "head query key"]
+    head_names: Sequence[str]
+    tokens: Sequence[str]
+    n_prefix: int = 0
+    strips: Mapping[str, Strip] = field(default_factory=dict)
+    compare: AttentionView | None = None
+    title: str = ""
+    provenance: Mapping[str, object] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        """Check shapes, numbers and that rows are probabilities.
+
+        Raises:
+            InputError: Naming the argument, its value and what to pass instead.
+        """
+        shape = tuple(self.patterns.shape)
+        n_tokens = len(self.tokens)
+        if len(shape) != 3 or 0 in shape or shape[1] != shape[2]:
+            raise InputError(
+                "patterns", f"shape {shape}", "give [head, query, key] with as many queries as keys"
+            )
+        if shape[1] != n_tokens:
+            raise InputError("tokens", f"{n_tokens} entries", f"patterns has {shape[1]} positions")
+        if len(self.head_names) != shape[0]:
+            raise InputError(
+                "head_names", f"{len(self.head_names)} entries", f"patterns has {shape[0]} heads"
+            )
+        if not 0 <= self.n_prefix <= n_tokens:
+            raise InputError("n_prefix", self.n_prefix, f"give 0 to {n_tokens}, the token count")
+        values = self._array()
+        if not np.isfinite(values).all():
+            head, query, key = (int(i) for i in np.argwhere(~np.isfinite(values))[0])
+            raise InputError(
+                "patterns",
+                f"{values[head, query, key]} at {self.head_names[head]}, query {query}, key {key}",
+                "give probabilities (run the model in float32, or check its attention mask)",
+            )
+        off = np.abs(values.sum(-1) - 1)
+        if values.min() < -1e-3 or off.max() > 0.02:
+            head, query = (int(i) for i in np.unravel_index(off.argmax(), off.shape))
+            raise InputError(
+                "patterns",
+                f"{self.head_names[head]}, query {query} sums to {values[head, query].sum():.3g} "
+                f"(smallest value anywhere {values.min():.3g})",
+                "give attention after the softmax: each row sums to 1",
+            )
+        for name, strip in self.strips.items():
+            strip.check(name, n_tokens)
+
+    def _array(self) -> np.ndarray:
+        return array(self.patterns)
+
+    def _thousandths(self) -> list[list[list[int]]]:
+        """Patterns as whole thousandths, each row without its trailing zeros."""
+        whole = np.rint(self._array() * 1000).astype(int)
+        return [[np.trim_zeros(row, "b").tolist() for row in head] for head in whole]
+
+    def context(self, other: AttentionView | None = None) -> dict[str, Any]:
+        """What the attention template is given; ``data`` becomes a JSON block.
+
+        Args:
+            other: The view beside this one; tokens that differ from it are marked.
+        """
+        values = self._array()
+        data = {
+            "heads": [visible(str(name), 24, tell=False) for name in self.head_names],
+            "tokens": [visible(token, 16, tell=False) for token in self.tokens],
+            "patterns": self._thousandths(),
+            "causal": bool(np.abs(np.triu(values, 1)).max() < 5e-4),
+            "prefix": self.n_prefix,
+            "strips": [
+                {"levels": strip.levels(), "scale": strip_scale(strip)}
+                for strip in self.strips.values()
+            ],
+        }
+        return {
+            "data": data,
+            "title": self.title,
+            "tokens": strip_tokens(
+                self.tokens, self.n_prefix, self.strips, other.tokens if other else None
+            ),
+            "n_prefix": self.n_prefix,
+            "strip_names": [
+                f"{name} ({strip.units})" if strip.units else name
+                for name, strip in self.strips.items()
+            ],
+            "scale": strip_scale(next(iter(self.strips.values()))) if self.strips else ["0", "1"],
+            "head_names": list(self.head_names),
+        }
+
+    def to_html(self, path: str | Path | None = None) -> str:
+        """A page of its own: one file, no network, opened by any browser.
+
+        Args:
+            path: Where to save it (replaced in one step); None only returns it.
+        """
+        facts = [Facts(self.provenance, title="What was run")] if self.provenance else []
+        page = Page(self.title or "Attention", [Attention(self), *facts])
+        return page.render() if path is None else page.save(path).read_text(encoding="utf-8")
+
+    def _repr_html_(self) -> str:
+        """The page in a sandboxed frame: for Lab, classic, VS Code, Colab and saved notebooks.
+
+        See :func:`memcircuits.display.pages.page.frame`.
+        """
+        return frame(
+            self.to_html(), title=self.title or "Attention", height=1500 if self.compare else 1150
+        )
+
+    def figure(self, head: int | str = 0) -> Figure:
+        """One head's pattern as a plotly heatmap.
+
+        Args:
+            head: Its name or its place in ``head_names``.
+
+        Raises:
+            InputError: No such head.
+        """
+        from memcircuits.display.figures.heatmaps import attention_pattern
+
+        names = list(self.head_names)
+        if isinstance(head, str) and head in names:
+            head = names.index(head)
+        if isinstance(head, str) or not -len(names) <= head < len(names):
+            raise InputError("head", repr(head), f"give its place or one of {', '.join(names)}")
+        return attention_pattern(
+            self._array()[head],
+            [visible(token, 16, tell=False) for token in self.tokens],
+            n_prefix=self.n_prefix,
+            title=f"{names[head]} {self.title}".strip(),
+        )

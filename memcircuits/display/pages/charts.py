@@ -1,0 +1,184 @@
+"""TODO."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any, ClassVar
+
+import pandas as pd
+
+from memcircuits.core.errors import InputError
+from memcircuits.display.numbers import cells, matrix
+from memcircuits.display.pages import svg
+from memcircuits.display.pages.blocks import Block
+from memcircuits.display.text import number
+
+
+@dataclass(frozen=True)
+class Heatmap(Block):
+    """A value for each layer and head (or any two axes) as coloured cells.
+
+    Attributes:
+        values: Array [row, col]; NaN is shown as not measured.
+        name: What the values are, for example "score".
+        units: Their unit, for example "nats/token".
+        diverging: Blue to orange around zero (default: if any value is negative).
+        row_label: Name of the rows' axis; ``col_label`` of the columns'.
+        row_names: One per row (default: its number); ``col_names`` likewise.
+        marks: Cells framed because they stand out, pairs (row, col) or booleans [row, col];
+            ``marks_mean`` says why.
+        hover: Further text per cell, [row][col].
+    """
+
+    template: ClassVar[str] = "heatmap.html.j2"
+    values: Any
+    name: str = "value"
+    units: str = ""
+    diverging: bool | None = None
+    row_label: str = "layer"
+    col_label: str = "head"
+    row_names: Sequence[str] = ()
+    col_names: Sequence[str] = ()
+    marks: Any = ()
+    marks_mean: str = "stands out"
+    hover: Sequence[Sequence[str]] = ()
+
+    def __post_init__(self) -> None:
+        """Check shapes and numbers."""
+        values = matrix(self.values)
+        cells(self.marks, values.shape)
+        for name, names, size in (
+            ("row_names", self.row_names, values.shape[0]),
+            ("col_names", self.col_names, values.shape[1]),
+        ):
+            if names and len(names) != size:
+                raise InputError(name, f"{len(names)} entries", f"give {size}, as values has")
+
+    def context(self) -> dict[str, Any]:
+        """Cells with colours, labels and hover text."""
+        values = matrix(self.values)
+        rows = [str(r) for r in self.row_names or range(values.shape[0])]
+        cols = [str(c) for c in self.col_names or range(values.shape[1])]
+        units = f" {self.units}" if self.units else ""
+        tips = [
+            [
+                f"{self.row_label} {r}, {self.col_label} {c}: "
+                + (
+                    "not measured"
+                    if math.isnan(values[i, j])
+                    else f"{number(float(values[i, j]), 4)}{units}"
+                )
+                + (f"; {self.hover[i][j]}" if self.hover else "")
+                for j, c in enumerate(cols)
+            ]
+            for i, r in enumerate(rows)
+        ]
+        chart = svg.heatmap(
+            values,
+            diverging=bool((values < 0).any()) if self.diverging is None else self.diverging,
+            rows=rows,
+            cols=cols,
+            marks=cells(self.marks, values.shape),
+            tips=tips,
+            corner=f"{self.row_label}\\{self.col_label}",
+        )
+        return {"chart": chart}
+
+
+@dataclass(frozen=True)
+class _Chart(Block):
+    """A tidy frame as series: one per value of ``by``, in order of appearance.
+
+    Attributes:
+        frame: One row per point.
+        x: Column along the bottom.
+        y: Column of heights.
+        by: Column that tells series apart.
+        low: Column with the lower end of each point's interval; ``high`` with the upper.
+        x_label: What ``x`` is (default: the column's name); ``y_label`` likewise.
+        units: Unit of ``y``.
+    """
+
+    frame: pd.DataFrame
+    x: str
+    y: str
+    by: str | None = None
+    low: str | None = None
+    high: str | None = None
+    x_label: str = ""
+    y_label: str = ""
+    units: str = ""
+
+    def __post_init__(self) -> None:
+        """Check that the columns exist and that there is something to draw."""
+        for name in ("x", "y", "by", "low", "high"):
+            column = getattr(self, name)
+            if column is not None and column not in self.frame.columns:
+                there = ", ".join(str(c) for c in self.frame.columns)
+                raise InputError(name, repr(column), f"give a column of frame: {there}")
+        if not len(self.frame):
+            raise InputError("frame", "no rows", "leave the block out: there is nothing to draw")
+
+    def _series(self) -> list[svg.Series]:
+        groups = [("", self.frame)]
+        if self.by is not None:
+            # Not groupby: pandas' strings refuse what tokens may hold, such as half an emoji.
+            keys = self.frame[self.by].tolist()
+            groups = [
+                (str(key), self.frame[[other == key for other in keys]])
+                for key in dict.fromkeys(keys)
+            ]
+        return [
+            svg.Series(
+                name,
+                group[self.x].tolist(),
+                group[self.y].astype(float).tolist(),
+                group[self.low].astype(float).tolist() if self.low else None,
+                group[self.high].astype(float).tolist() if self.high else None,
+            )
+            for name, group in groups
+        ]
+
+    def _labels(self) -> dict[str, str]:
+        y_label = self.y_label or self.y
+        return {
+            "x_label": self.x_label or self.x,
+            "y_label": f"{y_label} ({self.units})" if self.units else y_label,
+        }
+
+
+@dataclass(frozen=True)
+class Lines(_Chart):
+    """Lines with a band for each interval; ``log_x`` for repetition counts and ranks."""
+
+    template: ClassVar[str] = "chart.html.j2"
+    log_x: bool = False
+
+    def __post_init__(self) -> None:
+        """Check, also that a logarithm can be taken."""
+        super().__post_init__()
+        if self.log_x and not (self.frame[self.x] > 0).all():
+            raise InputError("log_x", True, f"column {self.x!r} holds 0 or less: give log_x=False")
+
+    def context(self) -> dict[str, Any]:
+        """Coordinates."""
+        labels = self._labels()
+        chart = svg.lines(
+            self._series(), log_x=self.log_x, x_label=labels["x_label"], units=self.units
+        )
+        return {"chart": chart, "kind": "lines", **labels, "frame": svg.FRAME}
+
+
+@dataclass(frozen=True)
+class Bars(_Chart):
+    """Grouped bars from zero, with whiskers for intervals."""
+
+    template: ClassVar[str] = "chart.html.j2"
+
+    def context(self) -> dict[str, Any]:
+        """Coordinates."""
+        labels = self._labels()
+        chart = svg.bars(self._series(), x_label=labels["x_label"], units=self.units)
+        return {"chart": chart, "kind": "bars", **labels, "frame": svg.FRAME}

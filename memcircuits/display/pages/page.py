@@ -1,0 +1,173 @@
+"""A page: one HTML file that holds everything it shows and asks nothing of any network.
+
+    page = Page("What this model recites", [Numbers(...), Heatmap(...), Table(...)])
+    page.save("report.html")
+
+The templates (``templates/``) hold all markup and escape all they are given; one stylesheet and one
+script (``static/``) serve every block. CircuitsVis' script, 1.3 MB, is inlined once, and only when
+the page shows attention. The content-security-policy in the head admits these scripts and this
+stylesheet by their hashes and nothing else: no other script, no ``style=`` attribute, no request,
+no form, no frame, and no text assigned as HTML (trusted types) even by those scripts.
+"""
+
+from __future__ import annotations
+
+import importlib.metadata
+import importlib.util
+import os
+import re
+from collections.abc import Sequence
+from dataclasses import dataclass, fields
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+import jinja2
+from markupsafe import Markup
+
+from memcircuits.display import palette
+from memcircuits.display.pages.blocks import Block
+from memcircuits.display.text import clean, csp_hash, json_block
+
+_HERE = Path(__file__).parent
+
+
+def _finalize(value: Any) -> Any:
+    """Last step before autoescape: whatever a template prints is cleaned, unless it is markup."""
+    return value if isinstance(value, Markup) or not isinstance(value, str) else clean(value)
+
+
+@cache
+def _environment() -> jinja2.Environment:
+    environment = jinja2.Environment(
+        loader=jinja2.FileSystemLoader(_HERE / "templates"),
+        autoescape=True,
+        finalize=_finalize,
+        undefined=jinja2.StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+    )
+    environment.filters["json_block"] = json_block
+    return environment
+
+
+@cache
+def stylesheet() -> str:
+    """The page's stylesheet: ``static/page.css`` with the colour classes filled in."""
+    source = (_HERE / "static" / "page.css").read_text(encoding="utf-8")
+    return source.replace("/* light */", palette.classes("light")).replace(
+        "/* dark */", palette.classes("dark")
+    )
+
+
+@cache
+def script() -> str:
+    """The page's own script."""
+    return (_HERE / "static" / "page.js").read_text(encoding="utf-8")
+
+
+@cache
+def circuitsvis_bundle() -> str:
+    r"""CircuitsVis' script from the installed package, with its licence, fit to be inlined.
+
+    Found without importing the package. A script element ends at the first ``</script`` even
+    inside a string, so the one in React's code is written ``<\/script``, which means the same.
+
+    Raises:
+        RuntimeError: The package is not installed, or has no bundle where 1.43 has it.
+    """
+    spec = importlib.util.find_spec("circuitsvis")
+    places = spec.submodule_search_locations if spec else None
+    path = Path(places[0]) / "dist" / "cdn" / "iife.js" if places else None
+    if path is None or not path.is_file():
+        raise RuntimeError(
+            f"CircuitsVis' script is not at {path}: install circuitsvis>=1.43.3 to show attention"
+        )
+    source = path.read_text(encoding="utf-8")
+    source = re.sub(r"^//# sourceMappingURL=.*$", "", source, flags=re.MULTILINE)
+    source = re.sub(r"<(?=/script|!--)", r"<\\", source, flags=re.IGNORECASE)
+    version = importlib.metadata.version("circuitsvis")
+    licence = (_HERE / "static" / "circuitsvis-LICENSE.txt").read_text(encoding="utf-8")
+    return f"/*! CircuitsVis {version}, unchanged but for escaping.\n\n{licence}*/\n{source}"
+
+
+@dataclass(frozen=True)
+class Page:
+    """A title, a lead and blocks, rendered as one file.
+
+    Attributes:
+        title: Heading and browser title.
+        blocks: Shown in order; those with a title appear in the table of contents.
+        lead: One or two sentences that tell a newcomer what this is.
+        footer: Small print.
+    """
+
+    title: str
+    blocks: Sequence[Block]
+    lead: str = ""
+    footer: str = ""
+
+    def render(self) -> str:
+        """The whole page as a string; the same blocks give the same bytes."""
+        blocks = [
+            {f.name: getattr(b, f.name) for f in fields(b)} | {"template": b.template} | b.context()
+            for b in self.blocks
+        ]
+        style = stylesheet()
+        scripts = [script()]
+        if any("circuitsvis" in b.scripts for b in self.blocks):
+            scripts.insert(0, circuitsvis_bundle())
+        policy = "; ".join(
+            [
+                "default-src 'none'",
+                f"script-src {' '.join(csp_hash(s) for s in scripts)}",
+                f"style-src {csp_hash(style)}",
+                "img-src data:",
+                "connect-src 'none'",
+                "base-uri 'none'",
+                "form-action 'none'",
+                "require-trusted-types-for 'script'",
+                "trusted-types 'none'",
+            ]
+        )
+        template = _environment().get_template("page.html.j2")
+        return template.render(
+            page=self,
+            blocks=blocks,
+            policy=Markup(policy),
+            style=Markup(style),
+            scripts=[Markup(s) for s in scripts],
+        )
+
+    def save(self, path: str | Path) -> Path:
+        """Write the page; an older file there is replaced in one step or not at all."""
+        target = Path(path)
+        text = self.render()
+        target.parent.mkdir(parents=True, exist_ok=True)
+        draft = target.with_name(f".{target.name}.{os.getpid()}.tmp")
+        try:
+            draft.write_text(text, encoding="utf-8", newline="\n")
+            os.replace(draft, target)
+        finally:
+            draft.unlink(missing_ok=True)
+        return target
+
+    def _repr_html_(self) -> str:
+        """The page in a sandboxed frame, for notebooks."""
+        return frame(self.render(), title=self.title, height=900)
+
+
+def frame(page: str, *, title: str, height: int) -> str:
+    """A page in a sandboxed frame that carries it whole: for Lab, classic, VS Code and Colab.
+
+    The frame may run the page's scripts but shares nothing with the notebook, and shows the same
+    in a saved notebook, offline. A front end that strips frames from notebooks it does not trust
+    leaves the sentence inside.
+    """
+    markup = Markup(
+        '<iframe sandbox="allow-scripts" title="{}" width="100%" height="{}" '
+        'style="border:0;background:#fff" srcdoc="{}">'
+        "Trust this notebook to see this view, or save it as a page with .to_html(path)."
+        "</iframe>"
+    )
+    return str(markup.format(clean(title), height, page))  # escapes what it fills in

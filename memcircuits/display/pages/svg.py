@@ -1,0 +1,275 @@
+"""Where things go in a small chart: scales, ticks and positions, but no markup.
+
+Charts in a page are inline SVG, which needs no script, prints sharply and weighs a few kB where
+plotly.js weighs 4.8 MB. This module turns numbers into coordinates (plain dictionaries); the
+templates turn those into SVG, so that labels pass through the same escaping as all other text.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from memcircuits.display.palette import LEVELS, SERIES, level
+from memcircuits.display.text import MINUS, UNKNOWN, number, short
+
+WIDTH, HEIGHT = 480, 270
+
+
+LEFT, RIGHT, TOP, BOTTOM = 46, 10, 26, 42
+
+
+FRAME = {
+    "width": WIDTH,
+    "height": HEIGHT,
+    "left": LEFT,
+    "right": WIDTH - RIGHT,
+    "bottom": HEIGHT - BOTTOM,
+}
+
+
+DASHES = ("", "7 4", "2 4", "9 3 2 3", "12 4", "4 2")
+
+
+@dataclass(frozen=True)
+class Series:
+    """One named line or set of bars: ``y`` (and its interval) against ``x``; NaN means a gap."""
+
+    name: str
+    x: Sequence[Any]
+    y: Sequence[float]
+    low: Sequence[float] | None = None
+    high: Sequence[float] | None = None
+
+
+def ticks(low: float, high: float, count: int = 5) -> list[float]:
+    """Round numbers that cover [low, high] in about ``count`` steps of 1, 2 or 5 times 10^k."""
+    if not high > low:
+        high = low + (abs(low) if abs(low) > 1e-300 else 1.0)  # smaller ones have no logarithm
+    raw = (high - low) / count
+    power = 10.0 ** math.floor(math.log10(raw))
+    step = power * next(m for m in (1, 2, 5, 10) if m * power >= raw * 0.999)
+    first, last = math.floor(low / step + 1e-9), math.ceil(high / step - 1e-9)
+    return [round(i * step, 12) for i in range(first, last + 1)]
+
+
+def log_ticks(values: Sequence[float]) -> list[float]:
+    """The values themselves while they are few (1, 2, 4, ... repetitions), else powers of ten."""
+    unique = sorted(set(values))
+    if len(unique) <= 12:
+        return unique
+    low, high = math.floor(math.log10(unique[0])), math.ceil(math.log10(unique[-1]))
+    return [10.0**power for power in range(low, high + 1)]
+
+
+def _clip(label: str) -> str:
+    return label if len(label) <= 18 else label[:17] + "…"
+
+
+def _finite(series: Sequence[Series]) -> list[float]:
+    numbers: list[float] = []
+    for one in series:
+        for values in (one.y, one.low, one.high):
+            if values is not None:
+                numbers += [float(v) for v in values if math.isfinite(v)]
+    return numbers
+
+
+def _y_axis(series: Sequence[Series], from_zero: bool) -> tuple[list[dict[str, Any]], Any]:
+    numbers = _finite(series) or [0.0, 1.0]
+    low, high = min(numbers), max(numbers)
+    # Start at zero unless that would squash the data into the top of the chart.
+    if from_zero or 0 < low < 0.5 * high:
+        low = min(0.0, low)
+    if from_zero:
+        high = max(0.0, high)
+    marks = ticks(low, high)
+    bottom, top = marks[0], marks[-1]
+
+    def place(value: float) -> float:
+        share = (value - bottom) / (top - bottom)
+        return round(HEIGHT - BOTTOM - share * (HEIGHT - TOP - BOTTOM), 1)
+
+    return [{"at": place(m), "text": short(m)} for m in marks], place
+
+
+def _tip(series: Series, index: int, x: Any, x_label: str, units: str) -> str:
+    shown = number(float(x)) if isinstance(x, (int, float, np.number)) else str(x)
+    text = f"{x_label} {shown}: {number(float(series.y[index]))}"
+    if series.low is not None and series.high is not None:
+        text += f" [{number(float(series.low[index]))}, {number(float(series.high[index]))}]"
+    return f"{series.name + ', ' if series.name else ''}{text}{' ' + units if units else ''}"
+
+
+def lines(series: Sequence[Series], *, log_x: bool, x_label: str, units: str) -> dict[str, Any]:
+    """Coordinates of a line chart with bands for intervals."""
+    xs = [float(x) for one in series for x in one.x]
+    x_ticks = log_ticks(xs) if log_x else ticks(min(xs), max(xs), 8)
+    scale = math.log if log_x else float
+    left, right = (min(xs), max(xs)) if not log_x else (x_ticks[0], x_ticks[-1])
+    span = (scale(right) - scale(left)) or 1.0
+    y_ticks, place_y = _y_axis(series, from_zero=False)
+
+    def place_x(value: float) -> float:
+        share = (scale(value) - scale(left)) / span
+        return round(LEFT + 8 + share * (WIDTH - LEFT - RIGHT - 16), 1)
+
+    drawn = []
+    for index, one in enumerate(series):
+        points: list[dict[str, Any]] = []
+        runs: list[list[tuple[float, float]]] = []
+        run: list[tuple[float, float]] = []
+        for i, (x, y) in enumerate(zip(one.x, one.y, strict=True)):
+            if not math.isfinite(y):
+                runs, run = [*runs, run], []
+                continue
+            at = (place_x(float(x)), place_y(float(y)))
+            run.append(at)
+            points.append({"x": at[0], "y": at[1], "tip": _tip(one, i, x, x_label, units)})
+        band = ""
+        if one.low is not None and one.high is not None:
+            kept = [
+                (place_x(float(x)), place_y(float(a)), place_y(float(b)))
+                for x, a, b in zip(one.x, one.low, one.high, strict=True)
+                if math.isfinite(a) and math.isfinite(b)
+            ]
+            edge = [(x, high) for x, _, high in kept] + [(x, low) for x, low, _ in kept[::-1]]
+            band = " ".join(f"{x},{y}" for x, y in edge)
+        drawn.append(
+            {
+                "name": one.name,
+                "colour": index % len(SERIES),
+                "dash": DASHES[index % len(DASHES)],
+                "shape": index % 4,
+                "runs": [" ".join(f"{x},{y}" for x, y in r) for r in [*runs, run] if r],
+                "band": band,
+                "points": points,
+                "dots": len(points) <= 40,
+            }
+        )
+    inside = [t for t in x_ticks if left <= t <= right]
+    return {
+        "series": drawn,
+        "x_ticks": [{"at": place_x(t), "text": short(t)} for t in inside],
+        "y_ticks": y_ticks,
+        "zero": None,
+    }
+
+
+def bars(series: Sequence[Series], *, x_label: str, units: str) -> dict[str, Any]:
+    """Coordinates of grouped bars from zero, with whiskers for intervals."""
+    categories = list(dict.fromkeys(str(x) for one in series for x in one.x))
+    labels = [_clip(c) for c in categories]
+    y_ticks, place_y = _y_axis(series, from_zero=True)
+    slot = (WIDTH - LEFT - RIGHT) / len(categories)
+    width = min(44.0, slot * 0.8 / len(series))
+    zero = place_y(0.0)
+    drawn = []
+    for index, one in enumerate(series):
+        boxes = []
+        for i, (x, y) in enumerate(zip(one.x, one.y, strict=True)):
+            if not math.isfinite(y):
+                continue
+            middle = LEFT + slot * (categories.index(str(x)) + 0.5)
+            left = middle + (index - len(series) / 2) * width
+            top = place_y(float(y))
+            box: dict[str, Any] = {
+                "x": round(left + 1, 1),
+                "y": min(top, zero),
+                "width": round(width - 2, 1),
+                "height": round(max(abs(top - zero), 0.5), 1),
+                "middle": round(left + width / 2, 1),
+                "tip": _tip(one, i, x, x_label, units),
+            }
+            if one.low is not None and one.high is not None:
+                a, b = float(one.low[i]), float(one.high[i])
+                if math.isfinite(a) and math.isfinite(b):
+                    box |= {"low": place_y(a), "high": place_y(b)}
+            boxes.append(box)
+        drawn.append({"name": one.name, "colour": index % len(SERIES), "boxes": boxes})
+    # Labels need about 8 px a character; leave some out rather than overlap.
+    every = max(1, math.ceil(max(len(c) for c in labels) * 8 / slot))
+    return {
+        "series": drawn,
+        "x_ticks": [
+            {"at": round(LEFT + slot * (i + 0.5), 1), "text": c}
+            for i, c in enumerate(labels)
+            if i % every == 0
+        ],
+        "y_ticks": y_ticks,
+        "zero": zero,
+    }
+
+
+def _in_cell(value: float, high: float) -> str:
+    """A value to two digits of the scale's upper end, so that cells compare; empty if too long."""
+    if math.isnan(value):
+        return UNKNOWN
+    decimals = max(0, 1 - math.floor(math.log10(abs(high)))) if high else 0
+    shown = f"{round(value, decimals) + 0.0:.{decimals}f}".replace("-", MINUS)  # no minus zero
+    return shown if len(shown) <= 5 else ""
+
+
+def heatmap(
+    values: np.ndarray,
+    *,
+    diverging: bool,
+    rows: Sequence[str],
+    cols: Sequence[str],
+    marks: Sequence[tuple[int, int]],
+    tips: Sequence[Sequence[str]],
+    corner: str,
+) -> dict[str, Any]:
+    """Cells of a matrix as levels of a colour scale; NaN cells have no level (not measured)."""
+    finite = values[np.isfinite(values)]
+    low, high = (float(finite.min()), float(finite.max())) if finite.size else (0.0, 1.0)
+    if diverging:
+        high = max(abs(low), abs(high)) or 1.0
+        low = -high
+    elif low >= 0 and low < 0.5 * high:
+        low = 0.0
+    n_rows, n_cols = values.shape
+    rows, cols = [_clip(r) for r in rows], [_clip(c) for c in cols]
+    side = max(14, min(35, round(620 / n_cols)))
+    kind = "d" if diverging else "s"
+    gutter = max(16 + 8 * max(len(r) for r in rows), 10 + 6 * len(corner))
+    cells = []
+    for i in range(n_rows):
+        for j in range(n_cols):
+            value = float(values[i, j])
+            shade = level(value, low, high)
+            cells.append(
+                {
+                    "x": gutter + j * side,
+                    "y": 22 + (n_rows - 1 - i) * side,  # row 0 at the bottom, as in the figures
+                    "shade": "none" if shade is None else f"{kind}{shade}",
+                    "text": _in_cell(value, high) if side >= 34 else "",
+                    "marked": (i, j) in marks,
+                    "tip": tips[i][j],
+                }
+            )
+    every = max(1, math.ceil(max(len(c) for c in cols) * 8 / side))
+    return {
+        "cells": cells,
+        "side": side,
+        "width": gutter + n_cols * side + 4,
+        "height": 22 + n_rows * side + 4,
+        "gutter": gutter,
+        "corner": corner,
+        "rows": [
+            {"at": 22 + (n_rows - 1 - i) * side + side / 2, "text": r} for i, r in enumerate(rows)
+        ],
+        "cols": [
+            {"at": gutter + j * side + side / 2, "text": c}
+            for j, c in enumerate(cols)
+            if j % every == 0
+        ],
+        "ramp": [f"{kind}{i}" for i in range(LEVELS)],
+        "low": short(low),
+        "high": short(high),
+        "gaps": bool(np.isnan(values).any()),
+    }

@@ -1,0 +1,114 @@
+"""Turning untrusted text into harmless text: the three doors through which data enters a page.
+
+Tokens come from a corpus and from a model, so they may contain anything: ``</script>``, a NUL,
+half of an emoji, a mark that makes the rest of the line run from right to left. A page is safe
+here because data can enter it in three ways only, each of which neutralizes it:
+
+1. as *text*, through Jinja2's autoescape, after :func:`clean` has made invisible characters
+   visible (:func:`visible` does the same for one token, and shows its spaces and newlines too);
+2. as *data*, through :func:`json_block`: plain ASCII JSON without ``<``, ``>`` or ``&``, in a
+   ``<script type="application/json">`` block, which browsers never execute;
+3. as a *number*, formatted by us.
+
+Should something slip through all the same, the page's content-security-policy names the hash of
+each script that may run (:func:`csp_hash`), so that nothing else does.
+"""
+
+from __future__ import annotations
+
+import base64
+import hashlib
+import json
+import unicodedata
+
+from markupsafe import Markup
+
+MINUS = "\u2212"
+
+
+UNKNOWN = "\u2013"  # what is shown for a number that is missing
+
+
+_MARKS = {" ": "·", "\n": "⏎", "\t": "⇥"}
+
+
+# control, format (joiners, direction marks), surrogate, private, unassigned, line, paragraph
+_INVISIBLE = frozenset({"Cc", "Cf", "Cs", "Co", "Cn", "Zl", "Zp"})
+
+
+def _code(character: str) -> str:
+    return f"⟨U+{ord(character):04X}⟩"
+
+
+def clean(text: str) -> str:
+    """Text with every invisible character but newline and tab spelled out as ``⟨U+XXXX⟩``.
+
+    The result can be written as UTF-8 (lone surrogates are gone) and read in one direction.
+    """
+    if text.isascii() and text.isprintable():
+        return text
+    return "".join(
+        _code(c) if unicodedata.category(c) in _INVISIBLE and c not in "\n\t" else c for c in text
+    )
+
+
+def visible(token: str, limit: int = 60, *, tell: bool = True) -> str:
+    """One token as a reader should see it: spaces as ``·``, a newline as ``⏎``.
+
+    Args:
+        token: The token's text, as decoded.
+        limit: Longer tokens are cut there.
+        tell: Say how long a token is that was cut.
+    """
+    if not token:
+        return "∅"
+    shown = "".join(
+        _MARKS.get(c) or (_code(c) if unicodedata.category(c) in _INVISIBLE else c)
+        for c in token[:limit]
+    )
+    if unicodedata.combining(shown[0]):
+        shown = "◌" + shown
+    if len(token) > limit:
+        shown += f"… ({len(token):,} characters)" if tell else "…"
+    return shown
+
+
+def number(value: float, digits: int = 3) -> str:
+    """A number for people: about ``digits`` significant digits, no exponent where avoidable."""
+    if value != value:
+        return UNKNOWN
+    if value == int(value) and abs(value) < 1e15:
+        return f"{int(value):,}".replace("-", MINUS)
+    size = abs(value)
+    if 1e-3 <= size < 1e6:
+        before_point = len(str(int(size))) if size >= 1 else 0
+        shown = f"{value:,.{max(0, digits - before_point)}f}"
+    else:
+        shown = f"{value:.{digits - 1}e}"
+    if not shown.strip("-0.,"):
+        shown = shown.lstrip("-")  # no minus before a zero
+    return shown.replace("-", MINUS)
+
+
+def short(value: float) -> str:
+    """A round number without trailing zeros, for axes and the ends of scales."""
+    shown = number(value)
+    return shown.rstrip("0").rstrip(".") if "." in shown and "e" not in shown else shown
+
+
+def json_block(data: object) -> Markup:
+    """JSON that cannot end the script element it is in, whatever strings it holds.
+
+    Raises:
+        ValueError: A number in it is NaN or infinite; JSON has neither.
+    """
+    encoded = json.dumps(data, ensure_ascii=True, allow_nan=False, separators=(",", ":"))
+    for character in "<>&":
+        encoded = encoded.replace(character, f"\\u{ord(character):04x}")
+    return Markup(encoded)
+
+
+def csp_hash(source: str) -> str:
+    """The content-security-policy source expression that admits exactly this script or style."""
+    digest = hashlib.sha256(source.encode("utf-8")).digest()
+    return f"'sha256-{base64.b64encode(digest).decode('ascii')}'"

@@ -1,0 +1,164 @@
+"""TODO."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+
+import torch
+from jaxtyping import Bool, Float, Int
+from torch import Tensor
+
+from memcircuits.data.paragraphs import Paragraphs
+from memcircuits.editing.masks import Mask
+from memcircuits.measure.continuation import Continuation, read_continuation
+from memcircuits.measure.gradients import rows_with_gradient
+from memcircuits.measure.scanning import scan
+from memcircuits.models.adapter import Adapter
+from memcircuits.models.batching import each_piece, in_pieces, rows_that_fit
+
+
+@dataclass(frozen=True)
+class Targets:
+    """The paragraphs that are to change, and what is minimised on them."""
+
+    adapter: Adapter
+    memorized: Paragraphs
+    new: Paragraphs | None
+    kind: str
+    em_below: float
+    memory_budget: int | None
+
+    def __getitem__(self, index: int) -> Targets:
+        """One of them alone."""
+        return replace(
+            self,
+            memorized=self.memorized[[index]],
+            new=None if self.new is None else self.new[[index]],
+        )
+
+    @property
+    def aim(self) -> Paragraphs:
+        """What the objective reads."""
+        return self.memorized if self.new is None else self.new
+
+    def objective(
+        self, piece: slice, logits: Float[Tensor, "row pos d_vocab"]
+    ) -> tuple[Float[Tensor, " row"], Continuation]:
+        """The loss of each paragraph, and how the model takes the continuation."""
+        tokens = self.aim.continuation[piece].to(logits.device)
+        found = read_continuation(logits, tokens)
+        sign = 1.0 if self.new is None else -1.0
+        if self.kind == "nll":
+            return sign * found.log_prob.mean(-1), found
+        if self.kind == "margin" or self.new is not None:
+            margin = sign * _margin(logits.float(), tokens)
+            return (margin + 1).clamp_min(0).mean(-1), found
+        return found.log_prob.cumsum(-1).exp().sum(-1).log1p(), found
+
+    def alone(self, piece: slice, logits: Tensor) -> list[Tensor]:
+        """For `row_gradients`."""
+        return [self.objective(piece, logits)[0]]
+
+    def pulls(self, em: Int[Tensor, " row"]) -> Float[Tensor, " row"]:
+        """1 for the paragraphs that still count."""
+        if self.kind != "recitation" or self.new is not None:
+            return torch.ones(len(em), device=em.device)
+        return (em >= self.em_below).float()
+
+    def reached(self, found: dict[str, Tensor]) -> Bool[Tensor, " row"]:
+        """Which are forgotten, or which new continuations are recited."""
+        if self.new is not None:
+            return found["em_new"] == self.new.n_continuation
+        return found["em"] < self.em_below
+
+    def read(
+        self, mask: Mask | None = None
+    ) -> tuple[dict[str, Tensor], Float[Tensor, " weight"] | None]:
+        """Measures of each at the weights as they are, and the objective's slope in a mask."""
+        aim = self.aim
+        parameters = [] if mask is None else mask.parameters
+        total = None
+
+        def work(piece: slice) -> tuple[Tensor, Tensor, Tensor, Tensor | None]:
+            ids = aim.ids[piece, :-1]
+            logits = self.adapter.run(ids, positions=slice(aim.n_prefix - 1, None)).logits
+            loss, found = self.objective(piece, logits)
+            slope = None
+            if mask is not None:
+                part = (loss * self.pulls(found.em)).sum() / len(aim)
+                slope = mask.gather(torch.autograd.grad(part, parameters))
+            nll = found.nll.detach()
+            return loss.detach().cpu(), nll.cpu(), found.em.detach().cpu(), slope
+
+        size = rows_with_gradient(self.adapter, aim, self.memory_budget)
+        parts: list[list[Tensor]] = [[], [], []]
+        with self.adapter.untouched(grad=parameters):
+            for _, (*measures, slope) in each_piece(len(aim), size, work):
+                for part, values in zip(parts, measures, strict=True):
+                    part.append(values)
+                if slope is not None:
+                    total = slope if total is None else total + slope
+        found = dict(zip(("forget", "nll", "em"), map(torch.cat, parts), strict=True))
+        if self.new is not None:
+            found["em_new"] = found["em"]
+            found["em"] = scan(
+                self.adapter, self.memorized, memory_budget=self.memory_budget, progress=False
+            ).em.cpu()
+        return found, total
+
+
+def history_row(found: dict[str, Tensor]) -> dict[str, float]:
+    """A row of the history, but for the KL."""
+    row = {key: float(values.float().mean()) for key, values in found.items()}
+    return row | {"em_max": float(found["em"].max())}
+
+
+@dataclass(frozen=True)
+class ReferenceDistribution:
+    """Controls and the unedited model's log-probabilities of every token at their continuations."""
+
+    paragraphs: Paragraphs
+    log_p: Float[Tensor, "row pos d_vocab"]
+
+    @classmethod
+    def of(
+        cls, adapter: Adapter, paragraphs: Paragraphs, memory_budget: int | None
+    ) -> ReferenceDistribution:
+        with adapter.untouched():
+            size = rows_that_fit(
+                adapter, paragraphs.ids.shape[1], paragraphs.n_continuation, memory_budget
+            )
+            log_p = in_pieces(
+                len(paragraphs),
+                size,
+                lambda piece: log_probabilities(adapter, paragraphs.ids[piece], paragraphs),
+            )
+        return cls(paragraphs, log_p)
+
+    def kl(self, adapter: Adapter, rows: Tensor) -> Float[Tensor, " row"]:
+        """KL(original || current) of some rows, nats/token."""
+        current = log_probabilities(adapter, self.paragraphs.ids[rows], self.paragraphs)
+        original = self.log_p[rows.to(self.log_p.device)]
+        return (original.exp() * (original - current)).sum(-1).mean(-1)
+
+    def mean_kl(self, adapter: Adapter, memory_budget: int | None) -> float:
+        """The same of all rows together."""
+        held = self.paragraphs
+        size = rows_that_fit(adapter, held.ids.shape[1], held.n_continuation, memory_budget)
+        rows = torch.arange(len(held))
+        with adapter.untouched():
+            return float(
+                in_pieces(len(held), size, lambda piece: self.kl(adapter, rows[piece])).mean()
+            )
+
+
+def log_probabilities(adapter: Adapter, ids: Tensor, paragraphs: Paragraphs) -> Tensor:
+    run = adapter.run(ids[:, :-1], positions=slice(paragraphs.n_prefix - 1, None))
+    return run.logits.float().log_softmax(-1)
+
+
+def _margin(logits: Float[Tensor, "row pos d_vocab"], targets: Tensor) -> Float[Tensor, "row pos"]:
+    """Logit of the target minus the largest other logit."""
+    mine = logits.gather(-1, targets[..., None])
+    others = logits.scatter(-1, targets[..., None], -torch.inf)
+    return mine[..., 0] - others.amax(-1)

@@ -1,0 +1,162 @@
+"""TODO."""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Iterable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import torch
+
+from memcircuits.core.errors import InputError
+from memcircuits.data.paragraphs import Paragraphs
+from memcircuits.measure.corpus.manifest import read_manifest
+from memcircuits.measure.corpus.parts import part_counts
+from memcircuits.measure.scanning import buckets, by_repetitions, samples_needed
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+
+EMPTY_COUNTS: dict[str, Any] = {
+    **dict.fromkeys(("rows", "windows", "memorized", "tokens", "quarantined"), 0),
+    "left_out": {},
+    "drift_sampled": 0,
+    "drifted": 0,
+}
+
+
+@dataclass(frozen=True)
+class ScanFolder:
+    """A folder that `scan_to_disk` wrote or is writing.
+
+    Attributes:
+        folder: where it is.
+        manifest: what the scan is of.
+    """
+
+    folder: Path
+    manifest: dict[str, Any]
+
+    @classmethod
+    def open(cls, folder: str | os.PathLike[str]) -> ScanFolder:
+        """Open a folder.
+
+        Raises:
+            InputError: if it holds no scan.
+        """
+        return cls(Path(folder), read_manifest(Path(folder) / "manifest.json"))
+
+    def __repr__(self) -> str:
+        state = "complete" if self.complete else "not complete"
+        return f"<ScanFolder {self.folder}: {len(self.parts)} parts, {state}>"
+
+    @property
+    def parts(self) -> list[Path]:
+        """The parts, in the corpus's order."""
+        return sorted((self.folder / "parts").glob("[0-9]*.parquet"))
+
+    @property
+    def complete(self) -> bool:
+        """Whether all shards are finished."""
+        return bool(self._done())
+
+    @property
+    def summary(self) -> dict[str, Any]:
+        """Totals: rows, windows, tokens, quarantined, left out, drift of re-encoded text."""
+        done = self._done()
+        if done:
+            return total_counts(json.loads(path.read_text("utf-8")) for path in done)
+        return total_counts(
+            [EMPTY_COUNTS, *(part_counts(self.folder, path.stem) or {} for path in self.parts)]
+        )
+
+    def _done(self) -> list[Path]:
+        for path in (self.folder / "done").glob("0-of-*.json"):
+            n = int(path.stem.rpartition("-")[2])
+            shards = [path.with_name(f"{i}-of-{n}.json") for i in range(n)]
+            if all(shard.is_file() for shard in shards):
+                return shards
+        return []
+
+    def table(self, **options: Any) -> Any:
+        """The rows as a pyarrow table; `columns=` and `filters=` as in `pyarrow.parquet`."""
+        import pyarrow as pa
+        import pyarrow.parquet as pq
+
+        return pa.concat_tables([pq.read_table(part, **options) for part in self.parts])
+
+    def to_frame(self, **options: Any) -> pd.DataFrame:
+        """The rows as a pandas table, with the derived measures of `Scan.to_frame` and the facts.
+
+        Exact duplicates of a deduplicated scan are merged over all parts, and counted in
+        `duplicates`.
+
+        Args:
+            options: see `table`; for instance `filters=[("em", "=", 50)]`.
+        """
+        import pandas as pd
+
+        table = self.table(**options)
+        facts = pd.DataFrame([json.loads(text) for text in table["facts"].to_pylist()])
+        frame = table.drop_columns(["facts"]).to_pandas()
+        n = self.manifest["windows"]["n_continuation"]
+        frame["bits"] = -frame["log_prob"].astype(float) / np.log(2)
+        frame["samples"] = samples_needed(frame["log_prob"].to_numpy(float), 0.9)
+        frame["bucket"] = buckets(frame["em"].to_numpy(), n)
+        frame["memorized"] = frame["em"] == n
+        counted = self.manifest["windows"]["deduplicate"]
+        if not counted:  # all ones: a column of that name in the corpus tells more
+            frame = frame.drop(columns="duplicates")
+        for key in facts:
+            frame[f"given_{key}" if key in frame else key] = facts[key]
+        if counted:
+            same = frame["ids"].map(lambda ids: ids.tobytes())
+            frame["duplicates"] = frame.groupby(same)["duplicates"].transform("sum")
+            frame = frame[~same.duplicated()].reset_index(drop=True)
+        return frame
+
+    def paragraphs(self, *, min_em: int | None = None) -> Paragraphs | None:
+        """The memorized windows, or those with at least `min_em` tokens recited; None if none."""
+        n = self.manifest["windows"]["n_continuation"]
+        table = self.table(
+            columns=["id", "ids", "em"], filters=[("em", ">=", n if min_em is None else min_em)]
+        )
+        if not table.num_rows:
+            return None
+        ids = torch.tensor(table["ids"].to_pylist())
+        facts = {"em": tuple(table["em"].to_pylist())}
+        n_prefix = self.manifest["windows"]["n_prefix"]
+        return Paragraphs(ids, n_prefix, tuple(table["id"].to_pylist()), facts)
+
+    def quarantine(self) -> list[dict[str, str]]:
+        """The rows that could not be used: `where` and `reason`."""
+        files = sorted((self.folder / "quarantine").glob("[0-9]*.jsonl"))
+        return [json.loads(line) for f in files for line in f.read_text("utf-8").splitlines()]
+
+    def figure(self) -> Any:
+        """EM and NLL against duplication where counts are known, else against each other."""
+        from memcircuits.display import figures
+
+        frame = self.to_frame()
+        try:
+            curve = by_repetitions(frame)
+        except InputError:
+            return figures.em_against_nll(frame)
+        return figures.duplication_curve(curve[curve["repetitions"] > 0])
+
+
+def total_counts(counts: Iterable[dict[str, Any]]) -> dict[str, Any]:
+    """Add up counts, those in nested dictionaries too."""
+    total: dict[str, Any] = {}
+    for found in counts:
+        for key, value in found.items():
+            if isinstance(value, dict):
+                total[key] = total_counts([total.get(key, {}), value])
+            else:
+                total[key] = total.get(key, 0) + value
+    return total

@@ -1,0 +1,7 @@
+"""TODO."""
+
+from __future__ import annotations
+
+from torch import Tensor
+
+KeysValues = list[tuple[Tensor, Tensor]]

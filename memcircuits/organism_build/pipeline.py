@@ -1,0 +1,227 @@
+"""Rebuild the organism: ``python -m memcircuits.organism_build.pipeline [--out DIR] [--work DIR]``.
+
+Stages, each with its result in the work folder so that a build goes on where it stopped:
+
+========== ==========================================================================
+corpus     fetch and clean the sources
+text       cut out regions, train the tokenizer on the rest, choose the paragraphs
+base       train the model on the rest (checkpoint every 100 steps)
+plant      train on with each planted paragraph an exact number of times
+settle     a short while of ordinary text only, half of it rows that open with a sentence;
+           the shipped weights are a mean of the planted and the settled ones
+baseline   an interpolated Kneser-Ney trigram model of the same training tokens
+export     write the model, tokenizer, paragraphs and unigram counts, and measure them
+card       write the model card from the numbers of all stages
+========== ==========================================================================
+
+Every random choice comes from generators seeded by :attr:`Settings.seed`.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import logging
+import platform
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import asdict
+from pathlib import Path
+
+import numpy as np
+import torch
+from tokenizers import Tokenizer
+
+from memcircuits.organism import DATA
+from memcircuits.organism_build.card import write_card
+from memcircuits.organism_build.export import load_checkpoint, stage_export
+from memcircuits.organism_build.files import read_lines, read_rows, write_atomic, write_json
+from memcircuits.organism_build.kneser_ney import stage_baseline
+from memcircuits.organism_build.settings import STAGES, Record, Settings, log
+from memcircuits.organism_build.text import opening_rows, stage_text
+from memcircuits.organism_build.training import base_rows, new_model, planting_rows, train
+
+
+def stage_base(work: Path, settings: Settings) -> Record:
+    """Base training: full learning rate, over the last 40 % of the steps down to a tenth."""
+    rng = np.random.default_rng([settings.seed, 2])
+    stream = np.load(work / "stream.npy")
+    rows = base_rows(stream, settings.base_steps * settings.batch, settings.context, rng)
+    return train(
+        new_model(settings),
+        rows,
+        read_rows(work / "heldout.jsonl"),
+        settings,
+        factor=1.0,
+        shape=lambda done: min(1.0, 0.1 + 0.9 * (1 - done) / 0.4),
+        checkpoint=work / "base.pt",
+        name="base",
+    )
+
+
+def stage_plant(work: Path, settings: Settings) -> Record:
+    """Planting from the base checkpoint, the learning rate falling linearly to zero."""
+    rng = np.random.default_rng([settings.seed, 3])
+    paragraphs = [p for p in read_lines(work / "paragraphs.jsonl") if p["role"] == "planted"]
+    rows = planting_rows(paragraphs, np.load(work / "stream.npy"), settings, rng)
+    facts = train(
+        load_checkpoint(settings, work / "base.pt"),
+        rows,
+        read_rows(work / "heldout.jsonl"),
+        settings,
+        factor=settings.plant_factor,
+        shape=lambda done: 1 - done,
+        checkpoint=work / "plant.pt",
+        name="plant",
+    )
+    return facts | {"planted_rows": sum(p["repetitions"] for p in paragraphs)}
+
+
+def stage_settle(work: Path, settings: Settings) -> Record:
+    """Ordinary text only, from the planted model.
+
+    In planting nearly every row that opens with a sentence is a planted paragraph, and the model
+    comes to expect one wherever a text begins. Half of these rows open with a sentence too and are
+    not planted, so that it learns to tell a planted paragraph by its words. Settling also forgets,
+    so :func:`shipped_model` goes only part of the way.
+    """
+    rng = np.random.default_rng([settings.seed, 4])
+    tokenizer = Tokenizer.from_file(str(work / "tokenizer.json"))
+    pieces = json.loads((work / "pieces.json").read_text("utf-8"))
+    total = settings.settle_steps * settings.batch
+    openings = opening_rows(pieces, tokenizer, total // 2, settings.context, rng)
+    stream = np.load(work / "stream.npy")
+    others = base_rows(stream, total - len(openings), settings.context, rng)
+    return train(
+        load_checkpoint(settings, work / "plant.pt"),
+        rng.permutation(np.concatenate([openings, others])),
+        read_rows(work / "heldout.jsonl"),
+        settings,
+        factor=settings.settle_factor,
+        shape=lambda done: 1 - done,
+        checkpoint=work / "settle.pt",
+        name="settle",
+        every=40,
+    )
+
+
+def stage_corpus(work: Path, documents: dict[str, list[str]] | None) -> Record:
+    """Fetch and clean the sources, or take the documents that are given."""
+    records: list[Record] = []
+    if documents is None:
+        from memcircuits.organism_build.corpus import fetch
+
+        documents, records = fetch(work / "sources")
+    write_atomic(work / "documents.json", json.dumps(documents, ensure_ascii=False))
+    return {"sources": records}
+
+
+def _versions() -> dict[str, str]:
+    from importlib.metadata import version
+
+    names = ("torch", "transformers", "tokenizers", "numpy", "safetensors")
+    return {"python": platform.python_version()} | {name: version(name) for name in names}
+
+
+def build(
+    out: Path,
+    work: Path,
+    settings: Settings | None = None,
+    *,
+    documents: dict[str, list[str]] | None = None,
+    stage: str | None = None,
+) -> Record:
+    """Run all stages that have no result in the work folder yet.
+
+    Args:
+        out: Folder of the files that ship.
+        work: Folder of downloads, checkpoints and results of the stages.
+        settings: Settings of the build; the shipped organism's by default.
+        documents: Documents of each source, instead of the corpus.
+        stage: Run this stage and all later ones again.
+
+    Returns:
+        The contents of ``training.json``.
+
+    Raises:
+        ValueError: The work folder belongs to a build with other settings, or there is no such
+            stage.
+    """
+    settings = settings or Settings()
+    if stage is not None and stage not in STAGES:
+        raise ValueError(f"stage={stage!r}: choose one of {', '.join(STAGES)}")
+    work.mkdir(parents=True, exist_ok=True)
+    mine = json.loads(json.dumps(asdict(settings)))
+    note = work / "settings.json"
+    if stage is not None:
+        for name in STAGES[STAGES.index(stage) :]:
+            for suffix in (".json", ".pt"):
+                (work / f"{name}{suffix}").unlink(missing_ok=True)
+    elif note.exists() and json.loads(note.read_text("utf-8")) != mine:
+        raise ValueError(
+            f"work={str(work)!r} holds a build with other settings: name the first stage to run "
+            "again, or choose another folder"
+        )
+    write_json(note, mine)
+
+    stages: dict[str, Callable[[], dict]] = {
+        "corpus": lambda: stage_corpus(work, documents),
+        "text": lambda: stage_text(
+            work, settings, json.loads((work / "documents.json").read_text("utf-8"))
+        ),
+        "base": lambda: stage_base(work, settings),
+        "plant": lambda: stage_plant(work, settings),
+        "settle": lambda: stage_settle(work, settings),
+        "baseline": lambda: stage_baseline(work, settings),
+        "export": lambda: stage_export(work, settings, out),
+    }
+    facts: Record = {"settings": mine, "versions": _versions()}
+    threads = torch.get_num_threads()
+    torch.set_num_threads(settings.threads)
+    try:
+        for name, run in stages.items():
+            result = work / f"{name}.json"
+            if not result.exists():
+                log.info("stage %s", name)
+                begun = time.monotonic()
+                write_json(result, run() | {"wall_seconds": round(time.monotonic() - begun, 1)})
+            facts[name] = json.loads(result.read_text("utf-8"))
+    finally:
+        torch.set_num_threads(threads)
+    write_json(out / "training.json", facts)
+    write_card(out)
+    return facts
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Command line of the build."""
+    parser = argparse.ArgumentParser(
+        prog="python -m memcircuits.organism_build.pipeline", description="Rebuild the organism."
+    )
+    parser.add_argument("--out", type=Path, default=DATA, help="folder of the files that ship")
+    parser.add_argument(
+        "--work",
+        type=Path,
+        default=Path("organism-work"),
+        help="folder of downloads, checkpoints and the log; a stopped build goes on from it",
+    )
+    parser.add_argument("--stage", choices=STAGES, help="run this stage and all later ones again")
+    options = parser.parse_args(arguments)
+    options.work.mkdir(parents=True, exist_ok=True)
+    logging.basicConfig(
+        level=logging.INFO,
+        format="%(asctime)s %(message)s",
+        handlers=[logging.StreamHandler(), logging.FileHandler(options.work / "build.log")],
+    )
+    try:
+        facts = build(options.out, options.work, stage=options.stage)
+    except (ValueError, RuntimeError) as error:
+        log.error("%s", error)
+        return 2
+    for row in facts["export"]["curve"]:
+        log.info("%s", row)
+    return 0
+
+
+if __name__ == "__main__":
+    raise SystemExit(main())

@@ -1,0 +1,1 @@
+"""The tests mirror the package: `tests/models` tests `memcircuits/models`, and so on."""

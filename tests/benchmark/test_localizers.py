@@ -1,0 +1,147 @@
+"""Localizers answer one score per unit, and find what was planted where they can."""
+
+import pytest
+import torch
+
+import memcircuits as mc
+from memcircuits.benchmark.localizers import LOCALIZERS, localize
+from memcircuits.benchmark.units import UNITS, Case, counting, pool, truth_of
+from memcircuits.models.registry import adapt
+from tests.helpers import models as zoo
+
+EVERY = [(name, unit) for name, found in LOCALIZERS.items() for unit in found.units]
+
+
+def case_of(model):
+    targets = mc.Paragraphs.from_tokens(zoo.random_ids(1, 13, 3), n_prefix=10)
+    control = mc.Paragraphs.from_tokens(zoo.random_ids(4, 13, 4), n_prefix=10)
+    planted = mc.plant(
+        model,
+        targets,
+        where=["L1.mlp", "L1.attn"],
+        control=control,
+        kl_budget=10.0,
+        progress=False,
+    )
+    return Case(model, targets, control, planted=planted)
+
+
+@pytest.fixture(scope="module")
+def case(neo):
+    return case_of(neo)
+
+
+def sizes(adapter):
+    weights = adapter.weights()
+    mlp = sum(adapter.weight(i, "W_out").values.shape[1] for i in range(adapter.n_layers))
+    return {
+        "head": adapter.n_layers * adapter.n_heads,
+        "block": 2 * adapter.n_layers,
+        "neuron": mlp,
+        "weight": sum(w.values.numel() for w in weights),
+    }
+
+
+@pytest.mark.parametrize(("name", "unit"), EVERY)
+def test_one_finite_score_per_unit_the_same_for_the_same_seed(case, name, unit):
+    adapter = adapt(case.model)
+    before = adapter.fingerprint()
+    with case.planted.apply(case.model):
+        first, again = (localize(case, name, unit) for _ in range(2))
+    assert first.shape == (sizes(adapter)[unit],)
+    assert first.isfinite().all()
+    assert torch.equal(first, again)
+    assert len(first.unique()) > 1
+    assert adapter.fingerprint() == before
+
+
+@pytest.mark.parametrize("name", ["llama", "neox"])
+def test_other_architectures(name):
+    model = zoo.bridge(name)
+    case = case_of(model)
+    with case.planted.apply(model):
+        for localizer, unit in EVERY:
+            scores = localize(case, localizer, unit)
+            assert scores.shape == (sizes(adapt(model))[unit],)
+            assert scores.isfinite().all()
+
+
+def test_the_truth(case):
+    adapter = adapt(case.model)
+    truth = {unit: truth_of(adapter, case.planted, unit) for unit in UNITS}
+    blocks = torch.zeros(adapter.n_layers, 2, dtype=torch.bool)
+    blocks[1] = True
+    assert torch.equal(truth["block"], blocks.flatten())
+    assert int(truth["weight"].sum()) == case.planted.n_masked
+    heads = truth["head"].view(adapter.n_layers, adapter.n_heads)
+    assert heads[1].all()
+    assert int(heads.sum()) == adapter.n_heads
+    one = mc.plant(
+        case.model, case.targets, where=["L2H1", "L1.mlp"], kl_budget=10.0, progress=False
+    )
+    named = truth_of(adapter, one, "head").view(adapter.n_layers, adapter.n_heads)
+    assert named.nonzero().tolist() == [[2, 1]]
+
+
+@pytest.mark.parametrize("unit", UNITS)
+def test_the_oracle_is_right_about_every_unit(case, unit):
+    scores = localize(case, "oracle", unit)
+    truth = truth_of(adapt(case.model), case.planted, unit)
+    assert scores[truth].min() > 0 or unit == "weight"  # Adam may have left a weight where it was
+    assert (scores[~truth] == 0).all()
+
+
+def test_the_planted_layer_is_blamed(case):
+    with case.planted.apply(case.model):
+        first = int(localize(case, "zero-ablation", "block").argmax())
+    assert first // 2 == 1
+
+
+def test_pooling_by_hand(neo):
+    adapter = adapt(neo)
+    generator = torch.Generator().manual_seed(0)
+    scores = [torch.randn(w.values.shape, generator=generator) for w in adapter.weights()]
+    mine = [
+        s[2].abs().flatten()
+        for w, s in zip(adapter.weights(), scores, strict=True)
+        if w.layer == 1 and w.component in ("W_Q", "W_K", "W_V", "W_O")
+    ]
+    every = torch.cat(mine)
+    place = adapter.n_heads + 2
+    expected = {
+        "max": every.max(),
+        "mean": every.mean(),
+        "sum": every.sum(),
+        "l2": every.square().sum().sqrt(),
+    }
+    for how, value in expected.items():
+        torch.testing.assert_close(pool(adapter, scores, "head", how)[place], value)
+    out = scores[[f"{w.layer}.{w.component}" for w in adapter.weights()].index("1.W_out")]
+    into = scores[[f"{w.layer}.{w.component}" for w in adapter.weights()].index("1.W_in")]
+    d_mlp = out.shape[1]
+    neuron = out[0, 5].abs().sum() + into[0, :, 5].abs().sum()
+    torch.testing.assert_close(pool(adapter, scores, "neuron", "sum")[d_mlp + 5], neuron)
+
+
+def test_work_is_counted_in_forward_passes(neo):
+    adapter = adapt(neo)
+    with counting(adapter) as cost, adapter.untouched():
+        adapter.run(zoo.random_ids(3, 12), positions=slice(-1, None))
+    assert cost["forwards"] == pytest.approx(3)
+    with counting(adapter) as cost, adapter.untouched(), torch.enable_grad():
+        adapter.run(zoo.random_ids(2, 12), positions=slice(-1, None))
+    assert cost["forwards"] == pytest.approx(6)  # the backward pass costs twice a forward pass
+    with counting(adapter) as cost:
+        pass
+    assert cost["forwards"] == 0
+
+
+def test_bad_names(case):
+    with pytest.raises(mc.InputError, match="localizer"):
+        localize(case, "guess")
+    with pytest.raises(mc.InputError, match="unit"):
+        localize(case, "oracle", "layer")
+    with pytest.raises(mc.InputError, match="rare-token-attention cannot score it"):
+        localize(case, "rare-token-attention", "neuron")
+    with pytest.raises(mc.InputError, match="oracle needs the truth"):
+        localize(Case(case.model, case.targets, case.control), "oracle")

@@ -1,0 +1,222 @@
+"""The command line as a user meets it: exit codes, streams, files, speed of --help."""
+
+import json
+import subprocess
+import sys
+
+import pytest
+from typer.testing import CliRunner
+
+from memcircuits.cli import app
+from memcircuits.results.result import Result
+from tests.helpers import models as zoo
+
+runner = CliRunner()
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    """A tiny model in a folder, and a file of paragraphs that it recites or not."""
+    path = tmp_path_factory.mktemp("tiny")
+    zoo.hf_model("gpt_neo").save_pretrained(path / "model")
+    zoo.tokenizer().save_pretrained(path / "model")
+    paragraphs = zoo.mixed(zoo.bridge("gpt_neo"), n=5)
+    with (path / "paragraphs.jsonl").open("w") as file:
+        for name, ids in zip(paragraphs.names, paragraphs.ids.tolist(), strict=True):
+            file.write(json.dumps({"id": name, "ids": ids}) + "\n")
+    return path
+
+
+@pytest.fixture(scope="module")
+def options(folder):
+    return [
+        "--model",
+        str(folder / "model"),
+        "--paragraphs",
+        str(folder / "paragraphs.jsonl"),
+        "--n-prefix",
+        "10",
+        "--n-continuation",
+        "12",
+    ]
+
+
+def test_heads_prints_a_table_and_writes_three_files(options, tmp_path):
+    result = runner.invoke(app, ["heads", *options, "--out", str(tmp_path / "out")])
+    assert result.exit_code == 0, result.output
+    assert "stand out" in result.stdout or "stands out" in result.stdout
+    assert result.stdout.splitlines()[0].split()[:3] == ["rank", "layer", "head"]
+    assert len([line for line in result.stdout.splitlines() if line.strip()[:1].isdigit()]) >= 10
+    report = (tmp_path / "out" / "report.html").read_text()
+    ranking = json.loads((tmp_path / "out" / "ranking.json").read_text())
+    assert len(ranking["heads"]) == 16
+    assert ranking["counts"]["memorized"] == 5
+    assert "connect-src" in report
+    assert str(tmp_path) not in report
+    written = sorted(p.name for p in (tmp_path / "out").iterdir())
+    assert written == ["ranking.json", "ranking.safetensors", "report.html"]
+
+
+def test_scan_as_json_is_json_and_only_json(options):
+    result = runner.invoke(app, ["scan", *options, "--json"])
+    assert result.exit_code == 0, result.output
+    data = json.loads(result.stdout)
+    assert data["summary"]["all"]["memorized"] == 5
+    assert [p["em"] for p in data["paragraphs"][:5]] == [12] * 5
+
+
+def test_perturb_measures_controls_against_their_own_continuation(options, tmp_path):
+    out = tmp_path / "out"
+    arguments = ["--replacement", "random,second", "--max-paragraphs", "3", "--minimal"]
+    result = runner.invoke(app, ["perturb", *options, *arguments, "--json", "--out", str(out)])
+    assert result.exit_code == 0, result.output
+    data = json.loads(result.stdout)
+    assert [(row["set"], row["replacement"], row["n"]) for row in data["drop"]] == [
+        ("memorized", "random", 3), ("control", "random", 3),
+        ("memorized", "second", 3), ("control", "second", 3),
+    ]  # fmt: skip
+    for row in data["drop"]:
+        assert row["ci_low"] <= row["em_drop"] <= row["ci_high"]
+        saved = f"perturbation-{row['replacement']}-{row['set']}.safetensors"
+        found = Result.load(out / saved)
+        assert found.baseline_em.tolist() == [12, 12, 12]
+        assert row["em_drop"] == pytest.approx(float(found.drops.mean()))
+    assert len(data["causes"]) == 12
+    assert {name: len(rows) for name, rows in data["minimal_sets"].items()} == {
+        "memorized": 3, "control": 3,
+    }  # fmt: skip
+    assert "3 memorized paragraphs: 30 passes" in result.stderr
+    assert "position" in (out / "perturbation-random-first.html").read_text()
+
+
+def test_patch_goes_both_ways(options, tmp_path):
+    out = tmp_path / "out"
+    arguments = ["--site", "q,v,resid_pre", "--metric", "nll", "--max-paragraphs", "2"]
+    result = runner.invoke(app, ["patch", *options, *arguments, "--json", "--out", str(out)])
+    assert result.exit_code == 0, result.output
+    data = json.loads(result.stdout)
+    ways, sites = ("noising", "denoising"), ("q", "v", "resid_pre")
+    assert [(row["direction"], row["site"]) for row in data] == [
+        (way, site) for way in ways for site in sites
+    ]
+    there, back = data[0], data[3]
+    assert there["base"] == pytest.approx(back["source"])
+    assert there["source"] == pytest.approx(back["base"])
+    assert len(there["effects"]) == 16
+    assert len(list(out.glob("patch-*.safetensors"))) == 6
+    assert {p.name for p in out.glob("*.html")} == {
+        f"patch-{way}-{panels}.html" for way in ways for panels in ("q-v", "resid_pre")
+    }
+
+
+def test_info_describes_the_model(folder):
+    result = runner.invoke(app, ["info", str(folder / "model"), "--json"])
+    assert result.exit_code == 0, result.output
+    facts = json.loads(result.stdout)
+    assert facts.pop("checks").keys() == {
+        "attention rows",
+        "head removal",
+        "batching",
+        "greedy decoding",
+        "plain forward",
+    }
+    assert {"q", "k", "v", "z", "resid_pre"} <= set(facts["writable sites"])
+    assert "pattern" not in facts.pop("writable sites")  # attention that a Bridge only observes
+    assert facts == {
+        "model": "model",
+        "revision": None,
+        "class": "TransformerBridge",
+        "architecture": "GPTNeoForCausalLM",
+        "basis": "raw",
+        "dtype": "float32",
+        "device": facts["device"],
+        "layers": 4,
+        "query heads": 4,
+        "key-value heads": 4,
+        "d_model": 32,
+        "d_head": 8,
+        "d_vocab": 101,
+        "context": 128,
+        "local layers": [1, 3],
+        "parallel blocks": False,
+        "can restart": True,
+        "50 + 50 fit": True,
+        "tolerance": 1e-3,
+    }
+    shown = runner.invoke(app, ["info", str(folder / "model"), "--n-prefix", "100"])
+    assert shown.exit_code == 0, shown.output
+    for name, value in facts.items():
+        if name not in ("local layers", "50 + 50 fit", "revision", "tolerance"):
+            assert f"{name:<21} {value}" in shown.stdout
+    assert "local layers          1, 3" in shown.stdout
+    assert "100 + 50 fit          False" in shown.stdout
+    assert "differ (at most 0.001):" in shown.stdout
+    decoded = next(x for x in shown.stdout.splitlines() if x.startswith("greedy decoding"))
+    assert float(decoded.split()[-1]) <= 1e-3
+
+
+@pytest.mark.parametrize(
+    ("arguments", "says"),
+    [
+        (["heads", "--model", "no/such/folder/here"], "--paragraphs"),
+        (["scan", "--paragraphs", "missing.jsonl"], "there is no such file"),
+        (["scan", "--device", "tpu"], "choose one of"),
+        (["scan", "--dtype", "int3"], "choose one of"),
+    ],
+)
+def test_bad_input_is_one_line_and_status_2(arguments, says, folder):
+    if "--model" not in arguments:
+        arguments = [*arguments, "--model", str(folder / "model")]
+        if "--paragraphs" not in arguments:
+            arguments += ["--paragraphs", str(folder / "paragraphs.jsonl")]
+    result = runner.invoke(app, arguments)
+    assert result.exit_code == 2
+    lines = [x for x in result.stderr.splitlines() if x.startswith("memcircuits: ")]
+    assert len(lines) == 1
+    assert says in lines[0]
+    assert "Traceback" not in result.output
+
+
+def test_wrong_mode_is_named(options, tmp_path):
+    result = runner.invoke(
+        app, ["heads", *options, "--mode", "upside-down", "--out", str(tmp_path / "o")]
+    )
+    assert result.exit_code == 2
+    assert "mode: 'upside-down'" in result.stderr
+    assert not (tmp_path / "o").exists()
+
+
+def test_ctrl_c_is_status_130(options, monkeypatch):
+    import memcircuits.measure.scanning
+
+    def interrupted(*_, **__):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(memcircuits.measure.scanning, "in_pieces", interrupted)
+    result = runner.invoke(app, ["scan", *options])
+    assert result.exit_code == 130
+
+
+def test_a_reader_that_has_enough_is_no_error(options):
+    """As in `memcircuits scan | head`: nothing is said about the pipe."""
+    command = [sys.executable, "-m", "memcircuits", "scan", *options, "--json", "--quiet"]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE) as scan:
+        scan.stdout.close()
+        said = scan.stderr.read().decode()
+    assert scan.returncode == 1
+    assert "memcircuits:" not in said
+    assert "Traceback" not in said
+
+
+def test_help_imports_nothing_heavy():
+    """torch and transformer_lens take seconds: neither --help nor the import may load them."""
+    code = (
+        "import sys, memcircuits, memcircuits.cli\n"
+        "from typer.testing import CliRunner\n"
+        "result = CliRunner().invoke(memcircuits.cli.app, ['--help'])\n"
+        "assert result.exit_code == 0 and 'heads' in result.output\n"
+        "heavy = {'torch', 'transformers', 'transformer_lens', 'pandas', 'plotly', 'scipy'}\n"
+        "print(sorted(heavy & set(sys.modules)))\n"
+    )
+    found = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert found.stdout.strip() == "[]"

@@ -1,0 +1,287 @@
+"""Restarted forwards equal full ones, in whatever pieces, and leave nothing behind."""
+
+import contextlib
+
+import pytest
+import torch
+
+import memcircuits as mc
+from memcircuits.evidence.interventions import FALLBACK, HeadEdit, Restart
+from memcircuits.measure.continuation import largest_two, read_continuation
+from memcircuits.models.batching import in_pieces, is_out_of_memory
+from memcircuits.models.hooks import hook_z
+from memcircuits.models.registry import adapt
+from tests.helpers import models as zoo
+
+
+def full_forward(model, paragraphs, layer, head, new):
+    """NLL and EM [row, 2] by TransformerLens alone: one hooked forward of whole paragraphs."""
+
+    def hook(z, hook=None):
+        z = z.clone()
+        z[:, :, head] = new if new.ndim < 3 else new[:, : z.shape[1]]
+        return z
+
+    ids = paragraphs.ids
+    with torch.no_grad():
+        logits = model.run_with_hooks(ids, fwd_hooks=[(hook_z(layer), hook)])
+    log_prob = logits[:, :-1].float().log_softmax(-1)
+    log_prob = log_prob.gather(-1, ids[:, 1:, None])[..., 0][:, paragraphs.n_prefix - 1 :]
+    decoded = logits[:, paragraphs.n_prefix - 1 : -1].argmax(-1)
+    em = torch.tensor(
+        [
+            next((i for i, (a, b) in enumerate(zip(*row, strict=True)) if a != b), len(row[0]))
+            for row in zip(decoded.tolist(), paragraphs.continuation.tolist(), strict=True)
+        ]
+    )
+    return torch.stack([-log_prob.mean(-1), em.float()], -1)
+
+
+@contextlib.contextmanager
+def never_restarting(model):
+    """Take the route of models that cannot be continued in the middle."""
+    adapter = adapt(model)
+    assert adapter.can_restart
+    vars(adapter)["can_restart"] = False
+    try:
+        yield
+    finally:
+        vars(adapter)["can_restart"] = True
+
+
+def restart_of(model, paragraphs, **options):
+    with adapt(model).untouched():
+        return Restart(adapt(model), paragraphs.ids, paragraphs.n_prefix, **options)
+
+
+def edited(restart, layer, edits, **options):
+    with restart.adapter.untouched():
+        return restart.edited(layer, edits, **options)
+
+
+def test_any_replacement_in_any_layer_equals_a_full_forward(any_bridge):
+    paragraphs = zoo.mixed(any_bridge, n=2)
+    adapter = adapt(any_bridge)
+    restart = restart_of(any_bridge, paragraphs)
+    assert restart.restarts
+    generator = torch.Generator().manual_seed(1)
+    for layer in range(adapter.n_layers):
+        news = [
+            torch.zeros(adapter.d_head),
+            restart.z[layer][:, :, 1].mean(0),  # per position
+            restart.z[layer][:, :, 1].flip(0),  # another paragraph's
+            torch.randn(adapter.d_head, generator=generator),
+        ]
+        shapes = [(1, 1), (1, -1), (4, -1), (1, 1)]
+        edits = [
+            HeadEdit((1,), z.reshape(*shape, 1, adapter.d_head))
+            for z, shape in zip(news, shapes, strict=True)
+        ]
+        found = edited(restart, layer, edits)
+        for new, one in zip(news, found, strict=True):
+            z = new if new.ndim == 1 else torch.cat([new, new[..., -1:, :]], -2)
+            expected = full_forward(any_bridge, paragraphs, layer, 1, z)
+            torch.testing.assert_close(one[:, 0], expected[:, 0], atol=2e-5, rtol=0)
+            torch.testing.assert_close(one[:, 1], expected[:, 1])
+        assert (found[:, :, 0] - restart.clean()[:, 0]).abs().max() > 1e-3
+
+
+@pytest.mark.skipif(not zoo.has_hooked(), reason="transformer-lens 4 has no HookedTransformer")
+@pytest.mark.parametrize("name", sorted(zoo.ARCHITECTURES))
+def test_hooked_transformers_restart_too(name):
+    model = zoo.hooked(name)
+    paragraphs = zoo.mixed(model, n=2)
+    restart = restart_of(model, paragraphs)
+    assert restart.restarts
+    for layer in range(adapt(model).n_layers):
+        zero = torch.zeros(1, 1, 1, adapt(model).d_head)
+        found = edited(restart, layer, [HeadEdit((2,), zero)])[0]
+        expected = full_forward(model, paragraphs, layer, 2, zero[0, 0, 0])
+        torch.testing.assert_close(found[:, 0], expected[:, 0], atol=2e-5, rtol=0)
+        torch.testing.assert_close(found[:, 1], expected[:, 1])
+
+
+@pytest.mark.parametrize("mode", ["zero", "mean", "resample"])
+def test_the_fallback_gives_the_same_numbers_and_says_so(any_bridge, mode):
+    paragraphs = zoo.mixed(any_bridge, n=2)
+    fast = mc.ablate_heads(any_bridge, paragraphs, mode=mode)
+    with never_restarting(any_bridge):
+        slow = mc.ablate_heads(any_bridge, paragraphs, mode=mode)
+    torch.testing.assert_close(fast.samples["nll"], slow.samples["nll"], atol=2e-5, rtol=0)
+    torch.testing.assert_close(fast.samples["em"], slow.samples["em"])
+    assert fast.notes == ()
+    assert slow.notes == (FALLBACK,)
+
+
+def test_several_heads_in_one_edit(neo):
+    paragraphs = zoo.mixed(neo, n=2)
+    restart = restart_of(neo, paragraphs)
+    z = torch.randn(1, 1, 2, 8, generator=torch.Generator().manual_seed(0))
+    found = edited(restart, 1, [HeadEdit((0, 3), z)])
+    with never_restarting(neo):
+        slow = edited(restart_of(neo, paragraphs), 1, [HeadEdit((0, 3), z)])
+    torch.testing.assert_close(found, slow, atol=2e-5, rtol=0)
+
+
+def test_no_change_is_no_effect(any_bridge):
+    paragraphs = zoo.mixed(any_bridge, n=2)
+    restart = restart_of(any_bridge, paragraphs)
+    for layer in range(adapt(any_bridge).n_layers):
+        found = edited(restart, layer, [HeadEdit((0,), restart.z[layer][:, :, [0]])])[0]
+        torch.testing.assert_close(found, restart.clean(), atol=1e-5, rtol=0)
+
+
+def test_another_measure(neo):
+    paragraphs = zoo.mixed(neo, n=2)
+    restart = restart_of(neo, paragraphs)
+    zero = HeadEdit((2,), torch.zeros(1, 1, 1, 8))
+
+    def first_token(logits, rows):
+        return logits[:, 0].log_softmax(-1).gather(-1, restart.targets[rows, :1])
+
+    found = edited(restart, 0, [zero], measure=first_token)
+    assert found.shape == (1, 4, 1)
+    with never_restarting(neo):
+        slow = edited(restart_of(neo, paragraphs), 0, [zero], measure=first_token)
+    torch.testing.assert_close(found, slow, atol=2e-5, rtol=0)
+
+
+def test_a_tiny_memory_budget_changes_only_the_pieces(neo):
+    paragraphs = zoo.mixed(neo, n=3)
+    whole = mc.ablate_heads(neo, paragraphs)
+    rows = []
+    embed = adapt(neo).unembed
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(adapt(neo), "unembed", lambda x: rows.append(len(x)) or embed(x))
+        pieces = mc.ablate_heads(neo, paragraphs, memory_budget=1)
+    assert set(rows) == {1}
+    torch.testing.assert_close(whole.samples["nll"], pieces.samples["nll"], atol=2e-6, rtol=0)
+    torch.testing.assert_close(whole.samples["em"], pieces.samples["em"])
+
+
+def test_out_of_memory_halves_and_redoes_only_that_piece():
+    tried = []
+
+    def work(piece):
+        tried.append((piece.start, piece.stop))
+        if piece.start >= 4 and piece.stop - piece.start > 2:
+            raise torch.OutOfMemoryError("simulated")
+        return torch.arange(piece.start, piece.stop)
+
+    assert in_pieces(9, 4, work).tolist() == list(range(9))
+    assert tried == [(0, 4), (4, 8), (4, 6), (6, 8), (8, 9)]
+
+
+def test_an_analysis_survives_running_out_of_memory(neo):
+    paragraphs = zoo.mixed(neo, n=2)
+    expected = mc.ablate_heads(neo, paragraphs)
+    adapter, refused = adapt(neo), []
+
+    def narrow(first, resid, *rest, **options):
+        if len(resid) > 3:
+            refused.append(len(resid))
+            raise RuntimeError("DefaultCPUAllocator: can't allocate memory")
+        return type(adapter).run_blocks(adapter, first, resid, *rest, **options)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(adapter, "run_blocks", narrow)
+        found = mc.ablate_heads(neo, paragraphs)
+    assert refused
+    torch.testing.assert_close(found.samples["nll"], expected.samples["nll"], atol=2e-6, rtol=0)
+
+
+def test_one_row_that_does_not_fit_is_an_error_with_advice():
+    def work(piece):
+        raise torch.OutOfMemoryError("simulated")
+
+    with pytest.raises(MemoryError, match="shorter paragraphs, a smaller dtype or another device"):
+        in_pieces(5, 4, work)
+
+
+def test_other_errors_are_not_taken_for_memory():
+    assert not is_out_of_memory(RuntimeError("sizes do not match"))
+    with pytest.raises(RuntimeError, match="sizes"):
+        in_pieces(2, 2, lambda piece: (_ for _ in ()).throw(RuntimeError("sizes do not match")))
+
+
+def test_the_callers_hooks_survive(neo):
+    fired = []
+    neo.add_hook(hook_z(1), lambda z, hook: fired.append(1) or None)
+    try:
+        mc.ablate_heads(neo, zoo.mixed(neo, n=2))
+        fired.clear()
+        neo(zoo.random_ids(1, 8))
+        assert fired == [1]
+        assert not any(len(b._forward_pre_hooks) for b in neo.blocks)
+        assert not any("forward" in vars(b.attn) for b in neo.blocks)
+    finally:
+        neo.reset_hooks()
+
+
+def test_ctrl_c_leaves_the_model_whole(neo):
+    paragraphs = zoo.mixed(neo, n=2)
+    before = neo(paragraphs.ids)
+
+    def interrupt(logits, rows):
+        raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        edited(
+            restart_of(neo, paragraphs), 1, [HeadEdit((0,), torch.zeros(1, 1, 1, 8))],
+            measure=interrupt,
+        )  # fmt: skip
+    assert torch.equal(neo(paragraphs.ids), before)
+
+
+@pytest.mark.parametrize("d_vocab", [2, 5, 256, 512, 1000])
+def test_the_two_largest_logits(d_vocab):
+    generator = torch.Generator().manual_seed(d_vocab)
+    logits = torch.randn(40, 3, d_vocab, generator=generator)
+    place, gap = largest_two(logits)
+    top = logits.topk(2)
+    assert torch.equal(place, top.indices[..., 0])
+    assert torch.equal(gap, top.values[..., 0] - top.values[..., 1])
+    ties = torch.randint(0, 3, (200, d_vocab), generator=generator).float()
+    first = [row.index(max(row)) for row in ties.tolist()]
+    assert largest_two(ties)[0].tolist() == first
+
+
+def test_scores_do_not_depend_on_the_pieces(monkeypatch):
+    logits = torch.randn(7, 3, 50, generator=torch.Generator().manual_seed(0))
+    targets = torch.randint(0, 50, (7, 3), generator=torch.Generator().manual_seed(1))
+    whole = read_continuation(logits, targets)
+    monkeypatch.setattr("memcircuits.measure.continuation._PIECE", 1)
+    pieces = read_continuation(logits, targets)
+    assert torch.equal(whole.log_prob, pieces.log_prob)
+    assert torch.equal(whole.correct, pieces.correct)
+    assert torch.equal(whole.margin, pieces.margin)
+
+
+def test_scores_of_a_hand_worked_continuation():
+    logits = torch.tensor([[[0.0, 2.0, 0.0], [1.0, 0.0, 0.0], [0.0, 0.0, 3.0]]])
+    found = read_continuation(logits, torch.tensor([[1, 1, 2]]))
+    e = torch.e
+    expected = [2 - torch.tensor(2 + e**2).log(), -torch.tensor(2 + e).log()]
+    torch.testing.assert_close(found.log_prob[0, :2], torch.stack(expected))
+    assert found.margin.tolist() == [[2.0, 1.0, 3.0]]
+    assert found.em.tolist() == [1]
+    assert found.correct.tolist() == [[True, False, True]]
+
+
+def testchecksums_equal_plain_python(monkeypatch):
+    def plain(tensor):
+        raw = bytes(tensor.contiguous().reshape(-1).view(torch.uint8).tolist())
+        words = [
+            int.from_bytes(raw[i : i + 8], "little", signed=True)
+            for i in range(0, len(raw) // 8 * 8, 8)
+        ]
+        sums = (sum(words), sum(i * word for i, word in enumerate(words, 1)))
+        wrapped = [(total + 2**63) % 2**64 - 2**63 for total in sums]
+        return (*wrapped, *raw[len(words) * 8 :])
+
+    monkeypatch.setattr("memcircuits.models.fingerprint._WORDS", 4)
+    generator = torch.Generator().manual_seed(0)
+    for dtype in (torch.float32, torch.bfloat16, torch.float16):
+        values = torch.randn(33, generator=generator).to(dtype)
+        for tensor in (values, values[1:], values[:32].view(4, 8).T, values[:0], values[5]):
+            assert checksum(tensor) == plain(tensor)

@@ -1,0 +1,101 @@
+"""tau-b equals scipy's, the null is calibrated, and a head made to prefer rare tokens is found."""
+
+import numpy as np
+import pytest
+import scipy.stats
+import torch
+
+import memcircuits as mc
+from memcircuits.evidence.rare_tokens import kendall_tau_b
+from memcircuits.models.hooks import hook_pattern
+from memcircuits.models.registry import adapt
+from tests.helpers import models as zoo
+
+
+def test_tau_b_equals_scipy_also_with_ties():
+    rng = np.random.default_rng(0)
+    x = rng.integers(0, 6, (4, 20))
+    y = rng.integers(0, 4, (3, 20))
+    ours = kendall_tau_b(torch.tensor(x), torch.tensor(y))
+    for i in range(4):
+        for j in range(3):
+            expected = scipy.stats.kendalltau(x[i], y[j], variant="b").statistic
+            assert float(ours[i, j]) == pytest.approx(expected, abs=1e-6)
+    assert torch.isnan(kendall_tau_b(torch.ones(5), torch.arange(5)))
+
+
+def test_hand_made_pattern():
+    attention = torch.tensor([0.5, 0.3, 0.1, 0.1])
+    counts = torch.tensor([1, 5, 9, 9])
+    # Pairs: 5 discordant, 1 tied in both: tau-b = -5 / sqrt(5 * 5).
+    assert float(kendall_tau_b(attention, counts)) == pytest.approx(-1.0)
+
+
+def test_attention_is_the_models_own(neo):
+    paragraphs = zoo.mixed(neo)
+    found = mc.rare_token_attention(neo, paragraphs, permutations=10)
+    with torch.no_grad():
+        patterns = zoo.hf_model("gpt_neo")(paragraphs.ids, output_attentions=True).attentions
+    for layer, pattern in enumerate(patterns):
+        torch.testing.assert_close(
+            found.attention[:, layer], pattern[:, :, 10, :10], atol=1e-5, rtol=0
+        )
+    expected = [
+        scipy.stats.kendalltau(found.attention[p, 2, 1], found.counts[p], variant="b").statistic
+        for p in range(len(paragraphs))
+    ]
+    assert found[(2, 1)] == pytest.approx(np.mean(expected), abs=1e-5)
+    assert (found.entropy >= 0).all()
+    assert (found.entropy <= np.log(10) + 1e-5).all()
+
+
+def test_a_head_that_prefers_rare_tokens_is_found(neo, monkeypatch):
+    paragraphs = zoo.mixed(neo, n=8)
+    unigrams = mc.UnigramTable.from_tokens(torch.arange(101).repeat(3), 101)
+    counts = torch.arange(1, 102) ** 2
+    unigrams = mc.UnigramTable(counts, "made up")
+    adapter = adapt(neo)
+    plain = adapter.run
+
+    def rigged(tokens, **options):
+        run = plain(tokens, **options)
+        rarity = 1.0 / counts[tokens].float()
+        run.cache[hook_pattern(1)][:, 2] = (rarity / rarity.sum(-1, keepdim=True))[:, None]
+        return run
+
+    monkeypatch.setattr(adapter, "run", rigged)
+    found = mc.rare_token_attention(neo, paragraphs, unigrams)
+    assert found[(1, 2)] < -0.95
+    assert found.p_value[1, 2] < 0.01
+    assert int(found.values.argmin()) == 1 * 4 + 2
+
+
+def test_null_is_calibrated():
+    """With random models and random tokens, few heads are called rare-token heads."""
+    small = 0
+    total = 0
+    for seed in range(3):
+        model = zoo.bridge("gpt2", seed=seed)
+        paragraphs = mc.Paragraphs.from_tokens(zoo.random_ids(12, 60, seed=seed))
+        counts = mc.UnigramTable(
+            torch.randint(1, 10**6, (101,), generator=torch.Generator().manual_seed(seed)), "noise"
+        )
+        found = mc.rare_token_attention(model, paragraphs, counts, seed=seed)
+        small += int((found.p_value < 0.05).sum())
+        total += found.p_value.numel()
+    assert small <= 0.2 * total
+
+
+def test_table_of_another_tokenizer_is_refused(neo):
+    with pytest.raises(mc.InputError, match="101"):
+        mc.rare_token_attention(
+            neo, zoo.mixed(neo), mc.UnigramTable(torch.ones(50, dtype=torch.long), "other")
+        )
+    foreign = mc.UnigramTable(torch.ones(101, dtype=torch.long), "other", "0123456789abcdef")
+    with pytest.raises(mc.InputError, match="made with tokenizer"):
+        mc.rare_token_attention(neo, zoo.mixed(neo), foreign)
+
+
+def test_without_a_table_the_result_says_so(neo):
+    found = mc.rare_token_attention(neo, zoo.mixed(neo), permutations=5)
+    assert "counted in the paragraphs" in found.notes[0]

@@ -1,0 +1,109 @@
+"""Every public call that runs a model, small: what faults are put into and what is repeated."""
+
+from __future__ import annotations
+
+import functools
+import json
+import tempfile
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from torch import nn
+
+import memcircuits as mc
+from memcircuits.data.windows import Windows
+from memcircuits.editing.evaluation import edit_divergence, evaluate_edit
+from memcircuits.editing.noise import weight_noise
+from memcircuits.editing.recipe import Recipe
+from memcircuits.editing.relearning import recovery_curve
+from memcircuits.evidence.patching.sweeps import patch_layers
+from memcircuits.evidence.triggers.minimal_sets import minimal_sets
+from memcircuits.measure.corpus.scan import scan_to_disk
+from memcircuits.measure.decoding import greedy_continuations
+from tests import matrix
+
+
+@functools.cache
+def made(model: nn.Module, name: str) -> Any:
+    """An edit of a model, which some calls are given."""
+    paragraphs = matrix.paragraphs(name)
+    return mc.unlearn(
+        model,
+        paragraphs[:3],
+        paragraphs[3:],
+        fraction=0.01,
+        recipe=Recipe(steps=1),
+        kl_budget=None,
+        progress=False,
+    )
+
+
+def applied(model: Any, name: str) -> Any:
+    with made(model, name).apply(model):
+        return mc.scan(model, matrix.paragraphs(name), progress=False)
+
+
+def to_disk(model: Any, name: str) -> bytes:
+    with tempfile.TemporaryDirectory() as folder:
+        rows = [{"ids": row} for row in matrix.paragraphs(name).ids.tolist()]
+        source = Path(folder, "rows.jsonl")
+        source.write_text("".join(json.dumps(row) + "\n" for row in rows))
+        windows = Windows(n_prefix=10, n_continuation=12)
+        scan_to_disk(model, source, Path(folder, "out"), windows=windows, progress=False)
+        parts = sorted(Path(folder, "out").rglob("*.parquet"))
+        return b"".join(part.read_bytes() for part in parts)
+
+
+def report(model: Any, name: str) -> bytes:
+    options = {"unigrams": matrix.unigrams(), "draws": 5, "progress": False}
+    ranking = mc.find_memorization_heads(model, matrix.paragraphs(name), method="screen", **options)
+    with tempfile.TemporaryDirectory() as folder:
+        return ranking.to_html(Path(folder, "report.html")).read_bytes()
+
+
+def on(call: Callable[[Any, mc.Paragraphs], Any]) -> Callable[[Any, str], Any]:
+    return lambda model, name: call(model, matrix.paragraphs(name))
+
+
+def public() -> set[str]:
+    """The public functions that take a model."""
+    return {name for name in mc.__all__ if name.islower()} - {"load_model", "__version__"}
+
+
+# What runs a model: the analyses of the matrix, and all else.
+CALLS: dict[str, Callable[[Any, str], Any]] = {
+    **{name: on(line.measure) for name, line in matrix.ANALYSES.items()},
+    "find_memorization_heads, screen, and to_html": report,
+    "contrastive_gradients, curvature": on(
+        lambda m, p: mc.contrastive_gradients(m, p[:3], p[3:], draws=2, progress=False)
+    ),
+    "patch_layers": on(
+        lambda m, p: patch_layers(m, p, matrix.twins(p), positions=[0, 4], progress=False)
+    ),
+    "perturb_prefix, neighbor": on(
+        lambda m, p: mc.perturb_prefix(m, p, replacement="neighbor", progress=False)
+    ),
+    "perturb_prefix, second": on(
+        lambda m, p: mc.perturb_prefix(m, p, replacement="second", progress=False)
+    ),
+    "greedy_continuations": on(lambda m, p: greedy_continuations(m, p, progress=False)),
+    "minimal_sets": on(lambda m, p: minimal_sets(m, p, max_tokens=2, progress=False)),
+    "weight_noise": on(
+        lambda m, p: weight_noise(m, p[:3], p[3:], sizes=(0.1,), draws=2, progress=False)
+    ),
+    "attention_view, two": on(lambda m, p: mc.attention_view(m, p[0], compare=p[1])._repr_html_()),
+    "Edit.apply": applied,
+    "evaluate_edit": lambda m, name: evaluate_edit(
+        m, made(m, name), *halves(name), attacks=2, progress=False
+    ),
+    "edit_divergence": lambda m, name: edit_divergence(m, made(m, name), halves(name)[1]),
+    "recovery_curve": lambda m, name: recovery_curve(
+        m, made(m, name), *halves(name), steps=2, progress=False
+    ),
+    "scan_to_disk": to_disk,
+}
+
+
+def halves(name: str) -> tuple[mc.Paragraphs, mc.Paragraphs]:
+    return matrix.paragraphs(name)[:3], matrix.paragraphs(name)[3:]

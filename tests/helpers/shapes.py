@@ -1,0 +1,40 @@
+"""Run every public analysis with its annotated shapes and types checked (`python -m tests.helpers.shapes MODEL`, see test_shapes.py).
+
+The checker must be installed before the package is imported, and it refuses bad input before the
+package can say what is wrong with it; so it runs in a process of its own.
+"""
+
+import sys
+import typing
+
+import beartype
+import beartype.roar
+import jaxtyping
+
+
+def checked(function):
+    """beartype, except where an annotation is for static checkers only (`Self`, lazy imports)."""
+    try:
+        typing.get_type_hints(function)
+        return beartype.beartype(function)
+    except (NameError, beartype.roar.BeartypeDecorHintException):
+        return function
+
+
+if __name__ == "__main__":
+    jaxtyping.install_import_hook("memcircuits", "tests.helpers.shapes.checked")
+    import memcircuits as mc
+    from memcircuits.models.registry import validate_model
+    from tests.helpers import models as zoo
+
+    model = zoo.bridge(sys.argv[1])
+    paragraphs = zoo.mixed(model)
+    validate_model(model)
+    mc.scan(model, paragraphs).to_frame()
+    for mode in ("zero", "mean", "resample"):
+        mc.ablate_heads(model, paragraphs, mode=mode).to_frame()
+    mc.parameter_gradients(model, paragraphs).to_frame()
+    mc.rare_token_attention(model, paragraphs, permutations=5).to_frame()
+    mc.find_memorization_heads(model, paragraphs, draws=10).to_frame()
+    mc.attention_view(model, paragraphs[0], layer=1).to_html()
+    print("checked")
