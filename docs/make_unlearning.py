@@ -31,7 +31,7 @@ from memcircuits.editing.curvature import Curvature
 from memcircuits.editing.edit import Edit
 from memcircuits.editing.evaluation import extraction_probability, random_prefixes
 from memcircuits.editing.noise import weight_noise
-from memcircuits.editing.recipe import NATURAL, REFERENCE, Recipe
+from memcircuits.editing.recipe import NATURAL_GRADIENT, STOEHR_2024, Recipe
 from memcircuits.editing.relearning import recovery_curve
 from memcircuits.editing.unlearning import control_curvature
 from memcircuits.measure.continuation import read_continuation
@@ -64,18 +64,27 @@ ARMS = {
 }
 Runs = dict[str, dict[str, Any]]  # name -> what was found
 VARIANTS: dict[str, tuple[str, Recipe]] = {
-    "natural": ("`NATURAL`, the default", NATURAL),
-    "margin": ("objective: margin of all tokens", dataclasses.replace(NATURAL, objective="margin")),
-    "nll": ("objective: log-likelihood", dataclasses.replace(NATURAL, objective="nll")),
-    "diagonal": ("curvature: diagonal only", dataclasses.replace(NATURAL, curvature="diagonal")),
-    "plain-mask": ("mask: by plain gradient", dataclasses.replace(NATURAL, curved_mask=False)),
-    "no-shrink": ("no shrinking", dataclasses.replace(NATURAL, shrink=False)),
+    "natural": ("`NATURAL_GRADIENT`, the default", NATURAL_GRADIENT),
+    "margin": (
+        "objective: margin of all tokens",
+        dataclasses.replace(NATURAL_GRADIENT, objective="margin"),
+    ),
+    "nll": ("objective: log-likelihood", dataclasses.replace(NATURAL_GRADIENT, objective="nll")),
+    "diagonal": (
+        "curvature: diagonal only",
+        dataclasses.replace(NATURAL_GRADIENT, curvature="diagonal"),
+    ),
+    "plain-mask": (
+        "mask: by plain gradient",
+        dataclasses.replace(NATURAL_GRADIENT, curved_mask=False),
+    ),
+    "no-shrink": ("no shrinking", dataclasses.replace(NATURAL_GRADIENT, shrink=False)),
     "adam": (
         "Adam and a KL term instead of curvature (lr 1e-3)",
-        dataclasses.replace(NATURAL, curvature="none", learning_rate=1e-3),
+        dataclasses.replace(NATURAL_GRADIENT, curvature="none", learning_rate=1e-3),
     ),
 }
-AT_ONCE = dataclasses.replace(NATURAL, one_by_one=False, step_kl=3e-4)
+AT_ONCE = dataclasses.replace(NATURAL_GRADIENT, one_by_one=False, step_kl=3e-4)
 BESIDES: dict[str, dict[str, Any]] = {
     "natural": {"arm": "top", "variant": "natural"},
     "guarded": {"arm": "top", "variant": "natural", "guarded": True},
@@ -121,7 +130,7 @@ class Setting:
         return control_curvature(self.model, self.guarded)
 
     def logits(self, paragraphs: mc.Paragraphs) -> torch.Tensor:
-        with self.adapter.untouched():
+        with self.adapter.preserving_state():
             positions = slice(paragraphs.n_prefix - 1, None)
             return self.adapter.run(paragraphs.ids[:, :-1], positions=positions).logits.float()
 
@@ -239,7 +248,7 @@ def make(
     s = setting()
     many = len(target) > 1
     if not variant:
-        recipe = dataclasses.replace(REFERENCE, learning_rate=rate)
+        recipe = dataclasses.replace(STOEHR_2024, learning_rate=rate)
         options: dict[str, Any] = {"control": s.few, "em_below": 0.0, "kl_budget": None}
     else:
         recipe = AT_ONCE if variant == "at-once" else VARIANTS[variant][1]
@@ -639,7 +648,7 @@ EM counts up to the first wrong token. *Extraction* is the probability that one 
 the whole continuation; *attacked* the largest EM over the prefix itself and {ATTACKS} perturbations
 of it, one to three random tokens replaced in each. The recipe stops at the first wrong token, and
 most of the others are still known: to push every token off the greedy path within the same budget
-take `dataclasses.replace(NATURAL, objective="margin")` and `em_below=0` (second line, n =
+take `dataclasses.replace(NATURAL_GRADIENT, objective="margin")` and `em_below=0` (second line, n =
 {len(read(runs, "all-tokens"))}).
 
 {

@@ -25,7 +25,7 @@ import pandas as pd
 
 import memcircuits as mc
 from memcircuits.benchmark.localizers import localize
-from memcircuits.benchmark.units import Case, truth_of
+from memcircuits.benchmark.units import LocalizationTask, truth_of
 from memcircuits.organism.delta import HEAD
 
 # %% [markdown]
@@ -66,7 +66,7 @@ print(f"heads {planted.truth.heads}, layers {planted.truth.layers}")
 names = ["zero-ablation", "attribution", "gradient-max", "gradient-fisher", "rare-token-attention"]
 rows = []
 with planted.apply(organism):
-    case = Case(organism, targets, control[60:68], unigrams=mc.UnigramTable.shipped())
+    case = LocalizationTask(organism, targets, control[60:68], unigrams=mc.UnigramTable.shipped())
     truth = truth_of(case.adapter, planted, "head")
     for name in [*names, "random"]:
         scores = localize(case, name, "head")

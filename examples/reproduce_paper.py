@@ -39,7 +39,7 @@ from memcircuits import pages
 from memcircuits.core.io import write_atomically
 from memcircuits.core.statistics import bootstrap_means
 from memcircuits.editing.noise import weight_noise
-from memcircuits.editing.recipe import REFERENCE
+from memcircuits.editing.recipe import STOEHR_2024
 from memcircuits.evidence.ablation import Ablation
 from memcircuits.evidence.gradients.parameters import ParameterGradients
 from memcircuits.evidence.patching.sweeps import patch_layers
@@ -429,7 +429,7 @@ def fine_tuning(study: Study) -> Outcome:
         ("edit", "top"): ("33.65", "38.67"),
     }
     note = (
-        f"the paper's recipe: {REFERENCE.steps} steps of Adam at {REFERENCE.learning_rate:g}; "
+        f"the paper's recipe: {STOEHR_2024.steps} steps of Adam at {STOEHR_2024.learning_rate:g}; "
         "exactly the masked weights change; the controls are others than those of the edit, with "
         "their own continuations (the paper's are those in its KL term)"
     )
@@ -438,7 +438,7 @@ def fine_tuning(study: Study) -> Outcome:
         em = torch.empty(2, n)
         for i in range(n):
             options: dict[str, Any] = {"mask": mask, "seed": study.seed + i, **study.options}
-            options |= {"recipe": REFERENCE, "kl_budget": None}
+            options |= {"recipe": STOEHR_2024, "kl_budget": None}
             if job == "unlearn":
                 made = mc.unlearn(study.model, clean[i], seen, em_below=0.0, **options)
             else:
@@ -801,7 +801,7 @@ def activation_cosine(study: Study) -> Tensor:
     adapter = study.adapter
     names = [hook_z(layer) for layer in range(adapter.n_layers)]
     means = []
-    with adapter.untouched():
+    with adapter.preserving_state():
         for paragraphs in (study.memorized, study.control):
             total: Tensor | float = 0.0
             for paragraph in paragraphs:

@@ -27,7 +27,7 @@ import plotly.io
 
 import memcircuits as mc
 from memcircuits.editing.evaluation import compare_edits
-from memcircuits.editing.recipe import REFERENCE
+from memcircuits.editing.recipe import STOEHR_2024
 from memcircuits.editing.relearning import recovery_curve
 from memcircuits.measure.decoding import greedy_continuations
 
@@ -85,7 +85,7 @@ for mask, rate in {"all": 3e-5, "top": 1e-3, "random": 1e-3, "random-per-tensor"
         control[:13],
         fraction=edit.n_masked / edit.n_candidates,
         mask=mask,
-        recipe=replace(REFERENCE, learning_rate=rate),
+        recipe=replace(STOEHR_2024, learning_rate=rate),
         em_below=0.0,
         kl_budget=None,
     )

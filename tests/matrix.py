@@ -463,7 +463,11 @@ def other_lines() -> list[str]:
             reason = str(error).split("; ", 1)[1].partition(" (Could not")[0]
             refused.append(f"| {kind} | {reason.partition('. Available')[0]} |")
         else:
-            slow = "" if adapt(found).can_restart else " (slower: not continued in the middle)"
+            slow = (
+                ""
+                if adapt(found).supports_partial_forward
+                else " (slower: not continued in the middle)"
+            )
             works.append(f"{kind}{slow}")
     assert len(works) == len(zoo.OTHERS)
     return [

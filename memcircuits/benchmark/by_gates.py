@@ -7,7 +7,7 @@ from collections.abc import Callable, Sequence
 import torch
 from torch import Tensor
 
-from memcircuits.benchmark.units import Case
+from memcircuits.benchmark.units import LocalizationTask
 from memcircuits.data.paragraphs import Paragraphs
 from memcircuits.evidence.gradients.activations import activation_gradients
 from memcircuits.measure.continuation import read_continuation
@@ -48,27 +48,29 @@ def _gated(adapter: Adapter, paragraphs: Paragraphs, unit: str, gates: Sequence[
     return read_continuation(run.logits, paragraphs.continuation.to(adapter.device)).nll.mean()
 
 
-def _gate_gradient(case: Case, paragraphs: Paragraphs, unit: str, openness: float) -> Tensor:
+def _gate_gradient(
+    case: LocalizationTask, paragraphs: Paragraphs, unit: str, openness: float
+) -> Tensor:
     """Gradient of the NLL in every gate, all of them open by `openness`."""
     gates = [(g * openness).requires_grad_() for g in _gates(case.adapter, unit)]
-    with case.adapter.untouched(), torch.enable_grad():
+    with case.adapter.preserving_state(), torch.enable_grad():
         loss = _gated(case.adapter, paragraphs, unit, gates)
         return torch.cat(torch.autograd.grad(loss, gates))
 
 
-def by_attribution(case: Case, unit: str) -> Tensor:
+def by_attribution(case: LocalizationTask, unit: str) -> Tensor:
     # Closing a gate changes it by -1.
     return _gate_gradient(case, case.control, unit, 1.0) - _gate_gradient(
         case, case.targets, unit, 1.0
     )
 
 
-def by_integrated_gradients(case: Case, unit: str) -> Tensor:
+def by_integrated_gradients(case: LocalizationTask, unit: str) -> Tensor:
     points = [(i + 0.5) / _IG_STEPS for i in range(_IG_STEPS)]
     return -torch.stack([_gate_gradient(case, case.targets, unit, p) for p in points]).mean(0)
 
 
-def by_activation_gradient(case: Case, unit: str) -> Tensor:
+def by_activation_gradient(case: LocalizationTask, unit: str) -> Tensor:
     if unit == "head":
         found = activation_gradients(case.model, case.targets, sites=("z",), progress=False)
         return found.values["z"].amax(-1)
@@ -86,7 +88,7 @@ def by_activation_gradient(case: Case, unit: str) -> Tensor:
     def shift(layer: int) -> Callable[[Tensor], Tensor]:
         return lambda old: old + shifts[layer]
 
-    with case.adapter.untouched(), torch.enable_grad():
+    with case.adapter.preserving_state(), torch.enable_grad():
         run = case.adapter.run(
             case.targets.ids[:, :-1],
             positions=slice(case.targets.n_prefix - 1, None),
@@ -98,7 +100,7 @@ def by_activation_gradient(case: Case, unit: str) -> Tensor:
     return torch.cat([s.abs().amax((0, 1)) for s in slopes])
 
 
-def by_hard_concrete(case: Case, unit: str) -> Tensor:
+def by_hard_concrete(case: LocalizationTask, unit: str) -> Tensor:
     """Log-odds of gates trained to stay open only where the recitation needs them."""
     adapter, generator = case.adapter, case.generator
     sizes = [len(g) for g in _gates(adapter, unit)]
@@ -106,7 +108,7 @@ def by_hard_concrete(case: Case, unit: str) -> Tensor:
     adam = torch.optim.Adam([odds], lr=0.1)
     beta, low, high = 2 / 3, -0.1, 1.1
     closed = beta * torch.log(torch.tensor(-low / high))
-    with adapter.untouched():
+    with adapter.preserving_state():
         for _ in range(_MASK_STEPS):
             u = torch.rand(len(odds), generator=generator).clamp(1e-6, 1 - 1e-6).to(odds.device)
             with torch.enable_grad():

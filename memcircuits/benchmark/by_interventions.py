@@ -5,11 +5,11 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from memcircuits.benchmark.units import Case
+from memcircuits.benchmark.units import LocalizationTask
 from memcircuits.data.paragraphs import Paragraphs
 from memcircuits.data.unigrams import UnigramTable
 from memcircuits.evidence.ablation import Ablation
-from memcircuits.evidence.interventions import HeadEdit, Restart
+from memcircuits.evidence.interventions import HeadEdit, ResumableRun
 from memcircuits.evidence.patching.sweeps import patch_heads
 from memcircuits.evidence.rare_tokens import rare_token_attention
 
@@ -19,7 +19,7 @@ _TWINS = 3  # perturbed twins of each target
 _PERTURBED = 0.2  # of a twin's prefix tokens
 
 
-def by_ablation(mode: str, case: Case, unit: str) -> Tensor:
+def by_ablation(mode: str, case: LocalizationTask, unit: str) -> Tensor:
     if unit == "block":
         return _block_effects(case, case.targets) - _block_effects(case, case.control)
     reference = None if mode == "zero" else case.control
@@ -32,12 +32,12 @@ def by_ablation(mode: str, case: Case, unit: str) -> Tensor:
     return effects[0] - effects[1]
 
 
-def _block_effects(case: Case, paragraphs: Paragraphs) -> Tensor:
+def _block_effects(case: LocalizationTask, paragraphs: Paragraphs) -> Tensor:
     """Rise of NLL when a layer's whole attention or MLP is silenced."""
     adapter = case.adapter
     rows = []
-    with adapter.untouched():
-        restart = Restart(adapter, paragraphs.ids, paragraphs.n_prefix)
+    with adapter.preserving_state():
+        restart = ResumableRun(adapter, paragraphs.ids, paragraphs.n_prefix)
         clean = restart.clean()[:, 0].mean()
         for layer in range(adapter.n_layers):
             silent = torch.zeros_like(restart.z[layer][:1, :1])
@@ -53,7 +53,7 @@ def _block_effects(case: Case, paragraphs: Paragraphs) -> Tensor:
     return torch.stack(rows)
 
 
-def _twins(case: Case) -> tuple[Paragraphs, Paragraphs]:
+def _twins(case: LocalizationTask) -> tuple[Paragraphs, Paragraphs]:
     """Each target several times, and as often with some prefix tokens replaced at random."""
     generator = case.generator
     ids = case.targets.ids.repeat(_TWINS, 1)
@@ -65,7 +65,7 @@ def _twins(case: Case) -> tuple[Paragraphs, Paragraphs]:
     return Paragraphs(ids, n), Paragraphs(twins, n)
 
 
-def by_patching(method: str, case: Case, unit: str) -> Tensor:
+def by_patching(method: str, case: LocalizationTask, unit: str) -> Tensor:
     clean, twins = _twins(case)
     found = patch_heads(
         case.model, clean, twins, method=method, check=4, seed=case.seed, progress=False
@@ -73,7 +73,7 @@ def by_patching(method: str, case: Case, unit: str) -> Tensor:
     return found.values
 
 
-def by_attention(case: Case, unit: str) -> Tensor:
+def by_attention(case: LocalizationTask, unit: str) -> Tensor:
     table = case.unigrams or UnigramTable.from_tokens(
         case.control.ids, case.adapter.d_vocab, source="the controls"
     )

@@ -73,7 +73,7 @@ PLANTING_STEPS = {"weights": 400}  # of planting, 150 elsewhere; a place that ne
 
 
 @dataclass(frozen=True)
-class Pool:
+class ParagraphPool:
     """Where trials take their paragraphs from.
 
     Attributes:
@@ -89,7 +89,7 @@ class Pool:
     unigrams: UnigramTable | None
 
     @classmethod
-    def of(cls, model: Any, paragraphs: Any, unigrams: UnigramTable | None = None) -> Pool:
+    def of(cls, model: Any, paragraphs: Any, unigrams: UnigramTable | None = None) -> ParagraphPool:
         """Sort paragraphs by what the model does with them.
 
         Raises:

@@ -1,6 +1,6 @@
 """Many methods, one signature: which parts of the model hold these paragraphs?
 
-A localizer takes a `Case` (a model, target paragraphs, controls) and answers one score per unit,
+A localizer takes a `LocalizationTask` (a model, target paragraphs, controls) and answers one score per unit,
 larger for parts that it blames more. Units are *heads*, *blocks* (a layer's attention or MLP), MLP
 *neurons* and single *weights*. Where a method can tell targets from controls, the score is the
 difference: what harms every paragraph alike is not where these are kept.
@@ -43,7 +43,7 @@ from memcircuits.benchmark.by_weights import (
     oracle,
     random_scores,
 )
-from memcircuits.benchmark.units import UNITS, Case
+from memcircuits.benchmark.units import UNITS, LocalizationTask
 from memcircuits.core.errors import InputError, one_of
 
 
@@ -59,10 +59,10 @@ class Localizer:
 
     name: str
     units: tuple[str, ...]
-    score: Callable[[Case, str], Float[Tensor, " unit"]]
+    score: Callable[[LocalizationTask, str], Float[Tensor, " unit"]]
 
 
-def localize(case: Case, name: str, unit: str = "head") -> Float[Tensor, " unit"]:
+def localize(case: LocalizationTask, name: str, unit: str = "head") -> Float[Tensor, " unit"]:
     """Run one localizer.
 
     Args:

@@ -7,9 +7,9 @@ from typing import Any
 
 import torch
 
-from memcircuits.benchmark.kinds import N_HOLDERS, Pool
+from memcircuits.benchmark.kinds import N_HOLDERS, ParagraphPool
 from memcircuits.benchmark.localizers import LOCALIZERS, localize
-from memcircuits.benchmark.units import Case
+from memcircuits.benchmark.units import LocalizationTask
 from memcircuits.core.errors import InputError
 from memcircuits.core.statistics import benjamini_hochberg, permuted_differences
 from memcircuits.data.paragraphs import Paragraphs
@@ -21,7 +21,7 @@ from memcircuits.measure.scanning import scan
 from memcircuits.models.registry import adapt
 
 
-def holders_trial(pool: Pool, seed: int) -> dict[str, Any]:
+def holders_trial(pool: ParagraphPool, seed: int) -> dict[str, Any]:
     """Six paragraphs through six heads of one model: which head holds which?"""
     generator = torch.Generator().manual_seed(10_000 + seed)
     adapter = adapt(pool.model)
@@ -88,7 +88,7 @@ def holders_trial(pool: Pool, seed: int) -> dict[str, Any]:
     return {"seed": seed, "em": em, "assigned": assigned, "planted": len(done)}
 
 
-def null_trial(pool: Pool, runs: int, seed: int) -> dict[str, Any]:
+def null_trial(pool: ParagraphPool, runs: int, seed: int) -> dict[str, Any]:
     """How often is a head called significant between halves of sets that do not differ?"""
     generator = torch.Generator().manual_seed(seed)
     adapter = adapt(pool.model)
@@ -114,7 +114,7 @@ def null_trial(pool: Pool, runs: int, seed: int) -> dict[str, Any]:
     return found
 
 
-def stability_trial(pool: Pool, seed: int) -> dict[str, Any]:
+def stability_trial(pool: ParagraphPool, seed: int) -> dict[str, Any]:
     """Kendall's tau between the scores of two halves of recited paragraphs, nothing planted."""
     from scipy.stats import kendalltau
 
@@ -130,7 +130,7 @@ def stability_trial(pool: Pool, seed: int) -> dict[str, Any]:
     agreement = {}
     for name in names:
         first, second, again = (
-            localize(Case(pool.model, half, control, pool.unigrams, s), name)
+            localize(LocalizationTask(pool.model, half, control, pool.unigrams, s), name)
             for half, s in ((halves[0], seed), (halves[1], seed), (halves[0], seed + 1))
         )
         agreement[name] = {

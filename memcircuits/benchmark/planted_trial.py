@@ -18,11 +18,11 @@ from memcircuits.benchmark.kinds import (
     PLANTING_STEPS,
     RANKINGS,
     UNIT,
-    Pool,
+    ParagraphPool,
 )
 from memcircuits.benchmark.localizers import LOCALIZERS, localize
 from memcircuits.benchmark.metrics import metrics
-from memcircuits.benchmark.units import Case, counting, truth_of
+from memcircuits.benchmark.units import LocalizationTask, counting, truth_of
 from memcircuits.core.errors import InputError
 from memcircuits.core.heads import Head
 from memcircuits.data.paragraphs import Paragraphs
@@ -35,7 +35,12 @@ from memcircuits.models.registry import adapt
 
 
 def planted_trial(
-    pool: Pool, kind: str, seed: int, n: int, localizers: Sequence[str] | None, deletion: bool
+    pool: ParagraphPool,
+    kind: str,
+    seed: int,
+    n: int,
+    localizers: Sequence[str] | None,
+    deletion: bool,
 ) -> dict[str, Any]:
     """Plant, localize, compare."""
     generator = torch.Generator().manual_seed(seed)
@@ -70,7 +75,7 @@ def planted_trial(
     results = []
     curves = []
     with planted.apply(pool.model):
-        case = Case(pool.model, targets, control, pool.unigrams, seed, planted)
+        case = LocalizationTask(pool.model, targets, control, pool.unigrams, seed, planted)
         names = [name for name, found in LOCALIZERS.items() if unit in found.units]
         if unit == "head":  # zero ablation is the first ranking's score
             names = [*RANKINGS, *(name for name in names if name != "zero-ablation")]
@@ -97,7 +102,7 @@ def cut_continuation(group: Paragraphs, n: int | None) -> Paragraphs:
     return Paragraphs(group.ids[:, : group.n_prefix + n], group.n_prefix, group.names)
 
 
-def localizer_scores(case: Case, name: str, unit: str) -> Float[Tensor, " unit"]:
+def localizer_scores(case: LocalizationTask, name: str, unit: str) -> Float[Tensor, " unit"]:
     if name not in RANKINGS:
         return localize(case, name, unit)
     ranking = find_memorization_heads(
@@ -130,7 +135,9 @@ def _random_place(
     return [heads[order[0]]], components
 
 
-def _deletion(case: Case, scores: Tensor, recited: Paragraphs) -> dict[str, list[float]]:
+def _deletion(
+    case: LocalizationTask, scores: Tensor, recited: Paragraphs
+) -> dict[str, list[float]]:
     """EM of the targets and of other recited paragraphs as the first heads are silenced."""
     adapter = case.adapter
     order = scores.argsort(descending=True, stable=True)[: max(DELETED)].tolist()
@@ -157,7 +164,7 @@ def _em_without(adapter: Adapter, group: Paragraphs, heads: Sequence[Head]) -> T
 
         return edit
 
-    with adapter.untouched():
+    with adapter.preserving_state():
         run = adapter.run(
             group.ids[:, :-1],
             positions=slice(group.n_prefix - 1, None),

@@ -35,7 +35,7 @@ from memcircuits.benchmark.kinds import (
     METRICS,
     RANKINGS,
     UNIT,
-    Pool,
+    ParagraphPool,
 )
 from memcircuits.benchmark.localizers import LOCALIZERS
 from memcircuits.benchmark.other_trials import holders_trial, null_trial, stability_trial
@@ -49,7 +49,7 @@ from memcircuits.results.provenance import Provenance
 
 
 def run_trials(
-    pool: Pool,
+    pool: ParagraphPool,
     folder: str | Path,
     *,
     counts: Mapping[str, int] = COUNTS,
@@ -109,7 +109,7 @@ def run_trials(
 
 def _key(
     adapter: Adapter,
-    pool: Pool,
+    pool: ParagraphPool,
     n_paragraphs: int,
     seed: int,
     localizers: Sequence[str] | None,

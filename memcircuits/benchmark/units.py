@@ -23,7 +23,7 @@ UNITS = ("head", "block", "neuron", "weight")
 
 
 @dataclass(frozen=True)
-class Case:
+class LocalizationTask:
     """What a localizer is given.
 
     Attributes:

@@ -35,7 +35,7 @@ def localize(
 
     Example: memcircuits bench localize --quick --out bench
     """
-    from memcircuits.benchmark.kinds import COUNTS, METRICS, QUICK, Pool
+    from memcircuits.benchmark.kinds import COUNTS, METRICS, QUICK, ParagraphPool
     from memcircuits.benchmark.leaderboard import leaderboard
     from memcircuits.benchmark.pages import write_leaderboard
     from memcircuits.benchmark.trials import read_trials, run_trials
@@ -44,7 +44,7 @@ def localize(
     if shard_index >= num_shards:
         raise InputError("--shard-index", shard_index, f"give less than {num_shards}")
     loaded, given = source.load()
-    pool = Pool.of(loaded, given, source.unigrams(None))
+    pool = ParagraphPool.of(loaded, given, source.unigrams(None))
     run_trials(
         pool,
         out,

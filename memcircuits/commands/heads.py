@@ -80,7 +80,7 @@ def heads(
             "ci_low",
             "ci_high",
             "q_value",
-            "stands_out",
+            "significant",
             "em_memorized",
             "em_control",
             "gradient",

@@ -80,11 +80,11 @@ def unlearn(
     from memcircuits.editing.evaluation import compare_edits
     from memcircuits.editing.masks import CHOICES
     from memcircuits.editing.noise import weight_noise
-    from memcircuits.editing.recipe import NATURAL, REFERENCE
+    from memcircuits.editing.recipe import NATURAL_GRADIENT, STOEHR_2024
     from memcircuits.editing.relearning import recovery_curve
     from memcircuits.editing.unlearning import unlearn as find
 
-    recipes = {"natural": NATURAL, "reference": REFERENCE}
+    recipes = {"natural": NATURAL_GRADIENT, "reference": STOEHR_2024}
     one_of("--recipe", recipe, recipes)
     check_options(fraction, kl_budget, export)
     loaded, given = source.load()

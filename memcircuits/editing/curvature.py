@@ -47,7 +47,7 @@ class Quadratic:
     """
 
     own: Float[Tensor, " weight"]
-    rows: Float[Tensor, "row weight"]
+    rows: Float[Tensor, "batch weight"]
 
     def kl(self, change: Float[Tensor, " weight"]) -> float:
         """1/2 d^T F d, nats/token."""

@@ -31,7 +31,7 @@ from memcircuits.measure.continuation import read_continuation
 from memcircuits.measure.decoding import greedy_continuations
 from memcircuits.measure.scanning import scan
 from memcircuits.models.adapter import Adapter
-from memcircuits.models.batching import in_pieces, rows_that_fit
+from memcircuits.models.batching import map_batches, rows_that_fit
 from memcircuits.models.registry import adapt
 from memcircuits.results.provenance import Provenance
 from memcircuits.results.result import Result
@@ -324,8 +324,8 @@ def edit_divergence(
             edited = log_p(piece)
         return (original.exp() * (original - edited)).sum(-1).mean(-1).cpu()
 
-    with adapter.untouched():
-        return in_pieces(len(paragraphs), size, one_batch)
+    with adapter.preserving_state():
+        return map_batches(len(paragraphs), size, one_batch)
 
 
 def _all_tokens(
@@ -339,8 +339,8 @@ def _all_tokens(
         run = adapter.run(ids[:, :-1])
         return read_continuation(run.logits, ids[:, 1:].to(run.logits.device)).nll.cpu()
 
-    with adapter.untouched():
-        return in_pieces(
+    with adapter.preserving_state():
+        return map_batches(
             len(paragraphs), rows_that_fit(adapter, n_pos, n_pos, memory_budget), one_batch
         )
 

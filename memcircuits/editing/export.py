@@ -68,7 +68,7 @@ def export_edit(
     with edit.apply(bridge):  # refuses other weights
         mask = named_mask(adapter, edit.indices, edit.n_candidates)
         after = torch.cat([values.double() for values in mask.read()])
-        with adapter.untouched():
+        with adapter.preserving_state():
             expected = adapter.forward(probe)
     before = torch.cat([values.double() for values in mask.read()])
     numbers = _numbers(edit, source, options)

@@ -14,7 +14,7 @@ from memcircuits.measure.continuation import Continuation, read_continuation
 from memcircuits.measure.gradients import rows_with_gradient
 from memcircuits.measure.scanning import scan
 from memcircuits.models.adapter import Adapter
-from memcircuits.models.batching import each_piece, in_pieces, rows_that_fit
+from memcircuits.models.batching import iter_batches, map_batches, rows_that_fit
 
 
 @dataclass(frozen=True)
@@ -42,8 +42,8 @@ class Targets:
         return self.memorized if self.new is None else self.new
 
     def objective(
-        self, piece: slice, logits: Float[Tensor, "row pos d_vocab"]
-    ) -> tuple[Float[Tensor, " row"], Continuation]:
+        self, piece: slice, logits: Float[Tensor, "batch pos d_vocab"]
+    ) -> tuple[Float[Tensor, " batch"], Continuation]:
         """The loss of each paragraph, and how the model takes the continuation."""
         tokens = self.aim.continuation[piece].to(logits.device)
         found = read_continuation(logits, tokens)
@@ -59,13 +59,13 @@ class Targets:
         """For `row_gradients`."""
         return [self.objective(piece, logits)[0]]
 
-    def pulls(self, em: Int[Tensor, " row"]) -> Float[Tensor, " row"]:
+    def pulls(self, em: Int[Tensor, " batch"]) -> Float[Tensor, " batch"]:
         """1 for the paragraphs that still count."""
         if self.kind != "recitation" or self.new is not None:
             return torch.ones(len(em), device=em.device)
         return (em >= self.em_below).float()
 
-    def reached(self, found: dict[str, Tensor]) -> Bool[Tensor, " row"]:
+    def reached(self, found: dict[str, Tensor]) -> Bool[Tensor, " batch"]:
         """Which are forgotten, or which new continuations are recited."""
         if self.new is not None:
             return found["em_new"] == self.new.n_continuation
@@ -92,8 +92,8 @@ class Targets:
 
         size = rows_with_gradient(self.adapter, aim, self.memory_budget)
         parts: list[list[Tensor]] = [[], [], []]
-        with self.adapter.untouched(grad=parameters):
-            for _, (*measures, slope) in each_piece(len(aim), size, work):
+        with self.adapter.preserving_state(grad=parameters):
+            for _, (*measures, slope) in iter_batches(len(aim), size, work):
                 for part, values in zip(parts, measures, strict=True):
                     part.append(values)
                 if slope is not None:
@@ -118,24 +118,24 @@ class ReferenceDistribution:
     """Controls and the unedited model's log-probabilities of every token at their continuations."""
 
     paragraphs: Paragraphs
-    log_p: Float[Tensor, "row pos d_vocab"]
+    log_p: Float[Tensor, "batch pos d_vocab"]
 
     @classmethod
     def of(
         cls, adapter: Adapter, paragraphs: Paragraphs, memory_budget: int | None
     ) -> ReferenceDistribution:
-        with adapter.untouched():
+        with adapter.preserving_state():
             size = rows_that_fit(
                 adapter, paragraphs.ids.shape[1], paragraphs.n_continuation, memory_budget
             )
-            log_p = in_pieces(
+            log_p = map_batches(
                 len(paragraphs),
                 size,
                 lambda piece: log_probabilities(adapter, paragraphs.ids[piece], paragraphs),
             )
         return cls(paragraphs, log_p)
 
-    def kl(self, adapter: Adapter, rows: Tensor) -> Float[Tensor, " row"]:
+    def kl(self, adapter: Adapter, rows: Tensor) -> Float[Tensor, " batch"]:
         """KL(original || current) of some rows, nats/token."""
         current = log_probabilities(adapter, self.paragraphs.ids[rows], self.paragraphs)
         original = self.log_p[rows.to(self.log_p.device)]
@@ -146,9 +146,9 @@ class ReferenceDistribution:
         held = self.paragraphs
         size = rows_that_fit(adapter, held.ids.shape[1], held.n_continuation, memory_budget)
         rows = torch.arange(len(held))
-        with adapter.untouched():
+        with adapter.preserving_state():
             return float(
-                in_pieces(len(held), size, lambda piece: self.kl(adapter, rows[piece])).mean()
+                map_batches(len(held), size, lambda piece: self.kl(adapter, rows[piece])).mean()
             )
 
 
@@ -157,7 +157,9 @@ def log_probabilities(adapter: Adapter, ids: Tensor, paragraphs: Paragraphs) -> 
     return run.logits.float().log_softmax(-1)
 
 
-def _margin(logits: Float[Tensor, "row pos d_vocab"], targets: Tensor) -> Float[Tensor, "row pos"]:
+def _margin(
+    logits: Float[Tensor, "batch pos d_vocab"], targets: Tensor
+) -> Float[Tensor, "batch pos"]:
     """Logit of the target minus the largest other logit."""
     mine = logits.gather(-1, targets[..., None])
     others = logits.scatter(-1, targets[..., None], -torch.inf)

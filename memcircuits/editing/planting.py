@@ -171,7 +171,7 @@ def plant(
         seed=seed,
     )
     held = max(1, len(anchors) // 10)
-    low = min(weight.layer for weight in mask.weights) if adapter.can_restart else 0
+    low = min(weight.layer for weight in mask.weights) if adapter.supports_partial_forward else 0
     aim, seen, unseen = (
         BatchRows.of(adapter, group, low, memory_budget)
         for group in (paragraphs, anchors[held:], anchors[:held])

@@ -47,10 +47,10 @@ class Recipe:
     control_batch: int = 10
 
 
-REFERENCE = Recipe()
+STOEHR_2024 = Recipe()
 
 
-NATURAL = Recipe(
+NATURAL_GRADIENT = Recipe(
     steps=50,
     objective="recitation",
     curvature="full",

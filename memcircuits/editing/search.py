@@ -20,7 +20,7 @@ from memcircuits.editing.objective import ReferenceDistribution, Targets, histor
 from memcircuits.editing.recipe import Recipe
 from memcircuits.measure.gradients import row_gradients, rows_with_gradient
 from memcircuits.models.adapter import Adapter
-from memcircuits.models.batching import each_piece
+from memcircuits.models.batching import iter_batches
 
 SHORTEST = 0.1  # of the first step's length: shorter ones are not tried within the budget
 
@@ -221,8 +221,8 @@ class Search:
             return self.mask.gather(torch.autograd.grad(part, parameters))
 
         size = rows_with_gradient(adapter, control, self.editor.memory_budget)
-        with adapter.untouched(grad=parameters):
-            for _, slope in each_piece(len(batch), size, work):
+        with adapter.preserving_state(grad=parameters):
+            for _, slope in iter_batches(len(batch), size, work):
                 total += slope
         return total
 

@@ -9,13 +9,13 @@ tokens before it, in nats:
 2. Optimise a vector with one number per masked weight. Nothing else can change: each step writes
    `original + delta` into the masked places.
 3. Stop as soon as every target is recited for fewer than `em_below` tokens, or when the KL on
-   controls that nothing else sees passes `kl_budget`; the last step within it is kept. (`NATURAL`
+   controls that nothing else sees passes `kl_budget`; the last step within it is kept. (`NATURAL_GRADIENT`
    first tries shorter steps from there.)
 4. Put the original weights back, check by fingerprint that the model is bit for bit the one that
    came in (so that no weight outside the mask had moved), and return the change as an `Edit`.
 
-`REFERENCE` is the paper's recipe: forgetting is 0.1 times the log-likelihood, the KL is summed over
-the positions, and Adam follows the gradient of the sum. `NATURAL`, the default, differs in this:
+`STOEHR_2024` is the paper's recipe: forgetting is 0.1 times the log-likelihood, the KL is summed over
+the positions, and Adam follows the gradient of the sum. `NATURAL_GRADIENT`, the default, differs in this:
 
 * *Objective*: the number of tokens recited when sampling, sum over k of p_1 ... p_k, as log(1 + .),
   where a falling log-likelihood of all the tokens has no end and pulls also at those that are never
@@ -31,7 +31,7 @@ the positions, and Adam follows the gradient of the sum. `NATURAL`, the default,
   forty texts off their way at once is far too little. The mask is then the union of theirs.
 
 What is forgotten is the way in: a model that takes another first step no longer recites, though it
-may still know the rest. `NATURAL` with `objective="margin"` and `em_below=0` spends the whole
+may still know the rest. `NATURAL_GRADIENT` with `objective="margin"` and `em_below=0` spends the whole
 budget on pushing every token of the continuation off the greedy path.
 """
 
@@ -53,7 +53,7 @@ from memcircuits.editing.curvature import Curvature
 from memcircuits.editing.edit import Edit
 from memcircuits.editing.masks import CHOICES, Candidates
 from memcircuits.editing.objective import ReferenceDistribution, Targets
-from memcircuits.editing.recipe import CURVATURES, NATURAL, OBJECTIVES, Recipe
+from memcircuits.editing.recipe import CURVATURES, NATURAL_GRADIENT, OBJECTIVES, Recipe
 from memcircuits.editing.search import Editor
 from memcircuits.measure.scanning import without_non_finite
 from memcircuits.models.adapter import Adapter
@@ -73,7 +73,7 @@ def unlearn(
     heads: Sequence[Head | str] | None = None,
     layers: Sequence[int] | None = None,
     components: Sequence[str] | None = None,
-    recipe: Recipe = NATURAL,
+    recipe: Recipe = NATURAL_GRADIENT,
     em_below: float | None = None,
     kl_budget: float | None = 0.002,
     curvature: Curvature | None = None,
@@ -145,7 +145,7 @@ def edit(
     heads: Sequence[Head | str] | None = None,
     layers: Sequence[int] | None = None,
     components: Sequence[str] | None = None,
-    recipe: Recipe = NATURAL,
+    recipe: Recipe = NATURAL_GRADIENT,
     kl_budget: float | None = 0.002,
     curvature: Curvature | None = None,
     seed: int = 0,
@@ -213,7 +213,7 @@ def control_curvature(
     model: Any,
     control: Any,
     *,
-    draws: int = NATURAL.draws,
+    draws: int = NATURAL_GRADIENT.draws,
     seed: int = 0,
     memory_budget: int | None = None,
 ) -> Curvature:
@@ -276,7 +276,7 @@ def _find(
     if kl_budget is not None:
         positive("kl_budget", kl_budget)
     if not isinstance(recipe, Recipe):
-        raise InputError("recipe", repr(recipe), "pass a Recipe, such as NATURAL")
+        raise InputError("recipe", repr(recipe), "pass a Recipe, such as NATURAL_GRADIENT")
     at_least("steps", recipe.steps, 1)
     at_least("draws", recipe.draws, 1)
     one_of("objective", recipe.objective, OBJECTIVES)

@@ -17,7 +17,7 @@ from memcircuits.editing.masks import Mask
 from memcircuits.measure.continuation import read_continuation
 from memcircuits.measure.gradients import rows_with_gradient
 from memcircuits.models.adapter import Adapter
-from memcircuits.models.batching import each_piece, in_pieces
+from memcircuits.models.batching import iter_batches, map_batches
 
 _BATCH = 3  # anchors in each step
 
@@ -28,7 +28,7 @@ class BatchRows:
 
     paragraphs: Paragraphs
     resid: Tensor
-    log_p: Float[Tensor, "row pos d_vocab"]
+    log_p: Float[Tensor, "batch pos d_vocab"]
 
     @classmethod
     def of(
@@ -36,7 +36,7 @@ class BatchRows:
     ) -> BatchRows:
         name = f"blocks.{low}.hook_resid_pre"
         positions = slice(paragraphs.n_prefix - 1, None)
-        read = [name] if adapter.can_restart else []
+        read = [name] if adapter.supports_partial_forward else []
 
         def one_piece(piece: slice) -> tuple[Tensor, Tensor]:
             ids = paragraphs.ids[piece, :-1]
@@ -44,17 +44,17 @@ class BatchRows:
             return run.cache.get(name, ids), run.logits.float().log_softmax(-1)
 
         size = rows_with_gradient(adapter, paragraphs, memory_budget)
-        with adapter.untouched():
-            parts = [part for _, part in each_piece(len(paragraphs), size, one_piece)]
+        with adapter.preserving_state():
+            parts = [part for _, part in iter_batches(len(paragraphs), size, one_piece)]
         return cls(paragraphs, *(torch.cat(found) for found in zip(*parts, strict=True)))
 
     def logits(self, adapter: Adapter, low: int, rows: Tensor | slice) -> Tensor:
         positions = slice(self.paragraphs.n_prefix - 1, None)
-        if not adapter.can_restart:
+        if not adapter.supports_partial_forward:
             return adapter.run(self.resid[rows], positions=positions).logits
         return adapter.unembed(adapter.run_blocks(low, self.resid[rows])[:, positions])
 
-    def kl(self, adapter: Adapter, low: int, rows: Tensor | slice) -> Float[Tensor, " row"]:
+    def kl(self, adapter: Adapter, low: int, rows: Tensor | slice) -> Float[Tensor, " batch"]:
         """KL(original || current), nats/token."""
         new = self.logits(adapter, low, rows).float().log_softmax(-1)
         old = self.log_p[rows]
@@ -154,12 +154,12 @@ class Writer:
             return self.mask.gather(torch.autograd.grad(part, parameters)), float(part.detach())
 
         size = rows_with_gradient(adapter, aim, self.memory_budget)
-        with adapter.untouched(grad=parameters):
-            for _, (gradient, recited, loss) in each_piece(len(aim), size, written):
+        with adapter.preserving_state(grad=parameters):
+            for _, (gradient, recited, loss) in iter_batches(len(aim), size, written):
                 total += gradient
                 em.append(recited)
                 nll += loss
-            for _, (gradient, loss) in each_piece(len(drawn) if kl_weight else 0, size, moved):
+            for _, (gradient, loss) in iter_batches(len(drawn) if kl_weight else 0, size, moved):
                 total += kl_weight * gradient
                 kl += loss
         every = torch.cat(em).float()
@@ -175,8 +175,8 @@ class Writer:
     def _held_kl(self) -> float:
         held = self.held
         size = rows_with_gradient(self.adapter, held.paragraphs, self.memory_budget)
-        with self.adapter.untouched():
-            kl = in_pieces(
+        with self.adapter.preserving_state():
+            kl = map_batches(
                 len(held.paragraphs), size, lambda piece: held.kl(self.adapter, self.low, piece)
             )
         return float(kl.mean())
@@ -191,7 +191,7 @@ def written_weights(
     """Text that the model writes itself: sampled token by token from one random token."""
     length, n_prefix = paragraphs.ids.shape[1], paragraphs.n_prefix
     ids = torch.randint(adapter.d_vocab, (n, 1), generator=generator)
-    with adapter.untouched():
+    with adapter.preserving_state():
         while ids.shape[1] < length:
             logits = adapter.run(ids, positions=slice(-1, None)).logits[:, 0].float().cpu()
             if not logits.isfinite().all():

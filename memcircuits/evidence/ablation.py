@@ -19,9 +19,9 @@ from memcircuits.core.heads import Head
 from memcircuits.core.progress import bar
 from memcircuits.core.statistics import finite_mean, finite_rows, left_out
 from memcircuits.data.paragraphs import Paragraphs
-from memcircuits.evidence.interventions import FALLBACK, HeadEdit, Restart
+from memcircuits.evidence.interventions import FALLBACK, HeadEdit, ResumableRun
 from memcircuits.models.adapter import Adapter
-from memcircuits.models.batching import in_pieces, rows_that_fit
+from memcircuits.models.batching import map_batches, rows_that_fit
 from memcircuits.models.hooks import hook_z
 from memcircuits.models.registry import adapt
 from memcircuits.results.provenance import Provenance
@@ -84,7 +84,10 @@ def ablate_heads(
             seed=seed,
         ),
         samples={"nll": nll.contiguous(), "em": em.contiguous()},
-        notes=(*(() if adapter.can_restart else (FALLBACK,)), *left_out(finite_rows(nll))),
+        notes=(
+            *(() if adapter.supports_partial_forward else (FALLBACK,)),
+            *left_out(finite_rows(nll)),
+        ),
     )
 
 
@@ -125,7 +128,7 @@ class Ablation:
             self._draws = _draws(len(self.paragraphs), len(self._source), own, seed)
         self._means: list[Tensor] | None = None
 
-    def replacements(self, rows: slice) -> list[Float[Tensor, "row pos head d_head"]]:
+    def replacements(self, rows: slice) -> list[Float[Tensor, "batch pos head d_head"]]:
         """The new z of each layer for some of the paragraphs; sizes of 1 are to be broadcast."""
         adapter = self.adapter
         if self.mode == "resample":
@@ -149,12 +152,12 @@ class Ablation:
         ids, adapter = self.paragraphs.ids, self.adapter
         fits = rows_that_fit(adapter, ids.shape[1], self.paragraphs.n_continuation, memory_budget)
         with (
-            adapter.untouched(),
+            adapter.preserving_state(),
             bar(len(ids) * len(heads), "ablate", unit="head", progress=progress) as shown,
         ):
 
             def one_group(rows: slice) -> Tensor:
-                restart = Restart(adapter, ids[rows], self.paragraphs.n_prefix, memory_budget)
+                restart = ResumableRun(adapter, ids[rows], self.paragraphs.n_prefix, memory_budget)
                 clean, new = restart.clean(), self.replacements(rows)
                 found = torch.empty(len(clean), len(heads), clean.shape[-1])
                 for layer, mine in sorted(layers.items()):
@@ -166,7 +169,7 @@ class Ablation:
                     shown.update(len(clean) * len(mine))
                 return found
 
-            return in_pieces(len(ids), min(fits, _GROUP), one_group)
+            return map_batches(len(ids), min(fits, _GROUP), one_group)
 
 
 def _draws(n: int, n_source: int, own: bool, seed: int) -> Tensor:
@@ -178,7 +181,7 @@ def _draws(n: int, n_source: int, own: bool, seed: int) -> Tensor:
     return (torch.arange(n) + shift) % n
 
 
-def _read_z(adapter: Adapter, ids: Tensor) -> list[Float[Tensor, "row pos head d_head"]]:
+def _read_z(adapter: Adapter, ids: Tensor) -> list[Float[Tensor, "batch pos head d_head"]]:
     names = [hook_z(layer) for layer in range(adapter.n_layers)]
     run = adapter.run(ids[:, :-1], positions=slice(-1, None), read=names)
     return [run.cache[name] for name in names]

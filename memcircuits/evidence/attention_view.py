@@ -107,7 +107,7 @@ def _one_view(
     adapter.check_tokens(paragraph.ids, "paragraph")
     ids = paragraph.ids
     layers = sorted({head.layer for head in heads})
-    with adapter.untouched():
+    with adapter.preserving_state():
         run = adapter.run(ids, read=[hook_pattern(i) for i in layers])
     patterns = torch.stack([run.cache[hook_pattern(h.layer)][0, h.head].float() for h in heads])
     log_prob = run.logits[0, :-1].float().log_softmax(-1).cpu()

@@ -10,14 +10,14 @@ An edit of one head at layer l changes nothing below l. So:
 4. only the positions that predict the continuation go through the MLP of the last block and are
    unembedded, and their logits are read while the processor still has them at hand.
 
-Any other activation of block l (`Restart.patched`) is replaced by a hook while the block and those
+Any other activation of block l (`ResumableRun.patched`) is replaced by a hook while the block and those
 above run on the recorded input. One exception: on a Bridge a write to `hook_resid_mid` reaches the
 MLP but not the residual stream beside it, so a change of resid_mid enters as a change of the
 block's input while its attention answers what it answered before.
 
 The block's own code runs, so parallel blocks, norms after attention, local windows and grouped
 queries need no special case. Where a model cannot be continued in the middle
-(`Adapter.can_restart`), every edit takes a full forward pass and the result says so.
+(`Adapter.supports_partial_forward`), every edit takes a full forward pass and the result says so.
 """
 
 from __future__ import annotations
@@ -33,13 +33,13 @@ from torch import Tensor
 from memcircuits.core.errors import UnsupportedModel
 from memcircuits.measure.continuation import read_continuation
 from memcircuits.models.adapter import Adapter
-from memcircuits.models.batching import in_pieces, logits_that_fit, rows_that_fit
+from memcircuits.models.batching import logits_that_fit, map_batches, rows_that_fit
 from memcircuits.models.hooks import hook_z
 
 FALLBACK = "this model cannot be continued in the middle: every edit took a full forward pass"
 
 
-Measure = Callable[[Float[Tensor, "row pos d_vocab"], Int[Tensor, " row"]], Tensor]
+Measure = Callable[[Float[Tensor, "batch pos d_vocab"], Int[Tensor, " batch"]], Tensor]
 
 
 @dataclass(frozen=True)
@@ -48,7 +48,7 @@ class HeadEdit:
 
     Attributes:
         heads: the heads replaced.
-        z: their new values, [row, pos, head, d_head]; a size of 1 broadcasts over rows or
+        z: their new values, [batch, pos, head, d_head]; a size of 1 broadcasts over rows or
             positions.
     """
 
@@ -56,7 +56,7 @@ class HeadEdit:
     z: Tensor
 
 
-class Restart:
+class ResumableRun:
     """A clean run of some paragraphs that can be continued at any layer under head edits.
 
     Args:
@@ -70,7 +70,7 @@ class Restart:
     def __init__(
         self,
         adapter: Adapter,
-        ids: Int[Tensor, "row pos"],
+        ids: Int[Tensor, "batch pos"],
         n_prefix: int,
         memory_budget: int | None = None,
         *,
@@ -81,7 +81,7 @@ class Restart:
         self.inputs = ids[:, :-1].to(adapter.device)  # the last token predicts nothing
         self.positions = slice(n_prefix - 1, None)
         self._all = torch.arange(len(ids), device=adapter.device)
-        self.restarts = adapter.can_restart
+        self.restarts = adapter.supports_partial_forward
         self._rows = rows_that_fit(adapter, self.inputs.shape[1], 0, memory_budget)
         self._logit_rows = logits_that_fit(adapter, self.targets.shape[1], memory_budget)
         self._last = adapter.n_layers - 1
@@ -99,13 +99,13 @@ class Restart:
         self.cache = {name: run.cache[name] for name in read}
 
     def continuation(
-        self, logits: Float[Tensor, "row pos d_vocab"], rows: Int[Tensor, " row"]
-    ) -> Float[Tensor, "row measure"]:
+        self, logits: Float[Tensor, "batch pos d_vocab"], rows: Int[Tensor, " batch"]
+    ) -> Float[Tensor, "batch measure"]:
         """The default measure: NLL (nats/token) and EM (tokens) of the true continuation."""
         found = read_continuation(logits, self.targets[rows])
         return torch.stack([found.nll, found.em.float()], dim=-1)
 
-    def clean(self, measure: Measure | None = None) -> Float[Tensor, "row measure"]:
+    def clean(self, measure: Measure | None = None) -> Float[Tensor, "batch measure"]:
         """The measure of the unedited run."""
         measure = measure or self.continuation
         if not self.restarts:
@@ -114,11 +114,11 @@ class Restart:
 
     def edited(
         self, layer: int, edits: Sequence[HeadEdit], measure: Measure | None = None
-    ) -> Float[Tensor, "edit row measure"]:
+    ) -> Float[Tensor, "edit batch measure"]:
         """Measure every edit of `layer` on every paragraph, each edit by itself."""
         n = len(self.inputs)
         step = self._restarted if self.restarts else self._in_full
-        found = in_pieces(
+        found = map_batches(
             len(edits) * n, self._rows, partial(step, layer, edits, measure or self.continuation)
         )
         return found.view(len(edits), n, -1)
@@ -127,10 +127,10 @@ class Restart:
         self,
         layer: int,
         name: str,
-        source: Float[Tensor, "row pos *rest"],
-        masks: Bool[Tensor, "edit row pos *rest"],
+        source: Float[Tensor, "batch pos *rest"],
+        masks: Bool[Tensor, "edit batch pos *rest"],
         measure: Measure | None = None,
-    ) -> Float[Tensor, "edit row measure"]:
+    ) -> Float[Tensor, "edit batch measure"]:
         """Replace an activation of `layer` by `source` where a mask says so, each mask by itself.
 
         Args:
@@ -152,7 +152,7 @@ class Restart:
         live = masks.flatten(2).any(-1).nonzero()
         if len(live):
             step = partial(self._patched, layer, name, source, masks, measure, live)
-            new = in_pieces(len(live), self._rows, step)
+            new = map_batches(len(live), self._rows, step)
             found[live[:, 0], live[:, 1]] = new.to(found.dtype)
         return found
 
@@ -182,7 +182,9 @@ class Restart:
             final = self._finish(layer, resid, self.attn_out[layer][rows])
         elif layer < self._last:
             resid = self.adapter.run_blocks(layer, resid, self._last, edit={name: edit})
-            final = self._finish(self._last, resid, self.adapter.attention_of(self._last, resid))
+            final = self._finish(
+                self._last, resid, self.adapter.attention_output(self._last, resid)
+            )
         else:
             resid = self.adapter.run_blocks(layer, resid, edit={name: edit})
             final = resid[:, self.positions]
@@ -206,18 +208,18 @@ class Restart:
     def _finish(
         self,
         layer: int,
-        resid: Float[Tensor, "row pos d_model"],
-        attn_out: Float[Tensor, "row pos d_model"],
-    ) -> Float[Tensor, "row predicting d_model"]:
+        resid: Float[Tensor, "batch pos d_model"],
+        attn_out: Float[Tensor, "batch pos d_model"],
+    ) -> Float[Tensor, "batch predicting d_model"]:
         """From the attention of block `layer` to the end, at the positions that are unembedded.
 
         Nothing reads the other positions of the last block: its MLP does not run on them.
         """
         if layer < self._last:
-            with self.adapter.attention_answers(layer, attn_out):
+            with self.adapter.override_attention_output(layer, attn_out):
                 resid = self.adapter.run_blocks(layer, resid, self._last)
-            attn_out = self.adapter.attention_of(self._last, resid)
-        with self.adapter.attention_answers(self._last, attn_out[:, self.positions]):
+            attn_out = self.adapter.attention_output(self._last, resid)
+        with self.adapter.override_attention_output(self._last, attn_out[:, self.positions]):
             return self.adapter.run_blocks(self._last, resid[:, self.positions])
 
     def _in_full(
@@ -240,10 +242,13 @@ class Restart:
         return measure(run.logits, rows)
 
     def _measured(
-        self, final: Float[Tensor, "row pos d_model"], rows: Int[Tensor, " row"], measure: Measure
-    ) -> Float[Tensor, "row measure"]:
+        self,
+        final: Float[Tensor, "batch pos d_model"],
+        rows: Int[Tensor, " batch"],
+        measure: Measure,
+    ) -> Float[Tensor, "batch measure"]:
         """Unembed the last block's output and measure, as many rows as can be read at once."""
-        return in_pieces(
+        return map_batches(
             len(rows),
             self._logit_rows,
             lambda piece: measure(self.adapter.unembed(final[piece]), rows[piece]),

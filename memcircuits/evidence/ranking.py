@@ -96,7 +96,7 @@ class Ranking(Result, kind="ranking"):
         return benjamini_hochberg(self.p_value)
 
     @property
-    def stands_out(self) -> Tensor:
+    def significant(self) -> Tensor:
         """Heads with q < 0.05, [layer, head]."""
         return self.q_value < SIGNIFICANCE
 
@@ -123,7 +123,7 @@ class Ranking(Result, kind="ranking"):
     def to_frame(self) -> pd.DataFrame:
         """One row per head, best first.
 
-        Columns `layer, head, rank, score, ci_low, ci_high, p_value, q_value, stands_out` and one
+        Columns `layer, head, rank, score, ci_low, ci_high, p_value, q_value, significant` and one
         per kind of evidence.
         """
         import numpy as np
@@ -134,7 +134,7 @@ class Ranking(Result, kind="ranking"):
             "ci_high": self.ci[1],
             "p_value": self.p_value,
             "q_value": self.q_value,
-            "stands_out": self.stands_out,
+            "significant": self.significant,
             **self.evidence,
         }
         for name, values in columns.items():
@@ -152,7 +152,7 @@ class Ranking(Result, kind="ranking"):
             title="Memorization score: loss without the head, memorized minus control",
             name="score",
             units="nats/token",
-            marks=self.stands_out,
+            marks=self.significant,
         )
 
     def attention(
@@ -217,7 +217,7 @@ class Ranking(Result, kind="ranking"):
 
     def summary(self) -> str:
         """One sentence: which heads stand out."""
-        n = int(self.stands_out.sum())
+        n = int(self.significant.sum())
         sets = f"{self.counts['measured']} memorized paragraphs against as many controls"
         if self.counts["measured_control"] != self.counts["measured"]:
             sets = (
@@ -229,7 +229,7 @@ class Ranking(Result, kind="ranking"):
             if self.counts["measured"] < FEW:
                 text += " So few paragraphs can hardly reach that: read the order and intervals."
             return text
-        ranked = [h for h in self.scores.top(self.score.numel()) if self.stands_out[h]]
+        ranked = [h for h in self.scores.top(self.score.numel()) if self.significant[h]]
         best = ", ".join(str(h) for h in ranked[:5])
         more = f" and {n - 5} more" if n > 5 else ""
         total = self.score.numel()

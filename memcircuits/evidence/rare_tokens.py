@@ -195,7 +195,7 @@ def rare_token_attention(
         UnigramTable.check(unigrams, adapter.model)
     n_keys = min(query, paragraphs.n_prefix)
     counts = unigrams.counts[paragraphs.ids[:, :n_keys]]
-    with adapter.untouched():
+    with adapter.preserving_state():
         attention = _attention_from(adapter, paragraphs.ids, query, n_keys, progress)
     notes += left_out(finite_rows(attention))
     tau, null = _tau_with_null(attention, counts, permutations, seed)
@@ -221,8 +221,8 @@ def rare_token_attention(
 
 
 def _attention_from(
-    adapter: Adapter, ids: Int[Tensor, "row pos"], query: int, n_keys: int, progress: bool
-) -> Float[Tensor, "row layer head key"]:
+    adapter: Adapter, ids: Int[Tensor, "batch pos"], query: int, n_keys: int, progress: bool
+) -> Float[Tensor, "batch layer head key"]:
     """Attention rows of one query position; nothing behind it is run."""
     names = [hook_pattern(layer) for layer in range(adapter.n_layers)]
     parts = []
@@ -252,8 +252,8 @@ def _pair_signs(x: Tensor) -> Float[Tensor, "*batch pair"]:
 
 
 def _tau_with_null(
-    attention: Float[Tensor, "row layer head pos"],
-    counts: Int[Tensor, "row pos"],
+    attention: Float[Tensor, "batch layer head pos"],
+    counts: Int[Tensor, "batch pos"],
     permutations: int,
     seed: int,
 ) -> tuple[Tensor, Tensor]:

@@ -35,7 +35,7 @@ from memcircuits.core.statistics import finite_mean
 from memcircuits.evidence.ablation import Ablation
 from memcircuits.evidence.interventions import FALLBACK
 from memcircuits.measure.continuation import read_continuation
-from memcircuits.models.batching import in_pieces, rows_that_fit
+from memcircuits.models.batching import map_batches, rows_that_fit
 from memcircuits.models.hooks import hook_z
 from memcircuits.results.score_map import largest
 
@@ -102,7 +102,7 @@ def head_effects(
     adapter = memorized.adapter
     sets = {"memorized": memorized, "control": control}
     options: dict[str, Any] = {"memory_budget": memory_budget, "progress": progress}
-    notes = () if adapter.can_restart else (FALLBACK,)
+    notes = () if adapter.supports_partial_forward else (FALLBACK,)
     shape = (adapter.n_layers, adapter.n_heads)
     nll: dict[str, Tensor] = {}
     em = {name: torch.full((len(a.paragraphs), *shape), torch.nan) for name, a in sets.items()}
@@ -183,10 +183,10 @@ def attributions(
         return torch.stack(effects, 1).cpu()
 
     with (
-        adapter.untouched(),
+        adapter.preserving_state(),
         bar(len(paragraphs), "attribution", progress=progress) as shown,
     ):
-        return in_pieces(len(paragraphs), fit, one_batch, shown.update)
+        return map_batches(len(paragraphs), fit, one_batch, shown.update)
 
 
 def _missed(

@@ -31,24 +31,24 @@ class Continuation:
         margin: largest minus second largest logit; near 0, greedy choices are fragile.
     """
 
-    log_prob: Float[Tensor, "row pos"]
-    correct: Bool[Tensor, "row pos"]
-    margin: Float[Tensor, "row pos"]
+    log_prob: Float[Tensor, "batch pos"]
+    correct: Bool[Tensor, "batch pos"]
+    margin: Float[Tensor, "batch pos"]
 
     @property
-    def em(self) -> Int[Tensor, " row"]:
+    def em(self) -> Int[Tensor, " batch"]:
         """Greedy tokens equal to the truth before the first mismatch."""
         return self.correct.long().cumprod(-1).sum(-1)
 
     @property
-    def nll(self) -> Float[Tensor, " row"]:
+    def nll(self) -> Float[Tensor, " batch"]:
         """Mean negative log-likelihood, nats/token."""
         return -self.log_prob.mean(-1)
 
 
 def read_continuation(
-    logits: Float[Tensor, "row pos d_vocab"],
-    targets: Int[Tensor, "row pos"],
+    logits: Float[Tensor, "batch pos d_vocab"],
+    targets: Int[Tensor, "batch pos"],
 ) -> Continuation:
     """Score `targets` under logits that predict them (same positions)."""
     n_pos, d_vocab = targets.shape[1], logits.shape[-1]

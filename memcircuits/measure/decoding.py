@@ -13,7 +13,7 @@ from memcircuits.core.progress import bar
 from memcircuits.data.paragraphs import Paragraphs
 from memcircuits.measure.continuation import read_continuation
 from memcircuits.models.adapter import Adapter
-from memcircuits.models.batching import in_pieces, rows_that_fit
+from memcircuits.models.batching import map_batches, rows_that_fit
 from memcircuits.models.registry import adapt
 
 
@@ -55,9 +55,9 @@ def greedy_continuations(
         tokens = ids[wrong[piece], :-1]
         return adapter.run(tokens, positions=slice(n_prefix - 1, None)).logits.argmax(-1).cpu()
 
-    with adapter.untouched(), bar(len(ids), "decode", progress=progress) as shown:
-        if adapter.can_share(ids.shape[1] - 1):
-            ids[:, n_prefix:] = in_pieces(
+    with adapter.preserving_state(), bar(len(ids), "decode", progress=progress) as shown:
+        if adapter.supports_prefix_cache(ids.shape[1] - 1):
+            ids[:, n_prefix:] = map_batches(
                 len(ids),
                 size,
                 lambda piece: adapter.decode(
@@ -65,7 +65,7 @@ def greedy_continuations(
                 ).cpu(),
             )
         for _ in range(paragraphs.n_continuation):
-            guess = in_pieces(len(wrong), size, predict)
+            guess = map_batches(len(wrong), size, predict)
             changed = (guess != ids[wrong, n_prefix:]).any(-1)
             ids[wrong, n_prefix:] = guess
             shown.update(int((~changed).sum()))
@@ -77,10 +77,10 @@ def greedy_continuations(
 
 def em_and_nll(
     adapter: Adapter,
-    ids: Int[Tensor, "row pos"],
+    ids: Int[Tensor, "batch pos"],
     n_prefix: int,
     memory_budget: int | None,
-) -> tuple[Int[Tensor, " row"], Float[Tensor, " row"]]:
+) -> tuple[Int[Tensor, " batch"], Float[Tensor, " batch"]]:
     """EM and NLL of paragraphs as they are."""
 
     def one_batch(piece: slice) -> Tensor:
@@ -89,5 +89,5 @@ def em_and_nll(
         return torch.stack([found.em.float(), found.nll], 1).cpu()
 
     size = rows_that_fit(adapter, ids.shape[1], ids.shape[1] - n_prefix, memory_budget)
-    em, nll = in_pieces(len(ids), size, one_batch).unbind(1)
+    em, nll = map_batches(len(ids), size, one_batch).unbind(1)
     return em.long(), nll

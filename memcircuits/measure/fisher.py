@@ -50,7 +50,7 @@ def fisher_diagonal(
 
 def drawn_labels(
     paragraphs: Paragraphs, draws: int, generator: torch.Generator
-) -> Callable[[slice, Float[Tensor, "row pos d_vocab"]], list[Float[Tensor, " row"]]]:
+) -> Callable[[slice, Float[Tensor, "batch pos d_vocab"]], list[Float[Tensor, " batch"]]]:
     """For `row_gradients`: log p of tokens drawn from the model itself, summed over positions.
 
     The same tokens are drawn for the same seed, whatever the batches and the device.

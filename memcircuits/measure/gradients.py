@@ -14,7 +14,7 @@ from memcircuits.core.progress import bar
 from memcircuits.data.paragraphs import Paragraphs
 from memcircuits.measure.continuation import read_continuation
 from memcircuits.models.adapter import Adapter
-from memcircuits.models.batching import default_budget, each_piece, rows_that_fit
+from memcircuits.models.batching import default_budget, iter_batches, rows_that_fit
 from memcircuits.models.weights import Weight
 
 
@@ -45,10 +45,10 @@ def mean_gradient(
 
     size = rows_with_gradient(adapter, paragraphs, memory_budget)
     with (
-        adapter.untouched(grad=parameters),
+        adapter.preserving_state(grad=parameters),
         bar(n, "gradients", progress=progress) as shown,
     ):
-        for piece, (part, gradients) in each_piece(n, size, work):
+        for piece, (part, gradients) in iter_batches(n, size, work):
             for total, gradient in zip(totals, gradients, strict=True):
                 total += gradient
             loss += part
@@ -60,7 +60,7 @@ def each_gradient(
     adapter: Adapter,
     paragraphs: Paragraphs,
     weights: Sequence[Weight],
-    reduce: Callable[[int, Float[Tensor, "row head d_in d_out"]], Tensor],
+    reduce: Callable[[int, Float[Tensor, "batch head d_in d_out"]], Tensor],
     memory_budget: int | None = None,
     progress: bool = True,
 ) -> tuple[Float[Tensor, " paragraph"], list[Float[Tensor, "paragraph ..."]]]:
@@ -99,8 +99,10 @@ def row_gradients(
     adapter: Adapter,
     paragraphs: Paragraphs,
     weights: Sequence[Weight],
-    scalars: Callable[[slice, Float[Tensor, "row pos d_vocab"]], Sequence[Float[Tensor, " row"]]],
-    reduce: Callable[[int, Float[Tensor, "row head d_in d_out"]], Tensor],
+    scalars: Callable[
+        [slice, Float[Tensor, "batch pos d_vocab"]], Sequence[Float[Tensor, " batch"]]
+    ],
+    reduce: Callable[[int, Float[Tensor, "batch head d_in d_out"]], Tensor],
     memory_budget: int | None = None,
 ) -> Iterator[tuple[list[Tensor], list[list[Tensor]]]]:
     """For each batch some numbers per paragraph, and of each its reduced gradient per weight.
@@ -115,7 +117,7 @@ def row_gradients(
         memory_budget: bytes that one batch may take.
 
     Yields:
-        The numbers, [row] each, and for each of them the reduced gradients of all weights.
+        The numbers, [batch] each, and for each of them the reduced gradients of all weights.
     """
     parameters = [weight.parameter for weight in weights]
     together = all(weight.module is not None for weight in weights)
@@ -147,8 +149,8 @@ def row_gradients(
             found.append([reduce(j, gradient).detach() for j, gradient in enumerate(gradients)])
         return [value.detach().cpu() for value in values], found
 
-    with adapter.untouched(grad=parameters):
-        for _, result in each_piece(len(paragraphs), size, work):
+    with adapter.preserving_state(grad=parameters):
+        for _, result in iter_batches(len(paragraphs), size, work):
             yield result
 
 
@@ -163,12 +165,14 @@ def rows_with_gradient(
 
 def continuation_logits(
     adapter: Adapter, paragraphs: Paragraphs, piece: slice
-) -> Float[Tensor, "row pos d_vocab"]:
+) -> Float[Tensor, "batch pos d_vocab"]:
     ids = paragraphs.ids[piece, :-1]
     return adapter.run(ids, positions=slice(paragraphs.n_prefix - 1, None)).logits
 
 
-def continuation_nll(paragraphs: Paragraphs, piece: slice, logits: Tensor) -> Float[Tensor, " row"]:
+def continuation_nll(
+    paragraphs: Paragraphs, piece: slice, logits: Tensor
+) -> Float[Tensor, " batch"]:
     return read_continuation(logits, paragraphs.continuation[piece].to(logits.device)).nll
 
 
@@ -201,7 +205,7 @@ def _watched(weights: Sequence[Weight]) -> Iterator[tuple[list[Tensor], list[Ten
 
 def _per_row(
     weight: Weight, x: Tensor, slope: Tensor, rows: int
-) -> Float[Tensor, "row head d_in d_out"]:
+) -> Float[Tensor, "batch head d_in d_out"]:
     """Each paragraph's gradient: the product of its inputs and output gradients over positions."""
     x, slope = x.reshape(rows, -1, x.shape[-1]), slope.reshape(rows, -1, slope.shape[-1])
     # Linear stores [out, in], Conv1D [in, out].

@@ -28,7 +28,7 @@ from memcircuits.core.statistics import left_out
 from memcircuits.data.paragraphs import Paragraphs
 from memcircuits.measure.continuation import Continuation, read_continuation
 from memcircuits.models.adapter import Adapter
-from memcircuits.models.batching import in_pieces, rows_that_fit
+from memcircuits.models.batching import map_batches, rows_that_fit
 from memcircuits.models.registry import adapt
 from memcircuits.results.provenance import Provenance
 from memcircuits.results.result import Result
@@ -292,8 +292,8 @@ def measured(
         found = read_continuation(run.logits, targets[piece])
         return torch.stack([found.log_prob, found.correct.float(), found.margin], 1).cpu()
 
-    with adapter.untouched():
-        found = in_pieces(len(paragraphs), batch_size, one_batch, done)
+    with adapter.preserving_state():
+        found = map_batches(len(paragraphs), batch_size, one_batch, done)
     return Scan(
         ids=paragraphs.ids,
         n_prefix=paragraphs.n_prefix,

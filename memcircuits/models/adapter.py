@@ -10,7 +10,7 @@ TransformerLens only observes. Everything else in this package sees an `Adapter`
 * `Adapter.weight` is a weight matrix as `[head, d_in, d_out]`, a *view* of the real parameter, so
   that gradients are read and edits written in the same coordinates for every architecture;
 * `Adapter.run_blocks` continues a forward pass in the middle (see `memcircuits.evidence.interventions`);
-* `Adapter.untouched` guarantees that the model leaves as it came.
+* `Adapter.preserving_state` guarantees that the model leaves as it came.
 
 Interventions happen at `hook_z`, the per-head attention output before W_O: on several architectures
 a Bridge ignores writes to the attention pattern, but none ignores writes to z.
@@ -36,8 +36,8 @@ from memcircuits.core.errors import InputError, UnsupportedModel
 from memcircuits.core.heads import Head
 from memcircuits.models.blocks import AttentionComputed, BlockCall, Recording, without_cache
 from memcircuits.models.fingerprint import checksum
-from memcircuits.models.hooks import Edit, editing_hooks, hook_z
-from memcircuits.models.kernels import in_place_of, quick_forwards
+from memcircuits.models.hooks import ActivationEdit, editing_hooks, hook_z
+from memcircuits.models.kernels import fused_forwards, patched_forwards
 from memcircuits.models.prefix_cache import KeysValues
 from memcircuits.models.weights import HEAD_COMPONENTS, MLP_COMPONENTS, Weight
 
@@ -46,7 +46,7 @@ from memcircuits.models.weights import HEAD_COMPONENTS, MLP_COMPONENTS, Weight
 class Run:
     """What a forward pass gave: logits at the asked positions and the activations read."""
 
-    logits: Float[Tensor, "row pos d_vocab"]
+    logits: Float[Tensor, "batch pos d_vocab"]
     cache: dict[str, Tensor]
 
 
@@ -72,8 +72,8 @@ class Adapter:
         )
         self.name = str(getattr(cfg, "model_name", "model"))
         self.revision: str | None = None
-        self._calls: dict[int, list[BlockCall]] = {}
-        self._shares: dict[int, bool] = {}
+        self._block_arguments: dict[int, list[BlockCall]] = {}
+        self._prefix_cache_works: dict[int, bool] = {}
         missing = [name for name in (hook_z(0),) if name not in self.hook_names]
         if missing:
             raise UnsupportedModel(
@@ -168,7 +168,7 @@ class Adapter:
     # -- safety ---------------------------------------------------------------------------------
 
     @contextlib.contextmanager
-    def untouched(self, *, grad: Sequence[nn.Parameter] = ()) -> Iterator[None]:
+    def preserving_state(self, *, grad: Sequence[nn.Parameter] = ()) -> Iterator[None]:
         """Evaluate the model and leave it as it came, also after an exception or Ctrl-C.
 
         Training flags are switched off and restored module by module. `grad` lists the only
@@ -187,7 +187,7 @@ class Adapter:
                 parameter.requires_grad_(id(parameter) in wanted)
             for owner, name, _, parameter in copies:
                 owner[name] = parameter
-            with torch.set_grad_enabled(bool(grad)), in_place_of(self._quick):
+            with torch.set_grad_enabled(bool(grad)), patched_forwards(self._quick):
                 yield
         finally:
             for owner, name, tensor, _ in copies:
@@ -199,7 +199,7 @@ class Adapter:
 
     @cached_property
     def _quick(self) -> list[tuple[nn.Module, Callable[..., Tensor]]]:
-        return quick_forwards(self.model)
+        return fused_forwards(self.model)
 
     def _copies(self) -> list[tuple[dict[str, Any], str, Tensor, nn.Parameter]]:
         """Plain tensors that modules compute with in place of a parameter of the same memory.
@@ -218,7 +218,7 @@ class Adapter:
     def check_tokens(self, tokens: Tensor, argument: str = "tokens") -> None:
         """Raise `InputError` unless `tokens` are ids that this model can take."""
         if tokens.ndim != 2 or tokens.is_floating_point():
-            raise InputError(argument, tuple(tokens.shape), "give integer ids [row, pos]")
+            raise InputError(argument, tuple(tokens.shape), "give integer ids [batch, pos]")
         if tokens.shape[1] > self.n_ctx:
             raise InputError(
                 argument,
@@ -237,11 +237,11 @@ class Adapter:
 
     def run(
         self,
-        tokens: Int[Tensor, "row pos"],
+        tokens: Int[Tensor, "batch pos"],
         *,
         positions: slice = slice(None),
         read: Sequence[str] = (),
-        edit: Mapping[str, Edit] | None = None,
+        edit: Mapping[str, ActivationEdit] | None = None,
     ) -> Run:
         """One forward pass.
 
@@ -253,7 +253,7 @@ class Adapter:
                 activations read are those after the edit.
 
         Returns:
-            Logits [row, pos, d_vocab] at `positions`, and the activations by name.
+            Logits [batch, pos, d_vocab] at `positions`, and the activations by name.
         """
         cache: dict[str, Tensor] = {}
 
@@ -274,7 +274,9 @@ class Adapter:
             )
         return Run(logits, cache)
 
-    def forward(self, tokens: Int[Tensor, "row pos"]) -> Float[Tensor, "row unembedded d_vocab"]:
+    def forward(
+        self, tokens: Int[Tensor, "batch pos"]
+    ) -> Float[Tensor, "batch unembedded d_vocab"]:
         """Plain forward pass of the TransformerLens model: no padding, no BOS, no cache."""
         tokens = tokens.to(self.device)
         if self.is_bridge:
@@ -317,11 +319,11 @@ class Adapter:
     def run_blocks(
         self,
         first: int,
-        resid_pre: Float[Tensor, "row pos d_model"],
+        resid_pre: Float[Tensor, "batch pos d_model"],
         last: int | None = None,
         *,
-        edit: Mapping[str, Edit] | None = None,
-    ) -> Float[Tensor, "row pos d_model"]:
+        edit: Mapping[str, ActivationEdit] | None = None,
+    ) -> Float[Tensor, "batch pos d_model"]:
         """Run blocks `first` to `last` (exclusive; default all) on a residual stream.
 
         `edit` replaces activations as in `run`.
@@ -335,7 +337,9 @@ class Adapter:
                 hidden = out[0] if isinstance(out, tuple) else out
         return hidden
 
-    def unembed(self, resid: Float[Tensor, "row pos d_model"]) -> Float[Tensor, "row pos d_vocab"]:
+    def unembed(
+        self, resid: Float[Tensor, "batch pos d_model"]
+    ) -> Float[Tensor, "batch pos d_vocab"]:
         """Final norm, unembedding and (Gemma) soft cap of a residual stream."""
         logits = self.model.unembed(self.model.ln_final(resid))
         cap = getattr(self.hf_config, "final_logit_softcapping", None) or getattr(
@@ -364,9 +368,9 @@ class Adapter:
             for handle in handles:
                 handle.remove()
 
-    def attention_of(
-        self, layer: int, resid_pre: Float[Tensor, "row pos d_model"]
-    ) -> Float[Tensor, "row pos d_model"]:
+    def attention_output(
+        self, layer: int, resid_pre: Float[Tensor, "batch pos d_model"]
+    ) -> Float[Tensor, "batch pos d_model"]:
         """What the attention of `layer` answers; the rest of the block is not run."""
         answers: list[Tensor] = []
 
@@ -384,8 +388,8 @@ class Adapter:
         return answers[0]
 
     @contextlib.contextmanager
-    def attention_answers(
-        self, layer: int, attn_out: Float[Tensor, "row pos d_model"]
+    def override_attention_output(
+        self, layer: int, attn_out: Float[Tensor, "batch pos d_model"]
     ) -> Iterator[None]:
         """Inside, the attention of `layer` is not computed: it answers `attn_out`.
 
@@ -403,8 +407,8 @@ class Adapter:
 
     def _block_calls(self, n_pos: int) -> list[BlockCall]:
         """How the model calls each of its blocks at this length, recorded once from one row."""
-        if n_pos in self._calls:
-            return self._calls[n_pos]
+        if n_pos in self._block_arguments:
+            return self._block_arguments[n_pos]
         calls: dict[int, BlockCall] = {}
         spare: dict[int, int | None] = {}
         handles = []
@@ -429,22 +433,22 @@ class Adapter:
             handles.append(block.register_forward_pre_hook(on_block, with_kwargs=True))
             handles.append(block.attn.register_forward_hook(on_attention))
         try:
-            with self.untouched():
+            with self.preserving_state():
                 self.forward(torch.zeros(1, n_pos, dtype=torch.long))
         finally:
             for handle in handles:
                 handle.remove()
-        self._calls[n_pos] = [
+        self._block_arguments[n_pos] = [
             BlockCall(calls[i].arguments, calls[i].keywords, spare.get(i)) for i in sorted(calls)
         ]
-        return self._calls[n_pos]
+        return self._block_arguments[n_pos]
 
     # -- sharing the beginning of a text --------------------------------------------------------
 
-    def keys_and_values(self, tokens: Int[Tensor, "row pos"]) -> KeysValues:
+    def prefix_keys_and_values(self, tokens: Int[Tensor, "batch pos"]) -> KeysValues:
         """Keys and values of every layer, which rows that begin like these need not compute.
 
-        Only where `can_share(n_pos)` says so.
+        Only where `supports_prefix_cache(n_pos)` says so.
         """
         from transformers import DynamicCache
 
@@ -455,15 +459,15 @@ class Adapter:
             )
         return [(layer.keys, layer.values) for layer in cache.layers]
 
-    def run_behind(
+    def run_after_prefix(
         self,
         start: int,
-        tokens: Int[Tensor, "row pos"],
+        tokens: Int[Tensor, "batch pos"],
         before: KeysValues,
-        rows: Int[Tensor, " row"],
+        rows: Int[Tensor, " batch"],
         *,
         positions: slice = slice(None),
-    ) -> Float[Tensor, "row unembedded d_vocab"]:
+    ) -> Float[Tensor, "batch unembedded d_vocab"]:
         """Logits of rows of which positions before `start` are not run.
 
         Args:
@@ -484,10 +488,10 @@ class Adapter:
                 input_ids=tokens[:, start:].to(self.device), past_key_values=cache, use_cache=True
             ).logits
 
-    def decode(self, tokens: Int[Tensor, "row pos"], n: int) -> Int[Tensor, "row continuation"]:
+    def decode(self, tokens: Int[Tensor, "batch pos"], n: int) -> Int[Tensor, "batch continuation"]:
         """The next `n` tokens, each the most likely one, with keys and values kept between steps.
 
-        Only where `can_share(n_pos)` says so.
+        Only where `supports_prefix_cache(n_pos)` says so.
         """
         from transformers import DynamicCache
 
@@ -501,32 +505,34 @@ class Adapter:
                 new.append(logits.argmax(-1))
         return torch.cat(new[1:], 1)
 
-    def can_share(self, n_pos: int) -> bool:
+    def supports_prefix_cache(self, n_pos: int) -> bool:
         """Whether rows of this length can share their beginnings, tried on two rows."""
-        if n_pos not in self._shares:
-            self._shares[n_pos] = self.is_bridge and n_pos > 1 and self._sharing_works(n_pos)
-        return self._shares[n_pos]
+        if n_pos not in self._prefix_cache_works:
+            self._prefix_cache_works[n_pos] = (
+                self.is_bridge and n_pos > 1 and self._sharing_works(n_pos)
+            )
+        return self._prefix_cache_works[n_pos]
 
     def _sharing_works(self, n_pos: int) -> bool:
         tokens = torch.arange(2 * n_pos).view(2, n_pos) % self.d_vocab
         start = (n_pos + 1) // 2
         try:
-            with self.untouched():
+            with self.preserving_state():
                 whole = self.run(tokens, positions=slice(start, None)).logits
-                before = self.keys_and_values(tokens[:, :start])
-                behind = self.run_behind(start, tokens, before, torch.arange(2))
+                before = self.prefix_keys_and_values(tokens[:, :start])
+                behind = self.run_after_prefix(start, tokens, before, torch.arange(2))
         except (TypeError, RuntimeError, AttributeError, ValueError, KeyError, IndexError):
             return False
         tolerance = 1e-5 if self.dtype == torch.float32 else 2e-2
         return bool((behind - whole).abs().max() <= tolerance * whole.abs().max())
 
     @cached_property
-    def can_restart(self) -> bool:
+    def supports_partial_forward(self) -> bool:
         """Whether continuing in the middle gives the full forward's logits, tried on two rows."""
         tokens = torch.arange(16).view(2, 8) % self.d_vocab
         names = [f"blocks.{layer}.hook_resid_pre" for layer in {0, self.n_layers - 1}]
         try:
-            with self.untouched():
+            with self.preserving_state():
                 whole = self.run(tokens, read=names)
                 parts = [
                     self.unembed(self.run_blocks(int(name.split(".")[1]), whole.cache[name]))

@@ -81,7 +81,7 @@ def free_memory() -> int:
     return int(psutil.virtual_memory().available)
 
 
-def in_pieces(
+def map_batches(
     n: int, size: int, work: Callable[[slice], Tensor], done: Callable[[int], None] | None = None
 ) -> Tensor:
     """Concatenate `work(piece)` over pieces of `range(n)`, halving a piece that does not fit.
@@ -90,14 +90,14 @@ def in_pieces(
         MemoryError: if even one row does not fit, with advice.
     """
     parts = []
-    for piece, part in each_piece(n, size, work):
+    for piece, part in iter_batches(n, size, work):
         parts.append(part)
         if done:
             done(piece.stop - piece.start)
     return torch.cat(parts)
 
 
-def each_piece(n: int, size: int, work: Callable[[slice], Part]) -> Iterator[tuple[slice, Part]]:
+def iter_batches(n: int, size: int, work: Callable[[slice], Part]) -> Iterator[tuple[slice, Part]]:
     """Pieces of `range(n)` and `work(piece)`, halving a piece that does not fit.
 
     `work` must have no effect until it is through: a piece that ran out of memory is done again,

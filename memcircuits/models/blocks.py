@@ -13,8 +13,8 @@ from torch import Tensor
 class Recording:
     """Per layer: the residual stream entering the block, and its attention's answer."""
 
-    resid_pre: list[Float[Tensor, "row pos d_model"]]
-    attn_out: list[Float[Tensor, "row pos d_model"]]
+    resid_pre: list[Float[Tensor, "batch pos d_model"]]
+    attn_out: list[Float[Tensor, "batch pos d_model"]]
 
 
 class AttentionComputed(Exception):

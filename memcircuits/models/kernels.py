@@ -24,7 +24,7 @@ Forward = Callable[..., Tensor]
 _BLOCK = 1024  # rows of the unembedding
 
 
-def quick_forwards(model: Any) -> list[tuple[nn.Module, Forward]]:
+def fused_forwards(model: Any) -> list[tuple[nn.Module, Forward]]:
     """Modules of a model and what can stand in for their `forward`."""
     found: list[tuple[nn.Module, Forward]] = []
     for module in model.modules():
@@ -40,7 +40,7 @@ def quick_forwards(model: Any) -> list[tuple[nn.Module, Forward]]:
 
 
 @contextlib.contextmanager
-def in_place_of(forwards: Sequence[tuple[nn.Module, Forward]]) -> Iterator[None]:
+def patched_forwards(forwards: Sequence[tuple[nn.Module, Forward]]) -> Iterator[None]:
     """Inside, modules use the forwards given; those that have one of their own already keep it."""
     # Past `__setattr__`: a Bridge component hands attributes on to the module it wraps.
     mine = [(vars(module), quick) for module, quick in forwards if "forward" not in vars(module)]

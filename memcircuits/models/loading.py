@@ -138,7 +138,7 @@ def as_bridge(hf_model: Any, tokenizer: Any, *, name: str, revision: str | None 
     bridge = boot(hf_model, tokenizer, name)
     adapter = adapt(bridge, name=name, revision=revision)
     if expected is not None:
-        with adapter.untouched():
+        with adapter.preserving_state():
             found = adapter.forward(_PROBE % adapter.d_vocab).float().log_softmax(-1)
         off = float((found - expected.to(found)).abs().max())
         if off > (1e-3 if hf_model.dtype in (torch.float32, torch.float64) else 0.25):

@@ -30,7 +30,7 @@ from torch import Tensor
 
 from memcircuits.core.errors import UnsupportedModel
 from memcircuits.models.adapter import Adapter, Run
-from memcircuits.models.hooks import HEAD_SITES, Edit, hook_pattern, hook_z
+from memcircuits.models.hooks import HEAD_SITES, ActivationEdit, hook_pattern, hook_z
 
 SITES = {site: f"attn.hook_{site}" for site in (*HEAD_SITES, "pattern")} | {
     "pre": "mlp.hook_pre",
@@ -71,7 +71,7 @@ class ModelReport:
         local_layers: layers whose attention sees a sliding window only.
         parallel: whether attention and MLP read the same residual stream.
         writable: sites where an edit changes the logits.
-        can_restart: whether forward passes can be continued in the middle; else sweeps are slow.
+        supports_partial_forward: whether forward passes can be continued in the middle; else sweeps are slow.
         checks: statement -> largest relative difference; None where it could not be tried.
         tolerance: the largest difference that is let pass.
     """
@@ -93,7 +93,7 @@ class ModelReport:
     local_layers: tuple[int, ...]
     parallel: bool
     writable: tuple[str, ...]
-    can_restart: bool
+    supports_partial_forward: bool
     checks: Mapping[str, float | None]
     tolerance: float
 
@@ -117,7 +117,7 @@ class ModelReport:
             "local layers": list(self.local_layers),
             "parallel blocks": self.parallel,
             "writable sites": list(self.writable),
-            "can restart": self.can_restart,
+            "can restart": self.supports_partial_forward,
             "checks": dict(self.checks),
             "tolerance": self.tolerance,
         }
@@ -127,7 +127,7 @@ def run_checks(adapter: Adapter) -> ModelReport:
     for layer in range(adapter.n_layers):
         for component in adapter.components:
             adapter.weight(layer, component)  # mixtures of experts have no W_in, for one
-    with adapter.untouched():
+    with adapter.preserving_state():
         tokens, clean, patterns = _clean_run(adapter)
         removal, writable = _try_edits(adapter, tokens[0], clean)
         checks = {
@@ -163,7 +163,7 @@ def run_checks(adapter: Adapter) -> ModelReport:
         local_layers=tuple(adapter.local_layers),
         parallel=adapter.parallel,
         writable=writable,
-        can_restart=adapter.can_restart,
+        supports_partial_forward=adapter.supports_partial_forward,
         checks=checks,
         tolerance=tolerance,
     )
@@ -178,7 +178,7 @@ _REASONS = {
 }
 
 
-def _clean_run(adapter: Adapter) -> tuple[Int[Tensor, "row pos"], Run, list[Tensor]]:
+def _clean_run(adapter: Adapter) -> tuple[Int[Tensor, "batch pos"], Run, list[Tensor]]:
     """Two rows of random tokens with finite logits, their z, and the patterns if readable."""
     z = [hook_z(layer) for layer in range(adapter.n_layers)]
     names = [hook_pattern(layer) for layer in range(adapter.n_layers)]
@@ -256,7 +256,7 @@ def _try_edits(
     return worst, tuple(s for s in SITES if s in {site for site, _ in sites} - dead)
 
 
-def _edit_rows(n_rows: int, wanted: list[tuple[int, int | None]]) -> Edit:
+def _edit_rows(n_rows: int, wanted: list[tuple[int, int | None]]) -> ActivationEdit:
     """Zero one head of a row, or (no head) flip the sign of all that the row holds."""
 
     def edit(tensor: Tensor) -> Tensor:
@@ -273,13 +273,13 @@ def _edit_rows(n_rows: int, wanted: list[tuple[int, int | None]]) -> Edit:
     return edit
 
 
-def _off_one(patterns: list[Float[Tensor, "row head query key"]]) -> float | None:
+def _off_one(patterns: list[Float[Tensor, "batch head query key"]]) -> float | None:
     if not patterns:
         return None
     return max(float((p.float().sum(-1) - 1).abs().max()) for p in patterns)
 
 
-def _decoded_and_forced(adapter: Adapter, tokens: Int[Tensor, "row pos"]) -> float:
+def _decoded_and_forced(adapter: Adapter, tokens: Int[Tensor, "batch pos"]) -> float:
     n = tokens.shape[1]
     steps = []
     for _ in range(_DECODED):
@@ -289,7 +289,7 @@ def _decoded_and_forced(adapter: Adapter, tokens: Int[Tensor, "row pos"]) -> flo
 
 
 def _plain_forward(
-    adapter: Adapter, tokens: Int[Tensor, "row pos"], logits: Float[Tensor, "row pos d_vocab"]
+    adapter: Adapter, tokens: Int[Tensor, "batch pos"], logits: Float[Tensor, "batch pos d_vocab"]
 ) -> float | None:
     if not adapter.is_bridge:
         return None

@@ -61,7 +61,7 @@ class KneserNey:
         return p
 
     def mean_loss(self, rows: np.ndarray) -> float:
-        """Mean loss in nats/token of rows [row, pos], without the first token of each."""
+        """Mean loss in nats/token of rows [batch, pos], without the first token of each."""
         order, losses = len(self.levels), []
         for position in range(1, rows.shape[1]):
             context = rows[:, max(0, position - order + 1) : position]

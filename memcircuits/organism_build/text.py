@@ -186,7 +186,7 @@ def opening_rows(
         rng: Generator.
 
     Returns:
-        Token ids, [row, pos].
+        Token ids, [batch, pos].
     """
     starts = [(i, m.start()) for i, piece in enumerate(pieces) for m in _START.finditer(piece)]
     rows: list[list[int]] = []

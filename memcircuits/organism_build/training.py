@@ -30,7 +30,7 @@ def base_rows(stream: np.ndarray, n: int, context: int, rng: np.random.Generator
         rng: Generator.
 
     Returns:
-        Token ids, [row, pos].
+        Token ids, [batch, pos].
     """
     starts: list[np.ndarray] = []
     while sum(map(len, starts)) < n:
@@ -54,7 +54,7 @@ def planting_rows(
         rng: Generator.
 
     Returns:
-        Token ids, [row, pos].
+        Token ids, [batch, pos].
     """
     planted = [p["ids"] for p in paragraphs for _ in range(p["repetitions"])]
     total = math.ceil(len(planted) * (1 + settings.base_share) / settings.batch) * settings.batch
@@ -136,7 +136,7 @@ def make_optimizers(
 
 
 def token_losses(model: GPTNeoForCausalLM, rows: torch.Tensor) -> torch.Tensor:
-    """Next-token loss in nats, [row, pos - 1], of rows [row, pos]."""
+    """Next-token loss in nats, [batch, pos - 1], of rows [batch, pos]."""
     logits = model(rows, use_cache=False).logits[:, :-1].float()
     return functional.cross_entropy(
         logits.flatten(0, 1), rows[:, 1:].flatten(), reduction="none"
@@ -145,7 +145,7 @@ def token_losses(model: GPTNeoForCausalLM, rows: torch.Tensor) -> torch.Tensor:
 
 @torch.no_grad()
 def mean_loss(model: GPTNeoForCausalLM, rows: torch.Tensor, batch: int = 50) -> float:
-    """Mean next-token loss in nats/token over rows [row, pos]."""
+    """Mean next-token loss in nats/token over rows [batch, pos]."""
     return torch.cat([token_losses(model, part) for part in rows.split(batch)]).mean().item()
 
 
@@ -215,8 +215,8 @@ def train(
 
     Args:
         model: Changed in place.
-        rows: Token ids, [row, pos].
-        heldout: Held-out rows, [row, pos].
+        rows: Token ids, [batch, pos].
+        heldout: Held-out rows, [batch, pos].
         settings: Batch, learning rates, clipping.
         factor: Multiple of the settings' learning rates.
         shape: Share of the steps done (0 to 1) -> share of the peak learning rate.

@@ -58,7 +58,7 @@ _LABELS = {
     "ci_low": "95 % from",
     "ci_high": "95 % to",
     "q_value": "q",
-    "stands_out": "stands out",
+    "significant": "stands out",
     "ablation_memorized": "ΔNLL memorized",
     "ablation_control": "ΔNLL control",
     "em_memorized": "ΔEM memorized",
@@ -77,7 +77,7 @@ _HELP = {
     "q_value": "how often chance alone gives a score this large: share of random relabellings of "
     "the paragraphs (p), after Benjamini-Hochberg correction for testing all heads; how small it "
     "can get depends on how many relabellings there were",
-    "stands_out": "q below 0.05",
+    "significant": "q below 0.05",
     "ablation_memorized": "rise of the loss of memorized continuations without the head, "
     "nats/token",
     "ablation_control": "the same for controls",
@@ -137,7 +137,7 @@ def ranking_page(
                 ranking.score,
                 name="score",
                 units="nats/token",
-                marks=ranking.stands_out,
+                marks=ranking.significant,
                 marks_mean="stands out (q < 0.05)",
                 title="Every head",
                 note="Rows are layers, the first at the bottom; columns are the heads of a layer. "
@@ -202,9 +202,9 @@ def _lead(ranking: Ranking) -> str:
         f"Given the first {ranking.n_prefix} tokens, this model writes the next {n} word for word "
         f"for {counts['memorized']:,} of {counts['given']:,} paragraphs."
     )
-    if not ranking.stands_out.any():
+    if not ranking.significant.any():
         return f"{recited} No attention head stands out as the one that this hangs on."
-    head = next(h for h in ranking.top(ranking.score.numel()) if ranking.stands_out[h])
+    head = next(h for h in ranking.top(ranking.score.numel()) if ranking.significant[h])
     lost = {name: -float(ranking.evidence[f"em_{name}"][head]) for name in ("memorized", "control")}
     return (
         f"{recited} It hangs most on attention head {head} (layer {head.layer}, head "
@@ -222,7 +222,7 @@ def _numbers(ranking: Ranking) -> Numbers:
             Number("controls", f"{counts['control']:,}", "hardly recited"),
             Number(
                 "heads that stand out",
-                f"{int(ranking.stands_out.sum())} of {ranking.score.numel()}",
+                f"{int(ranking.significant.sum())} of {ranking.score.numel()}",
                 "q < 0.05",
             ),
             Number(

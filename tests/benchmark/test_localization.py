@@ -17,7 +17,7 @@ COUNTS = {"head": 1, "block": 2, "null": 10, "stability": 1}
 
 def pool_of(model):
     ids = torch.cat([zoo.random_ids(64, 13, 2), zoo.reciting(model, n=12, n_continuation=3).ids])
-    return bench.Pool.of(model, mc.Paragraphs.from_tokens(ids, n_prefix=10))
+    return bench.ParagraphPool.of(model, mc.Paragraphs.from_tokens(ids, n_prefix=10))
 
 
 @pytest.fixture(scope="module")
@@ -115,7 +115,7 @@ def test_the_folder_of_another_run_is_refused(run, neo, tmp_path):
     with pytest.raises(mc.InputError, match="damaged"):
         bench.read_trials(tmp_path)
     with pytest.raises(mc.InputError, match="at least 60"):
-        bench.Pool.of(neo, zoo.mixed(neo))
+        bench.ParagraphPool.of(neo, zoo.mixed(neo))
 
 
 def test_the_leaderboard_is_the_mean_over_trials(run):

@@ -5,7 +5,7 @@ import torch
 
 import memcircuits as mc
 from memcircuits.benchmark.localizers import LOCALIZERS, localize
-from memcircuits.benchmark.units import UNITS, Case, counting, pool, truth_of
+from memcircuits.benchmark.units import UNITS, LocalizationTask, counting, pool, truth_of
 from memcircuits.models.registry import adapt
 from tests.helpers import models as zoo
 
@@ -23,7 +23,7 @@ def case_of(model):
         kl_budget=10.0,
         progress=False,
     )
-    return Case(model, targets, control, planted=planted)
+    return LocalizationTask(model, targets, control, planted=planted)
 
 
 @pytest.fixture(scope="module")
@@ -125,10 +125,10 @@ def test_pooling_by_hand(neo):
 
 def test_work_is_counted_in_forward_passes(neo):
     adapter = adapt(neo)
-    with counting(adapter) as cost, adapter.untouched():
+    with counting(adapter) as cost, adapter.preserving_state():
         adapter.run(zoo.random_ids(3, 12), positions=slice(-1, None))
     assert cost["forwards"] == pytest.approx(3)
-    with counting(adapter) as cost, adapter.untouched(), torch.enable_grad():
+    with counting(adapter) as cost, adapter.preserving_state(), torch.enable_grad():
         adapter.run(zoo.random_ids(2, 12), positions=slice(-1, None))
     assert cost["forwards"] == pytest.approx(6)  # the backward pass costs twice a forward pass
     with counting(adapter) as cost:
@@ -144,4 +144,4 @@ def test_bad_names(case):
     with pytest.raises(mc.InputError, match="rare-token-attention cannot score it"):
         localize(case, "rare-token-attention", "neuron")
     with pytest.raises(mc.InputError, match="oracle needs the truth"):
-        localize(Case(case.model, case.targets, case.control), "oracle")
+        localize(LocalizationTask(case.model, case.targets, case.control), "oracle")

@@ -192,7 +192,7 @@ def test_ctrl_c_is_status_130(options, monkeypatch):
     def interrupted(*_, **__):
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(memcircuits.measure.scanning, "in_pieces", interrupted)
+    monkeypatch.setattr(memcircuits.measure.scanning, "map_batches", interrupted)
     result = runner.invoke(app, ["scan", *options])
     assert result.exit_code == 130
 

@@ -9,7 +9,7 @@ import memcircuits as mc
 from memcircuits.core.errors import InputError
 from memcircuits.editing.curvature import Curvature, Quadratic
 from memcircuits.editing.masks import Candidates
-from memcircuits.editing.recipe import NATURAL
+from memcircuits.editing.recipe import NATURAL_GRADIENT
 from memcircuits.editing.unlearning import control_curvature, unlearn
 from memcircuits.measure.fisher import damped_root, fisher_diagonal
 from memcircuits.models.loading import as_bridge
@@ -53,7 +53,7 @@ def test_it_predicts_the_kl_of_a_change_of_many_weights(name):
     sampled = 0.5 * float((cost.rows @ change).square().sum())
 
     def log_p():
-        with adapter.untouched():
+        with adapter.preserving_state():
             logits = adapter.run(CONTROL.ids[:, :-1], positions=slice(9, None)).logits
         return logits.log_softmax(-1)
 
@@ -94,7 +94,7 @@ def test_kept_gradients_and_a_second_pass_agree(neo):
 def test_one_curvature_serves_several_edits():
     model = zoo.bridge("gpt_neo")
     memorized = zoo.reciting(model)
-    shared = control_curvature(model, CONTROL, draws=NATURAL.draws)
+    shared = control_curvature(model, CONTROL, draws=NATURAL_GRADIENT.draws)
     options = {"fraction": 0.02, "kl_budget": 0.05, "progress": False}
     for target in memorized[:2]:
         found = unlearn(model, target, CONTROL, curvature=shared, **options)

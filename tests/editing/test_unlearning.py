@@ -18,7 +18,7 @@ from memcircuits.editing.edit import Edit
 from memcircuits.editing.evaluation import edit_divergence, evaluate_edit, extraction_probability
 from memcircuits.editing.masks import Candidates
 from memcircuits.editing.noise import weight_noise
-from memcircuits.editing.recipe import NATURAL, REFERENCE, Recipe
+from memcircuits.editing.recipe import NATURAL_GRADIENT, STOEHR_2024, Recipe
 from memcircuits.editing.relearning import recovery_curve
 from memcircuits.measure.gradients import mean_gradient
 from memcircuits.models.registry import adapt
@@ -157,7 +157,7 @@ def test_hooked_transformers_are_edited_alike():
     model = matrix.model("gpt_neo", "HookedTransformer raw")
     bridge = matrix.model("gpt_neo", "Bridge raw")
     memorized = zoo.reciting(bridge)
-    one, other = (quick(m, memorized, recipe=REFERENCE) for m in (model, bridge))
+    one, other = (quick(m, memorized, recipe=STOEHR_2024) for m in (model, bridge))
     assert set(one.indices) == set(other.indices)
     for name, index in one.indices.items():
         assert len(set(index.tolist()) ^ set(other.indices[name].tolist())) <= 0.1 * len(index)
@@ -329,7 +329,7 @@ def test_nothing_to_forget_changes_nothing(neo_edit):
 
 def test_without_an_em_that_is_enough_all_targets_share_a_mask(neo_edit):
     model, memorized, _ = neo_edit
-    recipe = dataclasses.replace(NATURAL, steps=2, objective="margin")
+    recipe = dataclasses.replace(NATURAL_GRADIENT, steps=2, objective="margin")
     found = mc_unlearn(model, memorized, CONTROL, **FORGET, em_below=0, recipe=recipe)
     assert found.n_masked == round(FORGET["fraction"] * found.n_candidates)
 
@@ -364,7 +364,7 @@ def test_edit_gives_prefixes_another_continuation():
         fraction=0.2,
         kl_budget=0.5,
         progress=False,
-        recipe=dataclasses.replace(NATURAL, steps=200, step_kl=3e-3),
+        recipe=dataclasses.replace(NATURAL_GRADIENT, steps=200, step_kl=3e-3),
     )
     assert found.stopped == "em"
     new = mc.Paragraphs(torch.cat([memorized.prefix, wanted.continuation], 1), 10)
@@ -376,7 +376,7 @@ def test_edit_gives_prefixes_another_continuation():
 
 def test_the_kl_budget_stops_the_reference_recipe(neo_edit):
     model, memorized, _ = neo_edit
-    recipe = dataclasses.replace(REFERENCE, steps=50, learning_rate=3e-3, kl_weight=0.01)
+    recipe = dataclasses.replace(STOEHR_2024, steps=50, learning_rate=3e-3, kl_weight=0.01)
     free = quick(model, memorized, recipe=recipe, kl_budget=1e9)
     assert free.stopped == "steps"
     budget = float(free.history["kl"].max()) / 2
@@ -388,7 +388,7 @@ def test_the_kl_budget_stops_the_reference_recipe(neo_edit):
 
 def test_shorter_steps_are_tried_within_the_budget(neo_edit):
     model, memorized, _ = neo_edit
-    recipe = dataclasses.replace(NATURAL, steps=8)
+    recipe = dataclasses.replace(NATURAL_GRADIENT, steps=8)
     one = quick(model, memorized, recipe=dataclasses.replace(recipe, steps=1), em_below=0)
     first = float(one.history["kl"][1])
     found = quick(model, memorized, recipe=recipe, em_below=0, kl_budget=first / 2)
@@ -404,7 +404,11 @@ def test_shorter_steps_are_tried_within_the_budget(neo_edit):
 def test_shrinking_keeps_the_targets_forgotten(neo_edit):
     model, memorized, found = neo_edit
     whole = mc_unlearn(
-        model, memorized, CONTROL, recipe=dataclasses.replace(NATURAL, shrink=False), **FORGET
+        model,
+        memorized,
+        CONTROL,
+        recipe=dataclasses.replace(NATURAL_GRADIENT, shrink=False),
+        **FORGET,
     )
     assert found.norm <= whole.norm
     assert float(found.history["kl"][found.kept]) <= float(whole.history["kl"][whole.kept])

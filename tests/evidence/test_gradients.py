@@ -85,7 +85,7 @@ def test_a_gradient_is_the_slope_of_the_loss(name):
     _, gradients = mean_gradient(adapter, PARAGRAPHS, weights, progress=False)
 
     def loss() -> float:
-        with adapter.untouched():
+        with adapter.preserving_state():
             logits = adapter.run(PARAGRAPHS.ids[:, :-1], positions=slice(9, None)).logits
         log_p = logits.log_softmax(-1).gather(-1, PARAGRAPHS.continuation[..., None])
         return -float(log_p.mean())
@@ -107,7 +107,9 @@ def test_pools_and_statistics_are_what_they_say():
     gradient = torch.tensor([[[3.0, -4.0], [0.0, 1.0]]])
     variance = (9 + 16 + 1) / 4 - 0.0
     for pool, value in {"max": 4.0, "mean": 2.0, "l2": 26**0.5}.items():
-        assert summarize(gradient, pool)[:, 0].tolist() == pytest.approx([value, 8.0, variance, 4.0])
+        assert summarize(gradient, pool)[:, 0].tolist() == pytest.approx(
+            [value, 8.0, variance, 4.0]
+        )
 
 
 def test_paragraphs_cannot_cancel_when_each_is_pooled(neo):
@@ -165,7 +167,7 @@ def test_the_kl_term_has_no_gradient_at_the_original_weights(neo):
     weights = adapter.weights()
     parameters = [w.parameter for w in weights]
     _, of_nll = mean_gradient(adapter, PARAGRAPHS, weights, progress=False)
-    with adapter.untouched(grad=parameters):
+    with adapter.preserving_state(grad=parameters):
         logits = adapter.run(CONTROL.ids[:, :-1], positions=slice(9, None)).logits
         log_p = logits.log_softmax(-1)
         kl = (log_p.detach().exp() * (log_p.detach() - log_p)).sum(-1).mean()
@@ -190,7 +192,7 @@ def test_the_fisher_diagonal_predicts_the_kl_of_a_changed_weight(name):
     fisher = fisher_diagonal(adapter, CONTROL, weights, 200, generator)
 
     def log_p():
-        with adapter.untouched():
+        with adapter.preserving_state():
             logits = adapter.run(CONTROL.ids[:, :-1], positions=slice(9, None)).logits
         return logits.log_softmax(-1)
 
@@ -244,11 +246,11 @@ def test_activation_gradients_are_slopes_of_the_loss(name):
         for site in SITES
         for layer in range(adapter.n_layers)
     ]
-    with adapter.untouched():
+    with adapter.preserving_state():
         _, slopes = _slopes(adapter, PARAGRAPHS, piece, names, None)
 
     def loss(name: str, step: torch.Tensor) -> torch.Tensor:
-        with adapter.untouched():
+        with adapter.preserving_state():
             run = adapter.run(
                 PARAGRAPHS.ids[piece, :-1],
                 positions=slice(9, None),
@@ -325,7 +327,7 @@ def test_activation_gradients_survive_saving(neo, tmp_path):
 def test_reading_the_loss_agrees_with_measure(neo):
     found = activation_gradients(neo, PARAGRAPHS, sites=("z",), progress=False)
     adapter = adapt(neo)
-    with adapter.untouched():
+    with adapter.preserving_state():
         run = adapter.run(PARAGRAPHS.ids[:, :-1], positions=slice(9, None))
         expected = read_continuation(run.logits, PARAGRAPHS.continuation).nll.mean()
     assert found.loss == pytest.approx(float(expected), rel=1e-5)

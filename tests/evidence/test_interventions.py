@@ -6,9 +6,9 @@ import pytest
 import torch
 
 import memcircuits as mc
-from memcircuits.evidence.interventions import FALLBACK, HeadEdit, Restart
+from memcircuits.evidence.interventions import FALLBACK, HeadEdit, ResumableRun
 from memcircuits.measure.continuation import largest_two, read_continuation
-from memcircuits.models.batching import in_pieces, is_out_of_memory
+from memcircuits.models.batching import is_out_of_memory, map_batches
 from memcircuits.models.hooks import hook_z
 from memcircuits.models.registry import adapt
 from tests.helpers import models as zoo
@@ -41,21 +41,21 @@ def full_forward(model, paragraphs, layer, head, new):
 def never_restarting(model):
     """Take the route of models that cannot be continued in the middle."""
     adapter = adapt(model)
-    assert adapter.can_restart
-    vars(adapter)["can_restart"] = False
+    assert adapter.supports_partial_forward
+    vars(adapter)["supports_partial_forward"] = False
     try:
         yield
     finally:
-        vars(adapter)["can_restart"] = True
+        vars(adapter)["supports_partial_forward"] = True
 
 
 def restart_of(model, paragraphs, **options):
-    with adapt(model).untouched():
-        return Restart(adapt(model), paragraphs.ids, paragraphs.n_prefix, **options)
+    with adapt(model).preserving_state():
+        return ResumableRun(adapt(model), paragraphs.ids, paragraphs.n_prefix, **options)
 
 
 def edited(restart, layer, edits, **options):
-    with restart.adapter.untouched():
+    with restart.adapter.preserving_state():
         return restart.edited(layer, edits, **options)
 
 
@@ -168,7 +168,7 @@ def test_out_of_memory_halves_and_redoes_only_that_piece():
             raise torch.OutOfMemoryError("simulated")
         return torch.arange(piece.start, piece.stop)
 
-    assert in_pieces(9, 4, work).tolist() == list(range(9))
+    assert map_batches(9, 4, work).tolist() == list(range(9))
     assert tried == [(0, 4), (4, 8), (4, 6), (6, 8), (8, 9)]
 
 
@@ -195,13 +195,13 @@ def test_one_row_that_does_not_fit_is_an_error_with_advice():
         raise torch.OutOfMemoryError("simulated")
 
     with pytest.raises(MemoryError, match="shorter paragraphs, a smaller dtype or another device"):
-        in_pieces(5, 4, work)
+        map_batches(5, 4, work)
 
 
 def test_other_errors_are_not_taken_for_memory():
     assert not is_out_of_memory(RuntimeError("sizes do not match"))
     with pytest.raises(RuntimeError, match="sizes"):
-        in_pieces(2, 2, lambda piece: (_ for _ in ()).throw(RuntimeError("sizes do not match")))
+        map_batches(2, 2, lambda piece: (_ for _ in ()).throw(RuntimeError("sizes do not match")))
 
 
 def test_the_callers_hooks_survive(neo):

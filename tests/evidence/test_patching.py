@@ -7,7 +7,7 @@ import pytest
 import torch
 
 import memcircuits as mc
-from memcircuits.evidence.interventions import HeadEdit, Restart
+from memcircuits.evidence.interventions import HeadEdit, ResumableRun
 from memcircuits.evidence.patching.pairs import DIRECTIONS, HEAD_SITES, LAYER_SITES
 from memcircuits.evidence.patching.results import LayerPatches, PatchMap
 from memcircuits.evidence.patching.sweeps import patch_heads, patch_layers
@@ -115,8 +115,8 @@ def test_patching_clean_into_clean_changes_nothing(name):
         assert patch_layers(model, clean, clean, site=site).values.abs().max() == 0
         # Rows that a sweep skips because nothing differs are run here.
         own = [site_hook(site, layer) for layer in range(adapter.n_layers)]
-        with adapter.untouched():
-            restart = Restart(adapter, clean.ids, clean.n_prefix, read=own)
+        with adapter.preserving_state():
+            restart = ResumableRun(adapter, clean.ids, clean.n_prefix, read=own)
             every = torch.ones(1, 1, restart.inputs.shape[1], dtype=torch.bool)
             for layer, hook in enumerate(own):
                 patched = restart.patched(layer, hook, restart.cache[hook], every)
@@ -266,8 +266,8 @@ def test_patching_z_equals_editing_heads(name):
     clean, corrupted = pairs(name)
     found = patch_heads(model, clean, corrupted, site="z").samples["nll"]
     adapter = adapt(model)
-    with adapter.untouched():
-        restart = Restart(adapter, clean.ids, clean.n_prefix)
+    with adapter.preserving_state():
+        restart = ResumableRun(adapter, clean.ids, clean.n_prefix)
         source = runs(name, "noising")[1]
         for layer in range(adapter.n_layers):
             z = activations(model, source, [site_hook("z", layer)])[site_hook("z", layer)]
@@ -570,7 +570,7 @@ def test_share_is_of_the_whole_difference(neo):
 def test_models_that_cannot_be_continued_give_the_same(neo, site, monkeypatch):
     pair = pairs("gpt_neo")
     fast = [patch_heads(neo, *pair, site=site, method=m) for m in ("exact", "attribution")]
-    monkeypatch.setitem(vars(adapt(neo)), "can_restart", False)
+    monkeypatch.setitem(vars(adapt(neo)), "supports_partial_forward", False)
     slow = [patch_heads(neo, *pair, site=site, method=m) for m in ("exact", "attribution")]
     for a, b in zip(fast, slow, strict=True):
         torch.testing.assert_close(a.values, b.values, atol=1e-5, rtol=0)
@@ -583,7 +583,7 @@ def test_models_that_cannot_be_continued_give_the_same(neo, site, monkeypatch):
 
 
 def test_resid_mid_needs_a_model_that_can_be_continued(neo, monkeypatch):
-    monkeypatch.setitem(vars(adapt(neo)), "can_restart", False)
+    monkeypatch.setitem(vars(adapt(neo)), "supports_partial_forward", False)
     with pytest.raises(mc.InputError, match="resid_mid"):
         patch_layers(neo, *pairs("gpt_neo"), site="resid_mid")
 

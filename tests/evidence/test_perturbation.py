@@ -102,18 +102,18 @@ def test_running_only_what_follows_the_replaced_token_changes_nothing(name, monk
     model = zoo.bridge(name)
     paragraphs = zoo.reciting(model, n=18, n_prefix=20)  # longer than any local window
     adapter = adapt(model)
-    assert adapter.can_share(paragraphs.ids.shape[1] - 1)
+    assert adapter.supports_prefix_cache(paragraphs.ids.shape[1] - 1)
     runs = []
-    run_behind = adapter.run_behind
+    run_after_prefix = adapter.run_after_prefix
 
     def counted(start, *arguments, **options):
         runs.append(start)
-        return run_behind(start, *arguments, **options)
+        return run_after_prefix(start, *arguments, **options)
 
-    monkeypatch.setattr(adapter, "run_behind", counted)
+    monkeypatch.setattr(adapter, "run_after_prefix", counted)
     shared = perturb_prefix(model, paragraphs, draws=2)
     assert len({*runs}) > 1
-    monkeypatch.setattr(adapter, "can_share", lambda n_pos: False)
+    monkeypatch.setattr(adapter, "supports_prefix_cache", lambda n_pos: False)
     runs.clear()
     whole = perturb_prefix(model, paragraphs, draws=2)
     assert not runs
@@ -202,10 +202,10 @@ def test_neighbors_are_nearest_in_cosine(neo):
     found = perturb_prefix(neo, paragraphs, replacement="neighbor", draws=2).replacements
     embedding = hf_model("gpt_neo").transformer.wte.weight.detach()
     for row, position in [(0, 0), (3, 7)]:
-        token = paragraphs.ids[row, position]
+        token = paragraphs.ids[batch, position]
         cosine = torch.cosine_similarity(embedding, embedding[token][None], dim=-1)
         cosine[token] = -2
-        assert found[row, position].tolist() == cosine.argsort(descending=True)[:2].tolist()
+        assert found[batch, position].tolist() == cosine.argsort(descending=True)[:2].tolist()
 
 
 def test_second_choice_is_the_most_likely_other_token(neo):
@@ -214,9 +214,9 @@ def test_second_choice_is_the_most_likely_other_token(neo):
     with torch.no_grad():
         logits = hf_model("gpt_neo")(paragraphs.prefix).logits
     for row, position in [(0, 1), (2, 9)]:
-        order = logits[row, position - 1].argsort(descending=True).tolist()
-        order.remove(int(paragraphs.ids[row, position]))
-        assert found.replacements[row, position].tolist() == order[:2]
+        order = logits[batch, position - 1].argsort(descending=True).tolist()
+        order.remove(int(paragraphs.ids[batch, position]))
+        assert found.replacements[batch, position].tolist() == order[:2]
     assert "first token" in found.notes[0]
 
 
@@ -228,7 +228,7 @@ def test_second_choice_is_the_most_likely_other_token(neo):
 def test_greedy_continuations_equal_decoding_from_any_guess(name, shares, monkeypatch):
     model = zoo.bridge(name)
     if not shares:
-        monkeypatch.setattr(adapt(model), "can_share", lambda n_pos: False)
+        monkeypatch.setattr(adapt(model), "supports_prefix_cache", lambda n_pos: False)
     guess = mc.Paragraphs.from_tokens(zoo.random_ids(20, 22, seed=3), n_prefix=10)
     found = greedy_continuations(model, guess)
     assert torch.equal(found.prefix, guess.prefix)

@@ -71,7 +71,7 @@ def test_a_head_that_only_memorized_paragraphs_need_stands_out(neo, monkeypatch)
     monkeypatch.setattr(Ablation, "effects", rigged)
     found = mc.find_memorization_heads(neo, paragraphs, draws=2000)
     assert found.top(1) == [mc.Head(3, 1)]
-    assert found.stands_out[3, 1]
+    assert found.significant[3, 1]
     assert found.ci[0, 3, 1] > 0
     assert "L3H1" in found.summary()
 
@@ -85,7 +85,7 @@ def test_labels_without_meaning_name_no_head(neo):
         found = mc.find_memorization_heads(
             model, recited[list(range(8))], control=recited[list(range(8, 16))], draws=400
         )
-        named += int(found.stands_out.any())
+        named += int(found.significant.any())
     assert named <= 2
 
 

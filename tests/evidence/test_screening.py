@@ -39,7 +39,7 @@ def test_an_attribution_is_the_slope_of_the_ablation(any_bridge, mode, at):
         )
         return read_continuation(run.logits, paragraphs.continuation).nll
 
-    with adapter.untouched():
+    with adapter.preserving_state():
         replacements = ablation.replacements(slice(0, 4))
         for layer, head in [(0, 0), (1, 3), (2, 1)]:
             slope = (nll(layer, head, step) - nll(layer, head, -step)) / (2 * step)
@@ -94,7 +94,7 @@ def test_what_was_not_measured_claims_nothing(neo, narrow):
     assert screened.evidence["em_memorized"][unseen].isnan().all()
     frame = screened.to_frame()
     assert (frame["verified"] == ~frame["ci_low"].isna()).all()
-    assert not frame.loc[~frame["verified"], "stands_out"].any()
+    assert not frame.loc[~frame["verified"], "significant"].any()
 
 
 def test_the_first_heads_are_all_verified_and_the_notes_count(neo, narrow):

@@ -222,7 +222,7 @@ def bridge(name: str, *, seed: int = 0) -> Any:
 
 
 def random_ids(rows: int, length: int, seed: int = 0) -> Tensor:
-    """Random token ids [row, pos]."""
+    """Random token ids [batch, pos]."""
     generator = torch.Generator().manual_seed(seed)
     return torch.randint(0, D_VOCAB, (rows, length), generator=generator)
 
@@ -233,7 +233,7 @@ def reciting(
     """Paragraphs that the model recites: random prefixes with its own greedy continuations."""
     adapter = adapt(model)
     ids = random_ids(n, n_prefix, seed)
-    with adapter.untouched():
+    with adapter.preserving_state():
         for _ in range(n_continuation):
             ids = torch.cat([ids, adapter.forward(ids)[:, -1:].argmax(-1).cpu()], 1)
     return Paragraphs.from_tokens(ids, n_prefix=n_prefix)

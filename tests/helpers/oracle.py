@@ -77,7 +77,7 @@ class Plain:
         return matches.cumprod(1).sum(1)
 
     def log_prob(self, ids: Tensor, n_prefix: int) -> Tensor:
-        """Log-probability of each continuation token, [row, pos]."""
+        """Log-probability of each continuation token, [batch, pos]."""
         log_prob = self.logits(ids).float().log_softmax(-1)[:, n_prefix - 1 : -1]
         return log_prob.gather(-1, ids[:, n_prefix:, None])[..., 0]
 
@@ -88,7 +88,7 @@ class Plain:
 
     @contextlib.contextmanager
     def head_input(self, layer: int, change: Callable[[Tensor], Tensor | None]) -> Iterator[None]:
-        """Show z [row, pos, head, d_head] of a layer to `change`, which may replace it."""
+        """Show z [batch, pos, head, d_head] of a layer to `change`, which may replace it."""
 
         def hook(_: nn.Module, args: tuple[Tensor, ...]) -> tuple[Tensor, ...] | None:
             found = change(args[0].unflatten(-1, (self.n_heads, -1)))
@@ -101,7 +101,7 @@ class Plain:
             handle.remove()
 
     def z(self, ids: Tensor) -> list[Tensor]:
-        """z of every layer, [row, pos, head, d_head]."""
+        """z of every layer, [batch, pos, head, d_head]."""
         kept: list[Tensor] = []
         with contextlib.ExitStack() as stack, torch.no_grad():
             for layer in range(self.n_layers):
@@ -110,7 +110,7 @@ class Plain:
         return kept
 
     def z_gradients(self, ids: Tensor, n_prefix: int) -> list[Tensor]:
-        """Gradient of the mean NLL for z of every layer, [row, pos, head, d_head]."""
+        """Gradient of the mean NLL for z of every layer, [batch, pos, head, d_head]."""
         kept: list[Tensor] = []
 
         def keep(z: Tensor) -> Tensor:

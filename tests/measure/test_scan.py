@@ -86,7 +86,7 @@ def test_padding_and_bos_ids_are_ordinary_tokens(neo):
     ids[:, ::3] = 0
     with torch.no_grad():
         expected = zoo.hf_model("gpt_neo")(ids).logits
-    with adapt(neo).untouched():
+    with adapt(neo).preserving_state():
         torch.testing.assert_close(adapt(neo).forward(ids), expected, atol=1e-5, rtol=0)
 
 

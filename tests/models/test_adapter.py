@@ -114,7 +114,7 @@ def test_weights_are_views_that_the_model_computes_with(name, variant):
     """Zeroing one head of a component, or an MLP matrix, moves the logits; undoing it restores."""
     adapter = adapt(model(name, variant))
     ids = zoo.random_ids(1, 12)
-    with adapter.untouched():
+    with adapter.preserving_state():
         clean = adapter.forward(ids)
         for layer in (0, adapter.n_layers - 1):
             for component in adapter.components:
@@ -155,7 +155,7 @@ def test_tokens_equal_to_special_ones_are_ordinary(name, variant):
     """Rows of BOS, EOS and padding ids get the logits of the plain model: nothing is masked."""
     adapter = adapt(model(name, variant))
     ids = torch.tensor([[0, 0, 5, 0, 1, 1, 7, 0], [1, 2, 3, 0, 0, 0, 4, 1]])
-    with adapter.untouched(), torch.no_grad():
+    with adapter.preserving_state(), torch.no_grad():
         plain = matrix.plain(name).model(
             input_ids=ids, attention_mask=torch.ones_like(ids), use_cache=False
         )
@@ -168,7 +168,7 @@ def test_reading_and_positions(name, variant):
     adapter = adapt(model(name, variant))
     ids = zoo.random_ids(2, 9)
     names = [hook_z(layer) for layer in range(adapter.n_layers)]
-    with adapter.untouched():
+    with adapter.preserving_state():
         whole = adapter.run(ids, read=names)
         part = adapter.run(ids, positions=slice(4, None))
     assert torch.allclose(whole.logits[:, 4:], part.logits, atol=1e-5)
@@ -227,7 +227,7 @@ def test_report(name, variant):
     local = {"gpt_neo": (1, 3), "gemma2": (0, 2)}
     assert report.local_layers == local.get(name, ())
     assert report.parallel == (name == "neox")
-    assert report.can_restart
+    assert report.supports_partial_forward
     assert {"q", "k", "v", "z"} <= set(report.writable)
     # Attention that TransformerLens only observes ignores writes to the pattern.
     assert ("pattern" in report.writable) == (

@@ -24,12 +24,12 @@ def test_logits_and_gradients_are_the_models_own(any_bridge):
         nll = read_continuation(logits[:, :-1], ids[:, 1:]).nll.sum()
         return logits.detach(), torch.autograd.grad(nll, weights)
 
-    with adapter.untouched(grad=weights):
+    with adapter.preserving_state(grad=weights):
         quick = measured()
         inside = forwards(any_bridge)
     plain_adapter = Adapter(any_bridge)
     vars(plain_adapter)["_quick"] = []
-    with plain_adapter.untouched(grad=weights):
+    with plain_adapter.preserving_state(grad=weights):
         assert not forwards(any_bridge)
         plain = measured()
     torch.testing.assert_close(quick[0], plain[0], atol=1e-5, rtol=0)
@@ -39,7 +39,7 @@ def test_logits_and_gradients_are_the_models_own(any_bridge):
 
 
 def test_the_neo_gets_all_of_them(neo):
-    kinds = {type(module).__name__ for module, _ in kernels.quick_forwards(neo)}
+    kinds = {type(module).__name__ for module, _ in kernels.fused_forwards(neo)}
     assert kinds == {"NewGELUActivation", "NormalizationBridge", "Linear"}
 
 
@@ -47,8 +47,8 @@ def test_forwards_come_back_and_nesting_is_fine(neo):
     adapter = adapt(neo)
 
     def interrupted():
-        with adapter.untouched():
-            with adapter.untouched():
+        with adapter.preserving_state():
+            with adapter.preserving_state():
                 assert forwards(neo)
             assert forwards(neo), "leaving the inner one took those of the outer"
             raise KeyboardInterrupt
@@ -63,7 +63,7 @@ def test_a_forward_of_the_callers_own_stays(neo):
     mine = norm.forward
     vars(norm)["forward"] = mine
     try:
-        with adapt(neo).untouched():
+        with adapt(neo).preserving_state():
             assert vars(norm)["forward"] is mine
         assert vars(norm)["forward"] is mine
     finally:
@@ -73,7 +73,7 @@ def test_a_forward_of_the_callers_own_stays(neo):
 def test_hooks_inside_a_norm_still_act(neo):
     adapter, ids = adapt(neo), zoo.random_ids(2, 12)
     name = "blocks.1.ln1.hook_normalized"
-    with adapter.untouched():
+    with adapter.preserving_state():
         before = adapter.run(ids).logits
         read = adapter.run(ids, read=[name]).cache[name]
         edited = adapter.run(ids, edit={name: lambda x: 2 * x}).logits
@@ -106,4 +106,4 @@ def test_what_answers_otherwise_is_left_alone():
             return 2 * x
 
     model = nn.Sequential(nn.Linear(2, 2), NewGELUActivation())
-    assert kernels.quick_forwards(model) == []
+    assert kernels.fused_forwards(model) == []

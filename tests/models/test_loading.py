@@ -43,7 +43,7 @@ def test_folder(original):
     model = load_model(original)
     ids = zoo.random_ids(2, 20)
     adapter = adapt(model)
-    with adapter.untouched():
+    with adapter.preserving_state():
         found = adapter.forward(ids)
         expected = zoo.hf_model("llama")(input_ids=ids, use_cache=False).logits
     assert torch.allclose(found, expected, atol=1e-5)

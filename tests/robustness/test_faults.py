@@ -413,7 +413,7 @@ def test_half_precision_differs_only_at_near_ties(name):
     exact, rough = (mc.scan(m, paragraphs, progress=False) for m in (full, half))
     assert rough.provenance.model["dtype"] == "bfloat16"
     assert rough.token_log_prob.dtype == torch.float32
-    with adapt(full).untouched():
+    with adapt(full).preserving_state():
         scale = adapt(full).forward(paragraphs.ids[:, :-1])[:, 9:].abs().amax(-1)
     near_tie = exact.token_margin < scale * 2**-5
     assert near_tie.float().mean() < 0.8  # else the next line says nothing

@@ -27,7 +27,7 @@ from typer.testing import CliRunner
 
 import memcircuits as mc
 from memcircuits import cli
-from memcircuits.benchmark.kinds import Pool
+from memcircuits.benchmark.kinds import ParagraphPool
 from memcircuits.benchmark.pages import write_leaderboard
 from memcircuits.benchmark.trials import read_trials, run_trials
 from memcircuits.core.errors import InputError
@@ -376,7 +376,7 @@ def test_spoiled_scan_folders(bridge, tmp_path):
 
 def test_spoiled_trials(bridge, tmp_path):
     many = zoo.mixed(bridge) + mc.Paragraphs.from_tokens(zoo.random_ids(64, 22, 2), n_prefix=10)
-    pool = Pool.of(bridge, many)
+    pool = ParagraphPool.of(bridge, many)
     options: dict[str, Any] = {"counts": {"block": 1, "null": 1}, "progress": False}
     run_trials(pool, tmp_path / "good", **options)
     draw = random.Random(6)

@@ -29,7 +29,7 @@ class Heatmap(Block):
         row_names: One per row (default: its number); ``col_names`` likewise.
         marks: Cells framed because they stand out, pairs (row, col) or booleans [row, col];
             ``marks_mean`` says why.
-        hover: Further text per cell, [row][col].
+        hover: Further text per cell, [batch][col].
     """
 
     template: ClassVar[str] = "heatmap.html.j2"

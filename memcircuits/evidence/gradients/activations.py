@@ -25,7 +25,7 @@ from memcircuits.core.statistics import finite_rows, left_out
 from memcircuits.data.paragraphs import Paragraphs
 from memcircuits.measure.continuation import read_continuation
 from memcircuits.models.adapter import Adapter
-from memcircuits.models.batching import in_pieces, rows_that_fit
+from memcircuits.models.batching import map_batches, rows_that_fit
 from memcircuits.models.hooks import HEAD_SITES
 from memcircuits.models.registry import adapt
 from memcircuits.results.provenance import Provenance
@@ -154,15 +154,18 @@ def activation_gradients(
         loss, slopes = _slopes(adapter, paragraphs, piece, list(names.values()), chosen)
         flat = [loss[:, None]]
         for (site, _), slope in zip(names, slopes, strict=True):
-            largest = slope.abs().amax(-1).float()  # [row, pos, head] or [row, pos]
+            largest = slope.abs().amax(-1).float()  # [batch, pos, head] or [batch, pos]
             if site not in HEAD_SITES:
                 largest = largest.view(len(loss), -1, 1)
             shapes[site] = largest.shape[-1]
             flat.append(largest.transpose(1, 2).flatten(1))
         return torch.cat(flat, dim=1).cpu()
 
-    with adapter.untouched(), bar(len(paragraphs), "activations", progress=progress) as shown:
-        found = in_pieces(len(paragraphs), fit, one_batch, shown.update).double()
+    with (
+        adapter.preserving_state(),
+        bar(len(paragraphs), "activations", progress=progress) as shown,
+    ):
+        found = map_batches(len(paragraphs), fit, one_batch, shown.update).double()
     finite = finite_rows(found)
     n, found = int(finite.sum()), found[finite]
     if not n:
@@ -219,7 +222,7 @@ def _slopes(
     piece: slice,
     names: Sequence[str],
     tokens: Tensor | None,
-) -> tuple[Float[Tensor, " row"], list[Tensor]]:
+) -> tuple[Float[Tensor, " batch"], list[Tensor]]:
     """The loss of each paragraph and its gradient for each activation."""
     kept: dict[str, Tensor] = {}
 

@@ -22,7 +22,7 @@ from memcircuits.models.hooks import hook_z
 
 def attribute(
     pair: Pair, site: str, memory_budget: int | None, done: Callable[[int], None]
-) -> tuple[Float[Tensor, "metric row layer head"], Float[Tensor, "end row metric"]]:
+) -> tuple[Float[Tensor, "metric batch layer head"], Float[Tensor, "end batch metric"]]:
     """First-order effects of all heads on the chosen metric; metrics of both runs."""
     adapter = pair.adapter
     layers = range(adapter.n_layers)
@@ -54,7 +54,7 @@ def attribute(
 
 def _z_gradients(
     pair: Pair, group: slice
-) -> tuple[dict[str, Tensor], Float[Tensor, "row metric"], tuple[Tensor, ...]]:
+) -> tuple[dict[str, Tensor], Float[Tensor, "batch metric"], tuple[Tensor, ...]]:
     """Run the base: what it computes, its metrics, and the gradient of the first one in z."""
     adapter = pair.adapter
     tokens = pair.base_ids[group, :-1]
@@ -93,8 +93,8 @@ def _recomputed_z(
     base: Mapping[str, Tensor],
     name: str,
     new: Tensor,
-    where: Bool[Tensor, "row pos 1 1"],
-) -> Float[Tensor, "row pos head d_head"]:
+    where: Bool[Tensor, "batch pos 1 1"],
+) -> Float[Tensor, "batch pos head d_head"]:
     """The z of every head when q, k or v of all is replaced: one block, run by itself."""
     kept: list[Tensor] = []
 
@@ -106,7 +106,7 @@ def _recomputed_z(
         return z
 
     edit = {name: replace, hook_z(layer): keep}
-    if pair.adapter.can_restart:
+    if pair.adapter.supports_partial_forward:
         pair.adapter.run_blocks(layer, base[site_hook("resid_pre", layer)], layer + 1, edit=edit)
     else:
         pair.adapter.run(pair.base_ids[group, :-1], positions=slice(-1, None), edit=edit)

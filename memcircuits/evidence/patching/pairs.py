@@ -24,7 +24,9 @@ from memcircuits.models.hooks import hook_pattern, hook_z
 from memcircuits.models.registry import adapt
 from memcircuits.results.provenance import Provenance
 
-Metric = Callable[[Float[Tensor, "row pos d_vocab"], Int[Tensor, " row"]], Float[Tensor, " row"]]
+Metric = Callable[
+    [Float[Tensor, "batch pos d_vocab"], Int[Tensor, " batch"]], Float[Tensor, " batch"]
+]
 
 
 HEAD_SITES = ("q", "k", "v", "z", "pattern")
@@ -58,11 +60,11 @@ class Pair:
     """Both runs of every pair, and what is measured on them.
 
     Attributes:
-        base_ids: what the run patched into reads, [row, pos].
-        source_ids: what the run that gives activations reads, [row, pos].
-        first: index of the first impacted token, [row].
-        where: positions patched, [row, pos], without the last one, which predicts nothing.
-        changed: positions where the two runs read different tokens, [row, pos], likewise.
+        base_ids: what the run patched into reads, [batch, pos].
+        source_ids: what the run that gives activations reads, [batch, pos].
+        first: index of the first impacted token, [batch].
+        where: positions patched, [batch, pos], without the last one, which predicts nothing.
+        changed: positions where the two runs read different tokens, [batch, pos], likewise.
         names: the metrics, the chosen one first.
     """
 
@@ -71,11 +73,11 @@ class Pair:
     corrupted: Paragraphs
     direction: str
     positions: str | Sequence[int] | None
-    base_ids: Int[Tensor, "row pos"]
-    source_ids: Int[Tensor, "row pos"]
-    first: Int[Tensor, " row"]
-    where: Bool[Tensor, "row pos"]
-    changed: Bool[Tensor, "row pos"]
+    base_ids: Int[Tensor, "batch pos"]
+    source_ids: Int[Tensor, "batch pos"]
+    first: Int[Tensor, " batch"]
+    where: Bool[Tensor, "batch pos"]
+    changed: Bool[Tensor, "batch pos"]
     names: tuple[str, ...]
     custom: Metric | None
 
@@ -168,8 +170,8 @@ class Pair:
         first = self.first[group].to(device)
 
         def measure(
-            logits: Float[Tensor, "row pos d_vocab"], rows: Int[Tensor, " row"]
-        ) -> Float[Tensor, "row metric"]:
+            logits: Float[Tensor, "batch pos d_vocab"], rows: Int[Tensor, " batch"]
+        ) -> Float[Tensor, "batch metric"]:
             found = read_continuation(logits, targets[rows])
             here = torch.arange(len(rows), device=device), first[rows]
             values: dict[str, Tensor] = {"nll": found.nll, "em": found.em.float()}
@@ -195,7 +197,7 @@ class Pair:
 
     def read(
         self, group: slice, sites: Sequence[str]
-    ) -> tuple[dict[str, Tensor], Float[Tensor, "row metric"]]:
+    ) -> tuple[dict[str, Tensor], Float[Tensor, "batch metric"]]:
         """Activations of the run that gives them, and its metrics."""
         names = [site_hook(site, layer) for layer in range(self.adapter.n_layers) for site in sites]
         run = self.adapter.run(
@@ -206,8 +208,8 @@ class Pair:
 
 
 def _where(
-    positions: str | Sequence[int] | None, changed: Bool[Tensor, "row pos"]
-) -> Bool[Tensor, "row pos"]:
+    positions: str | Sequence[int] | None, changed: Bool[Tensor, "batch pos"]
+) -> Bool[Tensor, "batch pos"]:
     if positions is None:
         return torch.ones_like(changed)
     if isinstance(positions, str):
@@ -234,7 +236,7 @@ def sites_read(site: str) -> tuple[str, ...]:
 
 def new_values(
     site: str, layer: int, base: Mapping[str, Tensor], source: Mapping[str, Tensor]
-) -> tuple[str, Float[Tensor, "row pos head d_head"]]:
+) -> tuple[str, Float[Tensor, "batch pos head d_head"]]:
     """Which activation is replaced for a head site, and by what."""
     if site != "pattern":
         return site_hook(site, layer), source[site_hook(site, layer)]
@@ -250,8 +252,8 @@ def new_values(
 
 
 def _mixed(
-    pattern: Float[Tensor, "row head query key"], v: Float[Tensor, "row key kv_head d_head"]
-) -> Float[Tensor, "row query head d_head"]:
+    pattern: Float[Tensor, "batch head query key"], v: Float[Tensor, "batch key kv_head d_head"]
+) -> Float[Tensor, "batch query head d_head"]:
     """Pattern @ v; heads of a group share their values."""
     v = v.repeat_interleave(pattern.shape[1] // v.shape[2], 2)
     return torch.einsum("bhqk,bkhd->bqhd", pattern.to(v.dtype), v)

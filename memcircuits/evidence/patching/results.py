@@ -167,4 +167,4 @@ def effect_notes(pair: Pair, samples: Tensor) -> tuple[str, ...]:
     if same:
         text = f"{same} of {len(pair)} pairs have equal prefixes: patching changes nothing there"
         notes = (text, *notes)
-    return notes if pair.adapter.can_restart else (FALLBACK, *notes)
+    return notes if pair.adapter.supports_partial_forward else (FALLBACK, *notes)

@@ -35,7 +35,7 @@ from torch import Tensor
 from memcircuits.core.errors import InputError, UnsupportedModel, at_least, one_of
 from memcircuits.core.progress import bar
 from memcircuits.core.statistics import finite_mean
-from memcircuits.evidence.interventions import Restart
+from memcircuits.evidence.interventions import ResumableRun
 from memcircuits.evidence.patching.attribution import attribute, correlation, heads_to_check
 from memcircuits.evidence.patching.pairs import (
     GROUP,
@@ -79,7 +79,7 @@ def patch_heads(
             or a list. For `pattern` these are the attending positions, for k and v the attended.
         metric: of the clean continuation: `nll` (nats/token), `em` (tokens), `first_impacted` (-log
             p of the first impacted token, nats), `logit_diff` (its logit minus that of the token in
-            its place in `corrupted`), or a function from logits [row, pos, d_vocab], which predict
+            its place in `corrupted`), or a function from logits [batch, pos, d_vocab], which predict
             the continuation, and indices into `clean` to one number per row.
         direction: `noising` (corrupted into clean) or `denoising` (clean into corrupted).
         method: `exact`, or `attribution` for an estimate (not for `em`).
@@ -114,7 +114,7 @@ def patch_heads(
     shape = (adapter.n_layers, adapter.n_kv_heads if site in ("k", "v") else adapter.n_heads)
     exact, agreement = torch.empty(0), {}
     with (
-        adapter.untouched(),
+        adapter.preserving_state(),
         bar(len(pair) * shape[0], f"patch {site}", unit="layer", progress=progress) as shown,
     ):
         if method == "exact":
@@ -208,12 +208,12 @@ def patch_layers(
     effects = torch.empty(len(pair.names), n, n_layers, len(swept) + 1)
     ends = torch.empty(2, n, len(pair.names))
     with (
-        adapter.untouched(),
+        adapter.preserving_state(),
         bar(n * n_layers, f"patch {site}", unit="layer", progress=progress) as shown,
     ):
         for rows in pair.groups(GROUP):
             measure = pair.measure(rows)
-            restart = Restart(
+            restart = ResumableRun(
                 adapter,
                 pair.base_ids[rows],
                 pair.n_prefix,
@@ -253,7 +253,7 @@ def _exact(
     chosen: Bool[Tensor, "layer head"],
     memory_budget: int | None,
     done: Callable[[int], None] = lambda _: None,
-) -> tuple[Float[Tensor, "metric row layer head"], Float[Tensor, "end row metric"]]:
+) -> tuple[Float[Tensor, "metric batch layer head"], Float[Tensor, "end batch metric"]]:
     """Effects of the chosen heads, NaN for the others; metrics of both runs."""
     adapter = pair.adapter
     n, (n_layers, n_heads) = len(pair), chosen.shape
@@ -262,7 +262,7 @@ def _exact(
     for rows in pair.groups(GROUP):
         measure = pair.measure(rows)
         values = ["v"] if site == "pattern" else []
-        restart = Restart(
+        restart = ResumableRun(
             adapter,
             pair.base_ids[rows],
             pair.n_prefix,

@@ -172,7 +172,7 @@ def minimal_sets(
     max_tokens = min(max_tokens, n_prefix)
     positions = torch.full((n, max_tokens), -1)
     replacements = positions.clone()
-    with adapter.untouched():
+    with adapter.preserving_state():
         tokens, notes = choose_tokens(
             adapter, paragraphs, replacement, draws, unigrams, seed, memory_budget
         )

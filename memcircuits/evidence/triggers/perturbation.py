@@ -50,7 +50,7 @@ from memcircuits.measure.continuation import read_continuation
 from memcircuits.measure.decoding import greedy_continuations
 from memcircuits.measure.scanning import without_non_finite
 from memcircuits.models.adapter import Adapter
-from memcircuits.models.batching import in_pieces, rows_that_fit
+from memcircuits.models.batching import map_batches, rows_that_fit
 from memcircuits.models.registry import adapt
 from memcircuits.results.provenance import Provenance
 from memcircuits.results.result import Result
@@ -341,7 +341,7 @@ def perturb_prefix(
     adapter.check_tokens(paragraphs.ids, "paragraphs")
     if unigrams is not None:
         UnigramTable.check(unigrams, adapter.model)
-    with adapter.untouched():
+    with adapter.preserving_state():
         paragraphs, of_those = without_non_finite(adapter, paragraphs, "paragraphs", memory_budget)
         tokens, notes = choose_tokens(
             adapter, paragraphs, replacement, draws, unigrams, seed, memory_budget
@@ -397,7 +397,7 @@ def _unperturbed(
         return torch.stack([found.log_prob, found.correct.float()], 1).cpu()
 
     size = rows_that_fit(adapter, ids.shape[1], ids.shape[1], memory_budget)
-    log_prob, correct = in_pieces(len(ids), size, one_batch).unbind(1)
+    log_prob, correct = map_batches(len(ids), size, one_batch).unbind(1)
     if not log_prob.isfinite().all():
         raise InputError("model", "non-finite logits", "load it in float32 and check its weights")
     return log_prob, correct > 0.5

@@ -18,7 +18,7 @@ from memcircuits.data.paragraphs import Paragraphs
 from memcircuits.data.unigrams import UnigramTable
 from memcircuits.measure.continuation import read_continuation
 from memcircuits.models.adapter import Adapter
-from memcircuits.models.batching import in_pieces, rows_that_fit
+from memcircuits.models.batching import map_batches, rows_that_fit
 from memcircuits.models.prefix_cache import KeysValues
 
 REPLACEMENTS = ("random", "frequency", "neighbor", "second")
@@ -109,29 +109,29 @@ def _other_choices(
         return logits.scatter(-1, actual, -torch.inf).topk(draws).indices.cpu()
 
     size = rows_that_fit(adapter, prefix.shape[1], prefix.shape[1], memory_budget)
-    return in_pieces(len(prefix), size, one_batch)
+    return map_batches(len(prefix), size, one_batch)
 
 
 def measure_replaced(
     adapter: Adapter,
-    ids: Int[Tensor, "row pos"],
+    ids: Int[Tensor, "batch pos"],
     n_prefix: int,
-    tokens: Int[Tensor, "row pos draw"],
+    tokens: Int[Tensor, "batch pos draw"],
     memory_budget: int | None,
     done: Callable[[int], None] | None = None,
-) -> tuple[Int[Tensor, "row pos draw"], Float[Tensor, "row pos draw"]]:
+) -> tuple[Int[Tensor, "batch pos draw"], Float[Tensor, "batch pos draw"]]:
     """EM and NLL with each single prefix token replaced by each of its candidates.
 
     What lies before a replaced token is computed once for each paragraph, where the model can share
-    it (`Adapter.can_share`): keys and values of the prefix are kept, and a batch runs from its
+    it (`Adapter.supports_prefix_cache`): keys and values of the prefix are kept, and a batch runs from its
     first replaced position on.
     """
     n, n_positions, draws = tokens.shape
     size = rows_that_fit(adapter, ids.shape[1], ids.shape[1] - n_prefix, memory_budget)
-    shares = n_prefix > 1 and adapter.can_share(ids.shape[1] - 1)
+    shares = n_prefix > 1 and adapter.supports_prefix_cache(ids.shape[1] - 1)
     em, nll = torch.empty_like(tokens), torch.empty(tokens.shape)
     for rows in torch.arange(n).split(min(size, _GROUP)):
-        before = adapter.keys_and_values(ids[rows, : n_prefix - 1]) if shares else []
+        before = adapter.prefix_keys_and_values(ids[rows, : n_prefix - 1]) if shares else []
         # A few positions at a time, so that the rows of a batch begin alike for long.
         for positions in torch.arange(n_positions).split(_POSITIONS):
             some = torch.cartesian_prod(positions, rows, torch.arange(draws))
@@ -139,11 +139,11 @@ def measure_replaced(
             def one_batch(piece: slice, some: Tensor = some, before: KeysValues = before) -> Tensor:
                 position, row, draw = some[piece].unbind(-1)
                 changed = ids[row]
-                changed[torch.arange(len(row)), position] = tokens[row, position, draw]
+                changed[torch.arange(len(row)), position] = tokens[batch, position, draw]
                 start = int(position.min()) if shares else 0
                 predicting = slice(n_prefix - 1 - start, None)
                 if start:
-                    logits = adapter.run_behind(
+                    logits = adapter.run_after_prefix(
                         start, changed[:, :-1], before, row - some[0, 1], positions=predicting
                     )
                 else:
@@ -151,15 +151,15 @@ def measure_replaced(
                 found = read_continuation(logits, changed[:, n_prefix:].to(adapter.device))
                 return torch.stack([found.em.float(), found.nll], 1).cpu()
 
-            found = in_pieces(len(some), size, one_batch, done)
+            found = map_batches(len(some), size, one_batch, done)
             position, row, draw = some.unbind(-1)
-            em[row, position, draw], nll[row, position, draw] = found[:, 0].long(), found[:, 1]
+            em[batch, position, draw], nll[batch, position, draw] = found[:, 0].long(), found[:, 1]
     return em, nll
 
 
 def most_destructive(
-    em: Int[Tensor, "row pos draw"], nll: Float[Tensor, "row pos draw"]
-) -> Int[Tensor, " row"]:
+    em: Int[Tensor, "batch pos draw"], nll: Float[Tensor, "batch pos draw"]
+) -> Int[Tensor, " batch"]:
     """Flat index of the lowest EM; among equals of the highest NLL."""
     em, nll = em.flatten(1), nll.flatten(1)
     lowest = em == em.amin(-1, keepdim=True)
