@@ -139,7 +139,7 @@ def measure_replaced(
             def one_batch(piece: slice, some: Tensor = some, before: KeysValues = before) -> Tensor:
                 position, row, draw = some[piece].unbind(-1)
                 changed = ids[row]
-                changed[torch.arange(len(row)), position] = tokens[batch, position, draw]
+                changed[torch.arange(len(row)), position] = tokens[row, position, draw]
                 start = int(position.min()) if shares else 0
                 predicting = slice(n_prefix - 1 - start, None)
                 if start:
@@ -153,7 +153,7 @@ def measure_replaced(
 
             found = map_batches(len(some), size, one_batch, done)
             position, row, draw = some.unbind(-1)
-            em[batch, position, draw], nll[batch, position, draw] = found[:, 0].long(), found[:, 1]
+            em[row, position, draw], nll[row, position, draw] = found[:, 0].long(), found[:, 1]
     return em, nll
 
 
