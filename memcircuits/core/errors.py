@@ -11,12 +11,12 @@ from typing import Any
 
 
 class InputError(ValueError):
-    """The caller gave something that cannot be used; the message says what and how to mend it.
+    """The caller gave something that cannot be used; the message says what is wrong and how to fix it.
 
     Example:
         >>> mc.scan(model, [])
         Traceback (most recent call last):
-        memcircuits.core.errors.InputError: texts: empty; give at least one paragraph
+        memcircuits.InputError: texts: empty; give at least one paragraph
     """
 
     def __init__(self, argument: str, value: object, remedy: str) -> None:
@@ -30,6 +30,10 @@ class InputError(ValueError):
     def __reduce__(self) -> tuple[Any, ...]:
         """How it is pickled: errors of worker processes arrive whole."""
         return type(self), self._parts
+
+
+# Tracebacks and doctests show the public name.
+InputError.__module__ = "memcircuits"
 
 
 class UnsupportedModel(InputError):

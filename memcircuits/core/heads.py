@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, TypeAlias
 
 from memcircuits.core.errors import InputError
 
@@ -49,3 +49,7 @@ class Head(NamedTuple):
         if not (isinstance(layer, int) and isinstance(head, int)):
             raise InputError("head", repr(value), "write it like L1H2 or Head(1, 2)")
         return cls(layer, head)
+
+
+HeadLike: TypeAlias = Head | str | tuple[int, int]
+"""A head as users write it: `Head(1, 2)`, `"L1H2"` or `(1, 2)`."""

@@ -6,6 +6,9 @@ import torch
 from jaxtyping import Bool, Float
 from torch import Tensor
 
+DRAWS = 2000
+LEVELS = torch.tensor([0.025, 0.975])
+
 
 def finite_rows(samples: Float[Tensor, "paragraph *value"]) -> Bool[Tensor, " paragraph"]:
     """Paragraphs of which every number is finite; the others enter no mean and no ranking."""
@@ -21,7 +24,9 @@ def finite_mean(samples: Float[Tensor, "paragraph *value"]) -> Float[Tensor, "*v
 def left_out(finite: Bool[Tensor, " paragraph"]) -> tuple[str, ...]:
     """The note about paragraphs that enter no mean, if there are any."""
     n = int((~finite).sum())
-    return (f"{n} of {len(finite)} paragraphs had non-finite numbers and were left out",) * (n > 0)
+    if not n:
+        return ()
+    return (f"{n} of {len(finite)} paragraphs had non-finite numbers and were left out",)
 
 
 def bootstrap_means(
@@ -32,6 +37,18 @@ def bootstrap_means(
     chosen = torch.randint(n, (draws, n), generator=generator)
     weights = torch.zeros(draws, n).scatter_add_(1, chosen, torch.ones(draws, n)) / n
     return (weights @ samples.reshape(n, -1).float()).view(draws, *samples.shape[1:])
+
+
+def interval(resampled: Float[Tensor, "draw *value"]) -> Float[Tensor, "bound *value"]:
+    """Lower and upper bound of the central 95 % of resampled values."""
+    return torch.quantile(resampled, LEVELS.to(resampled.dtype), dim=0)
+
+
+def bootstrap_interval(
+    samples: Float[Tensor, "paragraph *value"], generator: torch.Generator, draws: int = DRAWS
+) -> Float[Tensor, "bound *value"]:
+    """95 % percentile bootstrap interval of the mean over paragraphs."""
+    return interval(bootstrap_means(samples, draws, generator))
 
 
 def permuted_differences(

@@ -11,7 +11,7 @@ import os
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
-from typing import TYPE_CHECKING, Any, overload
+from typing import TYPE_CHECKING, Any, TypeAlias, overload
 
 import torch
 from jaxtyping import Int
@@ -322,3 +322,7 @@ def refuse_overlap(memorized: Paragraphs, control: Paragraphs, argument: str = "
             f"{shared} of its paragraphs have the prefix of a memorized one",
             "controls must be other paragraphs",
         )
+
+
+ParagraphsLike: TypeAlias = Paragraphs | Sequence[str] | Tensor | Sequence[Sequence[int]]
+"""What the public functions take: `Paragraphs`, texts, or token ids [paragraph, pos]."""

@@ -9,21 +9,24 @@ The vocabulary is by far the longest axis: after the matrix products, reading it
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 
 import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
+from memcircuits.data.paragraphs import Paragraphs
+from memcircuits.models.adapter import Adapter
+from memcircuits.models.hooks import ActivationEdit
+
 _BLOCK = 256  # tokens
-
-
 _PIECE = 2**22  # logits
 
 
 @dataclass(frozen=True)
 class Continuation:
-    """How a model takes the true continuation.
+    """Per-token scores of the true continuation.
 
     Attributes:
         log_prob: log p of every continuation token given all before it, nats.
@@ -64,6 +67,44 @@ def read_continuation(
         pieces.append((-nll.view(true.shape), found == true, gap))
     log_prob, correct, gaps = (torch.cat(parts) for parts in zip(*pieces, strict=True))
     return Continuation(log_prob, correct, gaps)
+
+
+def continuation_logits(
+    adapter: Adapter,
+    paragraphs: Paragraphs,
+    batch: slice | Tensor = slice(None),
+    *,
+    edit: Mapping[str, ActivationEdit] | None = None,
+) -> Float[Tensor, "batch pos d_vocab"]:
+    """Logits that predict the continuation tokens of some paragraphs, given all tokens before.
+
+    Args:
+        adapter: the model.
+        paragraphs: the paragraphs.
+        batch: which of them.
+        edit: activation name -> function from the activation to its replacement.
+    """
+    ids = paragraphs.ids[batch, :-1]
+    return adapter.run(ids, positions=slice(paragraphs.n_prefix - 1, None), edit=edit).logits
+
+
+def score_continuation(
+    adapter: Adapter,
+    paragraphs: Paragraphs,
+    batch: slice | Tensor = slice(None),
+    *,
+    edit: Mapping[str, ActivationEdit] | None = None,
+) -> Continuation:
+    """Per-token scores of some paragraphs' continuations; arguments as `continuation_logits`."""
+    logits = continuation_logits(adapter, paragraphs, batch, edit=edit)
+    return read_continuation(logits, paragraphs.continuation[batch].to(logits.device))
+
+
+def kl_divergence(
+    log_p: Float[Tensor, "*batch d_vocab"], log_q: Float[Tensor, "*batch d_vocab"]
+) -> Float[Tensor, "*batch"]:
+    """KL(p || q) of two distributions given as log-probabilities, nats."""
+    return (log_p.exp() * (log_p - log_q)).sum(-1)
 
 
 def largest_two(

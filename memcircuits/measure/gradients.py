@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from memcircuits.core.progress import bar
 from memcircuits.data.paragraphs import Paragraphs
-from memcircuits.measure.continuation import read_continuation
+from memcircuits.measure.continuation import continuation_logits, read_continuation
 from memcircuits.models.adapter import Adapter
 from memcircuits.models.batching import default_budget, iter_batches, rows_that_fit
 from memcircuits.models.weights import Weight
@@ -161,13 +161,6 @@ def rows_with_gradient(
     n_pos, n_logits = paragraphs.ids.shape[1], paragraphs.n_continuation
     fit = rows_that_fit(adapter, n_pos, n_logits, memory_budget, backward=True)
     return fit if most is None else min(fit, most)
-
-
-def continuation_logits(
-    adapter: Adapter, paragraphs: Paragraphs, piece: slice
-) -> Float[Tensor, "batch pos d_vocab"]:
-    ids = paragraphs.ids[piece, :-1]
-    return adapter.run(ids, positions=slice(paragraphs.n_prefix - 1, None)).logits
 
 
 def continuation_nll(

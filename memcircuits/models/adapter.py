@@ -26,7 +26,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path, PurePath
-from typing import Any
+from typing import Any, TypeAlias
 
 import torch
 from jaxtyping import Float, Int
@@ -617,3 +617,7 @@ class Adapter:
         while bridge is not None and getattr(bridge, "original_component", None) is not None:
             bridge = bridge.original_component
         return bridge
+
+
+Model: TypeAlias = nn.Module | Adapter
+"""A `HookedTransformer` or a `TransformerBridge`, or the `Adapter` that `adapt` made of one."""
