@@ -35,7 +35,7 @@ from memcircuits.data.tokens import (
     vocabulary_size,
 )
 
-SCHEMA = "memcircuits.data.unigrams/1"
+SCHEMA = "memcircuits.unigrams/1"
 
 
 @dataclass(frozen=True, eq=False)

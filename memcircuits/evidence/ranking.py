@@ -205,7 +205,7 @@ class Ranking(Result, kind="ranking"):
     def to_json(self, path: str | os.PathLike[str]) -> Path:
         """Write the table, counts and provenance as JSON."""
         data = {
-            "schema": "memcircuits.evidence.ranking/1",
+            "schema": "memcircuits.ranking/1",
             "summary": self.summary(),
             "counts": dict(self.counts),
             "layer_share": dict(self.layer_share),

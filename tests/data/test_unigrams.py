@@ -69,7 +69,7 @@ def test_saved_tables_load_equal(corpus, tmp_path):
 
 def test_tables_without_a_tokenizers_hash_are_read(tmp_path):
     """Such as the shipped one, counted from ids."""
-    metadata = {"schema": "memcircuits.data.unigrams/1", "source": "ids", "n_tokens": "3"}
+    metadata = {"schema": "memcircuits.unigrams/1", "source": "ids", "n_tokens": "3"}
     save_file({"counts": torch.tensor([1, 2, 0])}, tmp_path / "t.safetensors", metadata=metadata)
     table = mc.UnigramTable.read(tmp_path / "t.safetensors")
     assert (table.n_tokens, table.source, table.tokenizer) == (3, "ids", "")
@@ -107,7 +107,7 @@ def test_damaged_and_foreign_files_are_refused(tmp_path):
             path.write_bytes(content)
         with pytest.raises(mc.InputError):
             mc.UnigramTable.read(path)
-    schema = {"schema": "memcircuits.data.unigrams/1"}
+    schema = {"schema": "memcircuits.unigrams/1"}
     for tensors, metadata in (
         ({"counts": torch.ones(3).long()}, {"schema": "other"}),
         ({"other": torch.ones(3).long()}, schema),

@@ -288,7 +288,7 @@ def test_micro_build_writes_what_ships(micro: tuple) -> None:
     planted = 12 * (2 * 1 + 2 * 3)
     assert counts.shape == (384,)
     assert counts.sum() == stream.size + planted == int(metadata["n_tokens"])
-    assert metadata["schema"] == "memcircuits.data.unigrams/1"
+    assert metadata["schema"] == "memcircuits.unigrams/1"
 
     assert json.loads((out / "training.json").read_text()) == facts
     assert "mean EM" in (out / "MODEL_CARD.md").read_text()

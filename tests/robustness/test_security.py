@@ -290,7 +290,7 @@ def test_results_of_another_schema_are_refused(saved, tmp_path, schema):
 
     tensors, header = read_safetensors(saved / "ranking.safetensors")
     path = tmp_path / "other.safetensors"
-    save_file(tensors, path, metadata=header | {"schema": f"memcircuits.evidence.ranking/{schema}"})
+    save_file(tensors, path, metadata=header | {"schema": f"memcircuits.ranking/{schema}"})
     with pytest.raises(InputError, match=r"^path: other\.safetensors; its schema is .*recompute"):
         Result.load(path)
 
