@@ -193,7 +193,8 @@ def test_generated_tokens_are_shown_as_text(
     watched.check(path.as_uri())
 
 
-@pytest.mark.slow  # nothing runs beside it
+@pytest.mark.slow
+@pytest.mark.timed
 def test_the_report_opens_within_a_second(open_page: Any, tmp_path: Path, neo: Any) -> None:
     ranking = mc.find_memorization_heads(neo, zoo.mixed(neo, n=5), draws=100, progress=False)
     path = ranking.to_html(tmp_path / "report.html", progress=False)
@@ -268,7 +269,8 @@ def test_every_block_fits_a_phone(open_page: Any, tmp_path: Path, scheme: str) -
     assert "head 1: \u22122" in tip.text_content()
 
 
-@pytest.mark.slow  # nothing runs beside it
+@pytest.mark.slow
+@pytest.mark.timed
 def test_a_long_report_opens_within_a_second(open_page: Any, tmp_path: Path) -> None:
     frame = pd.DataFrame(
         np.random.default_rng(0).normal(size=(10_000, 8)), columns=list("abcdefgh")
