@@ -31,7 +31,7 @@ from memcircuits.measure.decoding import greedy_continuations
 from memcircuits.results.result import Result
 
 IMAGES = Path(__file__).with_name("images")
-HEAD = mc.Head(0, 3)  # of those that stand out, the one that attends most to rare tokens
+HEAD = mc.Head(0, 3)  # of the significant ones, the one that attends most to rare tokens
 MODEL = "organism, seed 0"
 
 

@@ -1,4 +1,4 @@
-"""Which heads does the recitation hang on? The argument of the paper, with controls and intervals.
+"""Which heads does the recitation depend on? The argument of the paper, with controls and intervals.
 
 Given paragraphs, the model says by itself which it recites (EM, `memcircuits.measure.scanning`). For each
 head, three kinds of evidence are gathered, on memorized paragraphs and on controls that are not:
@@ -11,8 +11,8 @@ head, three kinds of evidence are gathered, on memorized paragraphs and on contr
 
 The score is the causal one, memorized minus control, because only that one says what the recitation
 *needs*; the others stand beside it. Paragraphs are resampled for the interval and their labels
-permuted for the p-value; a head stands out when it does so after Benjamini-Hochberg correction over
-all heads, and where none does the ranking says that.
+permuted for the p-value; a head is significant if its q-value, the p-value after
+Benjamini-Hochberg correction over all heads, is below 0.05; if no head is, the ranking says so.
 """
 
 from __future__ import annotations
@@ -44,7 +44,7 @@ if TYPE_CHECKING:
 SIGNIFICANCE = 0.05
 
 
-FEW = 20  # with fewer paragraphs no head need stand out
+FEW = 20  # fewer paragraphs are too few for any head to reach significance
 
 
 @dataclass(frozen=True)
@@ -216,7 +216,7 @@ class Ranking(Result, kind="ranking"):
         return write_atomically(path, json.dumps(data, indent=1) + "\n")
 
     def summary(self) -> str:
-        """One sentence: which heads stand out."""
+        """One sentence: which heads are significant."""
         n = int(self.significant.sum())
         sets = f"{self.counts['measured']} memorized paragraphs against as many controls"
         if self.counts["measured_control"] != self.counts["measured"]:
@@ -225,7 +225,7 @@ class Ranking(Result, kind="ranking"):
                 f"{self.counts['measured_control']} controls"
             )
         if not n:
-            text = f"No head stands out ({sets}, q < {SIGNIFICANCE})."
+            text = f"No head is significant ({sets}, q < {SIGNIFICANCE})."
             if self.counts["measured"] < FEW:
                 text += " So few paragraphs can hardly reach that: read the order and intervals."
             return text
@@ -233,7 +233,7 @@ class Ranking(Result, kind="ranking"):
         best = ", ".join(str(h) for h in ranked[:5])
         more = f" and {n - 5} more" if n > 5 else ""
         total = self.score.numel()
-        return f"{n} of {total} heads stand out ({sets}, q < {SIGNIFICANCE}): {best}{more}."
+        return f"{n} of {total} heads are significant ({sets}, q < {SIGNIFICANCE}): {best}{more}."
 
     def _model(self, model: Any) -> Any:
         found = self.model if model is None else model

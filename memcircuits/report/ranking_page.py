@@ -1,6 +1,6 @@
 """The report of a ranking: one page that tells the story to someone who has not seen the project.
 
-Which paragraphs were recited, which heads stand out and how surely, the evidence beside the score,
+Which paragraphs were recited, which heads are significant and how surely, the evidence beside the score,
 gradients by layer, the prefix tokens that trigger a recitation, the attention of the best heads,
 what was run and how to run it again.
 """
@@ -58,7 +58,7 @@ _LABELS = {
     "ci_low": "95 % from",
     "ci_high": "95 % to",
     "q_value": "q",
-    "significant": "stands out",
+    "significant": "significant",
     "ablation_memorized": "ΔNLL memorized",
     "ablation_control": "ΔNLL control",
     "em_memorized": "ΔEM memorized",
@@ -138,7 +138,7 @@ def ranking_page(
                 name="score",
                 units="nats/token",
                 marks=ranking.significant,
-                marks_mean="stands out (q < 0.05)",
+                marks_mean="significant (q < 0.05)",
                 title="Every head",
                 note="Rows are layers, the first at the bottom; columns are the heads of a layer. "
                 "The darker the orange, the more the recitation needs the head.",
@@ -203,11 +203,11 @@ def _lead(ranking: Ranking) -> str:
         f"for {counts['memorized']:,} of {counts['given']:,} paragraphs."
     )
     if not ranking.significant.any():
-        return f"{recited} No attention head stands out as the one that this hangs on."
+        return f"{recited} No single attention head is significant for them."
     head = next(h for h in ranking.top(ranking.score.numel()) if ranking.significant[h])
     lost = {name: -float(ranking.evidence[f"em_{name}"][head]) for name in ("memorized", "control")}
     return (
-        f"{recited} It hangs most on attention head {head} (layer {head.layer}, head "
+        f"{recited} It depends most on attention head {head} (layer {head.layer}, head "
         f"{head.head}): without it, {lost['memorized']:.1f} of the {n} tokens are no longer "
         f"recited, on average."
     )
@@ -221,7 +221,7 @@ def _numbers(ranking: Ranking) -> Numbers:
             Number("recited in full", f"{counts['memorized']:,}", f"all {n} of {n} tokens"),
             Number("controls", f"{counts['control']:,}", "hardly recited"),
             Number(
-                "heads that stand out",
+                "significant heads",
                 f"{int(ranking.significant.sum())} of {ranking.score.numel()}",
                 "q < 0.05",
             ),
@@ -252,10 +252,10 @@ def _how_to_read(ranking: Ranking) -> Prose:
                 strong("score"),
                 " is how much that raises the loss on memorized continuations beyond what it "
                 "does to controls, in nats/token: 0.1 means that every token becomes 10 % less "
-                "likely. A head ",
-                strong("stands out"),
+                "likely. A head is ",
+                strong("significant"),
                 " when chance alone would hardly give such a score (q < 0.05). A recitation "
-                "has far to fall, so where most heads stand out, read their order and intervals, "
+                "has far to fall, so where most heads are significant, read their order and intervals, "
                 "not their count.",
             ],
             ranking.summary(),

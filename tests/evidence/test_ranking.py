@@ -55,7 +55,7 @@ def test_same_seed_same_bits(neo, ranking):
     assert again.to_frame().equals(ranking.to_frame())
 
 
-def test_a_head_that_only_memorized_paragraphs_need_stands_out(neo, monkeypatch):
+def test_a_head_that_only_memorized_paragraphs_need_is_significant(neo, monkeypatch):
     """A positive control with a known answer: the effect of one head is raised by hand."""
     paragraphs = zoo.mixed(neo, n=8)
     plain = Ablation.effects
@@ -77,7 +77,7 @@ def test_a_head_that_only_memorized_paragraphs_need_stands_out(neo, monkeypatch)
 
 
 def test_labels_without_meaning_name_no_head(neo):
-    """Two halves of one set: hardly ever does a head stand out."""
+    """Two halves of one set: hardly ever is a head significant."""
     named = 0
     for seed in range(10):
         model = zoo.bridge("gpt_neo", seed=seed)

@@ -52,12 +52,12 @@ def test_the_story_is_complete(page, ranking):
     assert ranking.provenance.model["fingerprint"] in text
 
 
-def test_the_lead_names_the_head_or_says_that_none_stands_out(neo, ranking):
+def test_the_lead_names_the_head_or_says_that_none_is_significant(neo, ranking):
     lead = ranking_page(ranking, neo, triggers=0, progress=False).lead
     head = ranking.top(1)[0]
     rigged = dataclasses.replace(ranking, p_value=torch.ones_like(ranking.p_value))
     none = ranking_page(rigged, neo, triggers=0, progress=False).lead
-    assert "No attention head stands out" in none
+    assert "No single attention head is significant" in none
     rigged.p_value[head] = 1e-6
     lost = -float(ranking.evidence["em_memorized"][head])
     lead = ranking_page(rigged, neo, triggers=0, progress=False).lead

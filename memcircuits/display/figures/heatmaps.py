@@ -54,7 +54,7 @@ def heatmap(
         col_label: Name of the columns.
         row_names: One per row (default: its number).
         col_names: One per column (default: its number).
-        marks: Cells framed because they stand out: pairs (row, col), or booleans [row, col].
+        marks: Cells to frame, such as significant ones: pairs (row, col), or booleans [row, col].
         hover: Further text per cell.
     """
     import plotly.graph_objects as go

@@ -74,7 +74,7 @@ class Block:
 class Prose(Block):
     """Paragraphs, each a string or a list of strings and spans.
 
-    >>> Prose(["All of it.", ["Head ", code("L1H2"), " stands out."]], title="In short")
+    >>> Prose(["All of it.", ["Head ", code("L1H2"), " is significant."]], title="In short")
     ... # doctest: +ELLIPSIS
     Prose(...)
     """

@@ -27,7 +27,7 @@ class Heatmap(Block):
         diverging: Blue to orange around zero (default: if any value is negative).
         row_label: Name of the rows' axis; ``col_label`` of the columns'.
         row_names: One per row (default: its number); ``col_names`` likewise.
-        marks: Cells framed because they stand out, pairs (row, col) or booleans [row, col];
+        marks: Cells to frame, such as significant ones, pairs (row, col) or booleans [row, col];
             ``marks_mean`` says why.
         hover: Further text per cell, [batch][col].
     """
@@ -42,7 +42,7 @@ class Heatmap(Block):
     row_names: Sequence[str] = ()
     col_names: Sequence[str] = ()
     marks: Any = ()
-    marks_mean: str = "stands out"
+    marks_mean: str = "significant"
     hover: Sequence[Sequence[str]] = ()
 
     def __post_init__(self) -> None:
