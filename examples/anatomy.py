@@ -96,8 +96,8 @@ zero.figure()
 # %% [markdown]
 # ## Which heads carry the trigger?
 #
-# The most destructive replacement makes a twin of the paragraph. One head's output of the clean run
-# is put into the twin's: how much of the way back to the right token does that go?
+# The most destructive replacement makes the corrupted paragraph. One head's output of the clean run
+# is put into the corrupted run: how far does that move the result back to the right token?
 
 # %%
 clean, corrupted = perturbed.pairs()
@@ -115,7 +115,7 @@ patched.figure()
 # %% [markdown]
 # ## What do those heads look at?
 #
-# The paragraph on the left, its twin on the right. Choose a head, click a token.
+# The clean paragraph is on the left, the corrupted one on the right. Choose a head, click a token.
 
 # %%
 view = mc.attention_view(model, clean, heads=patched.top(4), compare=corrupted, unigrams=unigrams)

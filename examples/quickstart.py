@@ -11,10 +11,10 @@
 # ---
 
 # %% [markdown]
-# # Which heads does the shipped model's recitation hang on?
+# # Which heads does the shipped model's recitation depend on?
 #
 # The model that ships with memcircuits was trained on some paragraphs up to 256 times. This
-# notebook finds out which of them it recites, which attention heads that hangs on, which tokens of
+# notebook finds out which of them it recites, which attention heads that depends on, which tokens of
 # a prefix set it off, and what the heads look at. It needs no network and takes about two minutes
 # on two cores.
 #
@@ -49,7 +49,7 @@ scan
 scan.figure()
 
 # %% [markdown]
-# ## Which heads does that hang on?
+# ## Which heads does the recitation depend on?
 #
 # Each head is removed by itself. Its score is how much that raises the loss on memorized
 # paragraphs beyond what it does to controls, in nats/token.
