@@ -1,22 +1,23 @@
-"""Exact head interventions, several times sooner than one full forward pass each.
+"""Exact interventions on one layer, several times faster than one full forward pass each.
 
-An edit of one head at layer l changes nothing below l. So:
+An edit of layer l changes nothing below l, and only the continuation is scored. The algorithm:
 
-1. one clean run records, for every layer, the residual stream that enters the block, what its
-   attention answered and each head's z;
-2. replacing head h's z by z' changes the attention's answer by exactly (z' - z) @ W_O[h];
-3. block l is run on its recorded input with its attention answering that sum (the attention itself
-   is not computed again), then the blocks above, many edits in one batch;
-4. only the positions that predict the continuation go through the MLP of the last block and are
-   unembedded, and their logits are read while the processor still has them at hand.
+1. One clean run records, for every layer, the residual stream that enters the block (`resid_pre`),
+   the output of its attention (`attn_out`) and the z of every head.
+2. Replacing the z of head h by z' changes the attention output by exactly (z' - z) @ W_O[h].
+3. A *partial forward* starts at layer l (`start_at_layer` in TransformerLens): block l runs on its
+   recorded input, with the changed attention output in place of the attention, which is not
+   computed again; then the blocks above run, many edits in one batch.
+4. Only the positions that predict the continuation pass through the MLP of the last block and are
+   unembedded, and their logits are scored while still in the CPU cache.
 
-Any other activation of block l (`ResumableRun.patched`) is replaced by a hook while the block and those
-above run on the recorded input. One exception: on a Bridge a write to `hook_resid_mid` reaches the
-MLP but not the residual stream beside it, so a change of resid_mid enters as a change of the
-block's input while its attention answers what it answered before.
+Any other activation of block l (`ResumableRun.patched`) is replaced by a hook in a partial forward
+from layer l. One exception: on a Bridge, a write to `hook_resid_mid` reaches the MLP but not the
+residual stream beside it. A change of resid_mid therefore enters as a change of the block's input
+while its attention output is held at its clean value.
 
 The block's own code runs, so parallel blocks, norms after attention, local windows and grouped
-queries need no special case. Where a model cannot be continued in the middle
+queries need no special case. Where a model does not support partial forwards
 (`Adapter.supports_partial_forward`), every edit takes a full forward pass and the result says so.
 """
 
@@ -25,6 +26,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
+from typing import TypeAlias
 
 import torch
 from jaxtyping import Bool, Float, Int
@@ -37,9 +39,11 @@ from memcircuits.models.batching import logits_that_fit, map_batches, rows_that_
 from memcircuits.models.hooks import hook_z
 
 FALLBACK = "this model cannot be continued in the middle: every edit took a full forward pass"
+"""The note of results for which every edit took a full forward pass."""
 
-
-Measure = Callable[[Float[Tensor, "batch pos d_vocab"], Int[Tensor, " batch"]], Tensor]
+Measure: TypeAlias = Callable[[Float[Tensor, "batch pos d_vocab"], Int[Tensor, " batch"]], Tensor]
+"""From the logits that predict the continuation, and the indices of their paragraphs, to numbers
+[batch, measure]."""
 
 
 @dataclass(frozen=True)
@@ -47,8 +51,8 @@ class HeadEdit:
     """Replace the z of some heads of one layer.
 
     Attributes:
-        heads: the heads replaced.
-        z: their new values, [batch, pos, head, d_head]; a size of 1 broadcasts over rows or
+        heads: indices of the heads within the layer.
+        z: their new values, [batch, pos, head, d_head]; a size of 1 broadcasts over paragraphs or
             positions.
     """
 
@@ -57,14 +61,21 @@ class HeadEdit:
 
 
 class ResumableRun:
-    """A clean run of some paragraphs that can be continued at any layer under head edits.
+    """A clean run of some paragraphs, from any layer of which a forward pass can resume.
 
     Args:
         adapter: the model.
-        ids: whole paragraphs.
-        n_prefix: tokens of the prefix; logits are taken where they predict the rest.
-        memory_budget: bytes for one batch of continued rows.
+        ids: token ids of whole paragraphs.
+        n_prefix: number of prefix tokens; the logits that predict all later tokens are scored.
+        memory_budget: maximum bytes per batch of resumed rows.
         read: names of further activations of the clean run to keep in `cache`.
+
+    Attributes:
+        inputs: the token ids that are run, [batch, pos]: all but the last, which predicts nothing.
+        targets: the continuation, [batch, pos].
+        z: the z of every layer, [batch, pos, head, d_head] each.
+        cache: the activations asked for by `read`.
+        partial_forward: whether edits take partial forwards; if not, they take full ones.
     """
 
     def __init__(
@@ -78,50 +89,54 @@ class ResumableRun:
     ) -> None:
         self.adapter = adapter
         self.targets = ids[:, n_prefix:].to(adapter.device)
-        self.inputs = ids[:, :-1].to(adapter.device)  # the last token predicts nothing
+        self.inputs = ids[:, :-1].to(adapter.device)
         self.positions = slice(n_prefix - 1, None)
-        self._all = torch.arange(len(ids), device=adapter.device)
-        self.restarts = adapter.supports_partial_forward
-        self._rows = rows_that_fit(adapter, self.inputs.shape[1], 0, memory_budget)
-        self._logit_rows = logits_that_fit(adapter, self.targets.shape[1], memory_budget)
-        self._last = adapter.n_layers - 1
-        z = [hook_z(layer) for layer in range(adapter.n_layers)]
-        if self.restarts:
-            final = f"blocks.{self._last}.hook_resid_post"
+        self.partial_forward = adapter.supports_partial_forward
+        self._all_rows = torch.arange(len(ids), device=adapter.device)
+        self._batch_size = rows_that_fit(adapter, self.inputs.shape[1], 0, memory_budget)
+        self._unembed_size = logits_that_fit(adapter, self.targets.shape[1], memory_budget)
+        self._last_layer = adapter.n_layers - 1
+        z_names = [hook_z(layer) for layer in range(adapter.n_layers)]
+        if self.partial_forward:
+            final = f"blocks.{self._last_layer}.hook_resid_post"
             with adapter.recording() as recorded:
-                run = adapter.run(self.inputs, positions=slice(-1, None), read=[*z, *read, final])
+                run = adapter.run(
+                    self.inputs, positions=slice(-1, None), read=[*z_names, *read, final]
+                )
             self.resid_pre, self.attn_out = recorded.resid_pre, recorded.attn_out
-            self._final = run.cache[final][:, self.positions]
+            self._clean_final_resid = run.cache[final][:, self.positions]
         else:
-            run = adapter.run(self.inputs, positions=self.positions, read=[*z, *read])
-            self._logits = run.logits
-        self.z = [run.cache[name] for name in z]
+            run = adapter.run(self.inputs, positions=self.positions, read=[*z_names, *read])
+            self._clean_logits = run.logits
+        self.z = [run.cache[name] for name in z_names]
         self.cache = {name: run.cache[name] for name in read}
 
-    def continuation(
+    def score_continuation(
         self, logits: Float[Tensor, "batch pos d_vocab"], rows: Int[Tensor, " batch"]
     ) -> Float[Tensor, "batch measure"]:
         """The default measure: NLL (nats/token) and EM (tokens) of the true continuation."""
-        found = read_continuation(logits, self.targets[rows])
-        return torch.stack([found.nll, found.em.float()], dim=-1)
+        scores = read_continuation(logits, self.targets[rows])
+        return torch.stack([scores.nll, scores.em.float()], dim=-1)
 
     def clean(self, measure: Measure | None = None) -> Float[Tensor, "batch measure"]:
         """The measure of the unedited run."""
-        measure = measure or self.continuation
-        if not self.restarts:
-            return measure(self._logits, self._all)
-        return self._measured(self._final, self._all, measure)
+        measure = measure or self.score_continuation
+        if not self.partial_forward:
+            return measure(self._clean_logits, self._all_rows)
+        return self._unembed_and_measure(self._clean_final_resid, self._all_rows, measure)
 
     def edited(
         self, layer: int, edits: Sequence[HeadEdit], measure: Measure | None = None
     ) -> Float[Tensor, "edit batch measure"]:
         """Measure every edit of `layer` on every paragraph, each edit by itself."""
         n = len(self.inputs)
-        step = self._restarted if self.restarts else self._in_full
-        found = map_batches(
-            len(edits) * n, self._rows, partial(step, layer, edits, measure or self.continuation)
+        run_batch = self._edit_partially if self.partial_forward else self._edit_fully
+        results = map_batches(
+            len(edits) * n,
+            self._batch_size,
+            partial(run_batch, layer, edits, measure or self.score_continuation),
         )
-        return found.view(len(edits), n, -1)
+        return results.view(len(edits), n, -1)
 
     def patched(
         self,
@@ -131,137 +146,152 @@ class ResumableRun:
         masks: Bool[Tensor, "edit batch pos *rest"],
         measure: Measure | None = None,
     ) -> Float[Tensor, "edit batch measure"]:
-        """Replace an activation of `layer` by `source` where a mask says so, each mask by itself.
+        """Replace an activation of `layer` by `source` where a mask is True, each mask by itself.
 
         Args:
             layer: the block that holds the activation.
-            name: activation; `blocks.L.hook_resid_mid` must have been read by this restart.
+            name: name of the activation; this run must have read `blocks.L.hook_resid_mid` for it
+                to be patched.
             source: its new values.
-            masks: where they replace the old ones, without the activation's last axis. Rows that a
-                mask leaves out are not run.
+            masks: where they replace the old ones, without the activation's last axis. Paragraphs
+                without a True in a mask keep their clean values and are not run.
             measure: what to measure, by default NLL and EM.
 
         Raises:
-            UnsupportedModel: for resid_mid, if the model cannot be continued in the middle.
+            UnsupportedModel: for resid_mid, if the model does not support partial forwards.
         """
-        if name.endswith("hook_resid_mid") and not self.restarts:
+        if name.endswith("hook_resid_mid") and not self.partial_forward:
             raise UnsupportedModel("site", "resid_mid", FALLBACK + "; patch another site")
-        measure = measure or self.continuation
+        measure = measure or self.score_continuation
         masks = masks.expand(-1, len(self.inputs), *masks.shape[2:])
-        found = self.clean(measure).expand(len(masks), -1, -1).clone()
-        live = masks.flatten(2).any(-1).nonzero()
-        if len(live):
-            step = partial(self._patched, layer, name, source, masks, measure, live)
-            new = map_batches(len(live), self._rows, step)
-            found[live[:, 0], live[:, 1]] = new.to(found.dtype)
-        return found
+        results = self.clean(measure).expand(len(masks), -1, -1).clone()
+        patched_pairs = masks.flatten(2).any(-1).nonzero()  # (mask, paragraph)
+        if len(patched_pairs):
+            run_batch = partial(
+                self._patch_batch, layer, name, source, masks, measure, patched_pairs
+            )
+            values = map_batches(len(patched_pairs), self._batch_size, run_batch)
+            results[patched_pairs[:, 0], patched_pairs[:, 1]] = values.to(results.dtype)
+        return results
 
-    def _patched(
+    def _patch_batch(
         self,
         layer: int,
         name: str,
         source: Tensor,
         masks: Tensor,
         measure: Measure,
-        live: Int[Tensor, "run 2"],
-        piece: slice,
-    ) -> Tensor:
-        which, rows = live[piece].unbind(-1)
-        mask, new = masks[which, rows].unsqueeze(-1), source[rows]
+        pairs: Int[Tensor, "pair 2"],
+        batch: slice,
+    ) -> Float[Tensor, "batch measure"]:
+        """Run some of the (mask, paragraph) pairs of `patched`."""
+        mask_index, rows = pairs[batch].unbind(-1)
+        mask, new = masks[mask_index, rows].unsqueeze(-1), source[rows]
 
         def edit(old: Tensor) -> Tensor:
             return torch.where(mask, new.to(old.dtype), old)
 
-        if not self.restarts:
+        if not self.partial_forward:
             run = self.adapter.run(self.inputs[rows], positions=self.positions, edit={name: edit})
             return measure(run.logits, rows)
         resid = self.resid_pre[layer][rows]
         if name.endswith("hook_resid_mid"):
-            middle = self.cache[name][rows]
-            resid = resid + (edit(middle) - middle)
-            final = self._finish(layer, resid, self.attn_out[layer][rows])
-        elif layer < self._last:
-            resid = self.adapter.run_blocks(layer, resid, self._last, edit={name: edit})
-            final = self._finish(
-                self._last, resid, self.adapter.attention_output(self._last, resid)
-            )
+            # The change enters beside the attention, whose output is held at its clean value.
+            resid_mid = self.cache[name][rows]
+            resid = resid + (edit(resid_mid) - resid_mid)
+            final_resid = self._resume_after_attention(layer, resid, self.attn_out[layer][rows])
+        elif layer < self._last_layer:
+            resid = self.adapter.run_blocks(layer, resid, self._last_layer, edit={name: edit})
+            attn_out = self.adapter.attention_output(self._last_layer, resid)
+            final_resid = self._resume_after_attention(self._last_layer, resid, attn_out)
         else:
+            # The hook is in the last block, so its whole width has to run.
             resid = self.adapter.run_blocks(layer, resid, edit={name: edit})
-            final = resid[:, self.positions]
-        return self._measured(final, rows, measure)
+            final_resid = resid[:, self.positions]
+        return self._unembed_and_measure(final_resid, rows, measure)
 
-    def _restarted(
-        self, layer: int, edits: Sequence[HeadEdit], measure: Measure, piece: slice
-    ) -> Tensor:
+    def _edit_partially(
+        self, layer: int, edits: Sequence[HeadEdit], measure: Measure, batch: slice
+    ) -> Float[Tensor, "batch measure"]:
+        """Run some of the (edit, paragraph) pairs of `edited` by a partial forward."""
         w_o = self.adapter.weight(layer, "W_O").values
-        spans = self._spans(piece)
-        rows = torch.cat([self._all[rows] for _, rows in spans])
-        answers = []
-        for e, mine in spans:
-            heads = list(edits[e].heads)
-            change = self._rows_of(edits[e].z, mine) - self.z[layer][mine][:, :, heads]
+        rows_of_edit = self._split_by_edit(batch)
+        rows = torch.cat([self._all_rows[edit_rows] for _, edit_rows in rows_of_edit])
+        attn_out = []
+        for index, edit_rows in rows_of_edit:
+            heads = list(edits[index].heads)
+            new_z = self._select_rows(edits[index].z, edit_rows)
+            change = new_z - self.z[layer][edit_rows][:, :, heads]
             change = torch.einsum("rphd,hdm->rpm", change.to(w_o.dtype), w_o[heads])
-            answers.append(self.attn_out[layer][mine] + change)
-        final = self._finish(layer, self.resid_pre[layer][rows], torch.cat(answers))
-        return self._measured(final, rows, measure)
+            attn_out.append(self.attn_out[layer][edit_rows] + change)
+        final_resid = self._resume_after_attention(
+            layer, self.resid_pre[layer][rows], torch.cat(attn_out)
+        )
+        return self._unembed_and_measure(final_resid, rows, measure)
 
-    def _finish(
-        self,
-        layer: int,
-        resid: Float[Tensor, "batch pos d_model"],
-        attn_out: Float[Tensor, "batch pos d_model"],
-    ) -> Float[Tensor, "batch predicting d_model"]:
-        """From the attention of block `layer` to the end, at the positions that are unembedded.
+    def _edit_fully(
+        self, layer: int, edits: Sequence[HeadEdit], measure: Measure, batch: slice
+    ) -> Float[Tensor, "batch measure"]:
+        """Run some of the (edit, paragraph) pairs of `edited` by a full forward pass."""
+        rows_of_edit = self._split_by_edit(batch)
+        rows = torch.cat([self._all_rows[edit_rows] for _, edit_rows in rows_of_edit])
 
-        Nothing reads the other positions of the last block: its MLP does not run on them.
-        """
-        if layer < self._last:
-            with self.adapter.override_attention_output(layer, attn_out):
-                resid = self.adapter.run_blocks(layer, resid, self._last)
-            attn_out = self.adapter.attention_output(self._last, resid)
-        with self.adapter.override_attention_output(self._last, attn_out[:, self.positions]):
-            return self.adapter.run_blocks(self._last, resid[:, self.positions])
-
-    def _in_full(
-        self, layer: int, edits: Sequence[HeadEdit], measure: Measure, piece: slice
-    ) -> Tensor:
-        spans = self._spans(piece)
-        rows = torch.cat([self._all[rows] for _, rows in spans])
-
-        def edit(z: Tensor) -> Tensor:
+        def replace_z(z: Tensor) -> Tensor:
             z, start = z.clone(), 0
-            for e, mine in spans:
-                stop = start + mine.stop - mine.start
-                z[start:stop, :, list(edits[e].heads)] = self._rows_of(edits[e].z, mine).to(z.dtype)
+            for index, edit_rows in rows_of_edit:
+                stop = start + edit_rows.stop - edit_rows.start
+                new_z = self._select_rows(edits[index].z, edit_rows)
+                z[start:stop, :, list(edits[index].heads)] = new_z.to(z.dtype)
                 start = stop
             return z
 
         run = self.adapter.run(
-            self.inputs[rows], positions=self.positions, edit={hook_z(layer): edit}
+            self.inputs[rows], positions=self.positions, edit={hook_z(layer): replace_z}
         )
         return measure(run.logits, rows)
 
-    def _measured(
+    def _resume_after_attention(
         self,
-        final: Float[Tensor, "batch pos d_model"],
+        layer: int,
+        resid_pre: Float[Tensor, "batch pos d_model"],
+        attn_out: Float[Tensor, "batch pos d_model"],
+    ) -> Float[Tensor, "batch predicting d_model"]:
+        """Run from the given attention output of block `layer` to the end of the last block.
+
+        Nothing reads the other positions of the last block, so its MLP runs only on the positions
+        that are unembedded.
+        """
+        last = self._last_layer
+        if layer < last:
+            with self.adapter.override_attention_output(layer, attn_out):
+                resid_pre = self.adapter.run_blocks(layer, resid_pre, last)
+            attn_out = self.adapter.attention_output(last, resid_pre)
+        with self.adapter.override_attention_output(last, attn_out[:, self.positions]):
+            return self.adapter.run_blocks(last, resid_pre[:, self.positions])
+
+    def _unembed_and_measure(
+        self,
+        final_resid: Float[Tensor, "batch pos d_model"],
         rows: Int[Tensor, " batch"],
         measure: Measure,
     ) -> Float[Tensor, "batch measure"]:
-        """Unembed the last block's output and measure, as many rows as can be read at once."""
+        """Unembed the last block's output and measure it, in batches of `_unembed_size` rows."""
         return map_batches(
             len(rows),
-            self._logit_rows,
-            lambda piece: measure(self.adapter.unembed(final[piece]), rows[piece]),
+            self._unembed_size,
+            lambda batch: measure(self.adapter.unembed(final_resid[batch]), rows[batch]),
         )
 
-    def _spans(self, piece: slice) -> list[tuple[int, slice]]:
-        """The edits in a piece of all (edit, paragraph) pairs, and the paragraphs of each."""
+    def _split_by_edit(self, batch: slice) -> list[tuple[int, slice]]:
+        """The edits in a batch of all (edit, paragraph) pairs, and the paragraphs of each."""
         n = len(self.inputs)
+        first_edit, last_edit = batch.start // n, (batch.stop - 1) // n
         return [
-            (e, slice(max(piece.start - e * n, 0), min(piece.stop - e * n, n)))
-            for e in range(piece.start // n, (piece.stop - 1) // n + 1)
+            (edit, slice(max(batch.start - edit * n, 0), min(batch.stop - edit * n, n)))
+            for edit in range(first_edit, last_edit + 1)
         ]
 
     @staticmethod
-    def _rows_of(z: Tensor, rows: slice) -> Tensor:
+    def _select_rows(z: Tensor, rows: slice) -> Tensor:
+        """The z of some paragraphs; a z of size 1 is the same for all."""
         return z if z.shape[0] == 1 else z[rows]

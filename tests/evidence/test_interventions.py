@@ -1,4 +1,6 @@
-"""Restarted forwards equal full ones, in whatever pieces, and leave nothing behind."""
+"""Partial forwards equal full ones, in batches of any size, and leave the model as it was."""
+
+from __future__ import annotations
 
 import contextlib
 
@@ -9,6 +11,7 @@ import memcircuits as mc
 from memcircuits.evidence.interventions import FALLBACK, HeadEdit, ResumableRun
 from memcircuits.measure.continuation import largest_two, read_continuation
 from memcircuits.models.batching import is_out_of_memory, map_batches
+from memcircuits.models.fingerprint import checksum
 from memcircuits.models.hooks import hook_z
 from memcircuits.models.registry import adapt
 from tests.helpers import models as zoo
@@ -38,8 +41,8 @@ def full_forward(model, paragraphs, layer, head, new):
 
 
 @contextlib.contextmanager
-def never_restarting(model):
-    """Take the route of models that cannot be continued in the middle."""
+def without_partial_forward(model):
+    """Inside, every edit of `model` takes a full forward pass."""
     adapter = adapt(model)
     assert adapter.supports_partial_forward
     vars(adapter)["supports_partial_forward"] = False
@@ -49,27 +52,27 @@ def never_restarting(model):
         vars(adapter)["supports_partial_forward"] = True
 
 
-def restart_of(model, paragraphs, **options):
+def resumable(model, paragraphs, **options):
     with adapt(model).preserving_state():
         return ResumableRun(adapt(model), paragraphs.ids, paragraphs.n_prefix, **options)
 
 
-def edited(restart, layer, edits, **options):
-    with restart.adapter.preserving_state():
-        return restart.edited(layer, edits, **options)
+def edited(run, layer, edits, **options):
+    with run.adapter.preserving_state():
+        return run.edited(layer, edits, **options)
 
 
 def test_any_replacement_in_any_layer_equals_a_full_forward(any_bridge):
     paragraphs = zoo.mixed(any_bridge, n=2)
     adapter = adapt(any_bridge)
-    restart = restart_of(any_bridge, paragraphs)
-    assert restart.restarts
+    run = resumable(any_bridge, paragraphs)
+    assert run.partial_forward
     generator = torch.Generator().manual_seed(1)
     for layer in range(adapter.n_layers):
         news = [
             torch.zeros(adapter.d_head),
-            restart.z[layer][:, :, 1].mean(0),  # per position
-            restart.z[layer][:, :, 1].flip(0),  # another paragraph's
+            run.z[layer][:, :, 1].mean(0),  # per position
+            run.z[layer][:, :, 1].flip(0),  # another paragraph's
             torch.randn(adapter.d_head, generator=generator),
         ]
         shapes = [(1, 1), (1, -1), (4, -1), (1, 1)]
@@ -77,25 +80,25 @@ def test_any_replacement_in_any_layer_equals_a_full_forward(any_bridge):
             HeadEdit((1,), z.reshape(*shape, 1, adapter.d_head))
             for z, shape in zip(news, shapes, strict=True)
         ]
-        found = edited(restart, layer, edits)
+        found = edited(run, layer, edits)
         for new, one in zip(news, found, strict=True):
             z = new if new.ndim == 1 else torch.cat([new, new[..., -1:, :]], -2)
             expected = full_forward(any_bridge, paragraphs, layer, 1, z)
             torch.testing.assert_close(one[:, 0], expected[:, 0], atol=2e-5, rtol=0)
             torch.testing.assert_close(one[:, 1], expected[:, 1])
-        assert (found[:, :, 0] - restart.clean()[:, 0]).abs().max() > 1e-3
+        assert (found[:, :, 0] - run.clean()[:, 0]).abs().max() > 1e-3
 
 
 @pytest.mark.skipif(not zoo.has_hooked(), reason="transformer-lens 4 has no HookedTransformer")
 @pytest.mark.parametrize("name", sorted(zoo.ARCHITECTURES))
-def test_hooked_transformers_restart_too(name):
+def test_hooked_transformers_support_partial_forwards_too(name):
     model = zoo.hooked(name)
     paragraphs = zoo.mixed(model, n=2)
-    restart = restart_of(model, paragraphs)
-    assert restart.restarts
+    run = resumable(model, paragraphs)
+    assert run.partial_forward
     for layer in range(adapt(model).n_layers):
         zero = torch.zeros(1, 1, 1, adapt(model).d_head)
-        found = edited(restart, layer, [HeadEdit((2,), zero)])[0]
+        found = edited(run, layer, [HeadEdit((2,), zero)])[0]
         expected = full_forward(model, paragraphs, layer, 2, zero[0, 0, 0])
         torch.testing.assert_close(found[:, 0], expected[:, 0], atol=2e-5, rtol=0)
         torch.testing.assert_close(found[:, 1], expected[:, 1])
@@ -105,7 +108,7 @@ def test_hooked_transformers_restart_too(name):
 def test_the_fallback_gives_the_same_numbers_and_says_so(any_bridge, mode):
     paragraphs = zoo.mixed(any_bridge, n=2)
     fast = mc.ablate_heads(any_bridge, paragraphs, mode=mode)
-    with never_restarting(any_bridge):
+    with without_partial_forward(any_bridge):
         slow = mc.ablate_heads(any_bridge, paragraphs, mode=mode)
     torch.testing.assert_close(fast.samples["nll"], slow.samples["nll"], atol=2e-5, rtol=0)
     torch.testing.assert_close(fast.samples["em"], slow.samples["em"])
@@ -115,34 +118,34 @@ def test_the_fallback_gives_the_same_numbers_and_says_so(any_bridge, mode):
 
 def test_several_heads_in_one_edit(neo):
     paragraphs = zoo.mixed(neo, n=2)
-    restart = restart_of(neo, paragraphs)
+    run = resumable(neo, paragraphs)
     z = torch.randn(1, 1, 2, 8, generator=torch.Generator().manual_seed(0))
-    found = edited(restart, 1, [HeadEdit((0, 3), z)])
-    with never_restarting(neo):
-        slow = edited(restart_of(neo, paragraphs), 1, [HeadEdit((0, 3), z)])
+    found = edited(run, 1, [HeadEdit((0, 3), z)])
+    with without_partial_forward(neo):
+        slow = edited(resumable(neo, paragraphs), 1, [HeadEdit((0, 3), z)])
     torch.testing.assert_close(found, slow, atol=2e-5, rtol=0)
 
 
 def test_no_change_is_no_effect(any_bridge):
     paragraphs = zoo.mixed(any_bridge, n=2)
-    restart = restart_of(any_bridge, paragraphs)
+    run = resumable(any_bridge, paragraphs)
     for layer in range(adapt(any_bridge).n_layers):
-        found = edited(restart, layer, [HeadEdit((0,), restart.z[layer][:, :, [0]])])[0]
-        torch.testing.assert_close(found, restart.clean(), atol=1e-5, rtol=0)
+        found = edited(run, layer, [HeadEdit((0,), run.z[layer][:, :, [0]])])[0]
+        torch.testing.assert_close(found, run.clean(), atol=1e-5, rtol=0)
 
 
 def test_another_measure(neo):
     paragraphs = zoo.mixed(neo, n=2)
-    restart = restart_of(neo, paragraphs)
+    run = resumable(neo, paragraphs)
     zero = HeadEdit((2,), torch.zeros(1, 1, 1, 8))
 
     def first_token(logits, rows):
-        return logits[:, 0].log_softmax(-1).gather(-1, restart.targets[rows, :1])
+        return logits[:, 0].log_softmax(-1).gather(-1, run.targets[rows, :1])
 
-    found = edited(restart, 0, [zero], measure=first_token)
+    found = edited(run, 0, [zero], measure=first_token)
     assert found.shape == (1, 4, 1)
-    with never_restarting(neo):
-        slow = edited(restart_of(neo, paragraphs), 0, [zero], measure=first_token)
+    with without_partial_forward(neo):
+        slow = edited(resumable(neo, paragraphs), 0, [zero], measure=first_token)
     torch.testing.assert_close(found, slow, atol=2e-5, rtol=0)
 
 
@@ -227,7 +230,7 @@ def test_ctrl_c_leaves_the_model_whole(neo):
 
     with pytest.raises(KeyboardInterrupt):
         edited(
-            restart_of(neo, paragraphs), 1, [HeadEdit((0,), torch.zeros(1, 1, 1, 8))],
+            resumable(neo, paragraphs), 1, [HeadEdit((0,), torch.zeros(1, 1, 1, 8))],
             measure=interrupt,
         )  # fmt: skip
     assert torch.equal(neo(paragraphs.ids), before)
@@ -268,7 +271,7 @@ def test_scores_of_a_hand_worked_continuation():
     assert found.correct.tolist() == [[True, False, True]]
 
 
-def testchecksums_equal_plain_python(monkeypatch):
+def test_checksums_equal_plain_python(monkeypatch):
     def plain(tensor):
         raw = bytes(tensor.contiguous().reshape(-1).view(torch.uint8).tolist())
         words = [
