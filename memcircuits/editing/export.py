@@ -13,8 +13,6 @@ edited model, and only then moved there.
 from __future__ import annotations
 
 import os
-import shutil
-import tempfile
 from pathlib import Path
 from typing import Any
 
@@ -22,6 +20,7 @@ import torch
 from torch import Tensor
 
 from memcircuits.core.errors import InputError, UnsupportedModel
+from memcircuits.core.io import atomic_folder
 from memcircuits.editing.edit import Edit
 from memcircuits.editing.masks import named_mask
 from memcircuits.models.adapter import Adapter
@@ -73,9 +72,7 @@ def export_edit(
     before = torch.cat([values.double() for values in mask.read()])
     numbers = _numbers(edit, source, options)
     _write(plain, numbers, before, after)
-    target.parent.mkdir(parents=True, exist_ok=True)
-    temporary = Path(tempfile.mkdtemp(dir=target.parent, prefix=f".{target.name}."))
-    try:
+    with atomic_folder(target) as temporary:
         with without_bars():
             plain.save_pretrained(temporary)
         tokenizer.save_pretrained(temporary)
@@ -89,15 +86,6 @@ def export_edit(
             raise UnsupportedModel(
                 "model", label, "the exported folder does not answer like the edited model"
             )
-        os.chmod(temporary, 0o777 & ~_umask())
-        for file in temporary.iterdir():  # safetensors writes files that nobody else may read
-            os.chmod(file, 0o666 & ~_umask())
-        if target.exists():
-            target.rmdir()
-        os.replace(temporary, target)
-    except BaseException:
-        shutil.rmtree(temporary, ignore_errors=True)
-        raise
     return target
 
 
@@ -132,9 +120,3 @@ def _write(plain: Any, numbers: Tensor, before: Tensor, after: Tensor) -> None:
             done += int(mine.sum())
             start = stop
     assert done == len(numbers), "an edited weight has no place in the plain model"
-
-
-def _umask() -> int:
-    mask = os.umask(0)
-    os.umask(mask)
-    return mask

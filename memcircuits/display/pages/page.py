@@ -14,7 +14,6 @@ from __future__ import annotations
 
 import importlib.metadata
 import importlib.util
-import os
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass, fields
@@ -25,6 +24,7 @@ from typing import Any
 import jinja2
 from markupsafe import Markup
 
+from memcircuits.core.io import write_atomically
 from memcircuits.display import palette
 from memcircuits.display.pages.blocks import Block
 from memcircuits.display.text import clean, csp_hash, json_block
@@ -141,16 +141,7 @@ class Page:
 
     def save(self, path: str | Path) -> Path:
         """Write the page; an older file there is replaced in one step or not at all."""
-        target = Path(path)
-        text = self.render()
-        target.parent.mkdir(parents=True, exist_ok=True)
-        draft = target.with_name(f".{target.name}.{os.getpid()}.tmp")
-        try:
-            draft.write_text(text, encoding="utf-8", newline="\n")
-            os.replace(draft, target)
-        finally:
-            draft.unlink(missing_ok=True)
-        return target
+        return write_atomically(path, self.render())
 
     def _repr_html_(self) -> str:
         """The page in a sandboxed frame, for notebooks."""

@@ -9,7 +9,6 @@ from pathlib import Path
 from typing import Any
 
 from memcircuits.core.errors import InputError
-from memcircuits.core.io import write_atomically
 from memcircuits.data.formats.records import Source
 from memcircuits.data.formats.sources import content_files
 from memcircuits.data.tokens import tokenizer_hash
@@ -59,17 +58,6 @@ def source_fingerprint(source: Source) -> dict[str, Any]:
         size += n_bytes
     content = {"bytes": size, "ends": digest.hexdigest()[:16]} if files else {}
     return {"name": source.name, "kind": source.kind, **content}
-
-
-def write_if_absent(path: Path, text: str) -> None:
-    """Write a file unless another process was first; nobody ever sees half of it."""
-    temporary = write_atomically(path.with_name(f".{path.name}.{os.getpid()}"), text)
-    try:
-        os.link(temporary, path)
-    except FileExistsError:
-        pass
-    finally:
-        temporary.unlink()
 
 
 def read_manifest(path: Path) -> dict[str, Any]:

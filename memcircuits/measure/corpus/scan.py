@@ -32,7 +32,7 @@ from typing import Any
 import torch
 
 from memcircuits.core.errors import InputError, at_least
-from memcircuits.core.io import write_atomically
+from memcircuits.core.io import write_atomically, write_if_absent
 from memcircuits.core.progress import bar
 from memcircuits.data.formats.records import BadRow, Source
 from memcircuits.data.formats.sources import find_sources, read_chunks
@@ -44,7 +44,6 @@ from memcircuits.measure.corpus.manifest import (
     model_identity,
     read_manifest,
     source_fingerprint,
-    write_if_absent,
 )
 from memcircuits.measure.corpus.parts import PART_NAME, PART_RECORDS, PartWriter, part_counts
 from memcircuits.measure.corpus.plan import Plan
