@@ -10,7 +10,7 @@ from torch import Tensor
 from memcircuits.benchmark.units import LocalizationTask
 from memcircuits.data.paragraphs import Paragraphs
 from memcircuits.evidence.gradients.activations import activation_gradients
-from memcircuits.measure.continuation import read_continuation
+from memcircuits.measure.continuation import score_continuation
 from memcircuits.models.adapter import Adapter
 from memcircuits.models.hooks import hook_z
 
@@ -40,12 +40,8 @@ def _gated(adapter: Adapter, paragraphs: Paragraphs, unit: str, gates: Sequence[
         shape = (1, 1, -1, 1) if unit == "head" else (1, 1, -1)
         return lambda old: old * gates[layer].view(shape)
 
-    run = adapter.run(
-        paragraphs.ids[:, :-1],
-        positions=slice(paragraphs.n_prefix - 1, None),
-        edit={_site(unit, layer): gate(layer) for layer in range(adapter.n_layers)},
-    )
-    return read_continuation(run.logits, paragraphs.continuation.to(adapter.device)).nll.mean()
+    edits = {_site(unit, layer): gate(layer) for layer in range(adapter.n_layers)}
+    return score_continuation(adapter, paragraphs, edit=edits).nll.mean()
 
 
 def _gate_gradient(
@@ -89,13 +85,8 @@ def by_activation_gradient(case: LocalizationTask, unit: str) -> Tensor:
         return lambda old: old + shifts[layer]
 
     with case.adapter.preserving_state(), torch.enable_grad():
-        run = case.adapter.run(
-            case.targets.ids[:, :-1],
-            positions=slice(case.targets.n_prefix - 1, None),
-            edit={_site(unit, i): shift(i) for i in range(case.adapter.n_layers)},
-        )
-        targets = case.targets.continuation.to(case.adapter.device)
-        loss = read_continuation(run.logits, targets).nll.mean()
+        edits = {_site(unit, i): shift(i) for i in range(case.adapter.n_layers)}
+        loss = score_continuation(case.adapter, case.targets, edit=edits).nll.mean()
         slopes += torch.autograd.grad(loss, shifts)
     return torch.cat([s.abs().amax((0, 1)) for s in slopes])
 

@@ -28,7 +28,7 @@ from memcircuits.core.heads import Head
 from memcircuits.data.paragraphs import Paragraphs
 from memcircuits.editing.planting import plant
 from memcircuits.evidence.find_heads import find_memorization_heads
-from memcircuits.measure.continuation import read_continuation
+from memcircuits.measure.continuation import score_continuation
 from memcircuits.models.adapter import Adapter
 from memcircuits.models.hooks import hook_z
 from memcircuits.models.registry import adapt
@@ -165,9 +165,5 @@ def _em_without(adapter: Adapter, group: Paragraphs, heads: Sequence[Head]) -> T
         return edit
 
     with adapter.preserving_state():
-        run = adapter.run(
-            group.ids[:, :-1],
-            positions=slice(group.n_prefix - 1, None),
-            edit={hook_z(layer): silence(mine) for layer, mine in layers.items()},
-        )
-    return read_continuation(run.logits, group.continuation.to(adapter.device)).em.float()
+        edits = {hook_z(layer): silence(mine) for layer, mine in layers.items()}
+        return score_continuation(adapter, group, edit=edits).em.float()

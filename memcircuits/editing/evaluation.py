@@ -27,7 +27,11 @@ from memcircuits.core.errors import InputError, at_least
 from memcircuits.core.statistics import bootstrap_means
 from memcircuits.data.paragraphs import Paragraphs
 from memcircuits.editing.edit import Edit
-from memcircuits.measure.continuation import read_continuation
+from memcircuits.measure.continuation import (
+    continuation_log_probs,
+    kl_divergence,
+    read_continuation,
+)
 from memcircuits.measure.decoding import greedy_continuations
 from memcircuits.measure.scanning import scan
 from memcircuits.models.adapter import Adapter
@@ -312,17 +316,11 @@ def edit_divergence(
         adapter, paragraphs.ids.shape[1], 2 * paragraphs.n_continuation, memory_budget
     )
 
-    def log_p(piece: slice) -> Tensor:
-        run = adapter.run(
-            paragraphs.ids[piece, :-1], positions=slice(paragraphs.n_prefix - 1, None)
-        )
-        return run.logits.float().log_softmax(-1)
-
     def one_batch(piece: slice) -> Tensor:
-        original = log_p(piece)
+        original = continuation_log_probs(adapter, paragraphs, piece)
         with edit.apply(model):
-            edited = log_p(piece)
-        return (original.exp() * (original - edited)).sum(-1).mean(-1).cpu()
+            edited = continuation_log_probs(adapter, paragraphs, piece)
+        return kl_divergence(original, edited).mean(-1).cpu()
 
     with adapter.preserving_state():
         return map_batches(len(paragraphs), size, one_batch)

@@ -10,7 +10,13 @@ from torch import Tensor
 
 from memcircuits.data.paragraphs import Paragraphs
 from memcircuits.editing.masks import Mask
-from memcircuits.measure.continuation import Continuation, read_continuation
+from memcircuits.measure.continuation import (
+    Continuation,
+    continuation_log_probs,
+    continuation_logits,
+    kl_divergence,
+    read_continuation,
+)
 from memcircuits.measure.gradients import rows_with_gradient
 from memcircuits.measure.scanning import scan
 from memcircuits.models.adapter import Adapter
@@ -80,9 +86,7 @@ class Targets:
         total = None
 
         def work(piece: slice) -> tuple[Tensor, Tensor, Tensor, Tensor | None]:
-            ids = aim.ids[piece, :-1]
-            logits = self.adapter.run(ids, positions=slice(aim.n_prefix - 1, None)).logits
-            loss, found = self.objective(piece, logits)
+            loss, found = self.objective(piece, continuation_logits(self.adapter, aim, piece))
             slope = None
             if mask is not None:
                 part = (loss * self.pulls(found.em)).sum() / len(aim)
@@ -131,15 +135,15 @@ class ReferenceDistribution:
             log_p = map_batches(
                 len(paragraphs),
                 size,
-                lambda piece: log_probabilities(adapter, paragraphs.ids[piece], paragraphs),
+                lambda piece: continuation_log_probs(adapter, paragraphs, piece),
             )
         return cls(paragraphs, log_p)
 
     def kl(self, adapter: Adapter, rows: Tensor) -> Float[Tensor, " batch"]:
         """KL(original || current) of some rows, nats/token."""
-        current = log_probabilities(adapter, self.paragraphs.ids[rows], self.paragraphs)
+        current = continuation_log_probs(adapter, self.paragraphs, rows)
         original = self.log_p[rows.to(self.log_p.device)]
-        return (original.exp() * (original - current)).sum(-1).mean(-1)
+        return kl_divergence(original, current).mean(-1)
 
     def mean_kl(self, adapter: Adapter, memory_budget: int | None) -> float:
         """The same of all rows together."""
@@ -150,11 +154,6 @@ class ReferenceDistribution:
             return float(
                 map_batches(len(held), size, lambda piece: self.kl(adapter, rows[piece])).mean()
             )
-
-
-def log_probabilities(adapter: Adapter, ids: Tensor, paragraphs: Paragraphs) -> Tensor:
-    run = adapter.run(ids[:, :-1], positions=slice(paragraphs.n_prefix - 1, None))
-    return run.logits.float().log_softmax(-1)
 
 
 def _margin(

@@ -14,7 +14,12 @@ from memcircuits.core.errors import InputError
 from memcircuits.core.progress import bar
 from memcircuits.data.paragraphs import Paragraphs
 from memcircuits.editing.masks import Mask
-from memcircuits.measure.continuation import read_continuation
+from memcircuits.measure.continuation import (
+    continuation_logits,
+    kl_divergence,
+    read_continuation,
+    run_to_continuation,
+)
 from memcircuits.measure.gradients import rows_with_gradient
 from memcircuits.models.adapter import Adapter
 from memcircuits.models.batching import iter_batches, map_batches
@@ -35,13 +40,12 @@ class BatchRows:
         cls, adapter: Adapter, paragraphs: Paragraphs, low: int, memory_budget: int | None
     ) -> BatchRows:
         name = f"blocks.{low}.hook_resid_pre"
-        positions = slice(paragraphs.n_prefix - 1, None)
         read = [name] if adapter.supports_partial_forward else []
 
         def one_piece(piece: slice) -> tuple[Tensor, Tensor]:
-            ids = paragraphs.ids[piece, :-1]
-            run = adapter.run(ids, positions=positions, read=read)
-            return run.cache.get(name, ids), run.logits.float().log_softmax(-1)
+            ids = paragraphs.ids[piece]
+            run = run_to_continuation(adapter, ids, paragraphs.n_prefix, read=read)
+            return run.cache.get(name, ids[:, :-1]), run.logits.float().log_softmax(-1)
 
         size = rows_with_gradient(adapter, paragraphs, memory_budget)
         with adapter.preserving_state():
@@ -49,16 +53,15 @@ class BatchRows:
         return cls(paragraphs, *(torch.cat(found) for found in zip(*parts, strict=True)))
 
     def logits(self, adapter: Adapter, low: int, rows: Tensor | slice) -> Tensor:
-        positions = slice(self.paragraphs.n_prefix - 1, None)
         if not adapter.supports_partial_forward:
-            return adapter.run(self.resid[rows], positions=positions).logits
+            return continuation_logits(adapter, self.paragraphs, rows)
+        positions = slice(self.paragraphs.n_prefix - 1, None)
         return adapter.unembed(adapter.run_blocks(low, self.resid[rows])[:, positions])
 
     def kl(self, adapter: Adapter, low: int, rows: Tensor | slice) -> Float[Tensor, " batch"]:
         """KL(original || current), nats/token."""
         new = self.logits(adapter, low, rows).float().log_softmax(-1)
-        old = self.log_p[rows]
-        return (old.exp() * (old - new)).sum(-1).mean(-1)
+        return kl_divergence(self.log_p[rows], new).mean(-1)
 
 
 @dataclass(frozen=True)

@@ -34,7 +34,7 @@ from memcircuits.core.progress import bar
 from memcircuits.core.statistics import finite_mean
 from memcircuits.evidence.ablation import Ablation
 from memcircuits.evidence.interventions import FALLBACK
-from memcircuits.measure.continuation import read_continuation
+from memcircuits.measure.continuation import score_continuation
 from memcircuits.models.batching import map_batches, rows_that_fit
 from memcircuits.models.hooks import hook_z
 from memcircuits.results.score_map import largest
@@ -171,13 +171,8 @@ def attributions(
             return hook
 
         with torch.enable_grad():
-            run = adapter.run(
-                paragraphs.ids[rows, :-1],
-                positions=slice(paragraphs.n_prefix - 1, None),
-                edit={hook_z(layer): keep(layer) for layer in layers},
-            )
-            targets = paragraphs.continuation[rows].to(adapter.device)
-            nll = read_continuation(run.logits, targets).nll.sum()
+            edits = {hook_z(layer): keep(layer) for layer in layers}
+            nll = score_continuation(adapter, paragraphs, rows, edit=edits).nll.sum()
             slopes = torch.autograd.grad(nll, [z[layer] for layer in layers])
         effects = [(slopes[layer] * way[layer]).float().sum((1, 3)) for layer in layers]
         return torch.stack(effects, 1).cpu()

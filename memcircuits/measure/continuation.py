@@ -9,7 +9,7 @@ The vocabulary is by far the longest axis: after the matrix products, reading it
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -17,7 +17,7 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 from memcircuits.data.paragraphs import Paragraphs
-from memcircuits.models.adapter import Adapter
+from memcircuits.models.adapter import Adapter, Run
 from memcircuits.models.hooks import ActivationEdit
 
 _BLOCK = 256  # tokens
@@ -69,6 +69,29 @@ def read_continuation(
     return Continuation(log_prob, correct, gaps)
 
 
+def run_to_continuation(
+    adapter: Adapter,
+    ids: Int[Tensor, "batch pos"],
+    n_prefix: int,
+    *,
+    read: Sequence[str] = (),
+    edit: Mapping[str, ActivationEdit] | None = None,
+) -> Run:
+    """One forward pass on whole paragraphs, unembedded only where it predicts the continuation.
+
+    The last token predicts nothing and is not run. The token at position i is predicted at
+    position i - 1, so the logits of the continuation begin at the last prefix token.
+
+    Args:
+        adapter: the model.
+        ids: prefix and continuation.
+        n_prefix: number of tokens of the prefix.
+        read: names of the activations to return.
+        edit: activation name -> function from the activation to its replacement.
+    """
+    return adapter.run(ids[:, :-1], positions=slice(n_prefix - 1, None), read=read, edit=edit)
+
+
 def continuation_logits(
     adapter: Adapter,
     paragraphs: Paragraphs,
@@ -84,8 +107,16 @@ def continuation_logits(
         batch: which of them.
         edit: activation name -> function from the activation to its replacement.
     """
-    ids = paragraphs.ids[batch, :-1]
-    return adapter.run(ids, positions=slice(paragraphs.n_prefix - 1, None), edit=edit).logits
+    return run_to_continuation(
+        adapter, paragraphs.ids[batch], paragraphs.n_prefix, edit=edit
+    ).logits
+
+
+def continuation_log_probs(
+    adapter: Adapter, paragraphs: Paragraphs, batch: slice | Tensor = slice(None)
+) -> Float[Tensor, "batch pos d_vocab"]:
+    """Log-probabilities (nats) of every token of the vocabulary at the continuation's positions."""
+    return continuation_logits(adapter, paragraphs, batch).float().log_softmax(-1)
 
 
 def score_continuation(

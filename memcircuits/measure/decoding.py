@@ -11,7 +11,7 @@ from torch import Tensor
 
 from memcircuits.core.progress import bar
 from memcircuits.data.paragraphs import Paragraphs
-from memcircuits.measure.continuation import read_continuation
+from memcircuits.measure.continuation import read_continuation, run_to_continuation
 from memcircuits.models.adapter import Adapter
 from memcircuits.models.batching import map_batches, rows_that_fit
 from memcircuits.models.registry import adapt
@@ -52,8 +52,7 @@ def greedy_continuations(
     wrong = torch.arange(len(ids))
 
     def predict(piece: slice) -> Tensor:
-        tokens = ids[wrong[piece], :-1]
-        return adapter.run(tokens, positions=slice(n_prefix - 1, None)).logits.argmax(-1).cpu()
+        return run_to_continuation(adapter, ids[wrong[piece]], n_prefix).logits.argmax(-1).cpu()
 
     with adapter.preserving_state(), bar(len(ids), "decode", progress=progress) as shown:
         if adapter.supports_prefix_cache(ids.shape[1] - 1):
@@ -84,7 +83,7 @@ def em_and_nll(
     """EM and NLL of paragraphs as they are."""
 
     def one_batch(piece: slice) -> Tensor:
-        run = adapter.run(ids[piece, :-1], positions=slice(n_prefix - 1, None))
+        run = run_to_continuation(adapter, ids[piece], n_prefix)
         found = read_continuation(run.logits, ids[piece, n_prefix:].to(adapter.device))
         return torch.stack([found.em.float(), found.nll], 1).cpu()
 

@@ -12,7 +12,11 @@ from torch import Tensor, nn
 
 from memcircuits.core.progress import bar
 from memcircuits.data.paragraphs import Paragraphs
-from memcircuits.measure.continuation import continuation_logits, read_continuation
+from memcircuits.measure.continuation import (
+    continuation_logits,
+    read_continuation,
+    score_continuation,
+)
 from memcircuits.models.adapter import Adapter
 from memcircuits.models.batching import default_budget, iter_batches, rows_that_fit
 from memcircuits.models.weights import Weight
@@ -35,12 +39,7 @@ def mean_gradient(
     loss = 0.0
 
     def work(piece: slice) -> tuple[float, tuple[Tensor, ...]]:
-        part = (
-            continuation_nll(
-                paragraphs, piece, continuation_logits(adapter, paragraphs, piece)
-            ).sum()
-            / n
-        )
+        part = score_continuation(adapter, paragraphs, piece).nll.sum() / n
         return float(part.detach()), torch.autograd.grad(part, parameters)
 
     size = rows_with_gradient(adapter, paragraphs, memory_budget)

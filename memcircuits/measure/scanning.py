@@ -26,7 +26,7 @@ from memcircuits.core.errors import InputError, at_least, fraction
 from memcircuits.core.progress import bar
 from memcircuits.core.statistics import left_out
 from memcircuits.data.paragraphs import Paragraphs
-from memcircuits.measure.continuation import Continuation, read_continuation
+from memcircuits.measure.continuation import Continuation, score_continuation
 from memcircuits.models.adapter import Adapter
 from memcircuits.models.batching import map_batches, rows_that_fit
 from memcircuits.models.registry import adapt
@@ -283,14 +283,10 @@ def measured(
     done: Callable[[int], None] | None = None,
 ) -> Scan:
     """`scan` without its checks: what both it and scans of corpora do with paragraphs."""
-    targets = paragraphs.continuation.to(adapter.device)
 
     def one_batch(piece: slice) -> Tensor:
-        run = adapter.run(
-            paragraphs.ids[piece, :-1], positions=slice(paragraphs.n_prefix - 1, None)
-        )
-        found = read_continuation(run.logits, targets[piece])
-        return torch.stack([found.log_prob, found.correct.float(), found.margin], 1).cpu()
+        scores = score_continuation(adapter, paragraphs, piece)
+        return torch.stack([scores.log_prob, scores.correct.float(), scores.margin], 1).cpu()
 
     with adapter.preserving_state():
         found = map_batches(len(paragraphs), batch_size, one_batch, done)

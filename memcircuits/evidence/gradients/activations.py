@@ -23,7 +23,7 @@ from memcircuits.core.errors import InputError, one_of
 from memcircuits.core.progress import bar
 from memcircuits.core.statistics import finite_rows, left_out
 from memcircuits.data.paragraphs import Paragraphs
-from memcircuits.measure.continuation import read_continuation
+from memcircuits.measure.continuation import score_continuation
 from memcircuits.models.adapter import Adapter
 from memcircuits.models.batching import map_batches, rows_that_fit
 from memcircuits.models.hooks import HEAD_SITES
@@ -239,15 +239,11 @@ def _slopes(
         return hook
 
     with torch.enable_grad():
-        run = adapter.run(
-            paragraphs.ids[piece, :-1],
-            positions=slice(paragraphs.n_prefix - 1, None),
-            edit={name: keep(name) for name in names},
-        )
-        found = read_continuation(run.logits, paragraphs.continuation[piece].to(adapter.device))
-        loss = found.nll
+        edits = {name: keep(name) for name in names}
+        scores = score_continuation(adapter, paragraphs, piece, edit=edits)
+        loss = scores.nll
         if tokens is not None:
-            loss = -found.log_prob.gather(1, tokens[:, None].to(adapter.device))[:, 0]
+            loss = -scores.log_prob.gather(1, tokens[:, None].to(adapter.device))[:, 0]
         absent = [name for name in names if name not in kept]
         if absent:
             raise InputError("sites", absent[0], f"it never fired in {adapter.name}")

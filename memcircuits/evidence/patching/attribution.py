@@ -16,6 +16,7 @@ from jaxtyping import Bool, Float
 from torch import Tensor
 
 from memcircuits.evidence.patching.pairs import GROUP, Pair, new_values, site_hook, sites_read
+from memcircuits.measure.continuation import run_to_continuation
 from memcircuits.models.batching import rows_that_fit
 from memcircuits.models.hooks import hook_z
 
@@ -73,9 +74,10 @@ def _z_gradients(
         site for i in layers for site in (hook_z(i), site_hook("v", i), site_hook("resid_pre", i))
     ]
     with torch.enable_grad():
-        run = adapter.run(
-            tokens,
-            positions=slice(pair.n_prefix - 1, None),
+        run = run_to_continuation(
+            adapter,
+            pair.base_ids[group],
+            pair.n_prefix,
             read=sites,
             edit={hook_z(i): plus(zeros[i]) for i in layers},
         )

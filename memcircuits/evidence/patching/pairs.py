@@ -18,7 +18,7 @@ from torch import Tensor
 from memcircuits.core.errors import InputError, UnsupportedModel, one_of
 from memcircuits.data.paragraphs import Paragraphs
 from memcircuits.evidence.interventions import Measure
-from memcircuits.measure.continuation import read_continuation
+from memcircuits.measure.continuation import read_continuation, run_to_continuation
 from memcircuits.models.adapter import Adapter
 from memcircuits.models.hooks import hook_pattern, hook_z
 from memcircuits.models.registry import adapt
@@ -200,9 +200,7 @@ class Pair:
     ) -> tuple[dict[str, Tensor], Float[Tensor, "batch metric"]]:
         """Activations of the run that gives them, and its metrics."""
         names = [site_hook(site, layer) for layer in range(self.adapter.n_layers) for site in sites]
-        run = self.adapter.run(
-            self.source_ids[group, :-1], positions=slice(self.n_prefix - 1, None), read=names
-        )
+        run = run_to_continuation(self.adapter, self.source_ids[group], self.n_prefix, read=names)
         rows = torch.arange(len(run.logits), device=run.logits.device)
         return run.cache, self.measure(group)(run.logits, rows).float().cpu()
 
