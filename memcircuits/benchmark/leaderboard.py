@@ -12,7 +12,7 @@ from torch import Tensor
 from memcircuits.benchmark.kinds import DELETED, KINDS, METRICS, RANKINGS, UNIT
 from memcircuits.benchmark.metrics import metrics, wilson
 from memcircuits.core.errors import InputError, one_of
-from memcircuits.core.statistics import bootstrap_means
+from memcircuits.core.statistics import bootstrap_interval
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -36,8 +36,7 @@ def leaderboard(trials: Mapping[str, Sequence[Mapping[str, Any]]], seed: int = 0
         for name in names:
             found = [r for t in done for r in t["results"] if r["localizer"] == name]
             values = torch.tensor([[r[m] for m in METRICS] for r in found])
-            draws = bootstrap_means(values, 2000, torch.Generator().manual_seed(seed))
-            low, high = torch.quantile(draws, torch.tensor([0.025, 0.975]), dim=0)
+            low, high = bootstrap_interval(values, seed=seed)
             row: dict[str, Any] = {"kind": kind, "localizer": name, "trials": len(found)}
             for i, metric in enumerate(METRICS):
                 row[metric] = float(values[:, i].mean())

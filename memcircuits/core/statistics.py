@@ -45,10 +45,10 @@ def interval(resampled: Float[Tensor, "draw *value"]) -> Float[Tensor, "bound *v
 
 
 def bootstrap_interval(
-    samples: Float[Tensor, "paragraph *value"], generator: torch.Generator, draws: int = DRAWS
+    samples: Float[Tensor, "paragraph *value"], *, seed: int = 0, draws: int = DRAWS
 ) -> Float[Tensor, "bound *value"]:
     """95 % percentile bootstrap interval of the mean over paragraphs."""
-    return interval(bootstrap_means(samples, draws, generator))
+    return interval(bootstrap_means(samples, draws, torch.Generator().manual_seed(seed)))
 
 
 def permuted_differences(

@@ -24,7 +24,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from memcircuits.core.errors import InputError, at_least
-from memcircuits.core.statistics import bootstrap_means
+from memcircuits.core.statistics import DRAWS, bootstrap_interval, bootstrap_means, interval
 from memcircuits.data.paragraphs import Paragraphs
 from memcircuits.editing.edit import Edit
 from memcircuits.measure.continuation import (
@@ -58,9 +58,6 @@ UNITS = {
 
 
 _SETS = {"control/em": "control, own text", "control/kl": "control, own text"}
-
-
-BOUNDS = torch.tensor([0.025, 0.975])
 
 
 @dataclass(frozen=True)
@@ -98,11 +95,11 @@ class EditReport(Result, kind="edit-report"):
             group, _, measure = name.partition("/")
             n = len(before)
             generator = torch.Generator().manual_seed(0)
-            draws = bootstrap_means(torch.stack([before, after], -1), 2000, generator)
+            draws = bootstrap_means(torch.stack([before, after], -1), DRAWS, generator)
             moments = torch.stack([before.mean(), after.mean()])
             if measure == "perplexity":
                 draws, moments = draws.exp(), moments.exp()
-            low, high = torch.quantile(draws[:, 1] - draws[:, 0], BOUNDS).tolist()
+            low, high = interval(draws[:, 1] - draws[:, 0]).tolist()
             if n == 1:
                 low = high = math.nan
             rows.append(
@@ -169,8 +166,7 @@ def edit_arms(reports: Mapping[str, EditReport]) -> pd.DataFrame:
             if measure not in report.samples:
                 continue
             values = report.samples[measure][0 if arm == "before" else 1].float()
-            draws = bootstrap_means(values, 2000, torch.Generator().manual_seed(0))
-            low, high = torch.quantile(draws, BOUNDS).tolist()
+            low, high = bootstrap_interval(values).tolist()
             rows.append(
                 {
                     "arm": arm,

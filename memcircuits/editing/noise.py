@@ -19,7 +19,7 @@ from memcircuits.core.errors import InputError, at_least, one_of
 from memcircuits.core.errors import fraction as check_fraction
 from memcircuits.core.heads import Head
 from memcircuits.core.progress import bar
-from memcircuits.core.statistics import bootstrap_means
+from memcircuits.core.statistics import bootstrap_interval
 from memcircuits.data.paragraphs import Paragraphs
 from memcircuits.editing.masks import CHOICES, Candidates
 from memcircuits.measure.gradients import mean_gradient
@@ -59,15 +59,12 @@ class NoiseCurve(Result, kind="noise-curve"):
         """
         import pandas as pd
 
-        bounds = torch.tensor([0.025, 0.975])
         rows = []
         for name in self.em:
             row: dict[str, Tensor] = {}
             for measure, values in {"em": self.em[name], "nll": self.nll[name]}.items():
                 per_paragraph = values.float().mean(1)
-                generator = torch.Generator().manual_seed(0)
-                draws = bootstrap_means(per_paragraph.T, 2000, generator)
-                low, high = torch.quantile(draws, bounds, dim=0)
+                low, high = bootstrap_interval(per_paragraph.T)
                 row |= {measure: per_paragraph.mean(-1)}
                 row |= {f"{measure}_low": low, f"{measure}_high": high}
             rows.append(

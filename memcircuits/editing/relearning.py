@@ -11,10 +11,9 @@ from torch import Tensor
 
 from memcircuits.core.errors import InputError, at_least
 from memcircuits.core.progress import bar
-from memcircuits.core.statistics import bootstrap_means
+from memcircuits.core.statistics import bootstrap_interval
 from memcircuits.data.paragraphs import Paragraphs
 from memcircuits.editing.edit import Edit
-from memcircuits.editing.evaluation import BOUNDS
 from memcircuits.measure.gradients import mean_gradient
 from memcircuits.measure.scanning import scan
 from memcircuits.models.registry import adapt
@@ -51,8 +50,7 @@ class Recovery(Result, kind="recovery"):
 
         rows = []
         for arm, values in zip(("edited", "unedited"), self.em, strict=True):
-            draws = bootstrap_means(values.T, 2000, torch.Generator().manual_seed(0))
-            bounds = torch.quantile(draws, BOUNDS, dim=0)
+            bounds = bootstrap_interval(values.T)
             rows += [
                 {
                     "arm": arm,

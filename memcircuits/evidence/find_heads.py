@@ -10,7 +10,14 @@ from jaxtyping import Float
 from torch import Tensor
 
 from memcircuits.core.errors import InputError, at_least, one_of
-from memcircuits.core.statistics import bootstrap_means, finite_rows, left_out, permuted_differences
+from memcircuits.core.statistics import (
+    DRAWS,
+    bootstrap_means,
+    finite_rows,
+    interval,
+    left_out,
+    permuted_differences,
+)
 from memcircuits.data.paragraphs import Paragraphs
 from memcircuits.data.unigrams import UnigramTable
 from memcircuits.evidence.ablation import Ablation
@@ -35,7 +42,7 @@ def find_memorization_heads(
     method: str = "exact",
     max_paragraphs: int | None = 100,
     match_nll: bool = False,
-    draws: int = 2000,
+    draws: int = DRAWS,
     seed: int = 0,
     memory_budget: int | None = None,
     progress: bool = True,
@@ -178,7 +185,7 @@ def find_memorization_heads(
         "rare_token_p": rare.p_value,
         "verified": ablated.verified,
     }
-    ci = torch.quantile(resampled, torch.tensor([0.025, 0.975]), dim=0)
+    ci = interval(resampled)
     p_value = (1 + (null >= score).sum(0)) / (1 + draws)
     return Ranking(
         score=score,

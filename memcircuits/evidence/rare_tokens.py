@@ -20,7 +20,7 @@ from torch import Tensor
 from memcircuits.core.errors import InputError, at_least
 from memcircuits.core.heads import Head
 from memcircuits.core.progress import bar
-from memcircuits.core.statistics import finite_mean, finite_rows, left_out
+from memcircuits.core.statistics import finite_mean, finite_rows, interval, left_out
 from memcircuits.data.paragraphs import Paragraphs
 from memcircuits.data.unigrams import UnigramTable
 from memcircuits.models.adapter import Adapter
@@ -107,7 +107,7 @@ class RareTokenAttention(ScoreMap, kind="rare-token-attention"):
         for _ in range(permutations):
             order = torch.rand(attention.shape, generator=generator).argsort(-1)
             null.append(mean(per_rank(attention.gather(1, order))))
-        low, high = torch.quantile(torch.stack(null), torch.tensor([0.025, 0.975]), dim=0)
+        low, high = interval(torch.stack(null))
         frame = pd.DataFrame(
             {
                 "rank": range(1, len(n) + 1),

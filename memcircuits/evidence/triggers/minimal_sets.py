@@ -17,7 +17,7 @@ from torch import Tensor
 
 from memcircuits.core.errors import InputError, at_least
 from memcircuits.core.progress import bar
-from memcircuits.core.statistics import bootstrap_means
+from memcircuits.core.statistics import bootstrap_interval
 from memcircuits.data.paragraphs import Paragraphs
 from memcircuits.data.unigrams import UnigramTable
 from memcircuits.evidence.triggers.replacements import (
@@ -99,8 +99,7 @@ class MinimalSets(Result, kind="minimal-sets"):
         from memcircuits.display import figures
 
         def curve(x: str, first: int, em: Tensor) -> pd.DataFrame:
-            draws = bootstrap_means(em.float(), 2000, torch.Generator().manual_seed(0))
-            low, high = torch.quantile(draws, torch.tensor([0.025, 0.975]), dim=0)
+            low, high = bootstrap_interval(em.float())
             return pd.DataFrame(
                 {
                     x: range(first, first + em.shape[1]),

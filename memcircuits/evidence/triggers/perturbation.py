@@ -31,14 +31,13 @@ from torch import Tensor
 
 from memcircuits.core.errors import InputError
 from memcircuits.core.progress import bar
-from memcircuits.core.statistics import bootstrap_means, finite_rows, left_out
+from memcircuits.core.statistics import DRAWS, bootstrap_interval, finite_rows, interval, left_out
 from memcircuits.data.paragraphs import Paragraphs
 from memcircuits.data.unigrams import UnigramTable
 from memcircuits.evidence.triggers.regression import (
-    BOUNDS,
     Interval,
-    bootstrap_interval,
     least_squares,
+    mean_with_interval,
     rank_correlations,
 )
 from memcircuits.evidence.triggers.replacements import (
@@ -125,9 +124,9 @@ class Perturbation(Result, kind="perturbation"):
         """EM lost by replacing each token, mean over draws, tokens."""
         return self.baseline_em[:, None] - self.em.float().mean(-1)
 
-    def drop(self, *, resamples: int = 2000, seed: int = 0) -> Interval:
+    def drop(self, *, resamples: int = DRAWS, seed: int = 0) -> Interval:
         """Mean EM drop per replaced token, tokens (figure 3: 12.19 memorized, 33.12 not)."""
-        return bootstrap_interval(self.drops.mean(-1), resamples, seed)
+        return mean_with_interval(self.drops.mean(-1), resamples, seed)
 
     def pairs(self, *, model: Any = None) -> Pairs:
         """The most destructive replacement of each paragraph, with the model's new continuation.
@@ -168,7 +167,7 @@ class Perturbation(Result, kind="perturbation"):
         return Pairs(self.paragraphs[kept], dataclasses.replace(new, facts=columns)[kept])
 
     def causes(
-        self, unigrams: UnigramTable, *, resamples: int = 2000, seed: int = 0
+        self, unigrams: UnigramTable, *, resamples: int = DRAWS, seed: int = 0
     ) -> pd.DataFrame:
         """Do late, rare or surprising tokens matter? Each with the others held fixed.
 
@@ -210,20 +209,20 @@ class Perturbation(Result, kind="perturbation"):
         x = torch.stack([cause[:, 1:] for cause in causes.values()], -1).double()
         y = self.drops[:, 1:].double()
         effects, resampled = least_squares(x, y, resamples, seed)
-        low, high = torch.quantile(resampled, BOUNDS.double(), dim=0)
+        low, high = interval(resampled)
         rows = []
         for i, name in enumerate(causes):
             ranks = rank_correlations(x[..., i], y)
-            interval = bootstrap_interval(ranks[:, 0].nan_to_num(0.0).float(), resamples, seed)
+            correlation = mean_with_interval(ranks[:, 0].nan_to_num(0.0).float(), resamples, seed)
             rows.append(
                 {
                     "cause": name,
                     "coefficient": float(effects[i]),
                     "ci_low": float(low[i]),
                     "ci_high": float(high[i]),
-                    "spearman": interval.mean,
-                    "spearman_low": interval.low,
-                    "spearman_high": interval.high,
+                    "spearman": correlation.mean,
+                    "spearman_low": correlation.low,
+                    "spearman_high": correlation.high,
                     "kendall": float(ranks[:, 1].nan_to_num(0.0).mean()),
                 }
             )
@@ -266,8 +265,7 @@ class Perturbation(Result, kind="perturbation"):
         data: dict[str, Any] = {"position": range(self.em.shape[1])}
         for name, values in {"em": self.em.float(), "nll": self.nll.float()}.items():
             samples = values.mean(-1) if paragraph is None else values[paragraph].T
-            generator = torch.Generator().manual_seed(0)
-            low, high = torch.quantile(bootstrap_means(samples, 2000, generator), BOUNDS, dim=0)
+            low, high = bootstrap_interval(samples)
             data[name] = samples.mean(0).numpy()
             if len(samples) > 1:
                 data[f"{name}_low"], data[f"{name}_high"] = low.numpy(), high.numpy()

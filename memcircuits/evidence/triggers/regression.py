@@ -9,9 +9,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from memcircuits.core.errors import at_least
-from memcircuits.core.statistics import bootstrap_means
-
-BOUNDS = torch.tensor([0.025, 0.975])
+from memcircuits.core.statistics import bootstrap_interval, bootstrap_means
 
 
 class Interval(NamedTuple):
@@ -22,10 +20,10 @@ class Interval(NamedTuple):
     high: float
 
 
-def bootstrap_interval(samples: Float[Tensor, " paragraph"], resamples: int, seed: int) -> Interval:
+def mean_with_interval(samples: Float[Tensor, " paragraph"], resamples: int, seed: int) -> Interval:
+    """Mean over paragraphs with its bootstrap interval."""
     at_least("resamples", resamples, 1)
-    generator = torch.Generator().manual_seed(seed)
-    low, high = torch.quantile(bootstrap_means(samples, resamples, generator), BOUNDS).tolist()
+    low, high = bootstrap_interval(samples, seed=seed, draws=resamples).tolist()
     return Interval(float(samples.mean()), low, high)
 
 
