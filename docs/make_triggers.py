@@ -108,7 +108,7 @@ def write(given: argparse.Namespace, kept: Kept) -> None:
 
     pairs = results["memorized", "random"].pairs(model=model)
     clean, corrupted = (part[: given.pairs] for part in pairs)
-    where = pairs.corrupted.facts["position"]
+    where = pairs.corrupted.metadata["position"]
     first = min((p, i) for i, p in enumerate(where) if p)[1]
     early = type(pairs)(*(part[[first]] for part in pairs))
     last = [i for i in range(given.pairs) if where[i] == clean.n_prefix - 1]
@@ -251,7 +251,7 @@ def text(
         n=n,
         n_positions=length,
         n_pairs=given.pairs,
-        n_last=pairs.corrupted.facts["position"][: given.pairs].count(length - 1),
+        n_last=pairs.corrupted.metadata["position"][: given.pairs].count(length - 1),
         draws=given.draws,
         resamples=RESAMPLES,
         drops=table(drop_rows(results, given.seed), 2),
@@ -350,8 +350,8 @@ def story(model: Any, pairs: Any) -> str:
     """One pair as text."""
     clean, corrupted = pairs.clean[0], pairs.corrupted[0]
     old, new = clean.tokens(model), corrupted.tokens(model)
-    (position,) = corrupted.facts["position"]
-    (em,) = corrupted.facts["em"]
+    (position,) = corrupted.metadata["position"]
+    (em,) = corrupted.metadata["em"]
     n = clean.n_prefix
     return (
         f"Replacing {code(old[position])} at position {position} of `{clean.names[0]}` by "

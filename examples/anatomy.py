@@ -31,7 +31,7 @@ plotly.io.renderers.default = "notebook"  # figures keep working offline and in 
 model = mc.load_model()
 unigrams = mc.UnigramTable.shipped()
 planted = mc.Paragraphs.shipped("planted")
-often = [i for i, times in enumerate(planted.facts["repetitions"]) if times == 64]
+often = [i for i, times in enumerate(planted.metadata["repetitions"]) if times == 64]
 scan = mc.scan(model, planted[often])
 print(scan)
 
@@ -101,7 +101,7 @@ zero.figure()
 
 # %%
 clean, corrupted = perturbed.pairs()
-changed, wrong = corrupted.facts["position"][0], corrupted.facts["first_impacted"][0]
+changed, wrong = corrupted.metadata["position"][0], corrupted.metadata["first_impacted"][0]
 new = corrupted.tokens(model)
 print(f"{tokens[changed]!r} -> {new[changed]!r} at position {changed}; the first wrong token:")
 print(f"{new[n + wrong]!r} instead of {tokens[n + wrong]!r}, at {wrong} of the continuation")

@@ -36,7 +36,7 @@ def flat(tokens: list[str]) -> str:
 model = mc.load_model()
 unigrams = mc.UnigramTable.shipped()
 planted = mc.Paragraphs.shipped("planted")
-rarely = [i for i, times in enumerate(planted.facts["repetitions"]) if times == 64]
+rarely = [i for i, times in enumerate(planted.metadata["repetitions"]) if times == 64]
 paragraph = mc.scan(model, planted[rarely]).memorized[0]
 tokens, n = paragraph.tokens(model), paragraph.n_prefix
 print(f"{paragraph.names[0]} was planted 64 times. After the prefix\n  {flat(tokens[:n])}")
@@ -72,7 +72,7 @@ print(perturbed.causes(unigrams)[["cause", "spearman"]].round(2).to_string(index
 
 # %%
 clean, corrupted = perturbed.pairs()
-position, em = corrupted.facts["position"][0], corrupted.facts["em"][0]
+position, em = corrupted.metadata["position"][0], corrupted.metadata["em"][0]
 new = corrupted.tokens(model)
 print(f"{new[position]!r} in the place of {tokens[position]!r} leaves {em} of 50 tokens:")
 print(f"  {flat(new[n:])}")

@@ -481,7 +481,7 @@ def activation_gradients(study: Study) -> Outcome:
     clean, corrupted = study.pairs
     at_token: dict[str, list[Tensor]] = {}
     for i, pair in enumerate(clean):
-        position, token = (corrupted.facts[key][i] for key in ("position", "first_impacted"))
+        position, token = (corrupted.metadata[key][i] for key in ("position", "first_impacted"))
         result = mc.activation_gradients(
             study.model, pair, sites=HEAD_SITES, token=token, **study.options
         )
@@ -542,7 +542,7 @@ def layer_patching(study: Study) -> Outcome:
     clean, corrupted = study.pairs.clean[few], study.pairs.corrupted[few]
     result = patch_layers(study.model, clean, corrupted, metric="first_impacted", **study.options)
     effects = result.samples["first_impacted"]  # [pair, layer, pos]
-    at_token = effects[torch.arange(len(clean)), :, torch.tensor(corrupted.facts["position"])]
+    at_token = effects[torch.arange(len(clean)), :, torch.tensor(corrupted.metadata["position"])]
     below = ((at_token / at_token[:, :1]).mean(0) < 0.5).nonzero()
     layer = f"layer {int(below[0])}" if len(below) else "none"
     what = "layer at which the residual stream of the perturbed token carries less than half"

@@ -25,7 +25,7 @@ def write_corpus(folder: Path) -> None:
     rows = [
         json.dumps({"id": name, "ids": ids, "repetitions": repetitions})
         for name, ids, repetitions in zip(
-            shipped.names, shipped.ids.tolist(), shipped.facts["repetitions"], strict=True
+            shipped.names, shipped.ids.tolist(), shipped.metadata["repetitions"], strict=True
         )
     ]
     rows.insert(5, '{"id": "short", "ids": [1, 2, 3]}')

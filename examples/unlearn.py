@@ -35,7 +35,7 @@ plotly.io.renderers.default = "notebook"  # figures keep working offline and in 
 
 model = mc.load_model()
 planted, control = mc.Paragraphs.shipped("planted"), mc.Paragraphs.shipped("control")
-often = [i for i, times in enumerate(planted.facts["repetitions"]) if times == 128]
+often = [i for i, times in enumerate(planted.metadata["repetitions"]) if times == 128]
 targets = mc.scan(model, planted[often]).memorized[:3]
 seen, unseen = control[:80], control[-24:]
 

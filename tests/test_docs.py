@@ -58,7 +58,7 @@ def test_examples_in_docstrings():
     import memcircuits as mc
 
     often = [
-        i for i, n in enumerate(mc.Paragraphs.shipped("planted").facts["repetitions"]) if n == 256
+        i for i, n in enumerate(mc.Paragraphs.shipped("planted").metadata["repetitions"]) if n == 256
     ]
     given = {
         "mc": mc,
@@ -115,7 +115,7 @@ def test_the_reference_has_all_that_is_public():
         re.findall(r"^::: (\S+)$", (ROOT / "docs" / "reference.md").read_text(), re.MULTILINE)
     )
     names = {f"memcircuits.{module}.{name}" for name, module in memcircuits._WHERE.items()}
-    kinds = {f"{kind.__module__}.{kind.__name__}" for kind in Result._kinds.values()}
+    kinds = {f"{kind.__module__}.{kind.__name__}" for kind in Result.types.values()}
     assert {n for n in names | kinds if n.startswith("memcircuits.")} - page == set()
 
 

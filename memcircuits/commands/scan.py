@@ -194,7 +194,7 @@ def _print_scan(found: Scan, json: bool, top: int) -> None:
     c.print_table(order.drop(columns=hidden).head(top))
     if len(frame) > top:
         typer.echo(f"... {len(frame):,} paragraphs; all with --json, or --top {len(frame)}")
-    if any(key in found.facts for key in COUNTS):
+    if any(key in found.metadata for key in COUNTS):
         c.print_table(found.by_repetitions())
     for name, group in groups.items():
         typer.echo(

@@ -52,8 +52,8 @@ def read_paragraphs(
     windows = cut(rows, model, Windows(n_prefix, n_continuation))
     for bad in windows.bad:
         _strict(bad)
-    facts = {key: tuple(row.facts.get(key) for row in rows) for key in rows[0].facts}
-    return Paragraphs(windows.ids, n_prefix, tuple(row.name for row in rows), facts)
+    metadata = {key: tuple(row.metadata.get(key) for row in rows) for key in rows[0].metadata}
+    return Paragraphs(windows.ids, n_prefix, tuple(row.name for row in rows), metadata)
 
 
 def _strict(row: Row | BadRow) -> Row:
@@ -70,13 +70,13 @@ class Paragraphs:
         ids: token ids, [paragraph, pos].
         n_prefix: how many of the tokens are the prefix.
         names: a unique name for each paragraph.
-        facts: further columns, one value per paragraph (source, repetitions, ...).
+        metadata: further columns, one value per paragraph (source, repetitions, ...).
     """
 
     ids: Int[Tensor, "paragraph pos"]
     n_prefix: int = 50
     names: tuple[str, ...] = ()
-    facts: Mapping[str, tuple[Any, ...]] = field(default_factory=dict)
+    metadata: Mapping[str, tuple[Any, ...]] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         ids = self.ids
@@ -99,11 +99,11 @@ class Paragraphs:
             raise InputError("ids", int(ids.min()), "token ids cannot be negative")
         object.__setattr__(self, "ids", ids.detach().to("cpu", torch.long))
         names = tuple(self.names) or tuple(f"paragraph-{i:04d}" for i in range(len(ids)))
-        for column, values in {"names": names, **self.facts}.items():
+        for column, values in {"names": names, **self.metadata}.items():
             if len(values) != len(ids):
                 raise InputError(column, f"{len(values)} values", f"give {len(ids)}")
         object.__setattr__(self, "names", names)
-        object.__setattr__(self, "facts", {k: tuple(v) for k, v in self.facts.items()})
+        object.__setattr__(self, "metadata", {k: tuple(v) for k, v in self.metadata.items()})
 
     # -- making them ----------------------------------------------------------------------------
 
@@ -216,7 +216,7 @@ class Paragraphs:
         paragraphs = cls.read(DATA / "paragraphs.jsonl")
         if role == "all":
             return paragraphs
-        return paragraphs[[i for i, r in enumerate(paragraphs.facts["role"]) if r == role]]
+        return paragraphs[[i for i, r in enumerate(paragraphs.metadata["role"]) if r == role]]
 
     @classmethod
     def of(cls, value: Any, model: Any, argument: str = "paragraphs") -> Paragraphs:
@@ -275,11 +275,11 @@ class Paragraphs:
             self.ids[rows],
             self.n_prefix,
             tuple(self.names[i] for i in chosen),
-            {key: tuple(values[i] for i in chosen) for key, values in self.facts.items()},
+            {key: tuple(values[i] for i in chosen) for key, values in self.metadata.items()},
         )
 
     def __add__(self, other: Paragraphs) -> Paragraphs:
-        """Both sets in one; they must agree in lengths. Facts that only one has are dropped."""
+        """Both sets in one; they must agree in lengths. Metadata that only one has are dropped."""
         if (self.n_prefix, self.ids.shape[1]) != (other.n_prefix, other.ids.shape[1]):
             raise InputError(
                 "paragraphs",
@@ -291,7 +291,7 @@ class Paragraphs:
             torch.cat([self.ids, other.ids]),
             self.n_prefix,
             self.names + other.names,
-            {k: self.facts[k] + other.facts[k] for k in self.facts if k in other.facts},
+            {k: self.metadata[k] + other.metadata[k] for k in self.metadata if k in other.metadata},
         )
 
     def texts(self, model: Any) -> list[str]:
@@ -306,7 +306,7 @@ class Paragraphs:
         """Columns `id`, every fact, and the ids as lists."""
         import pandas as pd
 
-        return pd.DataFrame({"id": self.names, **self.facts, "ids": self.ids.tolist()})
+        return pd.DataFrame({"id": self.names, **self.metadata, "ids": self.ids.tolist()})
 
     def __repr__(self) -> str:
         return f"Paragraphs({len(self)} x {self.n_prefix} + {self.n_continuation} tokens)"

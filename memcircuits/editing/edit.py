@@ -58,6 +58,7 @@ class Edit(Result, kind="edit"):
     stopped: str = "steps"
 
     def __post_init__(self) -> None:
+        super().__post_init__()
         if not self.indices or set(self.indices) != set(self.deltas):
             raise InputError("deltas", sorted(self.deltas), "give one vector per matrix of indices")
         for name, index in self.indices.items():

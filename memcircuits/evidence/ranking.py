@@ -87,9 +87,6 @@ class Ranking(Result, kind="ranking"):
     unigrams: Any = field(default=None, repr=False, compare=False, metadata={"saved": False})
     seconds: float | None = field(default=None, compare=False, metadata={"saved": False})
 
-    def __post_init__(self) -> None:
-        object.__setattr__(self, "notes", tuple(self.notes))
-
     @property
     def q_value(self) -> Float[Tensor, "layer head"]:
         """p-values after Benjamini-Hochberg correction over all heads."""

@@ -34,7 +34,7 @@ def greedy_continuations(
         progress: show a bar on stderr.
 
     Returns:
-        `Paragraphs` with the same prefixes, names and facts.
+        `Paragraphs` with the same prefixes, names and metadata.
 
     Raises:
         InputError: for unusable paragraphs.

@@ -15,7 +15,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from functools import cached_property
 from itertools import pairwise
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, ClassVar
 
 import numpy as np
 import torch
@@ -48,7 +48,7 @@ class Scan(Result, kind="scan"):
         ids: token ids [paragraph, pos].
         n_prefix: tokens of the prefix.
         names: one per paragraph.
-        facts: the paragraphs' further columns.
+        metadata: the paragraphs' further columns.
         token_log_prob: log p of each continuation token, nats, [paragraph, pos].
         token_correct: whether it is the greedy choice, [paragraph, pos].
         token_margin: top-2 logit margin, [paragraph, pos].
@@ -58,16 +58,18 @@ class Scan(Result, kind="scan"):
     ids: Tensor
     n_prefix: int
     names: tuple[str, ...]
-    facts: Mapping[str, tuple[Any, ...]]
+    metadata: Mapping[str, tuple[Any, ...]]
     token_log_prob: Float[Tensor, "paragraph pos"]
     token_correct: Bool[Tensor, "paragraph pos"]
     token_margin: Float[Tensor, "paragraph pos"]
     provenance: Provenance
 
+    former_names: ClassVar[Mapping[str, str]] = {"facts": "metadata"}
+
     @cached_property
     def paragraphs(self) -> Paragraphs:
         """All paragraphs scanned."""
-        return Paragraphs(self.ids, self.n_prefix, tuple(self.names), self.facts)
+        return Paragraphs(self.ids, self.n_prefix, tuple(self.names), self.metadata)
 
     @property
     def _continuation(self) -> Continuation:
@@ -171,7 +173,7 @@ class Scan(Result, kind="scan"):
         return self.paragraphs[self.is_control] if self.is_control.any() else None
 
     def to_frame(self) -> pd.DataFrame:
-        """The measures, one row a paragraph, and the facts.
+        """The measures, one row a paragraph, and the metadata.
 
         Columns `id, em, nll, log_prob, margin, bits, loose_match, min_k, samples, bucket,
         memorized, finite`; `samples` are those needed for a probability of 0.9. A fact that bears
@@ -193,11 +195,11 @@ class Scan(Result, kind="scan"):
             "memorized": self.is_memorized.numpy(),
             "finite": self.finite.numpy(),
         }
-        facts = {
+        metadata = {
             f"given_{key}" if key in measures else key: list(values)
-            for key, values in self.facts.items()
+            for key, values in self.metadata.items()
         }
-        return pd.DataFrame({**measures, **facts})
+        return pd.DataFrame({**measures, **metadata})
 
     def by_repetitions(self) -> pd.DataFrame:
         """The duplication curve (figure 2): EM and NLL against times seen in training.
@@ -215,7 +217,7 @@ class Scan(Result, kind="scan"):
         """The duplication curve where counts are known, else EM against NLL (plotly)."""
         from memcircuits.display import figures
 
-        if any(key in self.facts for key in COUNTS):
+        if any(key in self.metadata for key in COUNTS):
             frame = self.by_repetitions()
             return figures.duplication_curve(frame[frame["repetitions"] > 0], title=str(self))
         return figures.em_against_nll(self.to_frame(), title=str(self))
@@ -294,7 +296,7 @@ def measured(
         ids=paragraphs.ids,
         n_prefix=paragraphs.n_prefix,
         names=paragraphs.names,
-        facts=paragraphs.facts,
+        metadata=paragraphs.metadata,
         token_log_prob=found[:, 0].contiguous(),
         token_correct=found[:, 1] > 0.5,
         token_margin=found[:, 2].contiguous(),

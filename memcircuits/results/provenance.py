@@ -1,13 +1,22 @@
-"""TODO."""
+"""Provenance: which model, paragraphs, options and versions a result comes from.
+
+Two results may be compared if they were measured on the same weights, paragraphs and options; every
+result therefore carries fingerprints of the first two and a copy of the third. Names of models and
+versions of packages are kept, paths and other properties of the user's computer are not.
+
+The `basis` matters most: folding LayerNorm into the matrices behind it leaves the model's function
+unchanged but not its parameters, so that gradients, weights and a head output of zero mean
+something else. `same_basis` refuses to compare across it.
+"""
 
 from __future__ import annotations
 
+import functools
 import hashlib
-import importlib
 import importlib.metadata
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, ClassVar
 
 import torch
 from torch import Tensor
@@ -16,12 +25,17 @@ from memcircuits.core.errors import InputError
 from memcircuits.models.adapter import Adapter
 
 if TYPE_CHECKING:
+    from pydantic import TypeAdapter
+
     from memcircuits.data.paragraphs import Paragraphs
+
+PACKAGES = ("memcircuits", "transformer-lens", "torch", "transformers")
+"""The packages whose versions decide the numbers."""
 
 
 @dataclass(frozen=True)
 class Provenance:
-    """What a result was computed from: enough to repeat it, nothing of the user's machine.
+    """What a result was computed from: enough to repeat it, nothing of the user's computer.
 
     Attributes:
         model: name and fingerprint of the weights, class, architecture, basis, dtype, device kind.
@@ -35,11 +49,13 @@ class Provenance:
     options: Mapping[str, Any]
     versions: Mapping[str, str]
 
+    __pydantic_config__: ClassVar[dict[str, Any]] = {"extra": "forbid"}
+
     @classmethod
     def of(
         cls, adapter: Adapter, paragraphs: Mapping[str, Paragraphs | None], **options: Any
     ) -> Provenance:
-        """Collect the provenance of one call."""
+        """Collect the provenance of one call; sets of paragraphs that are None are left out."""
         return cls(
             model={
                 "name": adapter.label,
@@ -53,22 +69,45 @@ class Provenance:
             },
             paragraphs={
                 name: {
-                    "n": len(p),
-                    "n_prefix": p.n_prefix,
-                    "n_continuation": p.n_continuation,
-                    "hash": p.hash,
+                    "n": len(group),
+                    "n_prefix": group.n_prefix,
+                    "n_continuation": group.n_continuation,
+                    "hash": group.hash,
                 }
-                for name, p in paragraphs.items()
-                if p is not None
+                for name, group in paragraphs.items()
+                if group is not None
             },
             options=options,
             versions=versions(),
         )
 
+    @classmethod
+    def decode(cls, value: Any) -> Provenance:
+        """The provenance that a saved file holds as JSON.
+
+        Raises:
+            ValueError: if a part is missing, unknown or of another type; one line that names it.
+        """
+        from pydantic import ValidationError
+
+        try:
+            return _schema().validate_python(value)
+        except ValidationError as error:
+            first = error.errors(include_url=False)[0]
+            part = ".".join(map(str, ("provenance", *first["loc"])))
+            raise ValueError(f"{part}: {first['msg']}") from None
+
     @property
     def basis(self) -> str:
         """`raw` or `folded` (see `memcircuits.models.adapter`)."""
         return str(self.model["basis"])
+
+
+@functools.cache
+def _schema() -> TypeAdapter[Provenance]:
+    from pydantic import TypeAdapter
+
+    return TypeAdapter(Provenance)
 
 
 def same_basis(argument: str, ours: Provenance, theirs: Provenance) -> None:
@@ -86,19 +125,18 @@ def same_basis(argument: str, ours: Provenance, theirs: Provenance) -> None:
 
 
 def versions() -> dict[str, str]:
-    """Versions of the packages that decide the numbers."""
-    names = ("memcircuits", "transformer-lens", "torch", "transformers")
-    found = {}
-    for name in names:
+    """Package -> installed version, of the packages that decide the numbers."""
+    installed = {}
+    for package in PACKAGES:
         try:
-            found[name] = importlib.metadata.version(name)
+            installed[package] = importlib.metadata.version(package)
         except importlib.metadata.PackageNotFoundError:
-            found[name] = "not installed"
-    return found
+            installed[package] = "not installed"
+    return installed
 
 
 def sha256_of(fields: str, tensors: Mapping[str, Tensor]) -> str:
-    """Checksum of what a result holds: a flipped bit in a number would go unnoticed."""
+    """Checksum of what a saved result holds: without it a flipped bit would go unnoticed."""
     digest = hashlib.sha256(fields.encode())
     for name, tensor in sorted(tensors.items()):
         digest.update(f"{name}{tensor.dtype}{tuple(tensor.shape)}".encode())

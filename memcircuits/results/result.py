@@ -1,8 +1,14 @@
-"""Typed results: values with named axes, units and provenance, that save, load, plot and tabulate.
+"""`Result`: the base of what every analysis returns, and the file it is saved in.
 
-Every measurement returns a frozen dataclass derived from `Result`. `save` writes one safetensors
-file: tensors as they are, everything else as JSON in its header, so that nothing is ever unpickled
-and a half-written file never stays behind.
+A result is a frozen dataclass: values with named axes, their units, and the provenance from which
+they can be computed again. The base gives it `save` and `load`, a table (`to_frame`), a figure and
+a view in notebooks (`_repr_html_`); none of them computes a measurement.
+
+`save` writes one safetensors file, atomically. Tensor fields, and mappings of tensors, are stored
+as tensors; all other fields are JSON in the header, next to the kind of the result, the version of
+the schema and a checksum. Nothing is ever unpickled. `load` reads the kind from the header, imports
+the module that defines it and builds the dataclass, whose own checks then refuse what does not fit.
+A field that was renamed is still found in older files under its former name.
 """
 
 from __future__ import annotations
@@ -10,7 +16,6 @@ from __future__ import annotations
 import dataclasses
 import html
 import importlib
-import importlib.metadata
 import json
 import os
 from collections.abc import Mapping
@@ -26,13 +31,10 @@ from memcircuits.results.provenance import Provenance, sha256_of
 if TYPE_CHECKING:
     import pandas as pd
 
-
 SCHEMA = 1
 
-
-# Where the kinds of results are defined, imported when a file turns out to hold one.
-# Where the kinds of result are defined: loading a file imports the one module that it needs.
-_MODULE_OF_KIND = {
+# Where each kind of result is defined: loading a file imports the one module that it needs.
+MODULE_OF_KIND = {
     "activation-gradients": "evidence.gradients.activations",
     "edit": "editing.edit",
     "edit-report": "editing.evaluation",
@@ -50,28 +52,44 @@ _MODULE_OF_KIND = {
     "score-map": "results.score_map",
 }
 
+# What building a dataclass from the content of a damaged file can raise.
+_DAMAGE = (KeyError, TypeError, AttributeError, ValueError, IndexError, RecursionError)
+
 
 class Result:
     """Base of all results: `save`, `load`, `to_frame`, `figure`, `_repr_html_`.
 
-    Subclasses are frozen dataclasses; their tensor fields (and dicts of tensors) are stored as
-    tensors, their other fields as JSON.
+    Subclasses are frozen dataclasses declared with their kind: `class Scan(Result, kind="scan")`.
+    A field with `metadata={"saved": False}` is left out of the file.
+
+    Attributes:
+        kind: name of the type in the header of saved files.
+        former_names: name of a field in older files -> its name now.
+        types: kind -> type, of all types defined so far.
     """
 
     kind: ClassVar[str]
-    _kinds: ClassVar[dict[str, type[Result]]] = {}
+    former_names: ClassVar[Mapping[str, str]] = {}
+    types: ClassVar[dict[str, type[Result]]] = {}
 
     def __init_subclass__(cls, kind: str) -> None:
         cls.kind = kind
-        cls.__repr__ = Result.__repr__  # type: ignore[method-assign] # not a dataclass's, of all tensors
-        Result._kinds[kind] = cls
+        # Not the one of a dataclass, which would print all tensors.
+        cls.__repr__ = Result.__repr__  # type: ignore[method-assign]
+        Result.types[kind] = cls
+
+    def __post_init__(self) -> None:
+        # Fields declared as tuples are tuples, whatever was given: JSON has only lists.
+        for entry in dataclasses.fields(self):  # type: ignore[arg-type]
+            if str(entry.type).startswith("tuple["):
+                object.__setattr__(self, entry.name, tuple(getattr(self, entry.name)))
 
     def to_frame(self) -> pd.DataFrame:
         """The result as a pandas table."""
         raise NotImplementedError
 
     def figure(self) -> Any:
-        """The result as a plotly figure, see `memcircuits.display.figures.curves`; nothing is recomputed."""
+        """The result as a plotly figure; nothing is recomputed."""
         raise NotImplementedError
 
     def __repr__(self) -> str:
@@ -79,9 +97,11 @@ class Result:
 
     def _repr_html_(self) -> str:
         frame = self.to_frame()
-        more = f"<p>The first 20 of {len(frame):,} rows.</p>" * (len(frame) > 20)
         table = frame.head(20).to_html(index=False, escape=True)
-        return f"<p>{html.escape(str(self))}</p>{table}{more}"
+        page = f"<p>{html.escape(str(self))}</p>{table}"
+        if len(frame) > 20:
+            page += f"<p>The first 20 of {len(frame):,} rows.</p>"
+        return page
 
     def save(self, path: str | os.PathLike[str]) -> Path:
         """Write the result to one `.safetensors` file, atomically."""
@@ -92,10 +112,9 @@ class Result:
             if not entry.metadata.get("saved", True):
                 continue
             if isinstance(value, Tensor):
-                tensors[entry.name] = value.detach().cpu().contiguous().clone()
+                tensors[entry.name] = _storable(value)
             elif isinstance(value, Mapping) and any(isinstance(v, Tensor) for v in value.values()):
-                for key, tensor in value.items():
-                    tensors[f"{entry.name}/{key}"] = tensor.detach().cpu().contiguous().clone()
+                tensors |= {f"{entry.name}/{key}": _storable(v) for key, v in value.items()}
                 plain[entry.name] = {"__tensors__": list(value)}
             elif isinstance(value, Provenance):
                 plain[entry.name] = dataclasses.asdict(value)
@@ -116,37 +135,39 @@ class Result:
         Raises:
             InputError: if the file is missing, damaged, of another kind or of a newer schema.
         """
+        name = Path(path).name
         tensors, header = read_safetensors(path)
         kind, _, schema = header.get("schema", "").removeprefix("memcircuits.").partition("/")
-        if kind in _MODULE_OF_KIND:
-            importlib.import_module(f"memcircuits.{_MODULE_OF_KIND[kind]}")
-        found = Result._kinds.get(kind)
-        if found is None or not issubclass(found, cls):
-            raise InputError("path", Path(path).name, f"it holds no {cls.__name__}")
+        if kind in MODULE_OF_KIND:
+            importlib.import_module(f"memcircuits.{MODULE_OF_KIND[kind]}")
+        result_type = Result.types.get(kind)
+        if result_type is None or not issubclass(result_type, cls):
+            raise InputError("path", name, f"it holds no {cls.__name__}")
         if schema != str(SCHEMA):
-            raise InputError(
-                "path",
-                Path(path).name,
-                f"its schema is {schema}, this version reads {SCHEMA}; recompute it",
-            )
+            remedy = f"its schema is {schema}, this version reads {SCHEMA}; recompute it"
+            raise InputError("path", name, remedy)
         try:
+            # Files written before there were checksums have none.
             if header.get("sha256") not in (None, sha256_of(header["fields"], tensors)):
                 raise ValueError("its content is not what was written")
-            values: dict[str, Any] = json.loads(header["fields"])
-            for name, value in values.items():
-                if isinstance(value, dict) and "__tensors__" in value:
-                    values[name] = {key: tensors[f"{name}/{key}"] for key in value["__tensors__"]}
-            values.update({name: tensor for name, tensor in tensors.items() if "/" not in name})
-            if "provenance" in values:
-                values["provenance"] = Provenance(**values["provenance"])
-            return found(**values)
-        except (
-            KeyError,
-            TypeError,
-            AttributeError,
-            ValueError,
-            IndexError,
-            RecursionError,
-        ) as error:
+            return result_type(**result_type._decode(header["fields"], tensors))
+        except _DAMAGE as error:
             reason = f"it is damaged ({type(error).__name__}: {error})"
-            raise InputError("path", Path(path).name, reason) from error
+            raise InputError("path", name, reason) from error
+
+    @classmethod
+    def _decode(cls, fields: str, tensors: Mapping[str, Tensor]) -> dict[str, Any]:
+        """Field -> value, from the JSON of the header and the tensors of the file."""
+        values: dict[str, Any] = json.loads(fields)
+        for name, value in values.items():
+            if isinstance(value, dict) and "__tensors__" in value:
+                values[name] = {key: tensors[f"{name}/{key}"] for key in value["__tensors__"]}
+        values.update({name: tensor for name, tensor in tensors.items() if "/" not in name})
+        if "provenance" in values:
+            values["provenance"] = Provenance.decode(values["provenance"])
+        return {cls.former_names.get(name, name): value for name, value in values.items()}
+
+
+def _storable(tensor: Tensor) -> Tensor:
+    """A copy on the CPU with memory of its own, as safetensors requires."""
+    return tensor.detach().cpu().contiguous().clone()

@@ -53,7 +53,7 @@ class ScoreMap(Result, kind="score-map"):
     axis: str = "head"
 
     def __post_init__(self) -> None:
-        object.__setattr__(self, "notes", tuple(self.notes))
+        super().__post_init__()
         if self.values.ndim != 2:
             raise InputError("values", tuple(self.values.shape), "give one number per layer, head")
         for name, sample in self.samples.items():

@@ -85,7 +85,7 @@ def subject(name: str, n_paragraphs: int) -> Subject:
     if name == "organism":
         plain = AutoModelForCausalLM.from_pretrained(DATA, local_files_only=True).float().eval()
         planted, control = (mc.Paragraphs.shipped(role) for role in ("planted", "control"))
-        best = sorted(range(len(planted)), key=lambda i: -planted.facts["repetitions"][i])
+        best = sorted(range(len(planted)), key=lambda i: -planted.metadata["repetitions"][i])
         half = n_paragraphs // 2
         paragraphs = planted[best[: n_paragraphs - half]] + control[list(range(half))]
     else:

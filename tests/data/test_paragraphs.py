@@ -31,12 +31,12 @@ def test_subsets_keep_names_and_facts_in_step():
     for index in ([2, 0], torch.tensor([2, 0])):
         subset = paragraphs[index]
         assert subset.names == ("c", "a")
-        assert subset.facts["repetitions"] == (3, 1)
+        assert subset.metadata["repetitions"] == (3, 1)
         assert torch.equal(subset.ids, paragraphs.ids[[2, 0]])
     assert paragraphs[torch.tensor([False, True, False, False])].names == ("b",)
     assert paragraphs[1].names == ("b",)
     assert [p.names[0] for p in paragraphs] == ["a", "b", "c", "d"]
-    assert (paragraphs[[0]] + paragraphs[[3]]).facts["repetitions"] == (1, 4)
+    assert (paragraphs[[0]] + paragraphs[[3]]).metadata["repetitions"] == (1, 4)
 
 
 def test_hash_knows_ids_and_split():

@@ -145,13 +145,13 @@ def test_other_columns_become_facts_and_ids_names(tmp_path):
     )
     found = mc.Paragraphs.read(tmp_path / "a.csv", zoo.tokenizer(), n_prefix=1, n_continuation=2)
     assert found.names == ("7", "x")
-    assert found.facts == {"count": (8, 9), "nll": (0.5, 1000.0), "code": ("007", "1e999")}
+    assert found.metadata == {"count": (8, 9), "nll": (0.5, 1000.0), "code": ("007", "1e999")}
     (tmp_path / "b.jsonl").write_bytes(
         lines([{"index": 3, "tokens": [1, 2, 3], "text": "shown", "odd": "\ud800", "x": [1]}])
     )
     found = mc.Paragraphs.read(tmp_path / "b.jsonl", n_prefix=1, n_continuation=2)
     assert found.names == ("3",)
-    assert found.facts == {"index": (3,), "odd": ("\\ud800",), "x": ([1],)}
+    assert found.metadata == {"index": (3,), "odd": ("\\ud800",), "x": ([1],)}
 
 
 def test_datasets_on_the_hub_are_streamed_at_the_revision_asked_for(tmp_path, monkeypatch):
@@ -428,8 +428,8 @@ def test_the_papers_paragraphs():
     rows = list(read_rows(source))
     assert len(rows) == 442
     assert not any(isinstance(row, BadRow) for row in rows)
-    assert all(row.facts["em"] == 50.0 for row in rows)
-    assert max(row.facts["count"] for row in rows) == 40382
+    assert all(row.metadata["em"] == 50.0 for row in rows)
+    assert max(row.metadata["count"] for row in rows) == 40382
     assert rows[0].name == "4171"
     assert rows[0].text.startswith("TD>\n</TR>\n</TABLE>\n")
 

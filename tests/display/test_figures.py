@@ -178,7 +178,7 @@ def test_every_result_has_a_figure_of_its_own() -> None:
     for module in pkgutil.iter_modules(memcircuits.__path__):
         if module.name not in {"__main__", "ray_scan"}:
             importlib.import_module(f"memcircuits.{module.name}")
-    mine = {k: v for k, v in Result._kinds.items() if v.__module__.startswith("memcircuits.")}
+    mine = {k: v for k, v in Result.types.items() if v.__module__.startswith("memcircuits.")}
     assert len(mine) >= 10
     assert [kind for kind, cls in mine.items() if cls.figure is Result.figure] == []
     assert [kind for kind, cls in mine.items() if cls.to_frame is Result.to_frame] == []

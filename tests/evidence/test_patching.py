@@ -434,7 +434,7 @@ def organism_pairs():
     about as curved as it can be, so estimates are judged on trained weights.
     """
     model, planted = mc.load_model(), mc.Paragraphs.shipped("planted")
-    often = [i for i, n in enumerate(planted.facts["repetitions"]) if n == 256]
+    often = [i for i, n in enumerate(planted.metadata["repetitions"]) if n == 256]
     return model, *perturb_prefix(model, planted[often[:8]]).pairs()
 
 

@@ -77,7 +77,7 @@ def test_em_equals_greedy_decoding_of_the_organism():
     """Every prefix position of 20 recited paragraphs, decoded by transformers alone."""
     plain = AutoModelForCausalLM.from_pretrained(DATA, dtype=torch.float32).eval()
     planted = mc.Paragraphs.shipped("planted")
-    often = [i for i, n in enumerate(planted.facts["repetitions"]) if n == 256]
+    often = [i for i, n in enumerate(planted.metadata["repetitions"]) if n == 256]
     paragraphs = planted[often[:20]]
     found = perturb_prefix(mc.load_model(), paragraphs)
     assert found.baseline_em.tolist() == [50] * 20
@@ -244,15 +244,15 @@ def test_pairs_are_the_worst_replacements_with_what_the_model_then_writes(neo):
     assert clean.names == corrupted.names
     expected = decoded("gpt_neo", corrupted.prefix, 12)
     assert torch.equal(corrupted.continuation, expected)
-    facts = pd.DataFrame(corrupted.facts)
-    for row, fact in facts.iterrows():
+    metadata = pd.DataFrame(corrupted.metadata)
+    for row, fact in metadata.iterrows():
         (changed,) = (corrupted.prefix[row] != clean.prefix[row]).nonzero().flatten().tolist()
         assert fact["position"] == changed
         assert fact["replacement"] == corrupted.prefix[row, changed]
         assert fact["em"] == found.em[row].min() == fact["first_impacted"]
         worst = found.nll[row][found.em[row] == fact["em"]].max()
         assert worst in found.nll[row, changed]
-    assert facts["em"].tolist() == em_of(expected, clean.continuation).tolist()
+    assert metadata["em"].tolist() == em_of(expected, clean.continuation).tolist()
 
 
 def test_paragraphs_that_nothing_disturbs_are_left_out(neo):

@@ -122,7 +122,7 @@ def test_the_duplication_curve_by_hand(neo):
 
 def test_many_counts_are_grouped_by_powers_of_two(neo):
     ids = zoo.random_ids(25, 22)
-    given = mc.Paragraphs(ids, 10, facts={"count": tuple(range(25))})
+    given = mc.Paragraphs(ids, 10, metadata={"count": tuple(range(25))})
     curve = mc.scan(neo, given).by_repetitions()
     assert curve["repetitions"].tolist() == [0, 1, 2, 4, 8, 16]
     assert curve["n"].tolist() == [1, 1, 2, 4, 8, 9]

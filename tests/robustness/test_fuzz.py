@@ -284,7 +284,7 @@ def results(bridge, tmp_path_factory):
         minimal_sets(bridge, paragraphs[:1], max_tokens=1, **quiet),
         weight_noise(bridge, *sides, sizes=(0.1,), draws=1, **quiet),
     ]
-    assert {type(result) for result in made} == set(Result._kinds.values())
+    assert {type(result) for result in made} == set(Result.types.values())
     for result in made:
         result.save(folder / f"{type(result).__name__}.safetensors")
     mc.UnigramTable(torch.arange(zoo.D_VOCAB), "counts").save(folder / "UnigramTable.safetensors")

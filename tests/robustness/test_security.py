@@ -196,10 +196,10 @@ def test_every_kind_is_read_by_a_program_that_has_made_none(saved):
     program = (
         "import importlib, pkgutil, sys, memcircuits; from memcircuits.results import result as results\n"
         "results.Result.load(sys.argv[1])\n"
-        "known = set(results.Result._kinds)\n"
+        "known = set(results.Result.types)\n"
         "for module in pkgutil.iter_modules(memcircuits.__path__):\n"
         "    module.name == '__main__' or importlib.import_module(f'memcircuits.{module.name}')\n"
-        "assert known == set(results.Result._kinds), set(results.Result._kinds) - known\n"
+        "assert known == set(results.Result.types), set(results.Result.types) - known\n"
     )
     command = [sys.executable, "-c", program, str(saved / "ranking.safetensors")]
     subprocess.run(command, check=True)

@@ -78,7 +78,7 @@ class Row:
         text: the text, None where ids are given.
         ids: token ids, None where text is given.
         split: tokens of the prefix, where the file itself separates it from the continuation.
-        facts: all other columns; never the text, which can be decoded.
+        metadata: all other columns; never the text, which can be decoded.
     """
 
     where: str
@@ -87,7 +87,7 @@ class Row:
     text: str | None = None
     ids: list[int] | None = None
     split: int | None = None
-    facts: dict[str, Any] = field(default_factory=dict)
+    metadata: dict[str, Any] = field(default_factory=dict)
 
 
 class Unusable(Exception):

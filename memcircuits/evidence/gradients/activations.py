@@ -62,9 +62,6 @@ class ActivationGradients(Result, kind="activation-gradients"):
     units: str = "nats/token per unit of activation"
     notes: tuple[str, ...] = ()
 
-    def __post_init__(self) -> None:
-        object.__setattr__(self, "notes", tuple(self.notes))
-
     def to_frame(self) -> pd.DataFrame:
         """Columns `site, layer, head, pos, value, error`; `head` is empty for the MLP."""
         import pandas as pd

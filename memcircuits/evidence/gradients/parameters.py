@@ -82,9 +82,6 @@ class ParameterGradients(Result, kind="parameter-gradients"):
     cosine: Mapping[str, Float[Tensor, "layer head"]] = field(default_factory=dict)
     notes: tuple[str, ...] = ()
 
-    def __post_init__(self) -> None:
-        object.__setattr__(self, "notes", tuple(self.notes))
-
     @property
     def layers(self) -> Float[Tensor, " layer"]:
         """Sum over all components of a layer (for `l2`: the norm over all its weights)."""

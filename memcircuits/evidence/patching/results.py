@@ -111,8 +111,7 @@ class LayerPatches(Result, kind="layer-patches"):
     notes: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
-        object.__setattr__(self, "positions", tuple(self.positions))
-        object.__setattr__(self, "notes", tuple(self.notes))
+        super().__post_init__()
         if self.values.shape != (len(self.whole), len(self.positions)):
             raise InputError("values", tuple(self.values.shape), "give [layer, pos]")
 

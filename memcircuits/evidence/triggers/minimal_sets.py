@@ -62,10 +62,6 @@ class MinimalSets(Result, kind="minimal-sets"):
     provenance: Provenance
     notes: tuple[str, ...] = ()
 
-    def __post_init__(self) -> None:
-        object.__setattr__(self, "names", tuple(self.names))
-        object.__setattr__(self, "notes", tuple(self.notes))
-
     @property
     def stopping(self) -> Float[Tensor, " paragraph"]:
         """Tokens replaced until the recitation stopped; NaN where the search gave up."""

@@ -109,8 +109,7 @@ class Perturbation(Result, kind="perturbation"):
     model: Any = field(default=None, repr=False, compare=False, metadata={"saved": False})
 
     def __post_init__(self) -> None:
-        object.__setattr__(self, "names", tuple(self.names))
-        object.__setattr__(self, "notes", tuple(self.notes))
+        super().__post_init__()
         if self.em.shape != self.nll.shape or self.em.shape != self.replacements.shape:
             raise InputError("em", tuple(self.em.shape), "em, nll, replacements must agree")
 
@@ -150,7 +149,7 @@ class Perturbation(Result, kind="perturbation"):
         ids[rows, position] = self.replacements[rows, position, draw]
         new = greedy_continuations(model, Paragraphs(ids, self.n_prefix, self.names))
         different = new.continuation != self.ids[:, self.n_prefix :]
-        facts = {
+        metadata = {
             "position": position,
             "replacement": ids[rows, position],
             "em": self.em[rows, position, draw],
@@ -163,8 +162,8 @@ class Perturbation(Result, kind="perturbation"):
                 "no single replacement changes a continuation",
                 "use more draws or another replacement",
             )
-        columns = {name: tuple(values.tolist()) for name, values in facts.items()}
-        return Pairs(self.paragraphs[kept], dataclasses.replace(new, facts=columns)[kept])
+        columns = {name: tuple(values.tolist()) for name, values in metadata.items()}
+        return Pairs(self.paragraphs[kept], dataclasses.replace(new, metadata=columns)[kept])
 
     def causes(
         self, unigrams: UnigramTable, *, resamples: int = DRAWS, seed: int = 0

@@ -91,7 +91,7 @@ class ScanFolder:
         return pa.concat_tables([pq.read_table(part, **options) for part in self.parts])
 
     def to_frame(self, **options: Any) -> pd.DataFrame:
-        """The rows as a pandas table, with the derived measures of `Scan.to_frame` and the facts.
+        """The rows as a pandas table, with the measures of `Scan.to_frame` and the metadata.
 
         Exact duplicates of a deduplicated scan are merged over all parts, and counted in
         `duplicates`.
@@ -102,7 +102,7 @@ class ScanFolder:
         import pandas as pd
 
         table = self.table(**options)
-        facts = pd.DataFrame([json.loads(text) for text in table["facts"].to_pylist()])
+        metadata = pd.DataFrame([json.loads(text) for text in table["facts"].to_pylist()])
         frame = table.drop_columns(["facts"]).to_pandas()
         n = self.manifest["windows"]["n_continuation"]
         frame["bits"] = -frame["log_prob"].astype(float) / np.log(2)
@@ -112,8 +112,8 @@ class ScanFolder:
         counted = self.manifest["windows"]["deduplicate"]
         if not counted:  # all ones: a column of that name in the corpus tells more
             frame = frame.drop(columns="duplicates")
-        for key in facts:
-            frame[f"given_{key}" if key in frame else key] = facts[key]
+        for key in metadata:
+            frame[f"given_{key}" if key in frame else key] = metadata[key]
         if counted:
             same = frame["ids"].map(lambda ids: ids.tobytes())
             frame["duplicates"] = frame.groupby(same)["duplicates"].transform("sum")
@@ -129,9 +129,9 @@ class ScanFolder:
         if not table.num_rows:
             return None
         ids = torch.tensor(table["ids"].to_pylist())
-        facts = {"em": tuple(table["em"].to_pylist())}
+        metadata = {"em": tuple(table["em"].to_pylist())}
         n_prefix = self.manifest["windows"]["n_prefix"]
-        return Paragraphs(ids, n_prefix, tuple(table["id"].to_pylist()), facts)
+        return Paragraphs(ids, n_prefix, tuple(table["id"].to_pylist()), metadata)
 
     def quarantine(self) -> list[dict[str, str]]:
         """The rows that could not be used: `where` and `reason`."""

@@ -108,7 +108,7 @@ def part_table(chunk: Chunk, found: Cut, scan: Scan | None) -> Any:
         "start": found.starts[keep],
         "duplicates": found.counts[keep],
         "ids": list(found.ids[torch.from_numpy(keep)].int().numpy()),
-        "facts": [json.dumps(row.facts, default=str, sort_keys=True) for row in rows],
+        "facts": [json.dumps(row.metadata, default=str, sort_keys=True) for row in rows],
     }
     for name in MEASURES:
         values = MEASURES[name](scan).numpy()[keep] if scan else []
