@@ -48,7 +48,7 @@ from memcircuits.evidence.triggers.perturbation import Pairs, Perturbation
 from memcircuits.measure.decoding import greedy_continuations
 from memcircuits.measure.scanning import Scan
 from memcircuits.models.adapter import Adapter
-from memcircuits.models.hooks import HEAD_SITES, hook_z
+from memcircuits.models.hooks import HEAD_SITES, hook_name
 from memcircuits.models.registry import adapt
 from memcircuits.results.provenance import Provenance, versions
 from memcircuits.results.result import Result
@@ -799,7 +799,7 @@ def aggregated(result: RareTokenAttention, head: mc.Head, seed: int) -> tuple[fl
 def activation_cosine(study: Study) -> Tensor:
     """Cosine of the mean z of memorized and control paragraphs, [layer, head]."""
     adapter = study.adapter
-    names = [hook_z(layer) for layer in range(adapter.n_layers)]
+    names = [hook_name("z", layer) for layer in range(adapter.n_layers)]
     means = []
     with adapter.preserving_state():
         for paragraphs in (study.memorized, study.control):

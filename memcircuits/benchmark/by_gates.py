@@ -12,7 +12,7 @@ from memcircuits.data.paragraphs import Paragraphs
 from memcircuits.evidence.gradients.activations import activation_gradients
 from memcircuits.measure.continuation import score_continuation
 from memcircuits.models.adapter import Adapter
-from memcircuits.models.hooks import hook_z
+from memcircuits.models.hooks import hook_name
 
 _IG_STEPS = 8
 
@@ -21,7 +21,7 @@ _MASK_STEPS = 40
 
 
 def _site(unit: str, layer: int) -> str:
-    return hook_z(layer) if unit == "head" else f"blocks.{layer}.mlp.hook_post"
+    return hook_name("z" if unit == "head" else "post", layer)
 
 
 def _gates(adapter: Adapter, unit: str) -> list[Tensor]:

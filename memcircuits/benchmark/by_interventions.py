@@ -12,6 +12,7 @@ from memcircuits.evidence.ablation import Ablation
 from memcircuits.evidence.interventions import HeadEdit, ResumableRun
 from memcircuits.evidence.patching.sweeps import patch_heads
 from memcircuits.evidence.rare_tokens import rare_token_attention
+from memcircuits.models.hooks import hook_name
 
 _TWINS = 3  # perturbed twins of each target
 
@@ -43,7 +44,7 @@ def _block_effects(case: LocalizationTask, paragraphs: Paragraphs) -> Tensor:
             silent = torch.zeros_like(restart.z[layer][:1, :1])
             edit = HeadEdit(tuple(range(adapter.n_heads)), silent)
             rows.append(restart.edited(layer, [edit])[0, :, 0].mean() - clean)
-            name = f"blocks.{layer}.hook_mlp_out"
+            name = hook_name("mlp_out", layer)
             source = torch.zeros(
                 *restart.inputs.shape, adapter.d_model, dtype=adapter.dtype, device=adapter.device
             )

@@ -30,7 +30,7 @@ from memcircuits.editing.planting import plant
 from memcircuits.evidence.find_heads import find_memorization_heads
 from memcircuits.measure.continuation import score_continuation
 from memcircuits.models.adapter import Adapter
-from memcircuits.models.hooks import hook_z
+from memcircuits.models.hooks import hook_name
 from memcircuits.models.registry import adapt
 
 
@@ -165,5 +165,5 @@ def _em_without(adapter: Adapter, group: Paragraphs, heads: Sequence[Head]) -> T
         return edit
 
     with adapter.preserving_state():
-        edits = {hook_z(layer): silence(mine) for layer, mine in layers.items()}
+        edits = {hook_name("z", layer): silence(mine) for layer, mine in layers.items()}
         return score_continuation(adapter, group, edit=edits).em.float()

@@ -23,6 +23,7 @@ from memcircuits.measure.continuation import (
 from memcircuits.measure.gradients import rows_with_gradient
 from memcircuits.models.adapter import Adapter
 from memcircuits.models.batching import iter_batches, map_batches
+from memcircuits.models.hooks import hook_name
 
 _BATCH = 3  # anchors in each step
 
@@ -39,7 +40,7 @@ class BatchRows:
     def of(
         cls, adapter: Adapter, paragraphs: Paragraphs, low: int, memory_budget: int | None
     ) -> BatchRows:
-        name = f"blocks.{low}.hook_resid_pre"
+        name = hook_name("resid_pre", low)
         read = [name] if adapter.supports_partial_forward else []
 
         def one_piece(piece: slice) -> tuple[Tensor, Tensor]:

@@ -22,7 +22,7 @@ from memcircuits.data.paragraphs import Paragraphs
 from memcircuits.evidence.interventions import FALLBACK, HeadEdit, ResumableRun
 from memcircuits.models.adapter import Adapter
 from memcircuits.models.batching import map_batches, rows_that_fit
-from memcircuits.models.hooks import hook_z
+from memcircuits.models.hooks import hook_name
 from memcircuits.models.registry import adapt
 from memcircuits.results.provenance import Provenance
 from memcircuits.results.score_map import ScoreMap
@@ -182,7 +182,7 @@ def _draws(n: int, n_source: int, own: bool, seed: int) -> Tensor:
 
 
 def _read_z(adapter: Adapter, ids: Tensor) -> list[Float[Tensor, "batch pos head d_head"]]:
-    names = [hook_z(layer) for layer in range(adapter.n_layers)]
+    names = [hook_name("z", layer) for layer in range(adapter.n_layers)]
     run = adapter.run(ids[:, :-1], positions=slice(-1, None), read=names)
     return [run.cache[name] for name in names]
 

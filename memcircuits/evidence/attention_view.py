@@ -17,7 +17,7 @@ from memcircuits.data.paragraphs import Paragraphs
 from memcircuits.data.unigrams import UnigramTable
 from memcircuits.display.pages import AttentionView, Strip
 from memcircuits.models.adapter import Adapter
-from memcircuits.models.hooks import hook_pattern
+from memcircuits.models.hooks import hook_name
 from memcircuits.models.registry import adapt
 from memcircuits.results.provenance import Provenance
 
@@ -108,8 +108,10 @@ def _one_view(
     ids = paragraph.ids
     layers = sorted({head.layer for head in heads})
     with adapter.preserving_state():
-        run = adapter.run(ids, read=[hook_pattern(i) for i in layers])
-    patterns = torch.stack([run.cache[hook_pattern(h.layer)][0, h.head].float() for h in heads])
+        run = adapter.run(ids, read=[hook_name("pattern", i) for i in layers])
+    patterns = torch.stack(
+        [run.cache[hook_name("pattern", h.layer)][0, h.head].float() for h in heads]
+    )
     log_prob = run.logits[0, :-1].float().log_softmax(-1).cpu()
     of_tokens = log_prob.gather(-1, ids[0, 1:, None])[:, 0]
     strips = {}

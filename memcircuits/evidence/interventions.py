@@ -36,7 +36,7 @@ from memcircuits.core.errors import UnsupportedModel
 from memcircuits.measure.continuation import read_continuation
 from memcircuits.models.adapter import Adapter
 from memcircuits.models.batching import logits_that_fit, map_batches, rows_that_fit
-from memcircuits.models.hooks import hook_z
+from memcircuits.models.hooks import hook_name
 
 FALLBACK = "this model cannot be continued in the middle: every edit took a full forward pass"
 """The note of results for which every edit took a full forward pass."""
@@ -96,9 +96,9 @@ class ResumableRun:
         self._batch_size = rows_that_fit(adapter, self.inputs.shape[1], 0, memory_budget)
         self._unembed_size = logits_that_fit(adapter, self.targets.shape[1], memory_budget)
         self._last_layer = adapter.n_layers - 1
-        z_names = [hook_z(layer) for layer in range(adapter.n_layers)]
+        z_names = [hook_name("z", layer) for layer in range(adapter.n_layers)]
         if self.partial_forward:
-            final = f"blocks.{self._last_layer}.hook_resid_post"
+            final = hook_name("resid_post", self._last_layer)
             with adapter.recording() as recorded:
                 run = adapter.run(
                     self.inputs, positions=slice(-1, None), read=[*z_names, *read, final]
@@ -246,7 +246,7 @@ class ResumableRun:
             return z
 
         run = self.adapter.run(
-            self.inputs[rows], positions=self.positions, edit={hook_z(layer): replace_z}
+            self.inputs[rows], positions=self.positions, edit={hook_name("z", layer): replace_z}
         )
         return measure(run.logits, rows)
 

@@ -24,7 +24,7 @@ from memcircuits.core.statistics import finite_mean, finite_rows, interval, left
 from memcircuits.data.paragraphs import Paragraphs
 from memcircuits.data.unigrams import UnigramTable
 from memcircuits.models.adapter import Adapter
-from memcircuits.models.hooks import hook_pattern
+from memcircuits.models.hooks import hook_name
 from memcircuits.models.registry import adapt
 from memcircuits.results.provenance import Provenance
 from memcircuits.results.score_map import ScoreMap
@@ -224,7 +224,7 @@ def _attention_from(
     adapter: Adapter, ids: Int[Tensor, "batch pos"], query: int, n_keys: int, progress: bool
 ) -> Float[Tensor, "batch layer head key"]:
     """Attention rows of one query position; nothing behind it is run."""
-    names = [hook_pattern(layer) for layer in range(adapter.n_layers)]
+    names = [hook_name("pattern", layer) for layer in range(adapter.n_layers)]
     parts = []
     with bar(len(ids), "attention", progress=progress) as shown:
         for start in range(0, len(ids), _GROUP):

@@ -36,7 +36,7 @@ from memcircuits.evidence.ablation import Ablation
 from memcircuits.evidence.interventions import FALLBACK
 from memcircuits.measure.continuation import score_continuation
 from memcircuits.models.batching import map_batches, rows_that_fit
-from memcircuits.models.hooks import hook_z
+from memcircuits.models.hooks import hook_name
 from memcircuits.results.score_map import largest
 
 METHODS = ("exact", "screen")
@@ -171,7 +171,7 @@ def attributions(
             return hook
 
         with torch.enable_grad():
-            edits = {hook_z(layer): keep(layer) for layer in layers}
+            edits = {hook_name("z", layer): keep(layer) for layer in layers}
             nll = score_continuation(adapter, paragraphs, rows, edit=edits).nll.sum()
             slopes = torch.autograd.grad(nll, [z[layer] for layer in layers])
         effects = [(slopes[layer] * way[layer]).float().sum((1, 3)) for layer in layers]

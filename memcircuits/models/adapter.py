@@ -36,7 +36,7 @@ from memcircuits.core.errors import InputError, UnsupportedModel
 from memcircuits.core.heads import Head
 from memcircuits.models.blocks import AttentionComputed, BlockCall, Recording, without_cache
 from memcircuits.models.fingerprint import checksum
-from memcircuits.models.hooks import ActivationEdit, editing_hooks, hook_z
+from memcircuits.models.hooks import ActivationEdit, editing_hooks, hook_name
 from memcircuits.models.kernels import fused_forwards, patched_forwards
 from memcircuits.models.prefix_cache import KeysValues
 from memcircuits.models.weights import HEAD_COMPONENTS, MLP_COMPONENTS, Weight
@@ -74,7 +74,7 @@ class Adapter:
         self.revision: str | None = None
         self._block_arguments: dict[int, list[BlockCall]] = {}
         self._prefix_cache_works: dict[int, bool] = {}
-        missing = [name for name in (hook_z(0),) if name not in self.hook_names]
+        missing = [name for name in (hook_name("z", 0),) if name not in self.hook_names]
         if missing:
             raise UnsupportedModel(
                 "model", self.name, f"TransformerLens gives it no {missing[0]}; use another model"
@@ -530,7 +530,7 @@ class Adapter:
     def supports_partial_forward(self) -> bool:
         """Whether continuing in the middle gives the full forward's logits, tried on two rows."""
         tokens = torch.arange(16).view(2, 8) % self.d_vocab
-        names = [f"blocks.{layer}.hook_resid_pre" for layer in {0, self.n_layers - 1}]
+        names = [hook_name("resid_pre", layer) for layer in {0, self.n_layers - 1}]
         try:
             with self.preserving_state():
                 whole = self.run(tokens, read=names)

@@ -30,18 +30,7 @@ from torch import Tensor
 
 from memcircuits.core.errors import UnsupportedModel
 from memcircuits.models.adapter import Adapter, Run
-from memcircuits.models.hooks import HEAD_SITES, ActivationEdit, hook_pattern, hook_z
-
-SITES = {site: f"attn.hook_{site}" for site in (*HEAD_SITES, "pattern")} | {
-    "pre": "mlp.hook_pre",
-    "post": "mlp.hook_post",
-    "attn_out": "hook_attn_out",
-    "mlp_out": "hook_mlp_out",
-    "resid_pre": "hook_resid_pre",
-    "resid_mid": "hook_resid_mid",
-    "resid_post": "hook_resid_post",
-}
-
+from memcircuits.models.hooks import SITES, ActivationEdit, hook_name
 
 TOLERANCE, TOLERANCE_HALF = 1e-3, 5e-2
 
@@ -180,8 +169,8 @@ _REASONS = {
 
 def _clean_run(adapter: Adapter) -> tuple[Int[Tensor, "batch pos"], Run, list[Tensor]]:
     """Two rows of random tokens with finite logits, their z, and the patterns if readable."""
-    z = [hook_z(layer) for layer in range(adapter.n_layers)]
-    names = [hook_pattern(layer) for layer in range(adapter.n_layers)]
+    z = [hook_name("z", layer) for layer in range(adapter.n_layers)]
+    names = [hook_name("pattern", layer) for layer in range(adapter.n_layers)]
     names = names if adapter.hook_names.issuperset(names) else []
     length = min(_LENGTH, adapter.n_ctx)
     for seed in range(_DRAWS):
@@ -210,17 +199,17 @@ def _try_edits(
     """
     n_layers = adapter.n_layers
     sites = [
-        (site, f"blocks.{layer}.{name}")
+        (site, hook_name(site, layer))
         for layer in sorted({0, n_layers - 1})
-        for site, name in SITES.items()
-        if f"blocks.{layer}.{name}" in adapter.hook_names
+        for site in SITES
+        if hook_name(site, layer) in adapter.hook_names
     ]
     n_rows = 1 + n_layers + len(sites)
     # Per layer the head that writes most, and what it writes.
     heads: list[int] = []
     written: list[Float[Tensor, "pos d_model"]] = []
     for layer in range(n_layers):
-        z = clean.cache[hook_z(layer)][0]
+        z = clean.cache[hook_name("z", layer)][0]
         w_o = adapter.weight(layer, "W_O").values
         if w_o.shape[:2] != z.shape[1:]:
             raise UnsupportedModel(
@@ -233,7 +222,7 @@ def _try_edits(
         written.append(each[heads[layer]])
     edits: dict[str, list[tuple[int, int | None]]] = {}
     for layer in range(n_layers):
-        edits.setdefault(hook_z(layer), []).append((1 + layer, heads[layer]))
+        edits.setdefault(hook_name("z", layer), []).append((1 + layer, heads[layer]))
     for index, (_, name) in enumerate(sites):
         edits.setdefault(name, []).append((1 + n_layers + index, None))
     with adapter.recording() as record, warnings.catch_warnings():

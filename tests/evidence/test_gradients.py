@@ -15,7 +15,7 @@ from memcircuits.evidence.gradients.contrastive import contrastive_gradients
 from memcircuits.measure.continuation import read_continuation
 from memcircuits.measure.fisher import fisher_diagonal
 from memcircuits.measure.gradients import each_gradient, mean_gradient
-from memcircuits.models.hooks import HEAD_SITES
+from memcircuits.models.hooks import hook_name
 from memcircuits.models.loading import as_bridge
 from memcircuits.models.registry import adapt
 from tests import matrix
@@ -241,11 +241,7 @@ def test_cosine_of_a_set_with_a_copy_of_itself_is_one(neo):
 def test_activation_gradients_are_slopes_of_the_loss(name):
     adapter = adapt(double_bridge(name))
     piece, n = slice(0, 3), PARAGRAPHS.n_continuation
-    names = [
-        f"blocks.{layer}.{'attn' if site in HEAD_SITES else 'mlp'}.hook_{site}"
-        for site in SITES
-        for layer in range(adapter.n_layers)
-    ]
+    names = [hook_name(site, layer) for site in SITES for layer in range(adapter.n_layers)]
     with adapter.preserving_state():
         _, slopes = _slopes(adapter, PARAGRAPHS, piece, names, None)
 

@@ -12,7 +12,7 @@ from memcircuits.evidence.interventions import FALLBACK, HeadEdit, ResumableRun
 from memcircuits.measure.continuation import largest_two, read_continuation
 from memcircuits.models.batching import is_out_of_memory, map_batches
 from memcircuits.models.fingerprint import checksum
-from memcircuits.models.hooks import hook_z
+from memcircuits.models.hooks import hook_name
 from memcircuits.models.registry import adapt
 from tests.helpers import models as zoo
 
@@ -27,7 +27,7 @@ def full_forward(model, paragraphs, layer, head, new):
 
     ids = paragraphs.ids
     with torch.no_grad():
-        logits = model.run_with_hooks(ids, fwd_hooks=[(hook_z(layer), hook)])
+        logits = model.run_with_hooks(ids, fwd_hooks=[(hook_name("z", layer), hook)])
     log_prob = logits[:, :-1].float().log_softmax(-1)
     log_prob = log_prob.gather(-1, ids[:, 1:, None])[..., 0][:, paragraphs.n_prefix - 1 :]
     decoded = logits[:, paragraphs.n_prefix - 1 : -1].argmax(-1)
@@ -209,7 +209,7 @@ def test_other_errors_are_not_taken_for_memory():
 
 def test_the_callers_hooks_survive(neo):
     fired = []
-    neo.add_hook(hook_z(1), lambda z, hook: fired.append(1) or None)
+    neo.add_hook(hook_name("z", 1), lambda z, hook: fired.append(1) or None)
     try:
         mc.ablate_heads(neo, zoo.mixed(neo, n=2))
         fired.clear()

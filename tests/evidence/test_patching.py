@@ -12,6 +12,7 @@ from memcircuits.evidence.patching.pairs import DIRECTIONS, HEAD_SITES, LAYER_SI
 from memcircuits.evidence.patching.results import LayerPatches, PatchMap
 from memcircuits.evidence.patching.sweeps import patch_heads, patch_layers
 from memcircuits.evidence.triggers.perturbation import perturb_prefix
+from memcircuits.models.hooks import hook_name
 from memcircuits.models.registry import adapt
 from tests.helpers import models as zoo
 
@@ -92,10 +93,6 @@ def hooked_nll(model, tokens, targets, hooks):
         return nll_of(model.run_with_hooks(tokens, fwd_hooks=hooks), targets)
 
 
-def site_hook(site, layer):
-    return f"blocks.{layer}.{'attn.' if site in HEAD_SITES else ''}hook_{site}"
-
-
 # -- identities -----------------------------------------------------------------------------------
 
 
@@ -114,7 +111,7 @@ def test_patching_clean_into_clean_changes_nothing(name):
             continue
         assert patch_layers(model, clean, clean, site=site).values.abs().max() == 0
         # Rows that a sweep skips because nothing differs are run here.
-        own = [site_hook(site, layer) for layer in range(adapter.n_layers)]
+        own = [hook_name(site, layer) for layer in range(adapter.n_layers)]
         with adapter.preserving_state():
             restart = ResumableRun(adapter, clean.ids, clean.n_prefix, read=own)
             every = torch.ones(1, 1, restart.inputs.shape[1], dtype=torch.bool)
@@ -162,8 +159,8 @@ def test_heads_equal_hand_written_hooks(name, site, direction):
     clean = hooked_nll(model, base, targets, [])
     n_layers, n_heads = found.values.shape
     for layer in (0, n_layers - 1):
-        z, v = site_hook("z", layer), site_hook("v", layer)
-        name_here = site_hook(site, layer)
+        z, v = hook_name("z", layer), hook_name("v", layer)
+        name_here = hook_name(site, layer)
         new = activations(model, source, [name_here])[name_here]
         old_v = activations(model, base, [v])[v]
         for head in range(n_heads):
@@ -207,7 +204,7 @@ def test_layers_equal_hand_written_hooks(name, site):
     base, source, targets = runs(name, "noising")
     clean = hooked_nll(model, base, targets, [])
     for layer in (0, found.values.shape[0] - 1):
-        hook = site_hook(site, layer)
+        hook = hook_name(site, layer)
         new = activations(model, source, [hook])[hook]
         for column, position in enumerate(positions):
 
@@ -232,7 +229,7 @@ def test_resid_mid_equals_its_two_parts(name):
     base, source, targets = runs(name, "noising")
     clean = hooked_nll(model, base, targets, [])
     for layer in range(found.values.shape[0]):
-        names = [site_hook("resid_pre", layer), site_hook("attn_out", layer)]
+        names = [hook_name("resid_pre", layer), hook_name("attn_out", layer)]
         old, new = (activations(model, tokens, names) for tokens in (base, source))
 
         def sum_of_both(_, hook, old=old, new=new, names=names):
@@ -253,7 +250,7 @@ def test_all_heads_together_are_the_attention_output(name):
     base, source, targets = runs(name, "noising")
     clean = hooked_nll(model, base, targets, [])
     for layer in range(len(found)):
-        z = site_hook("z", layer)
+        z = hook_name("z", layer)
         new = activations(model, source, [z])[z]
         expected = hooked_nll(model, base, targets, [(z, lambda _, hook, new=new: new)]) - clean
         assert found[layer] == pytest.approx(float(expected.mean()), abs=2e-5)
@@ -270,7 +267,7 @@ def test_patching_z_equals_editing_heads(name):
         restart = ResumableRun(adapter, clean.ids, clean.n_prefix)
         source = runs(name, "noising")[1]
         for layer in range(adapter.n_layers):
-            z = activations(model, source, [site_hook("z", layer)])[site_hook("z", layer)]
+            z = activations(model, source, [hook_name("z", layer)])[hook_name("z", layer)]
             edits = [HeadEdit((head,), z[:, :, [head]]) for head in range(adapter.n_heads)]
             effect = (restart.edited(layer, edits) - restart.clean())[..., 0].T
             torch.testing.assert_close(found[:, layer], effect, atol=1e-5, rtol=0)
@@ -292,7 +289,7 @@ def test_results_equal_those_of_transformer_lens(name):
         return nll_of(logits, targets).mean()
 
     sites = [*HEAD_SITES, "resid_pre", "attn_out", "mlp_out"]
-    names = [site_hook(site, layer) for site in sites for layer in range(n_layers)]
+    names = [hook_name(site, layer) for site in sites for layer in range(n_layers)]
     with torch.no_grad():
         _, cache = model.run_with_cache(source, names_filter=names)
         before = metric(model(base))
@@ -348,7 +345,7 @@ def test_attribution_is_the_derivative_of_the_patch_in_z(name, site):
         return -logits[:, at].log_softmax(-1).gather(-1, targets[:, [3]])[:, 0].double()
 
     for layer in (0, 1):
-        names = [site_hook(s, layer) for s in ("z", "v", site)]
+        names = [hook_name(s, layer) for s in ("z", "v", site)]
         old, new = (activations(model, tokens, sorted({*names})) for tokens in (base, source))
         z = old[names[0]]
         for head in range(n_kv):
@@ -477,7 +474,7 @@ def plain_attribution(model, clean, corrupted, site, direction="noising"):
     """Gradient in the site itself times its change."""
     inputs = [clean.ids[:, :-1], torch.cat([corrupted.prefix, clean.continuation], 1)[:, :-1]]
     inputs = inputs if direction == "noising" else inputs[::-1]
-    names = [site_hook(site, layer) for layer in range(model.cfg.n_layers)]
+    names = [hook_name(site, layer) for layer in range(model.cfg.n_layers)]
     new, kept = activations(model, inputs[1], names), {}
 
     def keep(activation, hook):

@@ -7,7 +7,7 @@ import torch
 
 import memcircuits as mc
 from memcircuits.evidence.rare_tokens import kendall_tau_b
-from memcircuits.models.hooks import hook_pattern
+from memcircuits.models.hooks import hook_name
 from memcircuits.models.registry import adapt
 from tests.helpers import models as zoo
 
@@ -60,7 +60,7 @@ def test_a_head_that_prefers_rare_tokens_is_found(neo, monkeypatch):
     def rigged(tokens, **options):
         run = plain(tokens, **options)
         rarity = 1.0 / counts[tokens].float()
-        run.cache[hook_pattern(1)][:, 2] = (rarity / rarity.sum(-1, keepdim=True))[:, None]
+        run.cache[hook_name("pattern", 1)][:, 2] = (rarity / rarity.sum(-1, keepdim=True))[:, None]
         return run
 
     monkeypatch.setattr(adapter, "run", rigged)

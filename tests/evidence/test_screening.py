@@ -11,7 +11,7 @@ from memcircuits.core.heads import Head
 from memcircuits.evidence import screening
 from memcircuits.evidence.ablation import Ablation
 from memcircuits.measure.continuation import read_continuation
-from memcircuits.models.hooks import hook_z
+from memcircuits.models.hooks import hook_name
 from memcircuits.models.registry import adapt
 from tests.helpers import models as zoo
 
@@ -35,7 +35,9 @@ def test_an_attribution_is_the_slope_of_the_ablation(any_bridge, mode, at):
         run = adapter.run(
             paragraphs.ids[:, :-1],
             positions=slice(9, None),
-            edit={hook_z(i): functools.partial(move, here=i) for i in range(adapter.n_layers)},
+            edit={
+                hook_name("z", i): functools.partial(move, here=i) for i in range(adapter.n_layers)
+            },
         )
         return read_continuation(run.logits, paragraphs.continuation).nll
 

@@ -17,7 +17,7 @@ from memcircuits.editing.recipe import Recipe
 from memcircuits.editing.relearning import recovery_curve
 from memcircuits.models import validation
 from memcircuits.models.adapter import Adapter
-from memcircuits.models.hooks import hook_z
+from memcircuits.models.hooks import hook_name
 from memcircuits.models.loading import as_bridge
 from memcircuits.models.registry import adapt, validate_model
 from memcircuits.results.provenance import Provenance
@@ -167,7 +167,7 @@ def test_tokens_equal_to_special_ones_are_ordinary(name, variant):
 def test_reading_and_positions(name, variant):
     adapter = adapt(model(name, variant))
     ids = zoo.random_ids(2, 9)
-    names = [hook_z(layer) for layer in range(adapter.n_layers)]
+    names = [hook_name("z", layer) for layer in range(adapter.n_layers)]
     with adapter.preserving_state():
         whole = adapter.run(ids, read=names)
         part = adapter.run(ids, positions=slice(4, None))

@@ -23,7 +23,7 @@ from memcircuits.benchmark.pages import write_leaderboard
 from memcircuits.core.errors import InputError
 from memcircuits.editing.noise import weight_noise
 from memcircuits.evidence.patching.sweeps import patch_layers
-from memcircuits.models.hooks import hook_z
+from memcircuits.models.hooks import hook_name
 from memcircuits.models.loading import as_bridge
 from memcircuits.models.registry import adapt
 from memcircuits.results.provenance import Provenance
@@ -128,7 +128,7 @@ def unusual(name: str, variant: str) -> nn.Module:
         parameter.requires_grad_(index % 3 != 0)
         if index % 2:
             parameter.grad = torch.full_like(parameter, 0.25)
-    model.add_hook(hook_z(1), lambda z, hook: None)
+    model.add_hook(hook_name("z", 1), lambda z, hook: None)
     model.blocks[1].register_forward_hook(lambda module, args, out: None)
     with torch.no_grad():
         model(zoo.random_ids(1, 5))  # TransformerLens itself installs hooks in its first pass
@@ -234,7 +234,7 @@ def test_state_sees_changes(neo):
     handle = model.blocks[0].register_forward_hook(lambda *_: None)
     assert noticed()
     handle.remove()
-    model.add_hook(hook_z(0), lambda z, hook: None)
+    model.add_hook(hook_name("z", 0), lambda z, hook: None)
     assert noticed()
 
 

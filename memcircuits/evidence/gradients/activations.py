@@ -26,7 +26,7 @@ from memcircuits.data.paragraphs import Paragraphs
 from memcircuits.measure.continuation import score_continuation
 from memcircuits.models.adapter import Adapter
 from memcircuits.models.batching import map_batches, rows_that_fit
-from memcircuits.models.hooks import HEAD_SITES
+from memcircuits.models.hooks import HEAD_SITES, hook_name
 from memcircuits.models.registry import adapt
 from memcircuits.results.provenance import Provenance
 from memcircuits.results.result import Result
@@ -135,7 +135,7 @@ def activation_gradients(
     adapter.check_tokens(paragraphs.ids, "paragraphs")
     tokens = _tokens(token, paragraphs)
     names = {
-        (site, layer): f"blocks.{layer}.{'attn' if site in HEAD_SITES else 'mlp'}.hook_{site}"
+        (site, layer): hook_name(site, layer)
         for site in dict.fromkeys(sites)
         for layer in range(adapter.n_layers)
     }

@@ -15,10 +15,10 @@ import torch
 from jaxtyping import Bool, Float
 from torch import Tensor
 
-from memcircuits.evidence.patching.pairs import GROUP, Pair, new_values, site_hook, sites_read
+from memcircuits.evidence.patching.pairs import GROUP, Pair, new_values, sites_read
 from memcircuits.measure.continuation import run_to_continuation
 from memcircuits.models.batching import rows_that_fit
-from memcircuits.models.hooks import hook_z
+from memcircuits.models.hooks import hook_name
 
 
 def attribute(
@@ -38,8 +38,8 @@ def attribute(
         columns = []
         for layer in layers:
             name, new = new_values(site, layer, base, source)
-            z = base[hook_z(layer)]
-            if name == hook_z(layer):
+            z = base[hook_name("z", layer)]
+            if name == hook_name("z", layer):
                 changed = torch.where(where, new, z)
             else:
                 changed = _recomputed_z(pair, rows, layer, base, name, new, where)
@@ -71,7 +71,9 @@ def _z_gradients(
         return lambda z: z + zero
 
     sites = [
-        site for i in layers for site in (hook_z(i), site_hook("v", i), site_hook("resid_pre", i))
+        site
+        for i in layers
+        for site in (hook_name("z", i), hook_name("v", i), hook_name("resid_pre", i))
     ]
     with torch.enable_grad():
         run = run_to_continuation(
@@ -79,7 +81,7 @@ def _z_gradients(
             pair.base_ids[group],
             pair.n_prefix,
             read=sites,
-            edit={hook_z(i): plus(zeros[i]) for i in layers},
+            edit={hook_name("z", i): plus(zeros[i]) for i in layers},
         )
         rows = torch.arange(len(tokens), device=adapter.device)
         metrics = pair.measure(group)(run.logits, rows)
@@ -107,9 +109,9 @@ def _recomputed_z(
         kept.append(z)
         return z
 
-    edit = {name: replace, hook_z(layer): keep}
+    edit = {name: replace, hook_name("z", layer): keep}
     if pair.adapter.supports_partial_forward:
-        pair.adapter.run_blocks(layer, base[site_hook("resid_pre", layer)], layer + 1, edit=edit)
+        pair.adapter.run_blocks(layer, base[hook_name("resid_pre", layer)], layer + 1, edit=edit)
     else:
         pair.adapter.run(pair.base_ids[group, :-1], positions=slice(-1, None), edit=edit)
     return kept[0]

@@ -20,7 +20,7 @@ from memcircuits.data.paragraphs import Paragraphs
 from memcircuits.evidence.interventions import Measure
 from memcircuits.measure.continuation import read_continuation, run_to_continuation
 from memcircuits.models.adapter import Adapter
-from memcircuits.models.hooks import hook_pattern, hook_z
+from memcircuits.models.hooks import hook_name
 from memcircuits.models.registry import adapt
 from memcircuits.results.provenance import Provenance
 
@@ -199,7 +199,7 @@ class Pair:
         self, group: slice, sites: Sequence[str]
     ) -> tuple[dict[str, Tensor], Float[Tensor, "batch metric"]]:
         """Activations of the run that gives them, and its metrics."""
-        names = [site_hook(site, layer) for layer in range(self.adapter.n_layers) for site in sites]
+        names = [hook_name(site, layer) for layer in range(self.adapter.n_layers) for site in sites]
         run = run_to_continuation(self.adapter, self.source_ids[group], self.n_prefix, read=names)
         rows = torch.arange(len(run.logits), device=run.logits.device)
         return run.cache, self.measure(group)(run.logits, rows).float().cpu()
@@ -222,11 +222,6 @@ def _where(
     return where
 
 
-def site_hook(site: str, layer: int) -> str:
-    """TransformerLens's name of a site."""
-    return f"blocks.{layer}.{'attn.' if site in HEAD_SITES else ''}hook_{site}"
-
-
 def sites_read(site: str) -> tuple[str, ...]:
     """What has to be read in the run that gives activations."""
     return ("pattern", "v", "z") if site == "pattern" else (site,)
@@ -237,16 +232,16 @@ def new_values(
 ) -> tuple[str, Float[Tensor, "batch pos head d_head"]]:
     """Which activation is replaced for a head site, and by what."""
     if site != "pattern":
-        return site_hook(site, layer), source[site_hook(site, layer)]
-    pattern = source[hook_pattern(layer)]
-    known = _mixed(pattern, source[site_hook("v", layer)])
-    z = source[hook_z(layer)]
+        return hook_name(site, layer), source[hook_name(site, layer)]
+    pattern = source[hook_name("pattern", layer)]
+    known = _mixed(pattern, source[hook_name("v", layer)])
+    z = source[hook_name("z", layer)]
     off, size = (known - z).nan_to_num().abs().max(), z.nan_to_num().abs().max()
     if off > (1e-3 if z.dtype == torch.float32 else 5e-2) * size:
         raise UnsupportedModel(
             "site", "'pattern'", "this model's z is not pattern @ v; patch q and k instead"
         )
-    return hook_z(layer), _mixed(pattern, base[site_hook("v", layer)])
+    return hook_name("z", layer), _mixed(pattern, base[hook_name("v", layer)])
 
 
 def _mixed(

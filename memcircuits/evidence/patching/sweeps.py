@@ -45,10 +45,10 @@ from memcircuits.evidence.patching.pairs import (
     Metric,
     Pair,
     new_values,
-    site_hook,
     sites_read,
 )
 from memcircuits.evidence.patching.results import LayerPatches, PatchMap, effect_notes
+from memcircuits.models.hooks import hook_name
 
 
 def patch_heads(
@@ -195,7 +195,7 @@ def patch_layers(
         raise InputError("positions", repr(positions), "give a list of positions")
     pair = Pair.of(model, clean, corrupted, metric, direction, positions)
     adapter = pair.adapter
-    if site_hook(site, 0) not in adapter.hook_names or (site == "resid_mid" and adapter.parallel):
+    if hook_name(site, 0) not in adapter.hook_names or (site == "resid_mid" and adapter.parallel):
         why = "its attention and MLP are parallel" if adapter.parallel else "it has none"
         raise UnsupportedModel("site", repr(site), f"{adapter.name}: {why}; patch resid_pre")
     swept = tuple(range(pair.n_prefix)) if positions is None else tuple(positions)
@@ -218,7 +218,7 @@ def patch_layers(
                 pair.base_ids[rows],
                 pair.n_prefix,
                 memory_budget,
-                read=[site_hook(site, layer) for layer in range(n_layers)],
+                read=[hook_name(site, layer) for layer in range(n_layers)],
             )
             source, ends[1, rows] = pair.read(rows, (site,))
             base = restart.clean(measure)
@@ -226,7 +226,7 @@ def patch_layers(
             # Attention looks back only: before the first changed token both runs are the same.
             same = (pair.changed[rows].cumsum(-1) == 0).to(adapter.device)
             for layer in range(n_layers):
-                name = site_hook(site, layer)
+                name = hook_name(site, layer)
                 found = restart.patched(layer, name, source[name], where & ~same, measure) - base
                 effects[:, rows, layer] = found.permute(2, 1, 0).float().cpu()
                 shown.update(len(base))
@@ -267,7 +267,7 @@ def _exact(
             pair.base_ids[rows],
             pair.n_prefix,
             memory_budget,
-            read=[site_hook(value, layer) for value in values for layer in range(n_layers)],
+            read=[hook_name(value, layer) for value in values for layer in range(n_layers)],
         )
         source, ends[1, rows] = pair.read(rows, sites_read(site))
         base = restart.clean(measure)
