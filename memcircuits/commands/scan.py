@@ -181,7 +181,7 @@ def _print_folder(found: ScanFolder, shard: tuple[int, int], json: bool) -> None
 
 
 def _print_scan(found: Scan, json: bool, top: int) -> None:
-    from memcircuits.measure.scanning import COUNTS
+    from memcircuits.measure.derived import REPETITION_COLUMNS
 
     frame = found.to_frame()
     groups = _summary(frame)
@@ -194,7 +194,7 @@ def _print_scan(found: Scan, json: bool, top: int) -> None:
     c.print_table(order.drop(columns=hidden).head(top))
     if len(frame) > top:
         typer.echo(f"... {len(frame):,} paragraphs; all with --json, or --top {len(frame)}")
-    if any(key in found.metadata for key in COUNTS):
+    if any(key in found.metadata for key in REPETITION_COLUMNS):
         c.print_table(found.by_repetitions())
     for name, group in groups.items():
         typer.echo(

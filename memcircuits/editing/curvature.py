@@ -31,7 +31,7 @@ from memcircuits.core.errors import InputError
 from memcircuits.data.paragraphs import Paragraphs
 from memcircuits.editing.masks import Mask
 from memcircuits.measure.fisher import damped_root, drawn_labels
-from memcircuits.measure.gradients import row_gradients
+from memcircuits.measure.gradients import iter_paragraph_gradients
 from memcircuits.models.adapter import Adapter
 from memcircuits.models.batching import free_memory
 from memcircuits.models.weights import Weight
@@ -127,7 +127,9 @@ class Curvature:
                 return gradient.flatten(1).to("cpu", torch.bfloat16)
             return gradient.float().square().sum(0)
 
-        for _, found in row_gradients(adapter, control, weights, labels, reduce, memory_budget):
+        for _, found in iter_paragraph_gradients(
+            adapter, control, weights, labels, reduce, memory_budget
+        ):
             for parts in found:
                 for i, (weight, part) in enumerate(zip(weights, parts, strict=True)):
                     into = weight.split(totals[i])
@@ -184,7 +186,7 @@ class Curvature:
             rows = torch.cat(parts, 1).to(own.device)
         else:
             indices = [index.to(own.device) for index in mask.indices]
-            found = row_gradients(
+            found = iter_paragraph_gradients(
                 self.adapter,
                 self.control,
                 mask.weights,

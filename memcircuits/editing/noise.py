@@ -23,7 +23,7 @@ from memcircuits.core.statistics import bootstrap_interval
 from memcircuits.data.paragraphs import Paragraphs
 from memcircuits.editing.masks import CHOICES, Candidates
 from memcircuits.measure.gradients import mean_gradient
-from memcircuits.measure.scanning import scan, without_non_finite
+from memcircuits.measure.scanning import has_finite_scores, scan
 from memcircuits.models.registry import adapt
 from memcircuits.results.provenance import Provenance
 from memcircuits.results.result import Result
@@ -136,7 +136,7 @@ def weight_noise(
         "control": Paragraphs.of(control, model, "control"),
     }
     groups = {
-        name: without_non_finite(adapter, group, name, memory_budget)[0]
+        name: group[has_finite_scores(adapter, group, name, memory_budget)]
         for name, group in groups.items()
     }
     candidates = Candidates.of(adapter, heads=heads, layers=layers, components=components)

@@ -17,7 +17,7 @@ from memcircuits.measure.continuation import (
     kl_divergence,
     read_continuation,
 )
-from memcircuits.measure.gradients import rows_with_gradient
+from memcircuits.measure.gradients import rows_that_fit_backward
 from memcircuits.measure.scanning import scan
 from memcircuits.models.adapter import Adapter
 from memcircuits.models.batching import iter_batches, map_batches, rows_that_fit
@@ -62,7 +62,7 @@ class Targets:
         return found.log_prob.cumsum(-1).exp().sum(-1).log1p(), found
 
     def alone(self, piece: slice, logits: Tensor) -> list[Tensor]:
-        """For `row_gradients`."""
+        """For `iter_paragraph_gradients`."""
         return [self.objective(piece, logits)[0]]
 
     def pulls(self, em: Int[Tensor, " batch"]) -> Float[Tensor, " batch"]:
@@ -94,7 +94,7 @@ class Targets:
             nll = found.nll.detach()
             return loss.detach().cpu(), nll.cpu(), found.em.detach().cpu(), slope
 
-        size = rows_with_gradient(self.adapter, aim, self.memory_budget)
+        size = rows_that_fit_backward(self.adapter, aim, self.memory_budget)
         parts: list[list[Tensor]] = [[], [], []]
         with self.adapter.preserving_state(grad=parameters):
             for _, (*measures, slope) in iter_batches(len(aim), size, work):

@@ -18,7 +18,7 @@ from memcircuits.editing.curvature import Curvature, Quadratic
 from memcircuits.editing.masks import Candidates, Mask, named_mask
 from memcircuits.editing.objective import ReferenceDistribution, Targets, history_row
 from memcircuits.editing.recipe import Recipe
-from memcircuits.measure.gradients import row_gradients, rows_with_gradient
+from memcircuits.measure.gradients import iter_paragraph_gradients, rows_that_fit_backward
 from memcircuits.models.adapter import Adapter
 from memcircuits.models.batching import iter_batches
 
@@ -100,7 +100,7 @@ class Editor:
             weights = self.candidates.weights
             scores = [torch.zeros_like(w.parameter, dtype=torch.float32) for w in weights]
             # Over paragraphs the squares are added: opposite gradients do not cancel.
-            for _, (found,) in row_gradients(
+            for _, (found,) in iter_paragraph_gradients(
                 self.adapter,
                 targets.aim,
                 weights,
@@ -220,7 +220,7 @@ class Search:
             part = seen.kl(adapter, batch[piece]).sum() / len(batch)
             return self.mask.gather(torch.autograd.grad(part, parameters))
 
-        size = rows_with_gradient(adapter, control, self.editor.memory_budget)
+        size = rows_that_fit_backward(adapter, control, self.editor.memory_budget)
         with adapter.preserving_state(grad=parameters):
             for _, slope in iter_batches(len(batch), size, work):
                 total += slope

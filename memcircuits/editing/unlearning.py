@@ -55,7 +55,7 @@ from memcircuits.editing.masks import CHOICES, Candidates
 from memcircuits.editing.objective import ReferenceDistribution, Targets
 from memcircuits.editing.recipe import CURVATURES, NATURAL_GRADIENT, OBJECTIVES, Recipe
 from memcircuits.editing.search import Editor
-from memcircuits.measure.scanning import without_non_finite
+from memcircuits.measure.scanning import has_finite_scores
 from memcircuits.models.adapter import Adapter
 from memcircuits.models.registry import adapt
 from memcircuits.results.provenance import Provenance
@@ -285,7 +285,9 @@ def _find(
     adapter.check_tokens(control.ids, "control")
     refuse_overlap(memorized, control)
     for name, group in {"memorized": memorized, "targets": new, "control": control}.items():
-        if group is not None and without_non_finite(adapter, group, name, memory_budget)[1]:
+        if group is None:
+            continue
+        if not has_finite_scores(adapter, group, name, memory_budget).all():
             raise InputError(
                 name,
                 "paragraphs with non-finite logits",

@@ -20,7 +20,7 @@ from memcircuits.measure.continuation import (
     read_continuation,
     run_to_continuation,
 )
-from memcircuits.measure.gradients import rows_with_gradient
+from memcircuits.measure.gradients import rows_that_fit_backward
 from memcircuits.models.adapter import Adapter
 from memcircuits.models.batching import iter_batches, map_batches
 from memcircuits.models.hooks import hook_name
@@ -48,7 +48,7 @@ class BatchRows:
             run = run_to_continuation(adapter, ids, paragraphs.n_prefix, read=read)
             return run.cache.get(name, ids[:, :-1]), run.logits.float().log_softmax(-1)
 
-        size = rows_with_gradient(adapter, paragraphs, memory_budget)
+        size = rows_that_fit_backward(adapter, paragraphs, memory_budget)
         with adapter.preserving_state():
             parts = [part for _, part in iter_batches(len(paragraphs), size, one_piece)]
         return cls(paragraphs, *(torch.cat(found) for found in zip(*parts, strict=True)))
@@ -157,7 +157,7 @@ class Writer:
             part = self.seen.kl(adapter, self.low, drawn[piece]).sum() / len(drawn)
             return self.mask.gather(torch.autograd.grad(part, parameters)), float(part.detach())
 
-        size = rows_with_gradient(adapter, aim, self.memory_budget)
+        size = rows_that_fit_backward(adapter, aim, self.memory_budget)
         with adapter.preserving_state(grad=parameters):
             for _, (gradient, recited, loss) in iter_batches(len(aim), size, written):
                 total += gradient
@@ -178,7 +178,7 @@ class Writer:
 
     def _held_kl(self) -> float:
         held = self.held
-        size = rows_with_gradient(self.adapter, held.paragraphs, self.memory_budget)
+        size = rows_that_fit_backward(self.adapter, held.paragraphs, self.memory_budget)
         with self.adapter.preserving_state():
             kl = map_batches(
                 len(held.paragraphs), size, lambda piece: held.kl(self.adapter, self.low, piece)

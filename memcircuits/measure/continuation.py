@@ -1,15 +1,25 @@
 """Exact match, negative log-likelihood and margins of a continuation from one forward pass.
 
-Greedy decoding and teacher forcing see the same tokens until the first wrong one, so the number of
-greedily decoded tokens that match before the first mismatch (EM) is read off the teacher-forced
-argmax: nothing is decoded. Log-probabilities are float32 whatever the model's type.
+Greedy decoding and teacher forcing see the same tokens up to the first wrong one. The number of
+greedily decoded tokens before the first mismatch (exact match, EM) can therefore be read from the
+argmax of one teacher-forced pass, and nothing has to be decoded. Log-probabilities are computed in
+float32 whatever the model's type.
 
-The vocabulary is by far the longest axis: after the matrix products, reading it is what takes time.
+Every analysis comes through here, from the whole to the part:
+
+* `score_paragraphs` scores any number of paragraphs, batch by batch;
+* `score_continuation` scores one batch, `continuation_logits` and `continuation_log_probs` give
+  its logits and log-probabilities;
+* `run_to_continuation` is the forward pass itself, for callers that also read activations;
+* `read_continuation` turns logits into scores, `kl_divergence` compares two distributions.
+
+The vocabulary is by far the longest axis: after the matrix products, reading the logits is what
+takes time. `read_continuation` therefore works on blocks that stay in the processor's cache.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -18,10 +28,11 @@ from torch import Tensor
 
 from memcircuits.data.paragraphs import Paragraphs
 from memcircuits.models.adapter import Adapter, Run
+from memcircuits.models.batching import map_batches, rows_that_fit
 from memcircuits.models.hooks import ActivationEdit
 
-_BLOCK = 256  # tokens
-_PIECE = 2**22  # logits
+_VOCAB_BLOCK = 256  # tokens
+_CACHED_LOGITS = 2**22
 
 
 @dataclass(frozen=True)
@@ -29,7 +40,7 @@ class Continuation:
     """Per-token scores of the true continuation.
 
     Attributes:
-        log_prob: log p of every continuation token given all before it, nats.
+        log_prob: log p of every continuation token given all tokens before it, nats.
         correct: whether the token is the greedy choice.
         margin: largest minus second largest logit; near 0, greedy choices are fragile.
     """
@@ -40,7 +51,7 @@ class Continuation:
 
     @property
     def em(self) -> Int[Tensor, " batch"]:
-        """Greedy tokens equal to the truth before the first mismatch."""
+        """Number of greedy tokens equal to the truth before the first mismatch."""
         return self.correct.long().cumprod(-1).sum(-1)
 
     @property
@@ -48,25 +59,10 @@ class Continuation:
         """Mean negative log-likelihood, nats/token."""
         return -self.log_prob.mean(-1)
 
-
-def read_continuation(
-    logits: Float[Tensor, "batch pos d_vocab"],
-    targets: Int[Tensor, "batch pos"],
-) -> Continuation:
-    """Score `targets` under logits that predict them (same positions)."""
-    n_pos, d_vocab = targets.shape[1], logits.shape[-1]
-    pieces = []
-    # On CPUs what is made of a piece stays in the cache; a GPU is quicker with everything at once.
-    size = max(1, len(logits) if logits.is_cuda else _PIECE // (n_pos * d_vocab))
-    for piece, true in zip(logits.split(size), targets.split(size), strict=True):
-        piece = piece.float()
-        nll = torch.nn.functional.cross_entropy(
-            piece.reshape(-1, d_vocab), true.reshape(-1), reduction="none"
-        )
-        found, gap = largest_two(piece.detach())
-        pieces.append((-nll.view(true.shape), found == true, gap))
-    log_prob, correct, gaps = (torch.cat(parts) for parts in zip(*pieces, strict=True))
-    return Continuation(log_prob, correct, gaps)
+    @property
+    def finite(self) -> Bool[Tensor, " batch"]:
+        """Whether all scores of a paragraph are finite."""
+        return self.log_prob.isfinite().all(-1) & self.margin.isfinite().all(-1)
 
 
 def run_to_continuation(
@@ -79,8 +75,8 @@ def run_to_continuation(
 ) -> Run:
     """One forward pass on whole paragraphs, unembedded only where it predicts the continuation.
 
-    The last token predicts nothing and is not run. The token at position i is predicted at
-    position i - 1, so the logits of the continuation begin at the last prefix token.
+    The token at position i is predicted at position i - 1. The logits of the continuation therefore
+    begin at the last prefix token, and the last token, which predicts nothing, is not run.
 
     Args:
         adapter: the model.
@@ -107,9 +103,8 @@ def continuation_logits(
         batch: which of them.
         edit: activation name -> function from the activation to its replacement.
     """
-    return run_to_continuation(
-        adapter, paragraphs.ids[batch], paragraphs.n_prefix, edit=edit
-    ).logits
+    ids = paragraphs.ids[batch]
+    return run_to_continuation(adapter, ids, paragraphs.n_prefix, edit=edit).logits
 
 
 def continuation_log_probs(
@@ -131,6 +126,56 @@ def score_continuation(
     return read_continuation(logits, paragraphs.continuation[batch].to(logits.device))
 
 
+def score_paragraphs(
+    adapter: Adapter,
+    paragraphs: Paragraphs,
+    *,
+    batch_size: int | None = None,
+    memory_budget: int | None = None,
+    done: Callable[[int], None] | None = None,
+) -> Continuation:
+    """Per-token scores of all paragraphs, batch by batch, on the CPU; arguments are not checked.
+
+    Args:
+        adapter: the model.
+        paragraphs: the paragraphs.
+        batch_size: paragraphs per forward pass; by default as many as fit.
+        memory_budget: maximum bytes per batch.
+        done: called with the number of paragraphs after each batch.
+    """
+
+    def one_batch(batch: slice) -> Float[Tensor, "batch score pos"]:
+        scores = score_continuation(adapter, paragraphs, batch)
+        return torch.stack([scores.log_prob, scores.correct.float(), scores.margin], 1).cpu()
+
+    size = batch_size or rows_that_fit(
+        adapter, paragraphs.ids.shape[1], paragraphs.n_continuation, memory_budget
+    )
+    with adapter.preserving_state():
+        scores = map_batches(len(paragraphs), size, one_batch, done)
+    return Continuation(scores[:, 0].contiguous(), scores[:, 1] > 0.5, scores[:, 2].contiguous())
+
+
+def read_continuation(
+    logits: Float[Tensor, "batch pos d_vocab"],
+    targets: Int[Tensor, "batch pos"],
+) -> Continuation:
+    """Score `targets` under logits that predict them (same positions)."""
+    n_pos, d_vocab = targets.shape[1], logits.shape[-1]
+    # On a CPU the intermediate results of a block stay in the cache; a GPU is faster with all rows.
+    size = max(1, len(logits) if logits.is_cuda else _CACHED_LOGITS // (n_pos * d_vocab))
+    blocks = []
+    for block, block_targets in zip(logits.split(size), targets.split(size), strict=True):
+        block = block.float()
+        nll = torch.nn.functional.cross_entropy(
+            block.reshape(-1, d_vocab), block_targets.reshape(-1), reduction="none"
+        )
+        greedy, margin = largest_two(block.detach())
+        blocks.append((-nll.view(block_targets.shape), greedy == block_targets, margin))
+    log_prob, correct, margin = (torch.cat(parts) for parts in zip(*blocks, strict=True))
+    return Continuation(log_prob, correct, margin)
+
+
 def kl_divergence(
     log_p: Float[Tensor, "*batch d_vocab"], log_q: Float[Tensor, "*batch d_vocab"]
 ) -> Float[Tensor, "*batch"]:
@@ -141,20 +186,25 @@ def kl_divergence(
 def largest_two(
     logits: Float[Tensor, "*batch d_vocab"],
 ) -> tuple[Int[Tensor, "*batch"], Float[Tensor, "*batch"]]:
-    """Where the largest logit is (the first such place), and how far the second largest is below.
+    """Index of the largest logit (the first of equals), and its distance to the second largest.
 
-    On CPUs the largest *value* is found ten times sooner than its place. So: the largest value of
-    every block of the vocabulary, and places within the first block that has the largest of these.
+    On CPUs the largest *value* is found ten times faster than its index. The vocabulary is
+    therefore cut into blocks: first the largest value of every block, then the index within the
+    first block whose maximum is the largest.
     """
     d_vocab = logits.shape[-1]
-    n = d_vocab // _BLOCK * _BLOCK
-    blocks = logits[..., :n].unflatten(-1, (n // _BLOCK, _BLOCK)).amax(-1)
-    rest = logits[..., n:].amax(-1, keepdim=True) if n < d_vocab else blocks[..., :0]
-    blocks = torch.nn.functional.pad(torch.cat([blocks, rest], -1), (0, 1), value=-torch.inf)
-    start = blocks.argmax(-1, keepdim=True) * _BLOCK
-    places = start + torch.arange(_BLOCK, device=logits.device)
-    values = logits.gather(-1, places.clamp_max(d_vocab - 1))
-    values = values.masked_fill(places >= d_vocab, -torch.inf)
-    inside, across = values.topk(2).values, blocks.topk(2).values
-    gap = inside[..., 0] - torch.maximum(inside[..., 1], across[..., 1])
-    return start[..., 0] + values.argmax(-1), gap
+    # Maxima of the full blocks, of the incomplete last one, and -inf so that there are two.
+    n_full = d_vocab // _VOCAB_BLOCK * _VOCAB_BLOCK
+    maxima = logits[..., :n_full].unflatten(-1, (n_full // _VOCAB_BLOCK, _VOCAB_BLOCK)).amax(-1)
+    if n_full < d_vocab:
+        maxima = torch.cat([maxima, logits[..., n_full:].amax(-1, keepdim=True)], -1)
+    maxima = torch.nn.functional.pad(maxima, (0, 1), value=-torch.inf)
+    # The logits of the block that holds the largest one.
+    start = maxima.argmax(-1, keepdim=True) * _VOCAB_BLOCK
+    indices = start + torch.arange(_VOCAB_BLOCK, device=logits.device)
+    values = logits.gather(-1, indices.clamp_max(d_vocab - 1))
+    values = values.masked_fill(indices >= d_vocab, -torch.inf)
+    # The second largest is in the same block, or is the largest of another one.
+    inside, across = values.topk(2).values, maxima.topk(2).values
+    margin = inside[..., 0] - torch.maximum(inside[..., 1], across[..., 1])
+    return start[..., 0] + values.argmax(-1), margin

@@ -1,25 +1,34 @@
-"""TODO."""
+"""Greedy continuations of prefixes, in parallel over positions.
+
+The model's own continuation of a prefix serves as the text that a control "recites". Decoding token
+by token takes one forward pass per token. This module needs fewer, by iteration: write a guess for
+the whole continuation, run the model once, and replace the guess by the argmax at every position.
+A position is right as soon as all positions before it are right, so every pass fixes at least one
+more token, and the fixed point is the greedy continuation. Paragraphs that did not change are
+finished. The first guess is the given continuation or, where the model can share prefixes
+(`Adapter.supports_prefix_cache`), a continuation decoded with cached keys and values. The passes
+then confirm it with the same code that scores paragraphs, so that the result has full EM there.
+"""
 
 from __future__ import annotations
 
 import dataclasses
-from typing import Any
 
 import torch
-from jaxtyping import Float, Int
+from jaxtyping import Int
 from torch import Tensor
 
 from memcircuits.core.progress import bar
-from memcircuits.data.paragraphs import Paragraphs
-from memcircuits.measure.continuation import read_continuation, run_to_continuation
-from memcircuits.models.adapter import Adapter
+from memcircuits.data.paragraphs import Paragraphs, ParagraphsLike
+from memcircuits.measure.continuation import run_to_continuation
+from memcircuits.models.adapter import Model
 from memcircuits.models.batching import map_batches, rows_that_fit
 from memcircuits.models.registry import adapt
 
 
 def greedy_continuations(
-    model: Any,
-    paragraphs: Any,
+    model: Model,
+    paragraphs: ParagraphsLike,
     *,
     memory_budget: int | None = None,
     progress: bool = True,
@@ -27,14 +36,14 @@ def greedy_continuations(
     """The paragraphs with the model's own greedy continuation, of the same length.
 
     Args:
-        model: HookedTransformer or TransformerBridge.
-        paragraphs: `Paragraphs`, a list of strings or a LongTensor of ids; their continuations are
-            the first guess (see the module's docstring).
-        memory_budget: bytes that one batch may take.
+        model: the model.
+        paragraphs: the paragraphs; their continuations may be the first guess (see the module's
+            docstring).
+        memory_budget: maximum bytes per batch.
         progress: show a bar on stderr.
 
     Returns:
-        `Paragraphs` with the same prefixes, names and metadata.
+        Paragraphs with the same prefixes, names and metadata.
 
     Raises:
         InputError: for unusable paragraphs.
@@ -48,45 +57,26 @@ def greedy_continuations(
     paragraphs = Paragraphs.of(paragraphs, model)
     adapter.check_tokens(paragraphs.ids, "paragraphs")
     ids, n_prefix = paragraphs.ids.clone(), paragraphs.n_prefix
-    size = rows_that_fit(adapter, ids.shape[1], paragraphs.n_continuation, memory_budget)
-    wrong = torch.arange(len(ids))
+    n_continuation = paragraphs.n_continuation
+    size = rows_that_fit(adapter, ids.shape[1], n_continuation, memory_budget)
+    unfinished = torch.arange(len(ids))
 
-    def predict(piece: slice) -> Tensor:
-        return run_to_continuation(adapter, ids[wrong[piece]], n_prefix).logits.argmax(-1).cpu()
+    def decode(batch: slice) -> Int[Tensor, "batch continuation"]:
+        return adapter.decode(ids[batch, :n_prefix], n_continuation).cpu()
 
-    with adapter.preserving_state(), bar(len(ids), "decode", progress=progress) as shown:
+    def predict(batch: slice) -> Int[Tensor, "batch continuation"]:
+        rows = ids[unfinished[batch]]
+        return run_to_continuation(adapter, rows, n_prefix).logits.argmax(-1).cpu()
+
+    with adapter.preserving_state(), bar(len(ids), "decode", progress=progress) as progress_bar:
         if adapter.supports_prefix_cache(ids.shape[1] - 1):
-            ids[:, n_prefix:] = map_batches(
-                len(ids),
-                size,
-                lambda piece: adapter.decode(
-                    ids[piece, :n_prefix], paragraphs.n_continuation
-                ).cpu(),
-            )
-        for _ in range(paragraphs.n_continuation):
-            guess = map_batches(len(wrong), size, predict)
-            changed = (guess != ids[wrong, n_prefix:]).any(-1)
-            ids[wrong, n_prefix:] = guess
-            shown.update(int((~changed).sum()))
-            wrong = wrong[changed]
-            if not len(wrong):
+            ids[:, n_prefix:] = map_batches(len(ids), size, decode)
+        for _ in range(n_continuation):
+            predicted = map_batches(len(unfinished), size, predict)
+            changed = (predicted != ids[unfinished, n_prefix:]).any(-1)
+            ids[unfinished, n_prefix:] = predicted
+            progress_bar.update(int((~changed).sum()))
+            unfinished = unfinished[changed]
+            if not len(unfinished):
                 break
     return dataclasses.replace(paragraphs, ids=ids)
-
-
-def em_and_nll(
-    adapter: Adapter,
-    ids: Int[Tensor, "batch pos"],
-    n_prefix: int,
-    memory_budget: int | None,
-) -> tuple[Int[Tensor, " batch"], Float[Tensor, " batch"]]:
-    """EM and NLL of paragraphs as they are."""
-
-    def one_batch(piece: slice) -> Tensor:
-        run = run_to_continuation(adapter, ids[piece], n_prefix)
-        found = read_continuation(run.logits, ids[piece, n_prefix:].to(adapter.device))
-        return torch.stack([found.em.float(), found.nll], 1).cpu()
-
-    size = rows_that_fit(adapter, ids.shape[1], ids.shape[1] - n_prefix, memory_budget)
-    em, nll = map_batches(len(ids), size, one_batch).unbind(1)
-    return em.long(), nll

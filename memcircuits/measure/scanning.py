@@ -1,34 +1,37 @@
 """Which paragraphs does the model recite? EM, NLL and margins by one forward pass each.
 
 A paragraph is memorized when all continuation tokens are recited (EM = 50 in the paper) and a
-control when at most a fifth of them are (EM <= 10 of 50), section 3 of the paper.
+control when at most a fifth of them are (EM <= 10 of 50), section 3 of the paper
+(arXiv 2403.19851).
 
-Greedy decoding is one way to extract text among many, so the same pass also answers what sampling
-would give. If p is the probability of the whole continuation, n samples contain it with probability
-1 - (1 - p)^n: it is (n, p)-discoverable (Hayes et al. 2024) when that reaches the p asked for.
+Greedy decoding is only one way to extract text. The same forward pass also says what sampling would
+give: if p is the probability of the whole continuation, n samples contain it with probability
+1 - (1 - p)^n, and it is (n, p)-discoverable (Hayes et al. 2024) when that reaches the p asked for.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import cached_property
-from itertools import pairwise
 from typing import TYPE_CHECKING, Any, ClassVar
 
-import numpy as np
 import torch
 from jaxtyping import Bool, Float
 from torch import Tensor
 
 from memcircuits.core.errors import InputError, at_least, fraction
 from memcircuits.core.progress import bar
-from memcircuits.core.statistics import left_out
-from memcircuits.data.paragraphs import Paragraphs
-from memcircuits.measure.continuation import Continuation, score_continuation
-from memcircuits.models.adapter import Adapter
-from memcircuits.models.batching import map_batches, rows_that_fit
+from memcircuits.data.paragraphs import Paragraphs, ParagraphsLike
+from memcircuits.measure.continuation import Continuation, score_paragraphs
+from memcircuits.measure.derived import (
+    REPETITION_COLUMNS,
+    by_repetitions,
+    em_buckets,
+    samples_needed,
+)
+from memcircuits.models.adapter import Adapter, Model
 from memcircuits.models.registry import adapt
 from memcircuits.results.provenance import Provenance
 from memcircuits.results.result import Result
@@ -37,17 +40,14 @@ if TYPE_CHECKING:
     import pandas as pd
 
 
-COUNTS = ("repetitions", "count", "duplicates")
-
-
 @dataclass(frozen=True)
 class Scan(Result, kind="scan"):
-    """How the model takes each paragraph.
+    """How well the model predicts each paragraph's continuation.
 
     Attributes:
         ids: token ids [paragraph, pos].
-        n_prefix: tokens of the prefix.
-        names: one per paragraph.
+        n_prefix: number of tokens of the prefix.
+        names: the paragraphs' names.
         metadata: the paragraphs' further columns.
         token_log_prob: log p of each continuation token, nats, [paragraph, pos].
         token_correct: whether it is the greedy choice, [paragraph, pos].
@@ -65,6 +65,20 @@ class Scan(Result, kind="scan"):
     provenance: Provenance
 
     former_names: ClassVar[Mapping[str, str]] = {"facts": "metadata"}
+
+    @classmethod
+    def of(cls, paragraphs: Paragraphs, scores: Continuation, provenance: Provenance) -> Scan:
+        """Paragraphs and the scores of their continuations."""
+        return cls(
+            ids=paragraphs.ids,
+            n_prefix=paragraphs.n_prefix,
+            names=paragraphs.names,
+            metadata=paragraphs.metadata,
+            token_log_prob=scores.log_prob,
+            token_correct=scores.correct,
+            token_margin=scores.margin,
+            provenance=provenance,
+        )
 
     @cached_property
     def paragraphs(self) -> Paragraphs:
@@ -106,9 +120,9 @@ class Scan(Result, kind="scan"):
 
     @property
     def loose_match(self) -> Tensor:
-        """Share of continuation tokens that are the greedy choice after the true ones before them.
+        """Share of continuation tokens that are the greedy choice, given the true tokens before.
 
-        Unlike EM it goes on after a mismatch; in [0, 1], [paragraph].
+        Unlike EM it also counts tokens after the first mismatch; in [0, 1], [paragraph].
         """
         return self.token_correct.float().mean(-1)
 
@@ -138,7 +152,7 @@ class Scan(Result, kind="scan"):
     @property
     def buckets(self) -> list[str]:
         """The paper's bucket of each paragraph: `0-10`, `11-29`, `30-49` and `50` of 50 tokens."""
-        return buckets(self.em.numpy(), self.token_correct.shape[1])
+        return em_buckets(self.em.numpy(), self.token_correct.shape[1])
 
     @property
     def margin(self) -> Tensor:
@@ -149,8 +163,8 @@ class Scan(Result, kind="scan"):
 
     @property
     def finite(self) -> Tensor:
-        """Whether all numbers of a paragraph are finite; others are never ranked."""
-        return self.token_log_prob.isfinite().all(-1) & self.token_margin.isfinite().all(-1)
+        """Whether all scores of a paragraph are finite; other paragraphs are never ranked."""
+        return self._continuation.finite
 
     @property
     def is_memorized(self) -> Tensor:
@@ -164,19 +178,19 @@ class Scan(Result, kind="scan"):
 
     @property
     def memorized(self) -> Paragraphs | None:
-        """The memorized paragraphs, None if there is none."""
+        """The memorized paragraphs; None if there are none."""
         return self.paragraphs[self.is_memorized] if self.is_memorized.any() else None
 
     @property
     def control(self) -> Paragraphs | None:
-        """The paragraphs hardly recited, None if there is none."""
+        """The controls, paragraphs that are hardly recited; None if there are none."""
         return self.paragraphs[self.is_control] if self.is_control.any() else None
 
     def to_frame(self) -> pd.DataFrame:
-        """The measures, one row a paragraph, and the metadata.
+        """The measures and the metadata, one row per paragraph.
 
         Columns `id, em, nll, log_prob, margin, bits, loose_match, min_k, samples, bucket,
-        memorized, finite`; `samples` are those needed for a probability of 0.9. A fact that bears
+        memorized, finite`; `samples` are those needed for a probability of 0.9. A fact that has
         the name of a measure is called `given_...`.
         """
         import pandas as pd
@@ -204,12 +218,7 @@ class Scan(Result, kind="scan"):
     def by_repetitions(self) -> pd.DataFrame:
         """The duplication curve (figure 2): EM and NLL against times seen in training.
 
-        Columns `repetitions, n, em, em_se, nll, nll_se, memorized`. More than 20 different counts
-        are grouped by powers of two (8 stands for 8 to 15).
-
-        Raises:
-            InputError: if the paragraphs do not say how often they were seen, in a column
-                `repetitions`, `count` or `duplicates`.
+        Columns and errors: see `memcircuits.measure.derived.by_repetitions`.
         """
         return by_repetitions(self.to_frame())
 
@@ -217,7 +226,7 @@ class Scan(Result, kind="scan"):
         """The duplication curve where counts are known, else EM against NLL (plotly)."""
         from memcircuits.display import figures
 
-        if any(key in self.metadata for key in COUNTS):
+        if any(key in self.metadata for key in REPETITION_COLUMNS):
             frame = self.by_repetitions()
             return figures.duplication_curve(frame[frame["repetitions"] > 0], title=str(self))
         return figures.em_against_nll(self.to_frame(), title=str(self))
@@ -230,8 +239,8 @@ class Scan(Result, kind="scan"):
 
 
 def scan(
-    model: Any,
-    paragraphs: Any,
+    model: Model,
+    paragraphs: ParagraphsLike,
     *,
     batch_size: int | None = None,
     memory_budget: int | None = None,
@@ -240,23 +249,23 @@ def scan(
     """Measure how much of each paragraph the model recites.
 
     Args:
-        model: HookedTransformer or TransformerBridge.
-        paragraphs: `Paragraphs`, a list of strings or a LongTensor of ids.
+        model: the model.
+        paragraphs: the paragraphs.
         batch_size: paragraphs per forward pass; by default as many as fit.
-        memory_budget: bytes that one forward pass may take.
+        memory_budget: maximum bytes per batch.
         progress: show a bar on stderr.
 
     Returns:
         A `Scan`; paragraphs with non-finite numbers are marked in `Scan.finite`.
 
     Raises:
-        InputError: for paragraphs that the model cannot take.
+        InputError: for paragraphs that are unusable with this model.
 
     Example:
-        >>> found = mc.scan(model, memorized + control)
-        >>> print(found)
+        >>> result = mc.scan(model, memorized + control)
+        >>> print(result)
         8 paragraphs, 4 memorized, 4 controls
-        >>> found.em[:4].tolist()
+        >>> result.em[:4].tolist()
         [50, 50, 50, 50]
     """
     if batch_size is not None:
@@ -264,101 +273,37 @@ def scan(
     adapter = adapt(model)
     paragraphs = Paragraphs.of(paragraphs, model)
     adapter.check_tokens(paragraphs.ids, "paragraphs")
-    size = batch_size or rows_that_fit(
-        adapter, paragraphs.ids.shape[1], paragraphs.n_continuation, memory_budget
-    )
-    with bar(len(paragraphs), "scan", progress=progress) as shown:
-        return measured(
+    with bar(len(paragraphs), "scan", progress=progress) as progress_bar:
+        scores = score_paragraphs(
             adapter,
             paragraphs,
-            size,
-            Provenance.of(adapter, {"paragraphs": paragraphs}),
-            shown.update,
+            batch_size=batch_size,
+            memory_budget=memory_budget,
+            done=progress_bar.update,
         )
+    return Scan.of(paragraphs, scores, Provenance.of(adapter, {"paragraphs": paragraphs}))
 
 
-def measured(
-    adapter: Adapter,
-    paragraphs: Paragraphs,
-    batch_size: int,
-    provenance: Provenance,
-    done: Callable[[int], None] | None = None,
-) -> Scan:
-    """`scan` without its checks: what both it and scans of corpora do with paragraphs."""
-
-    def one_batch(piece: slice) -> Tensor:
-        scores = score_continuation(adapter, paragraphs, piece)
-        return torch.stack([scores.log_prob, scores.correct.float(), scores.margin], 1).cpu()
-
-    with adapter.preserving_state():
-        found = map_batches(len(paragraphs), batch_size, one_batch, done)
-    return Scan(
-        ids=paragraphs.ids,
-        n_prefix=paragraphs.n_prefix,
-        names=paragraphs.names,
-        metadata=paragraphs.metadata,
-        token_log_prob=found[:, 0].contiguous(),
-        token_correct=found[:, 1] > 0.5,
-        token_margin=found[:, 2].contiguous(),
-        provenance=provenance,
-    )
-
-
-def without_non_finite(
+def has_finite_scores(
     adapter: Adapter,
     paragraphs: Paragraphs,
     argument: str = "paragraphs",
     memory_budget: int | None = None,
-) -> tuple[Paragraphs, tuple[str, ...]]:
-    """Paragraphs with finite numbers, and a note about the others: sums must not meet these.
+) -> Bool[Tensor, " paragraph"]:
+    """Which paragraphs have finite scores. The others would make every mean NaN.
+
+    Args:
+        adapter: the model.
+        paragraphs: the paragraphs.
+        argument: their name in the error.
+        memory_budget: maximum bytes per batch.
 
     Raises:
-        InputError: if none is left.
+        InputError: if no paragraph has.
     """
-    size = rows_that_fit(adapter, paragraphs.ids.shape[1], paragraphs.n_continuation, memory_budget)
-    finite = measured(adapter, paragraphs, size, Provenance({}, {}, {}, {})).finite
+    finite = score_paragraphs(adapter, paragraphs, memory_budget=memory_budget).finite
     if not finite.any():
         raise InputError(
             argument, "non-finite logits on every paragraph", "load the model in float32"
         )
-    return (paragraphs if finite.all() else paragraphs[finite]), left_out(finite)
-
-
-def samples_needed(log_prob: Float[np.ndarray, " row"], p: float) -> Float[np.ndarray, " row"]:
-    """Rounded up log(1 - p) / log(1 - exp(log_prob)); infinite below about exp(-745)."""
-    if not 0 < p < 1:
-        raise InputError("p", p, "give a probability between 0 and 1")
-    one = np.minimum(np.exp(log_prob), 1.0)
-    with np.errstate(divide="ignore"):
-        return np.maximum(1.0, np.ceil(np.log1p(-p) / np.log1p(-one)))
-
-
-def buckets(em: np.ndarray, n_continuation: int) -> list[str]:
-    """The paper's buckets, at a fifth, three fifths and all of the continuation."""
-    n = n_continuation
-    edges = [-1, n // 5, (3 * n - 1) // 5, n - 1, n]
-    names = [f"{low + 1}-{high}" for low, high in pairwise(edges[:-1])] + [str(n)]
-    return [names[i] for i in np.searchsorted(edges[1:], em)]
-
-
-def by_repetitions(frame: pd.DataFrame) -> pd.DataFrame:
-    """See `Scan.by_repetitions`; `frame` is what `Scan.to_frame` gives."""
-    key = next((key for key in COUNTS if key in frame), None)
-    if key is None:
-        raise InputError(
-            "paragraphs", f"no column {' or '.join(COUNTS)}", "the duplication curve needs counts"
-        )
-    counts = frame[key]
-    if not np.issubdtype(counts.dtype, np.number):
-        raise InputError("paragraphs", f"{key} holds no numbers", "give counts")
-    if counts.nunique() > 20:
-        counts = np.exp2(np.floor(np.log2(counts.where(counts > 0)))).fillna(0).astype(int)
-    groups = frame.assign(repetitions=counts).groupby("repetitions")
-    return groups.agg(
-        n=("em", "size"),
-        em=("em", "mean"),
-        em_se=("em", "sem"),
-        nll=("nll", "mean"),
-        nll_se=("nll", "sem"),
-        memorized=("memorized", "sum"),
-    ).reset_index()
+    return finite

@@ -187,12 +187,12 @@ def test_wrong_mode_is_named(options, tmp_path):
 
 
 def test_ctrl_c_is_status_130(options, monkeypatch):
-    import memcircuits.measure.scanning
+    import memcircuits.measure.continuation
 
     def interrupted(*_, **__):
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(memcircuits.measure.scanning, "map_batches", interrupted)
+    monkeypatch.setattr(memcircuits.measure.continuation, "map_batches", interrupted)
     result = runner.invoke(app, ["scan", *options])
     assert result.exit_code == 130
 

@@ -8,7 +8,7 @@ import pytest
 import torch
 
 import memcircuits as mc
-from memcircuits.measure.scanning import buckets, samples_needed
+from memcircuits.measure.derived import em_buckets, samples_needed
 from tests.helpers import models as zoo
 
 
@@ -95,9 +95,9 @@ def test_discoverable_extraction_equals_sampling(neo):
 
 def test_buckets_are_the_papers():
     em = np.array([0, 10, 11, 29, 30, 49, 50])
-    assert buckets(em, 50) == ["0-10", "0-10", "11-29", "11-29", "30-49", "30-49", "50"]
-    assert buckets(np.array([0, 2, 3, 7, 8, 11, 12]), 12)[1:3] == ["0-2", "3-7"]
-    assert buckets(np.array([0, 1]), 1) == ["0-0", "1"]
+    assert em_buckets(em, 50) == ["0-10", "0-10", "11-29", "11-29", "30-49", "30-49", "50"]
+    assert em_buckets(np.array([0, 2, 3, 7, 8, 11, 12]), 12)[1:3] == ["0-2", "3-7"]
+    assert em_buckets(np.array([0, 1]), 1) == ["0-0", "1"]
 
 
 def test_facts_never_hide_measures(neo):

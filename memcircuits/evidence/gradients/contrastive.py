@@ -10,6 +10,7 @@ from torch import Tensor
 
 from memcircuits.core.errors import at_least, one_of
 from memcircuits.core.progress import bar
+from memcircuits.core.statistics import left_out
 from memcircuits.data.paragraphs import Paragraphs, refuse_overlap
 from memcircuits.evidence.gradients.parameters import (
     POOLS,
@@ -19,7 +20,7 @@ from memcircuits.evidence.gradients.parameters import (
 )
 from memcircuits.measure.fisher import damped_root, fisher_diagonal
 from memcircuits.measure.gradients import mean_gradient
-from memcircuits.measure.scanning import without_non_finite
+from memcircuits.measure.scanning import has_finite_scores
 from memcircuits.models.registry import adapt
 from memcircuits.results.provenance import Provenance
 
@@ -71,9 +72,13 @@ def contrastive_gradients(
     adapter.check_tokens(memorized.ids, "memorized")
     adapter.check_tokens(control.ids, "control")
     refuse_overlap(memorized, control)
-    memorized, notes = without_non_finite(adapter, memorized, "memorized", memory_budget)
-    control, of_those = without_non_finite(adapter, control, "control", memory_budget)
-    notes = tuple(f"memorized: {n}" for n in notes) + tuple(f"control: {n}" for n in of_those)
+    finite = has_finite_scores(adapter, memorized, "memorized", memory_budget)
+    finite_control = has_finite_scores(adapter, control, "control", memory_budget)
+    notes = (
+        *(f"memorized: {note}" for note in left_out(finite)),
+        *(f"control: {note}" for note in left_out(finite_control)),
+    )
+    memorized, control = memorized[finite], control[finite_control]
     weights = adapter.weights()
     generator = torch.Generator().manual_seed(seed)
     _, of_control = mean_gradient(adapter, control, weights, memory_budget, progress)

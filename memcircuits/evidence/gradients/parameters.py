@@ -8,7 +8,7 @@ Embeddings, unembedding, norms and biases are left out.
 Two routes to a gradient:
 
 * of the mean over paragraphs (the paper): one backward pass per batch (`mean_gradient`);
-* of every paragraph by itself (`each_gradient`): a weight matrix sees x and answers y, so paragraph
+* of every paragraph by itself (`paragraph_gradients`): a weight matrix sees x and answers y, so paragraph
   p's gradient is the product of its own x and dL/dy over positions, and one forward and backward
   pass of the whole batch gives all of them.
 
@@ -32,9 +32,10 @@ from jaxtyping import Float
 from torch import Tensor
 
 from memcircuits.core.errors import InputError, one_of
+from memcircuits.core.statistics import left_out
 from memcircuits.data.paragraphs import Paragraphs
-from memcircuits.measure.gradients import each_gradient, mean_gradient
-from memcircuits.measure.scanning import without_non_finite
+from memcircuits.measure.gradients import mean_gradient, paragraph_gradients
+from memcircuits.measure.scanning import has_finite_scores
 from memcircuits.models.registry import adapt
 from memcircuits.models.weights import HEAD_COMPONENTS, Weight
 from memcircuits.results.provenance import Provenance
@@ -201,14 +202,15 @@ def parameter_gradients(
                 summarize(w.split(g), pool) for w, g in zip(weights, gradients, strict=True)
             ]
             return torch.tensor([loss]), [summary[None] for summary in summaries]
-        return each_gradient(
+        return paragraph_gradients(
             adapter, paragraphs, weights, lambda _, g: summarize(g, pool), memory_budget, progress
         )
 
     losses, rows = measure()
     notes: tuple[str, ...] = ()
     if not losses.isfinite().all():
-        paragraphs, notes = without_non_finite(adapter, paragraphs, "paragraphs", memory_budget)
+        finite = has_finite_scores(adapter, paragraphs, "paragraphs", memory_budget)
+        paragraphs, notes = paragraphs[finite], left_out(finite)
         losses, rows = measure()
     if not all(row.isfinite().all() for row in rows):
         raise InputError("model", "non-finite gradients", "load it in float32, check its weights")

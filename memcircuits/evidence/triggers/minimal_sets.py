@@ -25,7 +25,7 @@ from memcircuits.evidence.triggers.replacements import (
     measure_replaced,
     most_destructive,
 )
-from memcircuits.measure.decoding import em_and_nll
+from memcircuits.measure.continuation import score_paragraphs
 from memcircuits.models.adapter import Adapter
 from memcircuits.models.registry import adapt
 from memcircuits.results.provenance import Provenance
@@ -220,7 +220,7 @@ def _suffix_em(
     columns = []
     with bar(paragraphs.n_prefix, "start", unit="length", progress=progress) as shown:
         for length in range(1, paragraphs.n_prefix + 1):
-            short = paragraphs.ids[:, paragraphs.n_prefix - length :]
-            columns.append(em_and_nll(adapter, short, length, memory_budget)[0])
+            short = Paragraphs(paragraphs.ids[:, paragraphs.n_prefix - length :], length)
+            columns.append(score_paragraphs(adapter, short, memory_budget=memory_budget).em)
             shown.update(1)
     return torch.stack(columns, 1)

@@ -47,7 +47,7 @@ from memcircuits.evidence.triggers.replacements import (
 )
 from memcircuits.measure.continuation import read_continuation
 from memcircuits.measure.decoding import greedy_continuations
-from memcircuits.measure.scanning import without_non_finite
+from memcircuits.measure.scanning import has_finite_scores
 from memcircuits.models.adapter import Adapter
 from memcircuits.models.batching import map_batches, rows_that_fit
 from memcircuits.models.registry import adapt
@@ -339,7 +339,8 @@ def perturb_prefix(
     if unigrams is not None:
         UnigramTable.check(unigrams, adapter.model)
     with adapter.preserving_state():
-        paragraphs, of_those = without_non_finite(adapter, paragraphs, "paragraphs", memory_budget)
+        finite = has_finite_scores(adapter, paragraphs, "paragraphs", memory_budget)
+        paragraphs, of_those = paragraphs[finite], left_out(finite)
         tokens, notes = choose_tokens(
             adapter, paragraphs, replacement, draws, unigrams, seed, memory_budget
         )

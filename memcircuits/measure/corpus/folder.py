@@ -16,7 +16,7 @@ from memcircuits.core.errors import InputError
 from memcircuits.data.paragraphs import Paragraphs
 from memcircuits.measure.corpus.manifest import read_manifest
 from memcircuits.measure.corpus.parts import part_counts
-from memcircuits.measure.scanning import buckets, by_repetitions, samples_needed
+from memcircuits.measure.derived import by_repetitions, em_buckets, samples_needed
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -107,7 +107,7 @@ class ScanFolder:
         n = self.manifest["windows"]["n_continuation"]
         frame["bits"] = -frame["log_prob"].astype(float) / np.log(2)
         frame["samples"] = samples_needed(frame["log_prob"].to_numpy(float), 0.9)
-        frame["bucket"] = buckets(frame["em"].to_numpy(), n)
+        frame["bucket"] = em_buckets(frame["em"].to_numpy(), n)
         frame["memorized"] = frame["em"] == n
         counted = self.manifest["windows"]["deduplicate"]
         if not counted:  # all ones: a column of that name in the corpus tells more

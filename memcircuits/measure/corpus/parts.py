@@ -19,8 +19,9 @@ from memcircuits.data.formats.records import BadRow
 from memcircuits.data.formats.sources import Chunk
 from memcircuits.data.paragraphs import Paragraphs
 from memcircuits.data.windows import Cut, cut, retokenization_drift
+from memcircuits.measure.continuation import score_paragraphs
 from memcircuits.measure.corpus.plan import Plan
-from memcircuits.measure.scanning import Scan, measured
+from memcircuits.measure.scanning import Scan
 from memcircuits.models.adapter import Adapter
 from memcircuits.results.provenance import Provenance
 
@@ -52,7 +53,8 @@ class PartWriter:
         if len(found.ids):
             names = tuple(found.names)
             paragraphs = Paragraphs(found.ids, plan.windows.n_prefix, names)
-            scan = measured(adapter, paragraphs, plan.batch_size, self.provenance)
+            scores = score_paragraphs(adapter, paragraphs, batch_size=plan.batch_size)
+            scan = Scan.of(paragraphs, scores, self.provenance)
             bad += [
                 BadRow(names[i], "its numbers are not finite")
                 for i in torch.nonzero(~scan.finite).flatten().tolist()

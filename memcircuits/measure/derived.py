@@ -1,0 +1,92 @@
+"""Quantities derived from EM and log-probability: samples needed, buckets, the duplication curve.
+
+They are functions of plain columns, so that a `Scan` in memory and a corpus scan on disk
+(`memcircuits.measure.corpus`) compute them by the same code.
+"""
+
+from __future__ import annotations
+
+from itertools import pairwise
+from typing import TYPE_CHECKING
+
+import numpy as np
+from jaxtyping import Float
+
+from memcircuits.core.errors import InputError
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+REPETITION_COLUMNS = ("repetitions", "count", "duplicates")
+"""Columns that say how often a paragraph was seen in training; the first one present counts."""
+
+_MAX_GROUPS = 20  # of the duplication curve; more different counts are grouped by powers of two
+
+
+def samples_needed(
+    log_prob: Float[np.ndarray, " paragraph"], p: float
+) -> Float[np.ndarray, " paragraph"]:
+    """Number of samples until a continuation appears with probability `p`.
+
+    It is log(1 - p) / log(1 - exp(log_prob)), rounded up; infinite below about exp(-745).
+
+    Args:
+        log_prob: log-probability of the whole continuation, nats.
+        p: the probability asked for.
+
+    Raises:
+        InputError: if `p` does not lie between 0 and 1.
+    """
+    if not 0 < p < 1:
+        raise InputError("p", p, "give a probability between 0 and 1")
+    prob = np.minimum(np.exp(log_prob), 1.0)
+    with np.errstate(divide="ignore"):
+        return np.maximum(1.0, np.ceil(np.log1p(-p) / np.log1p(-prob)))
+
+
+def em_buckets(em: np.ndarray, n_continuation: int) -> list[str]:
+    """The paper's buckets of EM, with edges at a fifth, three fifths and all of the continuation.
+
+    Of 50 tokens these are `0-10`, `11-29`, `30-49` and `50`.
+    """
+    n = n_continuation
+    edges = [-1, n // 5, (3 * n - 1) // 5, n - 1, n]
+    names = [f"{low + 1}-{high}" for low, high in pairwise(edges[:-1])] + [str(n)]
+    return [names[i] for i in np.searchsorted(edges[1:], em)]
+
+
+def by_repetitions(frame: pd.DataFrame) -> pd.DataFrame:
+    """The duplication curve (figure 2): EM and NLL against times seen in training.
+
+    Args:
+        frame: a table as `Scan.to_frame` gives it.
+
+    Returns:
+        Columns `repetitions, n, em, em_se, nll, nll_se, memorized`. More than 20 different counts
+        are grouped by powers of two (8 stands for 8 to 15).
+
+    Raises:
+        InputError: if the table does not say how often the paragraphs were seen, in a column
+            `repetitions`, `count` or `duplicates`.
+    """
+    key = next((key for key in REPETITION_COLUMNS if key in frame), None)
+    if key is None:
+        raise InputError(
+            "paragraphs",
+            f"no column {' or '.join(REPETITION_COLUMNS)}",
+            "the duplication curve needs counts",
+        )
+    counts = frame[key]
+    if not np.issubdtype(counts.dtype, np.number):
+        raise InputError("paragraphs", f"{key} holds no numbers", "give counts")
+    if counts.nunique() > _MAX_GROUPS:
+        counts = np.exp2(np.floor(np.log2(counts.where(counts > 0)))).fillna(0).astype(int)
+    groups = frame.assign(repetitions=counts).groupby("repetitions")
+    return groups.agg(
+        n=("em", "size"),
+        em=("em", "mean"),
+        em_se=("em", "sem"),
+        nll=("nll", "mean"),
+        nll_se=("nll", "sem"),
+        memorized=("memorized", "sum"),
+    ).reset_index()
