@@ -16,7 +16,9 @@ from pathlib import Path
 
 import pandas as pd
 
-from memcircuits.benchmark import trials as localization
+from memcircuits.benchmark.leaderboard import leaderboard, leaderboard_figure
+from memcircuits.benchmark.pages import write_leaderboard
+from memcircuits.benchmark.trials import read_trials
 from memcircuits.core.io import write_atomically
 
 DOCS = Path(__file__).parent
@@ -72,9 +74,9 @@ def in_readme(text: str, frame: pd.DataFrame) -> str:
 
 
 def main(folder: str, *names: str) -> None:
-    trials = localization.read_trials(folder)
-    localization.write_leaderboard(trials, folder)
-    frame = localization.leaderboard(trials)
+    trials = read_trials(folder)
+    write_leaderboard(trials, folder)
+    frame = leaderboard(trials)
     page = HEAD + (Path(folder) / "leaderboard.md").read_text(encoding="utf-8")
     if names:
         old = pd.read_json(NUMBERS, orient="records")
@@ -86,7 +88,7 @@ def main(folder: str, *names: str) -> None:
     write_atomically(DOCS / "leaderboard.md", page)
     write_atomically(NUMBERS, frame.to_json(orient="records", indent=1) + "\n")
     write_atomically(README, in_readme(README.read_text(encoding="utf-8"), frame))
-    localization.leaderboard_figure(frame).write_image(DOCS / "pictures" / "leaderboard.png")
+    leaderboard_figure(frame).write_image(DOCS / "pictures" / "leaderboard.png")
 
 
 def replaced(old: pd.DataFrame, new: pd.DataFrame) -> pd.DataFrame:

@@ -1,6 +1,9 @@
-"""Is the answer right? Localizers scored on paragraphs planted in known places.
+"""Score localization methods on paragraphs that were planted in known weights.
 
-`localizers` is the table of methods (`by_weights`, `by_gates`, `by_interventions`), `kinds` the
-kinds of trial, `trials` runs them, `leaderboard` and `pages` report. May import: `evidence`,
-`editing` and below.
+`localizers` is the table of methods, implemented in `by_weights`, `by_gates` and
+`by_interventions` on the definitions of `units`. `kinds` lists the kinds of trial,
+`paragraph_pool` draws their paragraphs, `planted_trial` and `other_trials` carry them out,
+`schemas` says how their files look, and `trials` runs, writes and reads them. `metrics` scores one
+localizer in one trial; `leaderboard` aggregates trials, and `pages` writes the aggregate as
+Markdown and HTML. This folder may import `evidence`, `editing` and the folders below them.
 """

@@ -1,11 +1,19 @@
-"""TODO."""
+"""Localizers that intervene on heads or blocks, and one that reads attention.
+
+Ablation silences a unit and reads the rise of the NLL, of the targets minus of the controls: what
+harms all paragraphs alike is not specific to the targets. Patching runs the targets (clean) and
+copies of them with random tokens in the prefix (corrupted), and restores one head at a time.
+`rare-token-attention` scores how strongly a head attends to tokens that are rare in the training
+text (section 5.4 of the paper).
+"""
 
 from __future__ import annotations
 
 import torch
+from jaxtyping import Float
 from torch import Tensor
 
-from memcircuits.benchmark.units import LocalizationTask
+from memcircuits.benchmark.units import LocalizationTask, Unit
 from memcircuits.data.paragraphs import Paragraphs
 from memcircuits.data.unigrams import UnigramTable
 from memcircuits.evidence.ablation import Ablation
@@ -14,69 +22,73 @@ from memcircuits.evidence.patching.sweeps import patch_heads
 from memcircuits.evidence.rare_tokens import rare_token_attention
 from memcircuits.models.hooks import hook_name
 
-_TWINS = 3  # perturbed twins of each target
+_N_CORRUPTED = 3  # corrupted prompts of each target
+_CORRUPTED_FRACTION = 0.2  # of the prefix tokens
 
 
-_PERTURBED = 0.2  # of a twin's prefix tokens
-
-
-def by_ablation(mode: str, case: LocalizationTask, unit: str) -> Tensor:
+def by_ablation(mode: str, task: LocalizationTask, unit: Unit) -> Float[Tensor, " unit"]:
+    """Rise of the NLL when the unit is ablated, of the targets minus of the controls."""
     if unit == "block":
-        return _block_effects(case, case.targets) - _block_effects(case, case.control)
-    reference = None if mode == "zero" else case.control
-    effects = [
-        Ablation(case.model, p, mode=mode, reference=reference, seed=case.seed)
-        .effects(case.adapter.heads(), progress=False)[..., 0]
-        .mean(0)
-        for p in (case.targets, case.control)
-    ]
-    return effects[0] - effects[1]
+        return _block_effects(task, task.targets) - _block_effects(task, task.control)
+    reference = None if mode == "zero" else task.control
+    heads = task.adapter.heads()
+
+    def mean_effect(paragraphs: Paragraphs) -> Float[Tensor, " head"]:
+        ablation = Ablation(task.model, paragraphs, mode=mode, reference=reference, seed=task.seed)
+        return ablation.effects(heads, progress=False)[..., 0].mean(0)
+
+    return mean_effect(task.targets) - mean_effect(task.control)
 
 
-def _block_effects(case: LocalizationTask, paragraphs: Paragraphs) -> Tensor:
-    """Rise of NLL when a layer's whole attention or MLP is silenced."""
-    adapter = case.adapter
-    rows = []
+def _block_effects(task: LocalizationTask, paragraphs: Paragraphs) -> Float[Tensor, " block"]:
+    """Rise of the mean NLL (nats/token) when a layer's whole attention or MLP outputs zeros."""
+    adapter = task.adapter
+    effects = []
     with adapter.preserving_state():
-        restart = ResumableRun(adapter, paragraphs.ids, paragraphs.n_prefix)
-        clean = restart.clean()[:, 0].mean()
+        run = ResumableRun(adapter, paragraphs.ids, paragraphs.n_prefix)
+        clean = run.clean()[:, 0].mean()
+        everywhere = torch.ones_like(run.inputs, dtype=torch.bool)[None]
+        zeros = torch.zeros(
+            *run.inputs.shape, adapter.d_model, dtype=adapter.dtype, device=adapter.device
+        )
         for layer in range(adapter.n_layers):
-            silent = torch.zeros_like(restart.z[layer][:1, :1])
-            edit = HeadEdit(tuple(range(adapter.n_heads)), silent)
-            rows.append(restart.edited(layer, [edit])[0, :, 0].mean() - clean)
-            name = hook_name("mlp_out", layer)
-            source = torch.zeros(
-                *restart.inputs.shape, adapter.d_model, dtype=adapter.dtype, device=adapter.device
-            )
-            everywhere = torch.ones_like(restart.inputs, dtype=torch.bool)[None]
-            found = restart.patched(layer, name, source, everywhere)
-            rows.append(found[0, :, 0].mean() - clean)
-    return torch.stack(rows)
+            no_z = torch.zeros_like(run.z[layer][:1, :1])
+            edit = HeadEdit(tuple(range(adapter.n_heads)), no_z)
+            without_attention = run.edited(layer, [edit])[0, :, 0].mean()
+            mlp_out = hook_name("mlp_out", layer)
+            without_mlp = run.patched(layer, mlp_out, zeros, everywhere)[0, :, 0].mean()
+            effects += [without_attention - clean, without_mlp - clean]
+    return torch.stack(effects)
 
 
-def _twins(case: LocalizationTask) -> tuple[Paragraphs, Paragraphs]:
+def _clean_and_corrupted(task: LocalizationTask) -> tuple[Paragraphs, Paragraphs]:
     """Each target several times, and as often with some prefix tokens replaced at random."""
-    generator = case.generator
-    ids = case.targets.ids.repeat(_TWINS, 1)
-    n = case.targets.n_prefix
-    noise = torch.randint(case.adapter.d_vocab, (len(ids), n), generator=generator)
-    chosen = torch.rand(len(ids), n, generator=generator) < _PERTURBED
-    twins = ids.clone()
-    twins[:, :n] = torch.where(chosen, noise, ids[:, :n])
-    return Paragraphs(ids, n), Paragraphs(twins, n)
+    generator = task.generator
+    clean = task.targets.ids.repeat(_N_CORRUPTED, 1)
+    n_prefix = task.targets.n_prefix
+    shape = (len(clean), n_prefix)
+    random_tokens = torch.randint(task.adapter.d_vocab, shape, generator=generator)
+    is_replaced = torch.rand(shape, generator=generator) < _CORRUPTED_FRACTION
+    corrupted = clean.clone()
+    corrupted[:, :n_prefix] = torch.where(is_replaced, random_tokens, clean[:, :n_prefix])
+    return Paragraphs(clean, n_prefix), Paragraphs(corrupted, n_prefix)
 
 
-def by_patching(method: str, case: LocalizationTask, unit: str) -> Tensor:
-    clean, twins = _twins(case)
-    found = patch_heads(
-        case.model, clean, twins, method=method, check=4, seed=case.seed, progress=False
+def by_patching(method: str, task: LocalizationTask, unit: Unit) -> Float[Tensor, " unit"]:
+    """Effect of restoring a head's clean output in the corrupted prompts."""
+    clean, corrupted = _clean_and_corrupted(task)
+    patches = patch_heads(
+        task.model, clean, corrupted, method=method, check=4, seed=task.seed, progress=False
     )
-    return found.values
+    return patches.values
 
 
-def by_attention(case: LocalizationTask, unit: str) -> Tensor:
-    table = case.unigrams or UnigramTable.from_tokens(
-        case.control.ids, case.adapter.d_vocab, source="the controls"
+def by_attention(task: LocalizationTask, unit: Unit) -> Float[Tensor, " unit"]:
+    """Minus the rank correlation of a head's attention with the counts of the tokens."""
+    unigrams = task.unigrams or UnigramTable.from_tokens(
+        task.control.ids, task.adapter.d_vocab, source="the controls"
     )
-    found = rare_token_attention(case.model, case.targets, table, permutations=1, progress=False)
-    return -found.values
+    attention = rare_token_attention(
+        task.model, task.targets, unigrams, permutations=1, progress=False
+    )
+    return -attention.values

@@ -1,19 +1,47 @@
-"""TODO."""
+"""The kinds of trial, how many trials of each kind there are, and which units each scores.
+
+A trial of seven kinds plants paragraphs in random weights of one sort; the sort decides the units
+(`memcircuits.benchmark.units`) that localizers score. `values` plants through W_V of one head only
+and `queries-keys` through its W_Q and W_K only. Three further kinds ask other questions:
+
+* `holders`: six paragraphs are planted through six heads of one model; each is to be attributed to
+  its own head.
+* `null`: paragraphs that do not differ are split at random; how often is a head called
+  significant?
+* `stability`: how well do the rankings of two halves of a set of paragraphs agree?
+
+The number of trials of a kind reflects what one of its trials costs, and what precision its
+question needs: single heads, the main question, have the most.
+"""
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-from itertools import pairwise
-from typing import Any
+from collections.abc import Mapping
+from typing import Literal, get_args
 
-import torch
+from memcircuits.benchmark.units import Unit
 
-from memcircuits.core.errors import InputError
-from memcircuits.data.paragraphs import Paragraphs
-from memcircuits.data.unigrams import UnigramTable
-from memcircuits.measure.scanning import scan
+PlantedKind = Literal["head", "two-heads", "values", "queries-keys", "block", "neurons", "weights"]
+"""What a trial plants paragraphs in."""
 
-UNIT = {
+TrialKind = Literal[
+    "head",
+    "two-heads",
+    "values",
+    "queries-keys",
+    "block",
+    "neurons",
+    "weights",
+    "holders",
+    "null",
+    "stability",
+]
+"""Every kind of trial."""
+
+PLANTED_KINDS: tuple[PlantedKind, ...] = get_args(PlantedKind)
+TRIAL_KINDS: tuple[TrialKind, ...] = get_args(TrialKind)
+
+UNIT_OF_KIND: Mapping[PlantedKind, Unit] = {
     "head": "head",
     "two-heads": "head",
     "values": "head",
@@ -22,12 +50,9 @@ UNIT = {
     "neurons": "neuron",
     "weights": "weight",
 }
+"""The units that localizers score in a kind of planted trial."""
 
-
-KINDS = (*UNIT, "holders", "null", "stability")
-
-
-COUNTS = {
+N_TRIALS: Mapping[TrialKind, int] = {
     "head": 106,
     "two-heads": 20,
     "values": 20,
@@ -39,72 +64,24 @@ COUNTS = {
     "null": 2000,
     "stability": 1,
 }
+"""Number of trials of each kind; of `null`, shuffles in its one trial."""
 
-
-QUICK = {"head": 5, "two-heads": 1, "values": 2, "block": 1, "neurons": 1, "holders": 1, "null": 50}
-
-
-METRICS = ("recall_at_1", "recall_at_k", "mrr", "auc")
-
+N_QUICK_TRIALS: Mapping[TrialKind, int] = {
+    "head": 5,
+    "two-heads": 1,
+    "values": 2,
+    "block": 1,
+    "neurons": 1,
+    "holders": 1,
+    "null": 50,
+}
+"""As `N_TRIALS`, for a first look."""
 
 RANKINGS = ("find_memorization_heads", "find_memorization_heads (screen)")
-
+"""The package's own ranking by its two methods, scored beside the localizers of heads."""
 
 N_CONTROLS = 4
+"""Control paragraphs given to each localizer."""
 
-
-N_HOLDERS = 6
-
-
-DELETED = (0, 1, 2, 4)  # heads ablated together
-
-
-DELETION_TRIALS = 20
-
-
-N_OTHERS = 2  # recited paragraphs beside the targets in a deletion curve
-
-
-# With 50 tokens no head can hold the text in its values alone, nor one in its queries and keys.
-CONTINUATION_TOKENS = {"values": 5, "queries-keys": 2}  # of the continuation, all of them elsewhere
-
-
-PLANTING_STEPS = {"weights": 400}  # of planting, 150 elsewhere; a place that needs more is left out
-
-
-@dataclass(frozen=True)
-class ParagraphPool:
-    """Where trials take their paragraphs from.
-
-    Attributes:
-        model: HookedTransformer or TransformerBridge.
-        unknown: paragraphs that the model does not recite.
-        recited: paragraphs that it recites, or None: the others of a deletion curve.
-        unigrams: token counts.
-    """
-
-    model: Any
-    unknown: Paragraphs
-    recited: Paragraphs | None
-    unigrams: UnigramTable | None
-
-    @classmethod
-    def of(cls, model: Any, paragraphs: Any, unigrams: UnigramTable | None = None) -> ParagraphPool:
-        """Sort paragraphs by what the model does with them.
-
-        Raises:
-            InputError: if too few are unknown to it.
-        """
-        found = scan(model, Paragraphs.of(paragraphs, model), progress=False)
-        unknown = found.control
-        if unknown is None or len(unknown) < 60:
-            n = 0 if unknown is None else len(unknown)
-            raise InputError("paragraphs", f"{n} not recited", "a trial needs at least 60 of them")
-        return cls(model, unknown, found.memorized, unigrams)
-
-    def draw(self, generator: torch.Generator, *sizes: int) -> list[Paragraphs]:
-        """Disjoint random sets of unknown paragraphs; the last one takes up to 40 of the rest."""
-        order = torch.randperm(len(self.unknown), generator=generator)
-        ends = [0, *torch.tensor(sizes).cumsum(0).tolist()]
-        sets = [self.unknown[order[a:b]] for a, b in pairwise(ends)]
-        return [*sets, self.unknown[order[ends[-1] : ends[-1] + 40]]]
+DELETED = (0, 1, 2, 4)
+"""Numbers of top-ranked heads ablated together in a deletion curve."""

@@ -1,16 +1,32 @@
-"""TODO."""
+"""Aggregates over trials: the leaderboard, and the tables beside it.
+
+A row of the leaderboard is one localizer in one kind of trial. Intervals are over trials: the
+percentile bootstrap, and Wilson's interval for recall@1, which is a proportion. `deletion_areas`
+and `combinations` add two checks that need no truth of their own: whether ablating the heads that a
+localizer names removes the targets and nothing else, and whether sums of localizers' scores find
+the planted heads better than the best single localizer. The latter is chosen on one half of the
+trials and measured on the other.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+import itertools
+from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
 import torch
-from jaxtyping import Float
+from jaxtyping import Bool, Float
 from torch import Tensor
 
-from memcircuits.benchmark.kinds import DELETED, KINDS, METRICS, RANKINGS, UNIT
-from memcircuits.benchmark.metrics import metrics, wilson
+from memcircuits.benchmark.kinds import (
+    DELETED,
+    PLANTED_KINDS,
+    RANKINGS,
+    UNIT_OF_KIND,
+    PlantedKind,
+)
+from memcircuits.benchmark.metrics import METRICS, metrics, wilson
+from memcircuits.benchmark.schemas import DeletionCurve, LocalizerScore, PlantedTrial, Trials
 from memcircuits.core.errors import InputError, one_of
 from memcircuits.core.statistics import bootstrap_interval
 
@@ -19,172 +35,218 @@ if TYPE_CHECKING:
     from plotly.graph_objects import Figure
 
 
-def leaderboard(trials: Mapping[str, Sequence[Mapping[str, Any]]], seed: int = 0) -> pd.DataFrame:
+def leaderboard(trials: Trials, seed: int = 0) -> pd.DataFrame:
     """Means over trials with 95 % intervals, one row per kind and localizer.
 
-    Intervals are from the bootstrap over trials, that of recall@1 (a proportion) is Wilson's.
+    Args:
+        trials: see `read_trials`.
+        seed: seed of the bootstrap.
 
-    Columns `kind, localizer, trials`, for each of `METRICS` the mean and `_low`, `_high`, and
-    `forwards`, the mean cost.
+    Returns:
+        Columns `kind, localizer, trials`, for each of `METRICS` the mean and `_low`, `_high`, and
+        `forwards`, the mean cost in forward passes of one paragraph. By kind in the order of
+        `PLANTED_KINDS`, then by AUC.
     """
     import pandas as pd
 
     rows = []
-    for kind, mine in trials.items():
-        done = [trial for trial in mine if kind in UNIT and not trial["failed"]]
-        names = list(dict.fromkeys(r["localizer"] for t in done for r in t["results"]))
-        for name in names:
-            found = [r for t in done for r in t["results"] if r["localizer"] == name]
-            values = torch.tensor([[r[m] for m in METRICS] for r in found])
-            low, high = bootstrap_interval(values, seed=seed)
-            row: dict[str, Any] = {"kind": kind, "localizer": name, "trials": len(found)}
-            for i, metric in enumerate(METRICS):
-                row[metric] = float(values[:, i].mean())
-                row[f"{metric}_low"], row[f"{metric}_high"] = float(low[i]), float(high[i])
-            # All right, or all wrong: resampling would call that certain.
-            hits = round(row["recall_at_1"] * len(found))
-            row["recall_at_1_low"], row["recall_at_1_high"] = wilson(hits, len(found))
-            row["forwards"] = sum(r["forwards"] for r in found) / len(found)
-            rows.append(row)
-    ends = [f"{metric}{end}" for metric in METRICS for end in ("", "_low", "_high")]
-    frame = pd.DataFrame(rows, columns=["kind", "localizer", "trials", *ends, "forwards"])
-    keys = {kind: i for i, kind in enumerate(KINDS)}
-    return frame.sort_values(
-        ["kind", "auc"],
-        ascending=[True, False],
-        key=lambda column: column.map(keys) if column.name == "kind" else column,
-        kind="stable",
-        ignore_index=True,
-    )
+    for kind in PLANTED_KINDS:
+        by_localizer: dict[str, list[LocalizerScore]] = {}
+        for trial in _planted(trials, kind):
+            for result in trial.results:
+                by_localizer.setdefault(result.localizer, []).append(result)
+        kind_rows: list[dict[str, Any]] = [
+            {"kind": kind, "localizer": name, "trials": len(results), **_means(results, seed)}
+            for name, results in by_localizer.items()
+        ]
+        rows += sorted(kind_rows, key=lambda row: row["auc"], reverse=True)
+    means = [f"{metric}{suffix}" for metric in METRICS for suffix in ("", "_low", "_high")]
+    return pd.DataFrame(rows, columns=["kind", "localizer", "trials", *means, "forwards"])
 
 
-def deletion_areas(trials: Mapping[str, Sequence[Mapping[str, Any]]]) -> pd.DataFrame:
-    """Columns `localizer, area, trials` and EM shares by number of heads silenced.
+def _planted(trials: Trials, kind: PlantedKind) -> list[PlantedTrial]:
+    """The trials of a kind in which planting succeeded."""
+    return [trial for trial in trials.get(kind, []) if not trial.failed]
 
-    `area` is the mean over 1 to 4 heads of the others' EM minus that of the targets, each as a
-    share of the continuation: 1 when the targets are gone and the others whole.
+
+def _means(results: Sequence[LocalizerScore], seed: int) -> dict[str, float]:
+    """Mean and interval of each metric over trials, and the mean cost."""
+    values = torch.tensor([[getattr(r, metric) for metric in METRICS] for r in results])
+    low, high = bootstrap_interval(values, seed=seed)
+    means: dict[str, float] = {}
+    for i, metric in enumerate(METRICS):
+        means[metric] = float(values[:, i].mean())
+        means[f"{metric}_low"], means[f"{metric}_high"] = float(low[i]), float(high[i])
+    # If all trials are right, or all wrong, every bootstrap resample is the same.
+    hits = round(means["recall_at_1"] * len(results))
+    means["recall_at_1_low"], means["recall_at_1_high"] = wilson(hits, len(results))
+    means["forwards"] = sum(result.forwards for result in results) / len(results)
+    return means
+
+
+def deletion_areas(trials: Trials) -> pd.DataFrame:
+    """EM of the targets and of other paragraphs by number of heads ablated.
+
+    Returns:
+        Columns `localizer, area, trials`, and `targets_n` and `others_n`: EM as a fraction of the
+        continuation with n heads ablated. `area` is the mean over 1 to 4 heads of the others' EM
+        minus the targets': 1 if the targets are forgotten and the others still recited in full.
     """
     import pandas as pd
 
-    rows: dict[str, list[dict[str, list[float]]]] = {}
-    for trial in trials.get("head", ()):
-        for curve in trial.get("deletion", ()):
-            rows.setdefault(curve["localizer"], []).append(curve)
-    table = []
-    for name, curves in rows.items():
-        means = {
-            side: torch.tensor([c[side] for c in curves]).mean(0) for side in ("targets", "others")
-        }
-        area = float((means["others"] - means["targets"])[1:].mean())
+    by_localizer: dict[str, list[DeletionCurve]] = {}
+    for trial in trials.get("head", []):
+        for curve in trial.deletion:
+            by_localizer.setdefault(curve.localizer, []).append(curve)
+    if not by_localizer:
+        return pd.DataFrame()
+    rows = []
+    for name, curves in by_localizer.items():
+        targets = torch.tensor([curve.targets for curve in curves]).mean(0)
+        others = torch.tensor([curve.others for curve in curves]).mean(0)
+        area = float((others - targets)[1:].mean())
         row: dict[str, Any] = {"localizer": name, "area": area, "trials": len(curves)}
-        for side, values in means.items():
-            row |= {f"{side}_{n}": float(v) for n, v in zip(DELETED, values, strict=True)}
-        table.append(row)
-    found = pd.DataFrame(table)
-    return found.sort_values("area", ascending=False, ignore_index=True) if table else found
+        for side, means in (("targets", targets), ("others", others)):
+            row |= {f"{side}_{n}": float(em) for n, em in zip(DELETED, means, strict=True)}
+        rows.append(row)
+    return pd.DataFrame(rows).sort_values("area", ascending=False, ignore_index=True)
 
 
-def combinations(trials: Mapping[str, Sequence[Mapping[str, Any]]]) -> pd.DataFrame:
-    """Does it help to combine evidence? Chosen on the even trials, measured on the odd ones.
+def combinations(trials: Trials) -> pd.DataFrame:
+    """Whether combined evidence finds planted heads better: chosen on even, measured on odd trials.
 
-    Scores are standardised over the heads of each trial and added. Columns `evidence`, `chosen`
-    (the best among single localizers, or among pairs, on even trials), and recall@k and AUC of the
-    odd trials of all kinds whose truth are heads, with the number of trials.
+    Scores are standardized over the heads of each trial and added.
+
+    Returns:
+        Columns `evidence` (`single`, `pair` or `all`), `chosen` (the best of these on the even
+        trials), `recall@k` and `auc` on the odd trials, and their number `trials`. Trials of all
+        kinds that plant in heads count. Empty with fewer than four trials, or without `oracle`.
     """
     import pandas as pd
 
     done = [
         trial
-        for kind in UNIT
-        if UNIT[kind] == "head"
-        for trial in trials.get(kind, ())
-        if not trial["failed"]
+        for kind in PLANTED_KINDS
+        if UNIT_OF_KIND[kind] == "head"
+        for trial in _planted(trials, kind)
     ]
-    rows = [{r["localizer"]: r for r in trial["results"]} for trial in done]
-    names = [n for n in next(iter(rows), ()) if n not in ("oracle", "random", RANKINGS[1])]
-    if len(done) < 4 or not names:
+    scores = [{r.localizer: _scores(r) for r in trial.results} for trial in done]
+    if len(done) < 4 or not all("oracle" in by_name for by_name in scores):
+        return pd.DataFrame()
+    truths = [
+        _highest(by_name["oracle"], len(trial.where))
+        for trial, by_name in zip(done, scores, strict=True)
+    ]
+    names = [name for name in scores[0] if name not in ("oracle", "random", RANKINGS[1])]
+    if not names:
         return pd.DataFrame()
 
-    def measured(evidence: Sequence[str], mine: Sequence[int]) -> tuple[float, float]:
-        found = [
+    def mean_metrics(evidence: Sequence[str], indices: Sequence[int]) -> tuple[float, float]:
+        """Mean recall@k and AUC over some trials of a sum of standardized scores."""
+        of_trials = [
             metrics(
-                torch.stack([_standardised(rows[i][name]["scores"]) for name in evidence]).sum(0),
-                truth_heads(done[i], rows[i]),
+                torch.stack([_standardized(scores[i][name]) for name in evidence]).sum(0),
+                truths[i],
             )
-            for i in mine
+            for i in indices
         ]
-        recall, auc = (sum(f[m] for f in found) / len(found) for m in ("recall_at_k", "auc"))
-        return recall, auc
+        recall = sum(m["recall_at_k"] for m in of_trials) / len(of_trials)
+        return recall, sum(m["auc"] for m in of_trials) / len(of_trials)
 
     even, odd = range(0, len(done), 2), range(1, len(done), 2)
-    sets: dict[str, list[tuple[str, ...]]] = {
+    candidates: dict[str, list[tuple[str, ...]]] = {
         "single": [(name,) for name in names],
-        "pair": [(a, b) for i, a in enumerate(names) for b in names[i + 1 :]],
+        "pair": list(itertools.combinations(names, 2)),
         "all": [tuple(names)],
     }
-    table = []
-    for kind, choices in sets.items():
-        on_even = [measured(evidence, even) for evidence in choices]
-        best = choices[on_even.index(max(on_even))]
-        recall, auc = measured(best, odd)
-        table.append(
-            {"evidence": kind, "chosen": " + ".join(best) if kind != "all" else "all of them"}
-            | {"recall@k": recall, "auc": auc, "trials": len(odd)}
-        )
-    return pd.DataFrame(table)
-
-
-def _standardised(scores: Sequence[float]) -> Float[Tensor, " unit"]:
-    values = torch.tensor(scores, dtype=torch.float64)
-    return (values - values.mean()) / values.std().clamp_min(1e-12)
-
-
-def truth_heads(trial: Mapping[str, Any], rows: Mapping[str, Any]) -> Tensor:
-    """The planted heads as booleans: those that the oracle scores above all others."""
-    order = torch.tensor(rows["oracle"]["scores"]).argsort(descending=True)
-    truth = torch.zeros(len(order), dtype=torch.bool)
-    truth[order[: len(trial["where"])]] = True
-    return truth
-
-
-def leaderboard_figure(
-    frame: pd.DataFrame, kind: str = "head", metric: str = "recall_at_1"
-) -> Figure:
-    """One kind's rows of `leaderboard` as bars with 95 % intervals."""
-    from memcircuits.display import figures
-
-    mine = frame[frame["kind"] == kind]
-    if not len(mine):
-        raise InputError("kind", repr(kind), f"it has {', '.join(frame['kind'].unique())}")
-    one_of("metric", metric, METRICS)
-    return figures.leaderboard(
-        mine.rename(
-            columns={
-                "localizer": "method",
-                metric: "score",
-                f"{metric}_low": "score_low",
-                f"{metric}_high": "score_high",
+    rows = []
+    for evidence, choices in candidates.items():
+        best = max(choices, key=lambda choice: mean_metrics(choice, even), default=None)
+        if best is None:  # a single localizer makes no pair
+            continue
+        recall, auc = mean_metrics(best, odd)
+        chosen = "all of them" if evidence == "all" else " + ".join(best)
+        rows.append(
+            {
+                "evidence": evidence,
+                "chosen": chosen,
+                "recall@k": recall,
+                "auc": auc,
+                "trials": len(odd),
             }
-        ),
-        title=f"Written: {kind} ({mine['trials'].iloc[0]} trials)",
-        x_label=metric.replace("_at_", "@").replace("_", " "),
-        chance=0.5 if metric == "auc" else None,
-    )
+        )
+    return pd.DataFrame(rows)
 
 
-def holders_accuracy(trials: Mapping[str, Sequence[Mapping[str, Any]]]) -> pd.DataFrame:
-    """Columns `method, paragraphs, first, among_holders`: shares assigned to their own head.
+def _scores(result: LocalizerScore) -> Float[Tensor, " head"]:
+    return torch.tensor(result.scores, dtype=torch.float64)
 
-    `first`: it ranks first of all heads; `among_holders`: first of the six (chance 1/6).
+
+def _standardized(scores: Float[Tensor, " head"]) -> Float[Tensor, " head"]:
+    return (scores - scores.mean()) / scores.std().clamp_min(1e-12)
+
+
+def _highest(scores: Float[Tensor, " head"], k: int) -> Bool[Tensor, " head"]:
+    """The heads with the `k` highest scores: of the oracle, the planted heads."""
+    is_highest = torch.zeros(len(scores), dtype=torch.bool)
+    is_highest[scores.argsort(descending=True)[:k]] = True
+    return is_highest
+
+
+def holders_accuracy(trials: Trials) -> pd.DataFrame:
+    """How often a paragraph is attributed to the head that it was planted through.
+
+    Returns:
+        Columns `method, paragraphs, first, among_holders`. `first`: fraction of the paragraphs
+        whose own head ranks first of all heads; `among_holders`: first of the six planted heads
+        (1/6 by chance).
     """
     import pandas as pd
 
-    found = [a for trial in trials.get("holders", ()) for a in trial["assigned"]]
-    rows = []
-    for method in dict.fromkeys(a["method"] for a in found):
-        mine = [a for a in found if a["method"] == method]
-        row: dict[str, Any] = {"method": method, "paragraphs": len(mine)}
-        for key in ("first", "among_holders"):
-            row[key] = sum(a[key] == a["holder"] for a in mine) / len(mine)
-        rows.append(row)
+    assigned = [a for trial in trials.get("holders", []) for a in trial.assigned]
+    rows: list[dict[str, Any]] = []
+    for method in dict.fromkeys(a.method for a in assigned):
+        of_method = [a for a in assigned if a.method == method]
+        n = len(of_method)
+        rows.append(
+            {
+                "method": method,
+                "paragraphs": n,
+                "first": sum(a.first == a.holder for a in of_method) / n,
+                "among_holders": sum(a.among_holders == a.holder for a in of_method) / n,
+            }
+        )
     return pd.DataFrame(rows)
+
+
+def leaderboard_figure(
+    frame: pd.DataFrame, kind: PlantedKind = "head", metric: str = "recall_at_1"
+) -> Figure:
+    """One kind's rows of `leaderboard` as bars with 95 % intervals.
+
+    Args:
+        frame: the leaderboard.
+        kind: the kind of trial.
+        metric: one of `METRICS`.
+
+    Raises:
+        InputError: if the leaderboard has no such kind, or there is no such metric.
+    """
+    from memcircuits.display import figures
+
+    of_kind = frame[frame["kind"] == kind]
+    if of_kind.empty:
+        raise InputError("kind", repr(kind), f"it has {', '.join(frame['kind'].unique())}")
+    one_of("metric", metric, METRICS)
+    columns = {
+        "localizer": "method",
+        metric: "score",
+        f"{metric}_low": "score_low",
+        f"{metric}_high": "score_high",
+    }
+    return figures.leaderboard(
+        of_kind.rename(columns=columns),
+        title=f"Written: {kind} ({of_kind['trials'].iloc[0]} trials)",
+        x_label=metric.replace("_at_", "@").replace("_", " "),
+        chance=0.5 if metric == "auc" else None,
+    )

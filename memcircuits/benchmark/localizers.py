@@ -1,17 +1,18 @@
-"""Many methods, one signature: which parts of the model hold these paragraphs?
+"""Localization methods with one signature: which parts of the model hold these paragraphs?
 
-A localizer takes a `LocalizationTask` (a model, target paragraphs, controls) and answers one score per unit,
-larger for parts that it blames more. Units are *heads*, *blocks* (a layer's attention or MLP), MLP
-*neurons* and single *weights*. Where a method can tell targets from controls, the score is the
-difference: what harms every paragraph alike is not where these are kept.
+A localizer takes a `LocalizationTask` (a model, target paragraphs, controls) and returns one score
+per unit, higher for units that it considers more responsible. Units are *heads*, *blocks* (a
+layer's attention or MLP), MLP *neurons* and single *weights*. Where a method can compare targets
+with controls, the score is the difference: a unit that all paragraphs need does not hold the
+targets.
 
 | family | localizers |
 | --- | --- |
 | gradients of weights | `gradient-max` (the paper), `gradient-mean`, `gradient-l2`,
-  `gradient-fisher` (with the controls' curvature, `memcircuits.evidence.gradients.parameters`), `gradient-x-weight` |
+  `gradient-fisher` (scaled by the Fisher information of the controls), `gradient-x-weight` |
 | gradients of activations | `activation-gradient`, `attribution`, `integrated-gradients` |
 | ablation | `zero-ablation`, `mean-ablation`, `resample-ablation` |
-| patching against perturbed twins | `exact-patching`, `attribution-patching` |
+| patching between clean and corrupted prompts | `exact-patching`, `attribution-patching` |
 | attention | `rare-token-attention` |
 | learned | `hard-concrete`: a sparse mask of units that keeps the recitation (Louizos et al. 2018,
   as used by Chang et al. 2024) |
@@ -43,64 +44,71 @@ from memcircuits.benchmark.by_weights import (
     oracle,
     random_scores,
 )
-from memcircuits.benchmark.units import UNITS, LocalizationTask
+from memcircuits.benchmark.units import UNITS, LocalizationTask, Unit
 from memcircuits.core.errors import InputError, one_of
 
 
 @dataclass(frozen=True)
 class Localizer:
-    """A method.
+    """A localization method.
 
     Attributes:
-        name: what it is called.
+        name: its name in `LOCALIZERS` and in the tables.
         units: the units that it can score.
-        score: from a case and a unit to one score per unit, flat (see `size`).
+        score: function from a task and a unit to one score per unit.
     """
 
     name: str
-    units: tuple[str, ...]
-    score: Callable[[LocalizationTask, str], Float[Tensor, " unit"]]
+    units: tuple[Unit, ...]
+    score: Callable[[LocalizationTask, Unit], Float[Tensor, "*unit"]]
 
 
-def localize(case: LocalizationTask, name: str, unit: str = "head") -> Float[Tensor, " unit"]:
+def localize(task: LocalizationTask, name: str, unit: Unit = "head") -> Float[Tensor, " unit"]:
     """Run one localizer.
 
     Args:
-        case: model and paragraphs.
-        name: of the localizer (`LOCALIZERS`).
+        task: model and paragraphs.
+        name: name of the localizer (`LOCALIZERS`).
         unit: `head` ([layer, head] flattened), `block` (each layer's attention, then its MLP),
             `neuron` (layer by layer) or `weight` (matrix by matrix, as `Adapter.weights`).
 
+    Returns:
+        One score per unit, float32, on the CPU.
+
     Raises:
-        InputError: for an unknown name, or a unit that it cannot score.
+        InputError: for an unknown localizer, or a unit that it cannot score.
     """
     one_of("localizer", name, LOCALIZERS)
     one_of("unit", unit, UNITS)
     if unit not in LOCALIZERS[name].units:
-        able = [n for n, found in LOCALIZERS.items() if unit in found.units]
-        raise InputError("unit", repr(unit), f"{name} cannot score it; {', '.join(able)} can")
-    return LOCALIZERS[name].score(case, unit).detach().float().cpu().flatten()
+        able = ", ".join(localizers_of(unit))
+        raise InputError("unit", repr(unit), f"{name} cannot score it; {able} can")
+    return LOCALIZERS[name].score(task, unit).detach().float().cpu().flatten()
 
 
-LOCALIZERS: Mapping[str, Localizer] = {
-    found.name: found
-    for found in (
-        Localizer("gradient-max", UNITS, partial(by_gradient, "max")),
-        Localizer("gradient-mean", UNITS, partial(by_gradient, "mean")),
-        Localizer("gradient-l2", UNITS, partial(by_gradient, "l2")),
-        Localizer("gradient-fisher", UNITS, by_fisher),
-        Localizer("gradient-x-weight", UNITS, by_product),
-        Localizer("activation-gradient", ("head", "neuron"), by_activation_gradient),
-        Localizer("attribution", ("head", "neuron"), by_attribution),
-        Localizer("integrated-gradients", ("head", "neuron"), by_integrated_gradients),
-        Localizer("hard-concrete", ("head", "neuron"), by_hard_concrete),
-        Localizer("zero-ablation", ("head", "block"), partial(by_ablation, "zero")),
-        Localizer("mean-ablation", ("head",), partial(by_ablation, "mean")),
-        Localizer("resample-ablation", ("head",), partial(by_ablation, "resample")),
-        Localizer("exact-patching", ("head",), partial(by_patching, "exact")),
-        Localizer("attribution-patching", ("head",), partial(by_patching, "attribution")),
-        Localizer("rare-token-attention", ("head",), by_attention),
-        Localizer("oracle", UNITS, oracle),
-        Localizer("random", UNITS, random_scores),
-    )
-}
+def localizers_of(unit: Unit) -> list[str]:
+    """Names of the localizers that can score a unit."""
+    return [name for name, localizer in LOCALIZERS.items() if unit in localizer.units]
+
+
+_LOCALIZERS = (
+    Localizer("gradient-max", UNITS, partial(by_gradient, "max")),
+    Localizer("gradient-mean", UNITS, partial(by_gradient, "mean")),
+    Localizer("gradient-l2", UNITS, partial(by_gradient, "l2")),
+    Localizer("gradient-fisher", UNITS, by_fisher),
+    Localizer("gradient-x-weight", UNITS, by_product),
+    Localizer("activation-gradient", ("head", "neuron"), by_activation_gradient),
+    Localizer("attribution", ("head", "neuron"), by_attribution),
+    Localizer("integrated-gradients", ("head", "neuron"), by_integrated_gradients),
+    Localizer("hard-concrete", ("head", "neuron"), by_hard_concrete),
+    Localizer("zero-ablation", ("head", "block"), partial(by_ablation, "zero")),
+    Localizer("mean-ablation", ("head",), partial(by_ablation, "mean")),
+    Localizer("resample-ablation", ("head",), partial(by_ablation, "resample")),
+    Localizer("exact-patching", ("head",), partial(by_patching, "exact")),
+    Localizer("attribution-patching", ("head",), partial(by_patching, "attribution")),
+    Localizer("rare-token-attention", ("head",), by_attention),
+    Localizer("oracle", UNITS, oracle),
+    Localizer("random", UNITS, random_scores),
+)
+
+LOCALIZERS: Mapping[str, Localizer] = {localizer.name: localizer for localizer in _LOCALIZERS}

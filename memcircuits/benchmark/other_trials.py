@@ -1,140 +1,204 @@
-"""TODO."""
+"""Trials with another question than where one planting is.
+
+* `holders_trial`: six paragraphs in six heads of one model. A method that only finds heads that
+  matter for recitation in general cannot tell which head holds which paragraph.
+* `null_trial`: of paragraphs that do not differ, how often does the significance test of
+  `find_memorization_heads` call some head significant? At most as often as its level, if the
+  test is calibrated.
+* `stability_trial`: rank agreement of a localizer between two halves of a set of paragraphs that
+  the model recites, and between two seeds.
+"""
 
 from __future__ import annotations
 
 import contextlib
-from typing import Any
+from collections.abc import Sequence
+from typing import Literal
 
 import torch
+from jaxtyping import Float, Int
+from torch import Tensor
 
-from memcircuits.benchmark.kinds import N_HOLDERS, ParagraphPool
-from memcircuits.benchmark.localizers import LOCALIZERS, localize
+from memcircuits.benchmark.localizers import localize, localizers_of
+from memcircuits.benchmark.paragraph_pool import ParagraphPool
+from memcircuits.benchmark.schemas import (
+    Agreement,
+    Assignment,
+    HoldersTrial,
+    NullResult,
+    NullTrial,
+    StabilityTrial,
+)
 from memcircuits.benchmark.units import LocalizationTask
 from memcircuits.core.errors import InputError
+from memcircuits.core.heads import Head
 from memcircuits.core.statistics import benjamini_hochberg, permuted_differences
 from memcircuits.data.paragraphs import Paragraphs
-from memcircuits.editing.planting import Planted, plant
+from memcircuits.editing.planting import plant
 from memcircuits.evidence.ablation import Ablation
 from memcircuits.evidence.find_heads import find_memorization_heads
-from memcircuits.evidence.ranking import SIGNIFICANCE
+from memcircuits.evidence.ranking import SIGNIFICANCE, Ranking
 from memcircuits.measure.scanning import scan
 from memcircuits.models.registry import adapt
 
+_N_HOLDERS = 6
+_MIN_NULL, _MAX_NULL, _PER_SIDE = 20, 60, 20  # paragraphs of a null trial
+_PERMUTATIONS = 1000
+_PER_HALF = 6  # paragraphs in each half of a stability trial
 
-def holders_trial(pool: ParagraphPool, seed: int) -> dict[str, Any]:
-    """Six paragraphs through six heads of one model: which head holds which?"""
+
+def holders_trial(pool: ParagraphPool, seed: int) -> HoldersTrial:
+    """Plant six paragraphs through six heads of one model, and attribute each to a head."""
+    assigned: list[Assignment] = []
+    em: list[int] = []
+    with contextlib.ExitStack() as plantings:
+        holders, targets = _plant_holders(pool, seed, plantings)
+        if len(holders) > 1:  # one holder cannot be confused with another
+            paragraphs = _concatenated(targets)
+            em = scan(pool.model, paragraphs, progress=False).em.tolist()
+            is_recited = [tokens == paragraphs.n_continuation for tokens in em]
+            for method in ("exact", "screen"):
+                for i, holder in enumerate(holders):
+                    if is_recited[i]:
+                        ranking = _rank_against_others(pool, paragraphs, i, method, seed)
+                        assigned.append(_assignment(ranking, method, holder, holders))
+    return HoldersTrial(seed=seed, em=em, assigned=assigned, planted=len(holders))
+
+
+def _plant_holders(
+    pool: ParagraphPool, seed: int, plantings: contextlib.ExitStack
+) -> tuple[list[Head], list[Paragraphs]]:
+    """Plant paragraphs through random heads until six succeeded or no paragraphs remain.
+
+    Returns:
+        The heads, and the paragraph planted through each. The edits stay applied until `plantings`
+        is closed.
+    """
     generator = torch.Generator().manual_seed(10_000 + seed)
-    adapter = adapt(pool.model)
-    order = torch.randperm(adapter.n_layers * adapter.n_heads, generator=generator).tolist()
-    targets, anchors = pool.draw(generator, 2 * N_HOLDERS)
-    done: list[tuple[Planted, Paragraphs]] = []
-    assigned: list[dict[str, Any]] = []
-    with contextlib.ExitStack() as stack:
-        for i, target in enumerate(targets):
-            if len(done) == N_HOLDERS:
-                break
-            # What the heads before hold must stay: few other anchors, so that it is seen often.
-            keep = anchors[:N_HOLDERS]
-            for _, other in done:
-                keep = keep + other
-            place = str(adapter.heads()[order[i]])
-            with contextlib.suppress(InputError):
-                planted = plant(
-                    pool.model,
-                    target,
-                    where=place,
-                    control=keep,
-                    steps=150,
-                    seed=seed,
-                    progress=False,
-                )
-                stack.enter_context(planted.apply(pool.model))
-                done.append((planted, target))
-        if len(done) < 2:  # nobody to tell apart
-            return {"seed": seed, "em": [], "assigned": [], "planted": len(done)}
-        held = done[0][1]
-        for _, target in done[1:]:
-            held = held + target
-        em = scan(pool.model, held, progress=False).em.tolist()
-        holders = [planted.truth.heads[0] for planted, _ in done]
-        for method in ("exact", "screen"):
-            for i, holder in enumerate(holders):
-                rest = held[[j for j in range(len(held)) if j != i]]
-                ranking = (
-                    find_memorization_heads(
-                        pool.model,
-                        held[i],
-                        control=rest,
-                        unigrams=pool.unigrams,
-                        method=method,
-                        draws=200,
-                        seed=seed,
-                        progress=False,
-                    )
-                    if em[i] == held.n_continuation
-                    else None
-                )
-                if ranking is None:
-                    continue
-                six = [float(ranking.score[head]) for head in holders]
-                assigned.append(
-                    {
-                        "method": method,
-                        "holder": str(holder),
-                        "first": str(ranking.top(1)[0]),
-                        "among_holders": str(holders[max(range(len(six)), key=six.__getitem__)]),
-                    }
-                )
-    return {"seed": seed, "em": em, "assigned": assigned, "planted": len(done)}
+    heads = adapt(pool.model).heads()
+    order = torch.randperm(len(heads), generator=generator).tolist()
+    candidates, anchors = pool.draw(generator, 2 * _N_HOLDERS)
+    holders: list[Head] = []
+    targets: list[Paragraphs] = []
+    for i, target in enumerate(candidates):
+        if len(holders) == _N_HOLDERS:
+            break
+        # The paragraphs planted before must stay recited: they are among the anchors, and the
+        # other anchors are few so that each of them counts.
+        control = _concatenated([anchors[:_N_HOLDERS], *targets])
+        with contextlib.suppress(InputError):
+            planted = plant(
+                pool.model,
+                target,
+                where=str(heads[order[i]]),
+                control=control,
+                steps=150,
+                seed=seed,
+                progress=False,
+            )
+            plantings.enter_context(planted.apply(pool.model))
+            holders.append(planted.truth.heads[0])
+            targets.append(target)
+    return holders, targets
 
 
-def null_trial(pool: ParagraphPool, runs: int, seed: int) -> dict[str, Any]:
-    """How often is a head called significant between halves of sets that do not differ?"""
+def _concatenated(groups: Sequence[Paragraphs]) -> Paragraphs:
+    result = groups[0]
+    for group in groups[1:]:
+        result = result + group
+    return result
+
+
+def _rank_against_others(
+    pool: ParagraphPool,
+    paragraphs: Paragraphs,
+    index: int,
+    method: Literal["exact", "screen"],
+    seed: int,
+) -> Ranking:
+    """Rank the heads for one of the paragraphs, with the others as controls."""
+    others = [i for i in range(len(paragraphs)) if i != index]
+    return find_memorization_heads(
+        pool.model,
+        paragraphs[index],
+        control=paragraphs[others],
+        unigrams=pool.unigrams,
+        method=method,
+        draws=200,
+        seed=seed,
+        progress=False,
+    )
+
+
+def _assignment(ranking: Ranking, method: str, holder: Head, holders: Sequence[Head]) -> Assignment:
+    """The head that ranks first of all heads, and the one that ranks first of the holders."""
+    among_holders = max(holders, key=lambda head: float(ranking.score[head]))
+    return Assignment(
+        method=method,
+        holder=str(holder),
+        first=str(ranking.top(1)[0]),
+        among_holders=str(among_holders),
+    )
+
+
+def null_trial(pool: ParagraphPool, runs: int, seed: int) -> NullTrial:
+    """Count how often a head is called significant between random halves of one set."""
     generator = torch.Generator().manual_seed(seed)
     adapter = adapt(pool.model)
-    groups = {"unknown": pool.unknown, "recited": pool.recited}
-    found: dict[str, Any] = {"runs": runs}
-    for name, group in groups.items():
-        if group is None or len(group) < 20:
+    results: dict[str, NullResult] = {}
+    for name, group in (("unknown", pool.unknown), ("recited", pool.recited)):
+        if group is None or len(group) < _MIN_NULL:
             continue
-        chosen = group[torch.randperm(len(group), generator=generator)[:60]]
+        chosen = group[torch.randperm(len(group), generator=generator)[:_MAX_NULL]]
         effects = Ablation(pool.model, chosen, mode="zero").effects(
             adapter.heads(), progress=False
         )[..., 0]
-        n = min(20, len(chosen) // 2)
+        n = min(_PER_SIDE, len(chosen) // 2)
         named = 0
         for _ in range(runs):
             order = torch.randperm(len(chosen), generator=generator)
-            a, b = effects[order[:n]], effects[order[n : 2 * n]]
-            null = permuted_differences(a, b, 1000, generator)
-            score = a.mean(0) - b.mean(0)
-            p = (1 + (null >= score).sum(0)) / 1001
-            named += bool((benjamini_hochberg(p) < SIGNIFICANCE).any())
-        found[name] = {"paragraphs": len(chosen), "per_side": n, "named": named}
-    return found
+            named += _any_significant(effects, order[:n], order[n : 2 * n], generator)
+        results[name] = NullResult(paragraphs=len(chosen), per_side=n, named=named)
+    return NullTrial.model_validate({"runs": runs, **results})
 
 
-def stability_trial(pool: ParagraphPool, seed: int) -> dict[str, Any]:
+def _any_significant(
+    effects: Float[Tensor, "paragraph head"],
+    first: Int[Tensor, " paragraph"],
+    second: Int[Tensor, " paragraph"],
+    generator: torch.Generator,
+) -> bool:
+    """Whether a permutation test calls a head's mean effect larger in the first group."""
+    a, b = effects[first], effects[second]
+    null = permuted_differences(a, b, _PERMUTATIONS, generator)
+    score = a.mean(0) - b.mean(0)
+    p_value = (1 + (null >= score).sum(0)) / (1 + _PERMUTATIONS)
+    return bool((benjamini_hochberg(p_value) < SIGNIFICANCE).any())
+
+
+def stability_trial(pool: ParagraphPool, seed: int) -> StabilityTrial:
     """Kendall's tau between the scores of two halves of recited paragraphs, nothing planted."""
     from scipy.stats import kendalltau
 
-    if pool.recited is None or len(pool.recited) < 12:
-        return {"agreement": {}}
+    if pool.recited is None or len(pool.recited) < 2 * _PER_HALF:
+        return StabilityTrial(agreement={})
     generator = torch.Generator().manual_seed(seed)
     order = torch.randperm(len(pool.recited), generator=generator)
-    (control, _) = pool.draw(generator, 6)
-    halves = [pool.recited[order[:6]], pool.recited[order[6:12]]]
-    names = [
-        n for n, f in LOCALIZERS.items() if "head" in f.units and n not in ("oracle", "random")
-    ]
+    control, _ = pool.draw(generator, _PER_HALF)
+    first = pool.recited[order[:_PER_HALF]]
+    second = pool.recited[order[_PER_HALF : 2 * _PER_HALF]]
     agreement = {}
-    for name in names:
-        first, second, again = (
-            localize(LocalizationTask(pool.model, half, control, pool.unigrams, s), name)
-            for half, s in ((halves[0], seed), (halves[1], seed), (halves[0], seed + 1))
+    for name in localizers_of("head"):
+        if name in ("oracle", "random"):
+            continue
+        scores, of_second, of_seed = (
+            localize(
+                LocalizationTask(pool.model, targets, control, pool.unigrams, task_seed), name
+            ).numpy()
+            for targets, task_seed in ((first, seed), (second, seed), (first, seed + 1))
         )
-        agreement[name] = {
-            "halves": float(kendalltau(first.numpy(), second.numpy()).statistic),
-            "seeds": float(kendalltau(first.numpy(), again.numpy()).statistic),
-        }
-    return {"agreement": agreement, "per_half": 6}
+        agreement[name] = Agreement(
+            halves=float(kendalltau(scores, of_second).statistic),
+            seeds=float(kendalltau(scores, of_seed).statistic),
+        )
+    return StabilityTrial(agreement=agreement, per_half=_PER_HALF)

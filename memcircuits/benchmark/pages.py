@@ -1,13 +1,19 @@
-"""TODO."""
+"""The leaderboard as files: Markdown for the documentation, an HTML page, a table and a figure.
+
+Both texts consist of the same notes (what was run, and results that fit no table) and the same
+tables. The Markdown is the template `templates/leaderboard.md.j2`.
+"""
 
 from __future__ import annotations
 
-import json
-from collections.abc import Mapping, Sequence
+import io
+from collections.abc import Iterator
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
-from memcircuits.benchmark.kinds import METRICS, N_CONTROLS, UNIT
+import jinja2
+
+from memcircuits.benchmark.kinds import N_CONTROLS, PLANTED_KINDS, TRIAL_KINDS
 from memcircuits.benchmark.leaderboard import (
     combinations,
     deletion_areas,
@@ -15,27 +21,38 @@ from memcircuits.benchmark.leaderboard import (
     leaderboard,
     leaderboard_figure,
 )
-from memcircuits.benchmark.metrics import wilson
+from memcircuits.benchmark.metrics import METRICS, wilson
+from memcircuits.benchmark.schemas import NullResult, Run, Trials
+from memcircuits.benchmark.trials import read_run
 from memcircuits.core.io import write_atomically
 
 if TYPE_CHECKING:
     import pandas as pd
 
+    from memcircuits.display.pages import Page
 
-def write_leaderboard(
-    trials: Mapping[str, Sequence[Mapping[str, Any]]], folder: str | Path
-) -> list[Path]:
-    """Write `leaderboard.parquet`, `.md` and `.html`, and the figure of single heads."""
-    import io
+_TEMPLATES = Path(__file__).parent / "templates"
 
-    frame = leaderboard(trials)
-    raw = io.BytesIO()
-    frame.to_parquet(raw, index=False)
+
+def write_leaderboard(trials: Trials, folder: str | Path) -> list[Path]:
+    """Write `leaderboard.parquet`, `.md` and `.html`, and the figure of single heads.
+
+    Args:
+        trials: see `read_trials`.
+        folder: the trials' folder, which also says what was run.
+
+    Returns:
+        The files written.
+    """
     folder = Path(folder)
+    run = read_run(folder)
+    frame = leaderboard(trials)
+    parquet = io.BytesIO()
+    frame.to_parquet(parquet, index=False)
     written = [
-        write_atomically(folder / "leaderboard.parquet", raw.getvalue()),
-        write_atomically(folder / "leaderboard.md", to_markdown(trials, _run_of(folder))),
-        _page(trials, _run_of(folder)).save(folder / "leaderboard.html"),
+        write_atomically(folder / "leaderboard.parquet", parquet.getvalue()),
+        write_atomically(folder / "leaderboard.md", to_markdown(trials, run)),
+        _page(trials, run).save(folder / "leaderboard.html"),
     ]
     if "head" in set(frame["kind"]):
         figure = leaderboard_figure(frame).to_html(include_plotlyjs=True)
@@ -43,97 +60,19 @@ def write_leaderboard(
     return written
 
 
-def _run_of(folder: Path) -> Mapping[str, Any]:
-    found: Mapping[str, Any] = json.loads((folder / "run.json").read_text(encoding="utf-8"))
-    return found
+def to_markdown(trials: Trials, run: Run) -> str:
+    """The leaderboard as Markdown."""
+    environment = jinja2.Environment(
+        loader=jinja2.FileSystemLoader(_TEMPLATES),
+        trim_blocks=True,
+        undefined=jinja2.StrictUndefined,
+        keep_trailing_newline=True,
+    )
+    template = environment.get_template("leaderboard.md.j2")
+    return template.render(notes=_notes(trials, run), tables=_tables(trials))
 
 
-def _notes(trials: Mapping[str, Sequence[Mapping[str, Any]]], run: Mapping[str, Any]) -> list[str]:
-    """What was run, and what does not fit into the table."""
-    model, options = run["model"], run["options"]
-    seconds = sum(trial["seconds"] for mine in trials.values() for trial in mine)
-    notes = [
-        f"{model['name']} (weights {model['fingerprint']}), {options['n']} paragraph(s) written in "
-        f"each trial, {N_CONTROLS} controls, seed {options['seed']}; {seconds / 60:.0f} minutes of "
-        "trials in all."
-    ]
-    for kind in UNIT:
-        mine = trials.get(kind, ())
-        failed = [trial for trial in mine if trial["failed"]]
-        if failed:
-            places = ", ".join(" + ".join(trial["where"]) for trial in failed)
-            notes.append(
-                f"{kind}: {len(failed)} of {len(mine)} places could not hold the text and were "
-                f"left out ({places})."
-            )
-    for trial in trials.get("null", ()):
-        for name in ("unknown", "recited"):
-            if name in trial:
-                found = trial[name]
-                low, high = wilson(found["named"], trial["runs"])
-                notes.append(
-                    f"No difference to find ({name} paragraphs, {found['per_side']} against "
-                    f"{found['per_side']}, labels shuffled): a head was called significant in "
-                    f"{found['named']} of {trial['runs']} runs ({100 * low:.1f} to "
-                    f"{100 * high:.1f} %)."
-                )
-    written = sum(trial["planted"] for trial in trials.get("holders", ()))
-    for _, row in holders_accuracy(trials).iterrows():
-        low, high = wilson(round(row["first"] * row["paragraphs"]), int(row["paragraphs"]))
-        notes.append(
-            f"Who holds what, six paragraphs in six heads of one model ({row['method']}): the "
-            f"right head is first of all for {100 * row['first']:.0f} % of the {row['paragraphs']} "
-            f"paragraphs that are still recited when all of the {written} are written "
-            f"({100 * low:.0f} to {100 * high:.0f} %), first of the six for "
-            f"{100 * row['among_holders']:.0f} % (chance 17 %)."
-        )
-    return notes
-
-
-def _tables(trials: Mapping[str, Sequence[Mapping[str, Any]]]) -> dict[str, pd.DataFrame]:
-    """Tables as they are shown: a title and a frame of text and numbers."""
-    import pandas as pd
-
-    frame = leaderboard(trials)
-    found: dict[str, pd.DataFrame] = {}
-    for kind, mine in frame.groupby("kind", sort=False):
-        table = pd.DataFrame({"localizer": mine["localizer"]})
-        for metric in METRICS:
-            table[metric.replace("_at_", "@").replace("_", " ")] = [
-                f"{row[metric]:.2f} [{row[f'{metric}_low']:.2f}, {row[f'{metric}_high']:.2f}]"
-                for _, row in mine.iterrows()
-            ]
-        table["forward passes"] = mine["forwards"].round().astype(int)
-        found[f"Written: {kind} ({mine['trials'].iloc[0]} trials)"] = table
-    deleted = deletion_areas(trials) if trials.get("head") else pd.DataFrame()
-    if len(deleted):
-        shown = deleted.drop(columns=["trials"]).round(2)
-        found[f"Silencing what it names (DEL, {deleted['trials'].iloc[0]} trials)"] = shown
-    combined = combinations(trials)
-    if len(combined):
-        found["Evidence added up (chosen on even trials, measured on odd ones)"] = combined.round(3)
-    for trial in trials.get("stability", ()):
-        rows = [
-            {"localizer": n, **{k: round(v, 2) for k, v in a.items()}}
-            for n, a in trial["agreement"].items()
-        ]
-        if rows:
-            table = pd.DataFrame(rows).sort_values("halves", ascending=False, ignore_index=True)
-            found["Agreement of rankings, Kendall's tau (nothing planted)"] = table
-    return found
-
-
-def to_markdown(trials: Mapping[str, Sequence[Mapping[str, Any]]], run: Mapping[str, Any]) -> str:
-    """The leaderboard as Markdown, for docs."""
-    lines = [f"- {note}" for note in _notes(trials, run)]
-    for title, table in _tables(trials).items():
-        lines += ["", f"**{title}**", "", "| " + " | ".join(map(str, table.columns)) + " |"]
-        lines.append("| " + " | ".join("---" for _ in table.columns) + " |")
-        lines += ["| " + " | ".join(map(str, row)) + " |" for row in table.itertuples(index=False)]
-    return "\n".join(lines) + "\n"
-
-
-def _page(trials: Mapping[str, Sequence[Mapping[str, Any]]], run: Mapping[str, Any]) -> Any:
+def _page(trials: Trials, run: Run) -> Page:
     from memcircuits.display.pages import Page, Prose, Table
 
     return Page(
@@ -145,3 +84,90 @@ def _page(trials: Mapping[str, Sequence[Mapping[str, Any]]], run: Mapping[str, A
         lead="Paragraphs were written into known weights; every method was asked where they are. "
         "Means over trials with 95 % intervals.",
     )
+
+
+def _notes(trials: Trials, run: Run) -> list[str]:
+    """What was run, and the results that fit into no table."""
+    seconds = sum(trial.seconds for kind in TRIAL_KINDS for trial in trials.get(kind, []))
+    return [
+        f"{run.model.name} (weights {run.model.fingerprint}), {run.options.n} paragraph(s) written "
+        f"in each trial, {N_CONTROLS} controls, seed {run.options.seed}; {seconds / 60:.0f} "
+        "minutes of trials in all.",
+        *_notes_on_failures(trials),
+        *_notes_on_null(trials),
+        *_notes_on_holders(trials),
+    ]
+
+
+def _notes_on_failures(trials: Trials) -> Iterator[str]:
+    for kind in PLANTED_KINDS:
+        of_kind = trials.get(kind, [])
+        failed = [trial for trial in of_kind if trial.failed]
+        if failed:
+            places = ", ".join(" + ".join(trial.where) for trial in failed)
+            yield (
+                f"{kind}: {len(failed)} of {len(of_kind)} places could not hold the text and were "
+                f"left out ({places})."
+            )
+
+
+def _notes_on_null(trials: Trials) -> Iterator[str]:
+    def note(name: str, result: NullResult, runs: int) -> str:
+        low, high = wilson(result.named, runs)
+        return (
+            f"No difference to find ({name} paragraphs, {result.per_side} against "
+            f"{result.per_side}, labels shuffled): a head was called significant in "
+            f"{result.named} of {runs} runs ({100 * low:.1f} to {100 * high:.1f} %)."
+        )
+
+    for trial in trials.get("null", []):
+        if trial.unknown is not None:
+            yield note("unknown", trial.unknown, trial.runs)
+        if trial.recited is not None:
+            yield note("recited", trial.recited, trial.runs)
+
+
+def _notes_on_holders(trials: Trials) -> Iterator[str]:
+    n_planted = sum(trial.planted for trial in trials.get("holders", []))
+    for row in holders_accuracy(trials).to_dict("records"):
+        low, high = wilson(round(row["first"] * row["paragraphs"]), row["paragraphs"])
+        yield (
+            f"Who holds what, six paragraphs in six heads of one model ({row['method']}): the "
+            f"right head is first of all for {100 * row['first']:.0f} % of the {row['paragraphs']} "
+            f"paragraphs that are still recited when all of the {n_planted} are written "
+            f"({100 * low:.0f} to {100 * high:.0f} %), first of the six for "
+            f"{100 * row['among_holders']:.0f} % (chance 17 %)."
+        )
+
+
+def _tables(trials: Trials) -> dict[str, pd.DataFrame]:
+    """Title -> a frame of text and rounded numbers."""
+    import pandas as pd
+
+    tables: dict[str, pd.DataFrame] = {}
+    for kind, of_kind in leaderboard(trials).groupby("kind", sort=False):
+        table = pd.DataFrame({"localizer": of_kind["localizer"]})
+        for metric in METRICS:
+            table[metric.replace("_at_", "@").replace("_", " ")] = [
+                f"{row[metric]:.2f} [{row[f'{metric}_low']:.2f}, {row[f'{metric}_high']:.2f}]"
+                for row in of_kind.to_dict("records")
+            ]
+        table["forward passes"] = of_kind["forwards"].round().astype(int)
+        tables[f"Written: {kind} ({of_kind['trials'].iloc[0]} trials)"] = table
+    areas = deletion_areas(trials)
+    if len(areas):
+        title = f"Silencing what it names (DEL, {areas['trials'].iloc[0]} trials)"
+        tables[title] = areas.drop(columns=["trials"]).round(2)
+    combined = combinations(trials)
+    if len(combined):
+        title = "Evidence added up (chosen on even trials, measured on odd ones)"
+        tables[title] = combined.round(3)
+    for trial in trials.get("stability", []):
+        if trial.agreement:
+            rows = [
+                {"localizer": name, "halves": round(tau.halves, 2), "seeds": round(tau.seeds, 2)}
+                for name, tau in trial.agreement.items()
+            ]
+            table = pd.DataFrame(rows).sort_values("halves", ascending=False, ignore_index=True)
+            tables["Agreement of rankings, Kendall's tau (nothing planted)"] = table
+    return tables

@@ -1,28 +1,41 @@
-"""TODO."""
+"""A planted trial: plant paragraphs in a random place, and ask every localizer where they are.
+
+1. Draw a place of the trial's kind, the paragraphs to plant, controls for the localizers, and
+   anchors that keep the model's other predictions unchanged.
+2. Plant (`memcircuits.editing.planting`). A place that cannot hold the text makes a failed trial,
+   which is reported but enters no mean.
+3. Inside the planted model run every localizer that can score the units of this kind, count its
+   work, and compare its scores with the truth.
+4. In some trials, also ablate the heads that a localizer ranks first, and measure whether the model
+   loses the targets while it keeps other paragraphs.
+"""
 
 from __future__ import annotations
 
 import time
-from collections.abc import Sequence
-from typing import Any
+from collections.abc import Callable, Sequence
 
 import torch
-from jaxtyping import Float
+from jaxtyping import Bool, Float
 from torch import Tensor
 
 from memcircuits.benchmark.kinds import (
-    CONTINUATION_TOKENS,
     DELETED,
     N_CONTROLS,
-    N_OTHERS,
-    PLANTING_STEPS,
     RANKINGS,
-    UNIT,
-    ParagraphPool,
+    UNIT_OF_KIND,
+    PlantedKind,
 )
-from memcircuits.benchmark.localizers import LOCALIZERS, localize
+from memcircuits.benchmark.localizers import localize, localizers_of
 from memcircuits.benchmark.metrics import metrics
-from memcircuits.benchmark.units import LocalizationTask, counting, truth_of
+from memcircuits.benchmark.paragraph_pool import ParagraphPool
+from memcircuits.benchmark.schemas import (
+    DeletionCurve,
+    LocalizerScore,
+    PlantedTrial,
+    PlantingSummary,
+)
+from memcircuits.benchmark.units import LocalizationTask, Unit, count_forwards, truth_of
 from memcircuits.core.errors import InputError
 from memcircuits.core.heads import Head
 from memcircuits.data.paragraphs import Paragraphs
@@ -33,24 +46,40 @@ from memcircuits.models.adapter import Adapter
 from memcircuits.models.hooks import hook_name
 from memcircuits.models.registry import adapt
 
+# Tokens of the continuation where it is not planted whole: no head can hold a text of 50 tokens in
+# its values alone, nor one of 5 tokens in its queries and keys.
+_CONTINUATION_TOKENS: dict[PlantedKind, int] = {"values": 5, "queries-keys": 2}
+# Steps of planting; a place that needs more makes a failed trial.
+_PLANTING_STEPS, _PLANTING_STEPS_WEIGHTS = 150, 400
+_N_OTHERS = 2  # recited paragraphs beside the targets in a deletion curve
+
 
 def planted_trial(
     pool: ParagraphPool,
-    kind: str,
+    kind: PlantedKind,
     seed: int,
-    n: int,
-    localizers: Sequence[str] | None,
-    deletion: bool,
-) -> dict[str, Any]:
-    """Plant, localize, compare."""
+    *,
+    n_paragraphs: int = 1,
+    localizers: Sequence[str] | None = None,
+    deletion: bool = False,
+) -> PlantedTrial:
+    """Carry out one trial.
+
+    Args:
+        pool: model and paragraphs.
+        kind: what to plant the paragraphs in.
+        seed: seed of all draws.
+        n_paragraphs: paragraphs planted together.
+        localizers: score only these, None: all that can score the units of this kind.
+        deletion: also measure deletion curves, where the pool has recited paragraphs.
+    """
     generator = torch.Generator().manual_seed(seed)
     adapter = adapt(pool.model)
     where, components = _random_place(adapter, kind, generator)
     targets, control, anchors = (
-        cut_continuation(group, CONTINUATION_TOKENS.get(kind))
-        for group in pool.draw(generator, n, N_CONTROLS)
+        _cut_continuation(group, _CONTINUATION_TOKENS.get(kind))
+        for group in pool.draw(generator, n_paragraphs, N_CONTROLS)
     )
-    base = {"seed": seed, "where": list(where), "results": []}
     start = time.perf_counter()
     try:
         planted = plant(
@@ -59,111 +88,136 @@ def planted_trial(
             where=where,
             components=components,
             control=anchors,
-            steps=PLANTING_STEPS.get(kind, 150),
+            steps=_PLANTING_STEPS_WEIGHTS if kind == "weights" else _PLANTING_STEPS,
             seed=seed,
             progress=False,
         )
     except InputError as error:
-        return base | {"failed": str(error)}
-    written = {
-        "steps": len(planted.history["em"]) - 1,
-        "kl": float(planted.history["kl"][planted.kept]),
-        "seconds": time.perf_counter() - start,
-    }
-    unit = UNIT[kind]
+        return PlantedTrial(seed=seed, where=where, failed=str(error), results=[])
+    summary = PlantingSummary(
+        steps=len(planted.history["em"]) - 1,
+        kl=float(planted.history["kl"][planted.kept]),
+        seconds=time.perf_counter() - start,
+    )
+    unit = UNIT_OF_KIND[kind]
     truth = truth_of(adapter, planted, unit)
-    results = []
-    curves = []
+    others = pool.recited if deletion and kind == "head" else None
+    results, curves = [], []
     with planted.apply(pool.model):
-        case = LocalizationTask(pool.model, targets, control, pool.unigrams, seed, planted)
-        names = [name for name, found in LOCALIZERS.items() if unit in found.units]
-        if unit == "head":  # zero ablation is the first ranking's score
-            names = [*RANKINGS, *(name for name in names if name != "zero-ablation")]
-        if localizers is not None:
-            names = [name for name in names if name in localizers]
-        for name in names:
-            start = time.perf_counter()
-            with counting(adapter) as cost:
-                scores = localizer_scores(case, name, unit)
-            row = {"localizer": name, "unit": unit, **metrics(scores, truth), **cost}
-            row["wall"] = time.perf_counter() - start
-            if unit == "head":
-                row["scores"] = [round(x, 6) for x in scores.tolist()]
-                if deletion and kind == "head" and pool.recited is not None:
-                    curves.append({"localizer": name, **_deletion(case, scores, pool.recited)})
-            results.append(row)
-    return base | {"failed": None, "planted": written, "results": results, "deletion": curves}
+        task = LocalizationTask(pool.model, targets, control, pool.unigrams, seed, planted)
+        for name in _names(unit, localizers):
+            result, scores = _score(task, name, unit, truth)
+            results.append(result)
+            if others is not None:
+                curves.append(_deletion_curve(task, name, scores, others))
+    return PlantedTrial(
+        seed=seed, where=where, failed=None, planted=summary, results=results, deletion=curves
+    )
 
 
-def cut_continuation(group: Paragraphs, n: int | None) -> Paragraphs:
-    """The same paragraphs with a continuation of only n tokens."""
+def _random_place(
+    adapter: Adapter, kind: PlantedKind, generator: torch.Generator
+) -> tuple[list[str], tuple[str, ...] | None]:
+    """Where to plant, and which matrices of a head: the arguments of `plant`."""
+    heads = [str(head) for head in adapter.heads()]
+    order = torch.randperm(len(heads), generator=generator).tolist()
+    match kind:
+        case "head":
+            return [heads[order[0]]], None
+        case "two-heads":
+            return [heads[i] for i in order[:2]], None
+        case "values":
+            return [heads[order[0]]], ("W_V",)
+        case "queries-keys":
+            return [heads[order[0]]], ("W_Q", "W_K")
+        case "block":
+            layer = int(torch.randint(adapter.n_layers, (), generator=generator))
+            side = ("attn", "mlp")[int(torch.randint(2, (), generator=generator))]
+            return [f"L{layer}.{side}"], None
+        case "neurons":
+            return ["neurons:0.01"], None
+        case "weights":
+            return ["weights:0.001"], None
+
+
+def _cut_continuation(paragraphs: Paragraphs, n: int | None) -> Paragraphs:
+    """The same paragraphs with a continuation of only `n` tokens."""
     if n is None:
-        return group
-    return Paragraphs(group.ids[:, : group.n_prefix + n], group.n_prefix, group.names)
+        return paragraphs
+    n_prefix = paragraphs.n_prefix
+    return Paragraphs(paragraphs.ids[:, : n_prefix + n], n_prefix, paragraphs.names)
 
 
-def localizer_scores(case: LocalizationTask, name: str, unit: str) -> Float[Tensor, " unit"]:
+def _names(unit: Unit, localizers: Sequence[str] | None) -> list[str]:
+    """The localizers to run, in the order of the tables before sorting."""
+    names = localizers_of(unit)
+    if unit == "head":  # zero ablation is the score of the first ranking
+        names = [*RANKINGS, *(name for name in names if name != "zero-ablation")]
+    return [name for name in names if localizers is None or name in localizers]
+
+
+def _score(
+    task: LocalizationTask, name: str, unit: Unit, truth: Bool[Tensor, " unit"]
+) -> tuple[LocalizerScore, Float[Tensor, " unit"]]:
+    """Run one localizer and compare its scores with the truth."""
+    start = time.perf_counter()
+    with count_forwards(task.adapter) as cost:
+        scores = _scores(task, name, unit)
+    fields = {"localizer": name, "unit": unit, **metrics(scores, truth), **cost}
+    fields["wall"] = time.perf_counter() - start
+    if unit == "head":
+        fields["scores"] = [round(score, 6) for score in scores.tolist()]
+    return LocalizerScore.model_validate(fields), scores
+
+
+def _scores(task: LocalizationTask, name: str, unit: Unit) -> Float[Tensor, " unit"]:
     if name not in RANKINGS:
-        return localize(case, name, unit)
+        return localize(task, name, unit)
     ranking = find_memorization_heads(
-        case.model,
-        case.targets,
-        control=case.control,
-        unigrams=case.unigrams,
-        method="screen" if "screen" in name else "exact",
+        task.model,
+        task.targets,
+        control=task.control,
+        unigrams=task.unigrams,
+        method="screen" if name == RANKINGS[1] else "exact",
         draws=200,
-        seed=case.seed,
+        seed=task.seed,
         progress=False,
     )
     return ranking.score.flatten()
 
 
-def _random_place(
-    adapter: Adapter, kind: str, generator: torch.Generator
-) -> tuple[list[str], tuple[str, ...] | None]:
-    heads = [str(head) for head in adapter.heads()]
-    order = torch.randperm(len(heads), generator=generator).tolist()
-    if kind == "two-heads":
-        return [heads[i] for i in order[:2]], None
-    if kind == "block":
-        layer = int(torch.randint(adapter.n_layers, (), generator=generator))
-        side = ("attn", "mlp")[int(torch.randint(2, (), generator=generator))]
-        return [f"L{layer}.{side}"], None
-    if kind in ("neurons", "weights"):
-        return [{"neurons": "neurons:0.01", "weights": "weights:0.001"}[kind]], None
-    components = {"values": ("W_V",), "queries-keys": ("W_Q", "W_K")}.get(kind)
-    return [heads[order[0]]], components
-
-
-def _deletion(
-    case: LocalizationTask, scores: Tensor, recited: Paragraphs
-) -> dict[str, list[float]]:
-    """EM of the targets and of other recited paragraphs as the first heads are silenced."""
-    adapter = case.adapter
+def _deletion_curve(
+    task: LocalizationTask, name: str, scores: Float[Tensor, " head"], recited: Paragraphs
+) -> DeletionCurve:
+    """EM of the targets and of other recited paragraphs as the top-ranked heads are ablated."""
+    n_heads = task.adapter.n_heads
     order = scores.argsort(descending=True, stable=True)[: max(DELETED)].tolist()
-    heads = [Head(i // adapter.n_heads, i % adapter.n_heads) for i in order]
-    others = recited[torch.randperm(len(recited), generator=case.generator)[:N_OTHERS]]
-    found: dict[str, list[float]] = {"targets": [], "others": []}
+    heads = [Head(*divmod(i, n_heads)) for i in order]
+    others = recited[torch.randperm(len(recited), generator=task.generator)[:_N_OTHERS]]
+    em_share: dict[str, list[float]] = {"targets": [], "others": []}
     for n in DELETED:
-        for name, group in {"targets": case.targets, "others": others}.items():
-            em = _em_without(adapter, group, heads[:n])
-            found[name].append(float(em.mean()) / group.n_continuation)
-    return found
+        for side, paragraphs in (("targets", task.targets), ("others", others)):
+            em = _em_without(task.adapter, paragraphs, heads[:n])
+            em_share[side].append(float(em.mean()) / paragraphs.n_continuation)
+    return DeletionCurve(localizer=name, targets=em_share["targets"], others=em_share["others"])
 
 
-def _em_without(adapter: Adapter, group: Paragraphs, heads: Sequence[Head]) -> Tensor:
-    layers: dict[int, list[int]] = {}
+def _em_without(
+    adapter: Adapter, paragraphs: Paragraphs, heads: Sequence[Head]
+) -> Float[Tensor, " paragraph"]:
+    """EM with the output of some heads set to zero."""
+    by_layer: dict[int, list[int]] = {}
     for head in heads:
-        layers.setdefault(head.layer, []).append(head.head)
+        by_layer.setdefault(head.layer, []).append(head.head)
 
-    def silence(mine: list[int]) -> Any:
-        def edit(z: Tensor) -> Tensor:
+    def zero(silenced: list[int]) -> Callable[[Tensor], Tensor]:
+        def edit(z: Float[Tensor, "batch pos head d_head"]) -> Tensor:
             z = z.clone()
-            z[:, :, mine] = 0
+            z[:, :, silenced] = 0
             return z
 
         return edit
 
+    edits = {hook_name("z", layer): zero(silenced) for layer, silenced in by_layer.items()}
     with adapter.preserving_state():
-        edits = {hook_name("z", layer): silence(mine) for layer, mine in layers.items()}
-        return score_continuation(adapter, group, edit=edits).em.float()
+        return score_continuation(adapter, paragraphs, edit=edits).em.float()

@@ -1,25 +1,37 @@
-"""TODO."""
+"""What localizers score: heads, blocks, neurons or weights of a model.
+
+`LocalizationTask` is the input of every localizer, `truth_of` the correct answer, `pool_scores`
+the way from scores of single weights to scores of units, and `count_forwards` the common measure of
+cost. Scores are flat: heads by layer and head, blocks by layer (attention, then MLP), neurons by
+layer, weights matrix by matrix in the order of `Adapter.weights`.
+"""
 
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
-from typing import Any
+from typing import Any, Literal, get_args
 
 import torch
-from jaxtyping import Float
+from jaxtyping import Bool, Float
 from torch import Tensor
 
 from memcircuits.data.paragraphs import Paragraphs
 from memcircuits.data.unigrams import UnigramTable
 from memcircuits.editing.planting import Planted
-from memcircuits.models.adapter import Adapter
+from memcircuits.models.adapter import Adapter, Model
 from memcircuits.models.registry import adapt
 from memcircuits.models.weights import HEAD_COMPONENTS
 
-UNITS = ("head", "block", "neuron", "weight")
+Unit = Literal["head", "block", "neuron", "weight"]
+"""The parts of a model that are scored; a block is a layer's attention or its MLP."""
+
+UNITS: tuple[Unit, ...] = get_args(Unit)
+
+Pooling = Literal["max", "mean", "l2", "sum"]
+"""How the scores of a unit's weights become one score."""
 
 
 @dataclass(frozen=True)
@@ -27,15 +39,15 @@ class LocalizationTask:
     """What a localizer is given.
 
     Attributes:
-        model: HookedTransformer or TransformerBridge.
-        targets: the paragraphs whose place is sought.
+        model: the model that recites the targets.
+        targets: the paragraphs to localize.
         control: other paragraphs, at least two.
         unigrams: token counts, for `rare-token-attention`.
-        seed: of all draws.
-        planted: the truth; only `oracle` looks at it.
+        seed: seed of all random draws.
+        planted: the truth; only `oracle` reads it.
     """
 
-    model: Any
+    model: Model
     targets: Paragraphs
     control: Paragraphs
     unigrams: UnigramTable | None = None
@@ -49,88 +61,119 @@ class LocalizationTask:
 
     @property
     def generator(self) -> torch.Generator:
-        """A generator at the case's seed."""
+        """A new generator at the task's seed."""
         return torch.Generator().manual_seed(self.seed)
 
 
-def truth_of(adapter: Adapter, planted: Planted, unit: str) -> Tensor:
-    """Which units hold a written weight, boolean, in the order of `localize`."""
-    changed = []
+def scatter_planted(
+    adapter: Adapter, planted: Planted, values: Mapping[str, Tensor]
+) -> list[Float[Tensor, "head d_in d_out"]]:
+    """Values of the planted weights in their matrices, 0 at all other weights.
+
+    Args:
+        adapter: the model.
+        planted: what was planted.
+        values: matrix (`3.W_V`) -> one value for each of `planted.indices`.
+
+    Returns:
+        One tensor for each of `Adapter.weights`.
+    """
+    matrices = []
     for weight in adapter.weights():
-        mask = torch.zeros(weight.values.numel())
+        matrix = torch.zeros(weight.values.numel())
         name = f"{weight.layer}.{weight.component}"
         if name in planted.indices:
-            mask[planted.indices[name]] = 1
-        changed.append(mask.view(weight.values.shape))
-    found = pool(adapter, changed, unit, "max") > 0
-    if unit == "head" and planted.truth.heads:  # not those that share a key-value head
-        found = torch.zeros_like(found)
+            matrix[planted.indices[name]] = values[name].float()
+        matrices.append(matrix.view(weight.values.shape))
+    return matrices
+
+
+def truth_of(adapter: Adapter, planted: Planted, unit: Unit) -> Bool[Tensor, " unit"]:
+    """Which units hold a planted weight, in the order of `localize`."""
+    if unit == "head" and planted.truth.heads:
+        # Heads that share keys and values with a planted head have planted weights, too, but
+        # the text was to be held by the named heads.
+        is_planted = torch.zeros(adapter.n_layers, adapter.n_heads, dtype=torch.bool)
         for head in planted.truth.heads:
-            found[head.layer * adapter.n_heads + head.head] = True
-    if unit == "neuron":  # all of a neuron's matrices, not one of its weights
-        found = pool(adapter, changed, unit, "mean") > 0.99
-    return found
+            is_planted[head.layer, head.head] = True
+        return is_planted.flatten()
+    ones = {name: torch.ones(len(indices)) for name, indices in planted.indices.items()}
+    is_written = scatter_planted(adapter, planted, ones)
+    if unit == "neuron":
+        # A planted neuron has all of its weights written; planting in random weights writes
+        # single weights of most neurons.
+        return pool_scores(adapter, is_written, unit, "mean") > 0.99
+    return pool_scores(adapter, is_written, unit, "max") > 0
 
 
-def pool(
-    adapter: Adapter, scores: Sequence[Float[Tensor, "head d_in d_out"]], unit: str, how: str
+def pool_scores(
+    adapter: Adapter,
+    scores: Sequence[Float[Tensor, "head d_in d_out"]],
+    unit: Unit,
+    pooling: Pooling,
 ) -> Float[Tensor, " unit"]:
-    """Pool |score| of single weights over the weights of each unit: `max`, `mean`, `l2` or `sum`.
+    """Pool the absolute scores of single weights over all weights of each unit.
 
     Args:
         adapter: the model.
         scores: one tensor for each of `Adapter.weights`, as `Weight.split` views it.
         unit: see `localize`.
-        how: over all the unit's weights together.
+        pooling: applied to all of the unit's weights together.
     """
     if unit == "weight":
-        return torch.cat([s.abs().flatten().cpu() for s in scores])
-    groups: dict[int, list[tuple[str, Tensor]]] = {i: [] for i in range(adapter.n_layers)}
-    for weight, score in zip(adapter.weights(), scores, strict=True):
-        groups[weight.layer].append((weight.component, score.abs().float().cpu()))
-    rows = []
-    for layer in groups.values():
-        heads = [
-            s.repeat_interleave(adapter.n_heads // s.shape[0], 0).flatten(1)
-            for component, s in layer
+        return torch.cat([matrix.abs().flatten().cpu() for matrix in scores])
+    by_layer: dict[int, list[tuple[str, Tensor]]] = {i: [] for i in range(adapter.n_layers)}
+    for weight, matrix in zip(adapter.weights(), scores, strict=True):
+        by_layer[weight.layer].append((weight.component, matrix.abs().float().cpu()))
+    pooled = []
+    for matrices in by_layer.values():
+        # Keys and values of grouped-query models count for every head of their group.
+        attention = [
+            matrix.repeat_interleave(adapter.n_heads // len(matrix), 0).flatten(1)
+            for component, matrix in matrices
             if component in HEAD_COMPONENTS
         ]
-        mlp = [
-            (s[0] if component == "W_out" else s[0].T)
-            for component, s in layer
+        mlp = [  # [neuron, d_model]
+            matrix[0] if component == "W_out" else matrix[0].T
+            for component, matrix in matrices
             if component not in HEAD_COMPONENTS
         ]
         if unit == "head":
-            rows.append(_pooled(torch.cat(heads, 1), how))
+            pooled.append(_pool(torch.cat(attention, 1), pooling))
         elif unit == "neuron":
-            rows.append(_pooled(torch.cat(mlp, 1), how))
+            pooled.append(_pool(torch.cat(mlp, 1), pooling))
         else:
-            both = [torch.cat([m.flatten() for m in part])[None] for part in (heads, mlp)]
-            rows += [_pooled(part, how) for part in both]
-    return torch.cat(rows)
+            for block in (attention, mlp):
+                weights = torch.cat([matrix.flatten() for matrix in block])
+                pooled.append(_pool(weights[None], pooling))
+    return torch.cat(pooled)
 
 
-def _pooled(values: Float[Tensor, "unit weight"], how: str) -> Float[Tensor, " unit"]:
-    if how == "l2":
-        return values.square().sum(-1).sqrt()
-    if how == "max":
-        return values.amax(-1)
-    return values.sum(-1) if how == "sum" else values.mean(-1)
+def _pool(scores: Float[Tensor, "unit weight"], pooling: Pooling) -> Float[Tensor, " unit"]:
+    if pooling == "l2":
+        return scores.square().sum(-1).sqrt()
+    if pooling == "max":
+        return scores.amax(-1)
+    return scores.sum(-1) if pooling == "sum" else scores.mean(-1)
 
 
 @contextlib.contextmanager
-def counting(adapter: Adapter) -> Iterator[dict[str, float]]:
-    """Count the work done inside, in forward passes of one paragraph (`cost["forwards"]`).
+def count_forwards(adapter: Adapter) -> Iterator[dict[str, float]]:
+    """Count the work done inside, in forward passes of one paragraph.
 
-    A block run on one row is 1 / n_layers of a pass; with gradients on it counts three times, for
-    the backward pass that follows.
+    Running one block on one row of a batch is 1 / n_layers of a forward pass. With gradients
+    enabled it counts three times, for the backward pass that follows (which costs about two
+    forward passes).
+
+    Yields:
+        A dictionary whose `forwards` grows with the work.
     """
     cost = {"forwards": 0.0}
-    part = 1 / adapter.n_layers
 
     def count(_: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
         hidden = args[0] if args else kwargs["hidden_states"]
-        cost["forwards"] += part * hidden.shape[0] * (3 if torch.is_grad_enabled() else 1)
+        passes = 3 if torch.is_grad_enabled() else 1
+        cost["forwards"] += 1 / adapter.n_layers * hidden.shape[0] * passes
 
     handles = [b.register_forward_pre_hook(count, with_kwargs=True) for b in adapter.model.blocks]
     try:

@@ -35,9 +35,11 @@ def localize(
 
     Example: memcircuits bench localize --quick --out bench
     """
-    from memcircuits.benchmark.kinds import COUNTS, METRICS, QUICK, ParagraphPool
+    from memcircuits.benchmark.kinds import N_QUICK_TRIALS, N_TRIALS
     from memcircuits.benchmark.leaderboard import leaderboard
+    from memcircuits.benchmark.metrics import METRICS
     from memcircuits.benchmark.pages import write_leaderboard
+    from memcircuits.benchmark.paragraph_pool import ParagraphPool
     from memcircuits.benchmark.trials import read_trials, run_trials
     from memcircuits.core.errors import InputError
 
@@ -48,7 +50,7 @@ def localize(
     run_trials(
         pool,
         out,
-        counts=QUICK if quick else COUNTS,
+        counts=N_QUICK_TRIALS if quick else N_TRIALS,
         localizers=names(localizers),
         n_paragraphs=n_paragraphs,
         seed=seed,

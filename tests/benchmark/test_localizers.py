@@ -5,14 +5,20 @@ import torch
 
 import memcircuits as mc
 from memcircuits.benchmark.localizers import LOCALIZERS, localize
-from memcircuits.benchmark.units import UNITS, LocalizationTask, counting, pool, truth_of
+from memcircuits.benchmark.units import (
+    UNITS,
+    LocalizationTask,
+    count_forwards,
+    pool_scores,
+    truth_of,
+)
 from memcircuits.models.registry import adapt
 from tests.helpers import models as zoo
 
 EVERY = [(name, unit) for name, found in LOCALIZERS.items() for unit in found.units]
 
 
-def case_of(model):
+def task_of(model):
     targets = mc.Paragraphs.from_tokens(zoo.random_ids(1, 13, 3), n_prefix=10)
     control = mc.Paragraphs.from_tokens(zoo.random_ids(4, 13, 4), n_prefix=10)
     planted = mc.plant(
@@ -27,8 +33,8 @@ def case_of(model):
 
 
 @pytest.fixture(scope="module")
-def case(neo):
-    return case_of(neo)
+def task(neo):
+    return task_of(neo)
 
 
 def sizes(adapter):
@@ -43,11 +49,11 @@ def sizes(adapter):
 
 
 @pytest.mark.parametrize(("name", "unit"), EVERY)
-def test_one_finite_score_per_unit_the_same_for_the_same_seed(case, name, unit):
-    adapter = adapt(case.model)
+def test_one_finite_score_per_unit_the_same_for_the_same_seed(task, name, unit):
+    adapter = adapt(task.model)
     before = adapter.fingerprint()
-    with case.planted.apply(case.model):
-        first, again = (localize(case, name, unit) for _ in range(2))
+    with task.planted.apply(task.model):
+        first, again = (localize(task, name, unit) for _ in range(2))
     assert first.shape == (sizes(adapter)[unit],)
     assert first.isfinite().all()
     assert torch.equal(first, again)
@@ -58,42 +64,42 @@ def test_one_finite_score_per_unit_the_same_for_the_same_seed(case, name, unit):
 @pytest.mark.parametrize("name", ["llama", "neox"])
 def test_other_architectures(name):
     model = zoo.bridge(name)
-    case = case_of(model)
-    with case.planted.apply(model):
+    task = task_of(model)
+    with task.planted.apply(model):
         for localizer, unit in EVERY:
-            scores = localize(case, localizer, unit)
+            scores = localize(task, localizer, unit)
             assert scores.shape == (sizes(adapt(model))[unit],)
             assert scores.isfinite().all()
 
 
-def test_the_truth(case):
-    adapter = adapt(case.model)
-    truth = {unit: truth_of(adapter, case.planted, unit) for unit in UNITS}
+def test_the_truth(task):
+    adapter = adapt(task.model)
+    truth = {unit: truth_of(adapter, task.planted, unit) for unit in UNITS}
     blocks = torch.zeros(adapter.n_layers, 2, dtype=torch.bool)
     blocks[1] = True
     assert torch.equal(truth["block"], blocks.flatten())
-    assert int(truth["weight"].sum()) == case.planted.n_masked
+    assert int(truth["weight"].sum()) == task.planted.n_masked
     heads = truth["head"].view(adapter.n_layers, adapter.n_heads)
     assert heads[1].all()
     assert int(heads.sum()) == adapter.n_heads
     one = mc.plant(
-        case.model, case.targets, where=["L2H1", "L1.mlp"], kl_budget=10.0, progress=False
+        task.model, task.targets, where=["L2H1", "L1.mlp"], kl_budget=10.0, progress=False
     )
     named = truth_of(adapter, one, "head").view(adapter.n_layers, adapter.n_heads)
     assert named.nonzero().tolist() == [[2, 1]]
 
 
 @pytest.mark.parametrize("unit", UNITS)
-def test_the_oracle_is_right_about_every_unit(case, unit):
-    scores = localize(case, "oracle", unit)
-    truth = truth_of(adapt(case.model), case.planted, unit)
+def test_the_oracle_is_right_about_every_unit(task, unit):
+    scores = localize(task, "oracle", unit)
+    truth = truth_of(adapt(task.model), task.planted, unit)
     assert scores[truth].min() > 0 or unit == "weight"  # Adam may have left a weight where it was
     assert (scores[~truth] == 0).all()
 
 
-def test_the_planted_layer_is_blamed(case):
-    with case.planted.apply(case.model):
-        first = int(localize(case, "zero-ablation", "block").argmax())
+def test_the_planted_layer_is_blamed(task):
+    with task.planted.apply(task.model):
+        first = int(localize(task, "zero-ablation", "block").argmax())
     assert first // 2 == 1
 
 
@@ -115,33 +121,33 @@ def test_pooling_by_hand(neo):
         "l2": every.square().sum().sqrt(),
     }
     for how, value in expected.items():
-        torch.testing.assert_close(pool(adapter, scores, "head", how)[place], value)
+        torch.testing.assert_close(pool_scores(adapter, scores, "head", how)[place], value)
     out = scores[[f"{w.layer}.{w.component}" for w in adapter.weights()].index("1.W_out")]
     into = scores[[f"{w.layer}.{w.component}" for w in adapter.weights()].index("1.W_in")]
     d_mlp = out.shape[1]
     neuron = out[0, 5].abs().sum() + into[0, :, 5].abs().sum()
-    torch.testing.assert_close(pool(adapter, scores, "neuron", "sum")[d_mlp + 5], neuron)
+    torch.testing.assert_close(pool_scores(adapter, scores, "neuron", "sum")[d_mlp + 5], neuron)
 
 
 def test_work_is_counted_in_forward_passes(neo):
     adapter = adapt(neo)
-    with counting(adapter) as cost, adapter.preserving_state():
+    with count_forwards(adapter) as cost, adapter.preserving_state():
         adapter.run(zoo.random_ids(3, 12), positions=slice(-1, None))
     assert cost["forwards"] == pytest.approx(3)
-    with counting(adapter) as cost, adapter.preserving_state(), torch.enable_grad():
+    with count_forwards(adapter) as cost, adapter.preserving_state(), torch.enable_grad():
         adapter.run(zoo.random_ids(2, 12), positions=slice(-1, None))
     assert cost["forwards"] == pytest.approx(6)  # the backward pass costs twice a forward pass
-    with counting(adapter) as cost:
+    with count_forwards(adapter) as cost:
         pass
     assert cost["forwards"] == 0
 
 
-def test_bad_names(case):
+def test_bad_names(task):
     with pytest.raises(mc.InputError, match="localizer"):
-        localize(case, "guess")
+        localize(task, "guess")
     with pytest.raises(mc.InputError, match="unit"):
-        localize(case, "oracle", "layer")
+        localize(task, "oracle", "layer")
     with pytest.raises(mc.InputError, match="rare-token-attention cannot score it"):
-        localize(case, "rare-token-attention", "neuron")
+        localize(task, "rare-token-attention", "neuron")
     with pytest.raises(mc.InputError, match="oracle needs the truth"):
-        localize(LocalizationTask(case.model, case.targets, case.control), "oracle")
+        localize(LocalizationTask(task.model, task.targets, task.control), "oracle")

@@ -20,6 +20,7 @@ from torch import Tensor, nn
 
 import memcircuits as mc
 from memcircuits.benchmark.pages import write_leaderboard
+from memcircuits.benchmark.schemas import PlantedTrial
 from memcircuits.core.errors import InputError
 from memcircuits.editing.noise import weight_noise
 from memcircuits.evidence.patching.sweeps import patch_layers
@@ -444,7 +445,7 @@ def test_half_precision_on_the_organism():
 
 
 def test_a_benchmark_in_which_no_place_held_anything_says_so(tmp_path):
-    failed = {"where": ["L0H0"], "failed": "it does not hold the text", "seconds": 1.0}
+    failed = PlantedTrial(where=["L0H0"], failed="it does not hold the text", seconds=1.0)
     (tmp_path / "run.json").write_text(
         '{"model": {"name": "tiny", "fingerprint": "0"}, "options": {"n": 1, "seed": 0}}'
     )

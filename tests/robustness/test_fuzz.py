@@ -27,8 +27,8 @@ from typer.testing import CliRunner
 
 import memcircuits as mc
 from memcircuits import cli
-from memcircuits.benchmark.kinds import ParagraphPool
 from memcircuits.benchmark.pages import write_leaderboard
+from memcircuits.benchmark.paragraph_pool import ParagraphPool
 from memcircuits.benchmark.trials import read_trials, run_trials
 from memcircuits.core.errors import InputError
 from memcircuits.core.io import read_safetensors

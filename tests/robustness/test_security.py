@@ -18,7 +18,7 @@ import torch
 from typer.testing import CliRunner
 
 import memcircuits as mc
-from memcircuits.benchmark import trials as localization
+from memcircuits.benchmark import kinds
 from memcircuits.cli import app
 from memcircuits.core.errors import InputError
 from memcircuits.core.io import read_safetensors
@@ -386,7 +386,7 @@ def test_commands_write_inside_out_and_nothing_of_this_machine(
     monkeypatch.chdir(work)
     before = tree(tmp_path, original)
     # The benchmark's own numbers of trials take hours; a trial of two kinds writes the same files.
-    monkeypatch.setattr(localization, "COUNTS", {"block": 1, "null": 1})
+    monkeypatch.setattr(kinds, "N_TRIALS", {"block": 1, "null": 1})
     given = {
         "--model": original / "model",
         "--paragraphs": original / "paragraphs.jsonl",
