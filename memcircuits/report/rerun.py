@@ -1,63 +1,140 @@
-"""TODO."""
+"""How to make a ranking and its report again: a shell command, and the same in Python.
+
+A ranking's provenance holds every option that decides its numbers. `settings` lists them once, in
+one table; each row says how Python writes the option and how the command line writes it. `commands`
+joins the rows. The shell command is left out if one of the rows has no option on the command line,
+because that command would make another ranking.
+
+What a provenance cannot know is written `FILE`: where the paragraphs, the controls and the token
+counts are, unless they are those of the package.
+"""
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+import shlex
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Literal, NamedTuple
 
+from memcircuits.core.statistics import DRAWS
 from memcircuits.data.paragraphs import Paragraphs
 from memcircuits.data.unigrams import UnigramTable
 
 if TYPE_CHECKING:
     from memcircuits.evidence.ranking import Ranking
 
-COUNTED_HERE = "the given paragraphs"
+COUNTED_HERE = "the given paragraphs"  # the source of counts when no unigram table was given
+SHIPPED_MODELS = ("organism", "organism-planted")
+
+Call = Literal["load", "read", "find"]
+"""The Python call that takes a setting: `load_model`, `Paragraphs.read`, the ranking itself."""
+
+
+class Setting(NamedTuple):
+    """One setting of a ranking, as Python and as the command line write it.
+
+    Attributes:
+        call: the Python call that takes it.
+        python: its argument there; empty if the default says the same.
+        shell: its words on the command line; empty if the default says the same, None if the
+            command line has no such option.
+    """
+
+    call: Call
+    python: str
+    shell: Sequence[str] | None
 
 
 def commands(ranking: Ranking) -> list[str]:
-    """How to make the ranking and its report again: a shell command and the same in Python."""
+    """Lines that make the ranking and its report again, for the shell if it can, and in Python."""
+    table = settings(ranking)
+    python = _python(ranking, table)
+    words = ["memcircuits", "heads"]
+    for setting in table:
+        if setting.shell is None:
+            return python
+        words += setting.shell
+    return [shlex.join(words), "", *python]
+
+
+def settings(ranking: Ranking) -> list[Setting]:
+    """Every option that decides the numbers of a ranking."""
     options, model = ranking.provenance.options, ranking.provenance.model
-    shipped = model["name"] == "organism" and _are_shipped(ranking)
     lengths = {"n_prefix": ranking.n_prefix, "n_continuation": ranking.memorized.n_continuation}
-    lengths = {name: value for name, value in lengths.items() if value != 50}
-    loading = {key: model[key] for key in ("revision",) if model[key] is not None}
-    loading |= {"dtype": model["dtype"]} if model["dtype"] != "float32" else {}
-    own_control = options["control"] == "given"
-    own_counts = not shipped and options["unigrams"] != COUNTED_HERE
-    options = {key: options[key] for key in ("mode", "method", "max_paragraphs", "draws", "seed")}
+    n_measured, draws = options["max_paragraphs"], options["draws"]
+    match_nll = options.get("match_nll", False)  # absent from rankings of the first version
+    return [
+        Setting("load", repr(model["name"]), _unless("organism", "--model", model["name"])),
+        _keyword("load", "revision", model["revision"], default=None),
+        _keyword("load", "dtype", model["dtype"], default="float32"),
+        Setting("find", "", () if _has_shipped_paragraphs(ranking) else ("--paragraphs", "FILE")),
+        *(_keyword("read", name, value, default=50) for name, value in lengths.items()),
+        _control(options["control"]),
+        _unigrams(options["unigrams"], model["name"]),
+        _keyword("find", "mode", options["mode"]),
+        _keyword("find", "method", options["method"]),
+        _keyword("find", "max_paragraphs", n_measured, in_shell=n_measured is not None),
+        Setting("find", f"match_nll={match_nll}", ("--match-nll",) if match_nll else ()),
+        Setting("find", f"draws={draws}", () if draws == DRAWS else None),
+        _keyword("find", "seed", options["seed"]),
+    ]
 
-    def call(function: str, *arguments: str, **named: object) -> str:
-        parts = [*arguments, *(f"{name}={value!r}" for name, value in named.items())]
-        line = f"{function}({', '.join(parts)})"
-        return line if len(line) < 90 else f"{function}(\n    " + ",\n    ".join(parts) + ",\n)"
 
-    read = call("mc.Paragraphs.read", '"FILE"', "model", **lengths)
-    find = ["model", "paragraphs"]
-    find += [f"control={read}"] if own_control else []
-    find += ["unigrams=mc.UnigramTable.shipped()"] if shipped else []
-    find += ['unigrams=mc.UnigramTable.read("FILE")'] if own_counts else []
-    python = [
+_ALWAYS = object()  # no default: the setting is always written
+
+
+def _keyword(
+    call: Call, name: str, value: object, *, default: object = _ALWAYS, in_shell: bool = True
+) -> Setting:
+    if value == default:
+        return Setting(call, "", ())
+    words = (f"--{name.replace('_', '-')}", str(value))
+    return Setting(call, f"{name}={value!r}", words if in_shell else None)
+
+
+def _unless(default: str, option: str, value: str) -> tuple[str, ...]:
+    return () if value == default else (option, value)
+
+
+def _control(origin: str) -> Setting:
+    if origin != "given":
+        return Setting("find", "", ())
+    return Setting("find", "control=READ", ("--control", "FILE"))
+
+
+def _unigrams(source: str, model: str) -> Setting:
+    """The token counts; the command line takes the shipped ones for the shipped models only."""
+    is_shipped = model in SHIPPED_MODELS
+    if source == COUNTED_HERE:
+        return Setting("find", "", None if is_shipped else ())
+    if is_shipped and source == UnigramTable.shipped().source:
+        return Setting("find", "unigrams=mc.UnigramTable.shipped()", ())
+    return Setting("find", 'unigrams=mc.UnigramTable.read("FILE")', ("--unigrams", "FILE"))
+
+
+def _has_shipped_paragraphs(ranking: Ranking) -> bool:
+    """Whether the paragraphs are those that `memcircuits heads` takes by default."""
+    given = ranking.provenance.paragraphs["paragraphs"]["hash"]
+    return ranking.provenance.model["name"] == "organism" and given == Paragraphs.shipped().hash
+
+
+def _python(ranking: Ranking, table: Sequence[Setting]) -> list[str]:
+    arguments: dict[Call, list[str]] = {"load": [], "read": [], "find": []}
+    for setting in table:
+        if setting.python:
+            arguments[setting.call].append(setting.python)
+    read = _call("mc.Paragraphs.read", '"FILE"', "model", *arguments["read"])
+    find = [argument.replace("READ", read) for argument in arguments["find"]]
+    paragraphs = "mc.Paragraphs.shipped()" if _has_shipped_paragraphs(ranking) else read
+    return [
         "# in Python",
         "import memcircuits as mc",
-        f"model = {call('mc.load_model', repr(model['name']), **loading)}",
-        f"paragraphs = {'mc.Paragraphs.shipped()' if shipped else read}",
-        f"ranking = {call('mc.find_memorization_heads', *find, **options)}",
+        f"model = {_call('mc.load_model', *arguments['load'])}",
+        f"paragraphs = {paragraphs}",
+        f"ranking = {_call('mc.find_memorization_heads', 'model', 'paragraphs', *find)}",
         'ranking.to_html("report.html")',
     ]
-    if (options["method"], options["draws"]) != ("exact", 2000) or not options["max_paragraphs"]:
-        return python  # the command line has no such option
-    words: dict[str, object] = {} if model["name"] == "organism" else {"model": model["name"]}
-    words |= loading
-    words |= {} if shipped else {"paragraphs": "FILE"}
-    words |= {"control": "FILE"} if own_control else {}
-    words |= {"unigrams": "FILE"} if own_counts else {}
-    words |= {key: options[key] for key in ("mode", "max_paragraphs", "seed")} | lengths
-    shell = " ".join(f"--{key.replace('_', '-')} {value}" for key, value in words.items())
-    return [f"memcircuits heads {shell}", "", *python]
 
 
-def _are_shipped(ranking: Ranking) -> bool:
-    """Whether the ranking is of the paragraphs and the token counts in the package."""
-    return (
-        ranking.provenance.paragraphs["paragraphs"]["hash"] == Paragraphs.shipped().hash
-        and ranking.provenance.options["unigrams"] == UnigramTable.shipped().source
-    )
+def _call(function: str, *arguments: str) -> str:
+    line = f"{function}({', '.join(arguments)})"
+    return line if len(line) < 90 else f"{function}(\n    " + ",\n    ".join(arguments) + ",\n)"

@@ -6,6 +6,7 @@ import dataclasses
 import html
 import json
 import re
+import shlex
 
 import pytest
 import torch
@@ -13,6 +14,7 @@ from typer.testing import CliRunner
 
 import memcircuits as mc
 from memcircuits.cli import app
+from memcircuits.display.pages import Attention, Tokens
 from memcircuits.report.ranking_page import ranking_page
 from memcircuits.report.rerun import commands
 from tests.helpers import models as zoo
@@ -67,16 +69,16 @@ def test_the_lead_names_the_head_or_says_that_none_is_significant(neo, ranking):
 
 def test_trigger_tokens_are_those_of_perturb_prefix(neo, ranking):
     blocks = ranking_page(ranking, neo, triggers=2, progress=False).blocks
-    strips = [block for block in blocks if type(block).__name__ == "Tokens"]
+    strips = [block for block in blocks if isinstance(block, Tokens)]
     nll = mc.scan(neo, ranking.memorized).nll
     surest = ranking.memorized[nll.argsort(stable=True)[:2]]
-    found = mc.perturb_prefix(neo, surest, draws=2, seed=0, progress=False)
+    perturbation = mc.perturb_prefix(neo, surest, draws=2, seed=0, progress=False)
     assert len(strips) == 2
     for i, block in enumerate(strips):
         values = torch.tensor(block.strip.values)
-        torch.testing.assert_close(values[:10], found.drops[i].clamp_min(0))
+        torch.testing.assert_close(values[:10], perturbation.drops[i].clamp_min(0))
         assert values[10:].isnan().all()
-        worst = int(found.drops[i].argmax())
+        worst = int(perturbation.drops[i].argmax())
         assert f"(token {worst})" in block.note
     assert "Trigger tokens" not in sections(
         ranking_page(ranking, neo, triggers=0, progress=False).render()
@@ -104,26 +106,141 @@ def test_10_000_paragraphs_make_no_megabytes_of_rows(neo, ranking):
     assert len(page.encode()) < 2_000_000
 
 
-def test_the_python_told_in_the_report_makes_the_same_ranking(neo, ranking, monkeypatch, tmp_path):
-    monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr(mc, "load_model", lambda name: neo)
-    read = []
+def with_options(ranking, *, model=None, **options):
+    """The ranking as if it had been made of another model, or with other options."""
+    provenance = dataclasses.replace(
+        ranking.provenance,
+        model={**ranking.provenance.model, **(model or {})},
+        options={**ranking.provenance.options, **options},
+    )
+    return dataclasses.replace(ranking, provenance=provenance)
 
-    def reading(path, model, **lengths):
-        read.append((path, lengths))
+
+def read_by(commands_run, monkeypatch, neo):
+    """Run commands with files that are not there; return what was asked of the three functions."""
+    asked = {"reads": []}
+    shipped = mc.Paragraphs.shipped()
+
+    def load_model(name, **options):
+        asked["load"] = {"name": name, **options}
+        return neo
+
+    def read(path, model=None, **lengths):
+        asked["reads"].append((str(path), lengths))
         return zoo.mixed(neo, n=6)
 
-    monkeypatch.setattr(mc.Paragraphs, "read", reading)
-    told = commands(ranking)
-    assert not told[0].startswith("memcircuits")  # the command line has no --draws
+    def find(model, paragraphs, **options):
+        asked["find"] = options
+        raise mc.InputError("stop", "here", "options are known")
+
+    monkeypatch.setattr(mc, "load_model", load_model)
+    monkeypatch.setattr("memcircuits.models.loading.load_model", load_model)
+    monkeypatch.setattr(mc, "find_memorization_heads", find)
+    monkeypatch.setattr(mc.Paragraphs, "read", read)
+    monkeypatch.setattr(mc.Paragraphs, "shipped", lambda role="all": shipped)
+    table = mc.UnigramTable.shipped()
+    monkeypatch.setattr(mc.UnigramTable, "shipped", lambda: table)
+    monkeypatch.setattr(mc.UnigramTable, "read", lambda path: table)
+    commands_run()
+    return asked
+
+
+def test_the_python_in_the_report_makes_the_same_ranking(neo, ranking, monkeypatch, tmp_path):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(mc, "load_model", lambda name: neo)
+    reads = []
+
+    def read(path, model, **lengths):
+        reads.append((path, lengths))
+        return zoo.mixed(neo, n=6)
+
+    monkeypatch.setattr(mc.Paragraphs, "read", read)
+    lines = commands(ranking)
+    assert not lines[0].startswith("memcircuits")  # the command line has no --draws
     names: dict = {}
-    exec("\n".join(told), names)
+    exec("\n".join(lines), names)
     assert names["ranking"].to_frame().equals(ranking.to_frame())
-    assert read == [("FILE", {"n_prefix": 10, "n_continuation": 12})]
+    assert reads == [("FILE", {"n_prefix": 10, "n_continuation": 12})]
     assert (tmp_path / "report.html").stat().st_size > 1_000_000
 
 
-def test_the_command_told_in_the_report_is_one_that_exists(neo):
+def test_matched_controls_are_matched_again(neo, monkeypatch, tmp_path):
+    paragraphs = zoo.mixed(neo, n=6)
+    matched = mc.find_memorization_heads(
+        neo, paragraphs, match_nll=True, max_paragraphs=2, draws=50, progress=False
+    )
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(mc, "load_model", lambda name: neo)
+    monkeypatch.setattr(mc.Paragraphs, "read", lambda path, model, **lengths: paragraphs)
+    names: dict = {}
+    exec("\n".join(commands(matched)), names)
+    assert "match_nll=True" in "\n".join(commands(matched))
+    assert torch.equal(names["ranking"].control_ids, matched.control_ids)
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        pytest.param({}, id="defaults"),
+        pytest.param({"match_nll": True}, id="controls matched in NLL"),
+        pytest.param({"method": "screen", "mode": "mean"}, id="screened"),
+        pytest.param({"max_paragraphs": 7, "seed": 3}, id="few paragraphs"),
+        pytest.param({"control": "given", "unigrams": "a corpus"}, id="files of one's own"),
+        pytest.param({"model": {"name": "my model", "dtype": "bfloat16"}}, id="another model"),
+        pytest.param({"model": {"name": "hub/model", "revision": "main"}}, id="a revision"),
+        pytest.param(
+            {"model": {"name": "organism"}, "unigrams": mc.UnigramTable.shipped().source},
+            id="counts of the package",
+        ),
+    ],
+)
+def test_the_command_in_the_report_asks_for_the_same_ranking(neo, ranking, options, monkeypatch):
+    """Both forms are run up to the measurement; what they ask for is the options of the ranking."""
+    changed = with_options(ranking, draws=2000, **options)
+    shell, _, *python = commands(changed)
+    words = shlex.split(shell)
+    assert words[:2] == ["memcircuits", "heads"]
+
+    def run_shell():
+        outcome = CliRunner().invoke(app, words[1:])
+        assert "options are known" in outcome.output, outcome.output
+
+    def run_python():
+        with pytest.raises(mc.InputError, match="options are known"):
+            exec("\n".join(python), {})
+
+    wanted = changed.provenance
+    for run in (run_shell, run_python):
+        with monkeypatch.context() as patch:
+            asked = read_by(run, patch, neo)
+        load, find = asked["load"], {"draws": 2000, **asked["find"]}
+        for name in ("mode", "method", "max_paragraphs", "match_nll", "draws", "seed"):
+            assert find[name] == wanted.options[name], name
+        assert (find.get("control") is not None) == (wanted.options["control"] == "given")
+        counted = wanted.options["unigrams"] == "the given paragraphs"
+        assert (find.get("unigrams") is None) == counted
+        assert load["name"] == wanted.model["name"]
+        assert load.get("revision") == wanted.model["revision"]
+        assert load.get("dtype", "float32") == wanted.model["dtype"]
+        lengths = {"n_prefix": 10, "n_continuation": 12}
+        n_files = 1 + (wanted.options["control"] == "given")
+        assert asked["reads"] == [("FILE", lengths)] * n_files
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        pytest.param({"draws": 200}, id="draws"),
+        pytest.param({"max_paragraphs": None}, id="all paragraphs"),
+        pytest.param({"model": {"name": "organism"}}, id="counts of the given paragraphs"),
+    ],
+)
+def test_no_command_is_given_that_would_make_another_ranking(ranking, options):
+    """The command line cannot say these: the organism's counts are those of the package there."""
+    assert commands(with_options(ranking, **{"draws": 2000, **options}))[0] == "# in Python"
+
+
+def test_the_command_in_the_report_is_one_that_exists(neo):
     given = mc.find_memorization_heads(
         neo, zoo.mixed(neo, n=4), control=zoo.mixed(neo, n=6)[[6, 7, 8, 9]], progress=False
     )
@@ -154,8 +271,6 @@ def test_attention_beside_the_perturbed_paragraph(neo, ranking):
 
 
 def contexts(view):
-    from memcircuits.display.pages import Attention
-
     return Attention(view).context()["views"]
 
 

@@ -1,0 +1,109 @@
+"""The section on trigger tokens: which tokens of the prefix set a recitation off?
+
+Every prefix token is replaced in turn (`memcircuits.evidence.triggers.perturbation`); a token
+triggers the recitation to the extent that the model then recites fewer tokens of the continuation.
+Each paragraph is shown with its tokens coloured by that loss, and a table lists the largest ones.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any
+
+from memcircuits.display.pages import Block, Strip, Table, Tokens
+from memcircuits.display.text import number, visible
+from memcircuits.evidence.triggers.perturbation import Perturbation
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+TOKENS_LOST = "tokens lost when replaced"
+MAX_TOKENS = 5  # of each paragraph in the table
+
+
+def trigger_blocks(perturbation: Perturbation, texts: Sequence[Sequence[str]]) -> list[Block]:
+    """The paragraphs with coloured tokens, then the table.
+
+    Args:
+        perturbation: of the paragraphs to show.
+        texts: text of the tokens of each paragraph.
+    """
+    paragraphs = [
+        Tokens(
+            tokens,
+            tokens_lost(perturbation, index),
+            TOKENS_LOST,
+            perturbation.n_prefix,
+            title="Trigger tokens" if index == 0 else "",
+            note=(_introduction(perturbation) if index == 0 else "")
+            + _worst_token(perturbation, index, tokens),
+        )
+        for index, tokens in enumerate(texts)
+    ]
+    table = Table(
+        trigger_frame(perturbation, texts),
+        labels={"lost": "tokens lost", "nll": "ΔNLL"},
+        help={
+            "lost": "recited tokens lost when this one is replaced, mean over draws",
+            "nll": "rise of the loss of the continuation, nats/token",
+        },
+        note="The tokens of each paragraph that matter, at most five.",
+        page_size=15,
+    )
+    return [*paragraphs, table]
+
+
+def tokens_lost(perturbation: Perturbation, index: int) -> Strip:
+    """EM lost by replacing each token; the continuation is not replaced and stays uncoloured."""
+    n_continuation = perturbation.ids.shape[1] - perturbation.n_prefix
+    lost = perturbation.drops[index].clamp_min(0).tolist()
+    return Strip([*lost, *[float("nan")] * n_continuation], "tokens")
+
+
+def trigger_frame(perturbation: Perturbation, texts: Sequence[Sequence[str]]) -> pd.DataFrame:
+    """The tokens of each paragraph whose replacement loses most, largest loss first."""
+    import pandas as pd
+
+    rows: list[dict[str, Any]] = []
+    for index, tokens in enumerate(texts):
+        drops = perturbation.drops[index]
+        rise = perturbation.nll[index].mean(-1) - perturbation.baseline_nll[index]
+        rows += [
+            {
+                "paragraph": perturbation.names[index],
+                "token": _shown(tokens[i]),
+                "position": i,
+                "lost": float(drops[i]),
+                "nll": float(rise[i]),
+            }
+            for i in _by_loss(perturbation, index)[:MAX_TOKENS]
+            if drops[i] > 0
+        ]
+    return pd.DataFrame(rows, columns=["paragraph", "token", "position", "lost", "nll"])
+
+
+def _introduction(perturbation: Perturbation) -> str:
+    return (
+        "Which tokens of the prefix set the recitation off? Each was replaced by a random other "
+        f"token ({perturbation.em.shape[2]} draws), one at a time; the darker a token, the more of "
+        "the continuation is lost. "
+    )
+
+
+def _worst_token(perturbation: Perturbation, index: int, tokens: Sequence[str]) -> str:
+    worst = _by_loss(perturbation, index)[0]
+    lost = number(float(perturbation.drops[index, worst]))
+    n_continuation = perturbation.ids.shape[1] - perturbation.n_prefix
+    return (
+        f"{perturbation.names[index]}: with another token in the place of "
+        f"“{_shown(tokens[worst])}” (token {worst}) {lost} of {n_continuation} tokens are lost."
+    )
+
+
+def _by_loss(perturbation: Perturbation, index: int) -> list[int]:
+    """Positions of the prefix, the one whose replacement loses most first."""
+    return perturbation.drops[index].argsort(descending=True, stable=True).tolist()
+
+
+def _shown(token: str) -> str:
+    return visible(token, 24, tell=False)
