@@ -22,7 +22,7 @@ import torch
 import memcircuits as mc
 from memcircuits.core.statistics import bootstrap_means, finite_mean
 from memcircuits.display import figures
-from memcircuits.evidence.patching.pairs import DIRECTIONS
+from memcircuits.evidence.patching.context import DIRECTIONS
 from memcircuits.evidence.patching.results import LayerPatches, PatchMap
 from memcircuits.evidence.patching.sweeps import patch_heads, patch_layers
 from memcircuits.evidence.triggers.minimal_sets import MinimalSets, minimal_sets

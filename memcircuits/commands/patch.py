@@ -57,16 +57,18 @@ def patch(
     Example: memcircuits patch --site q,z,resid_pre --direction denoising
     """
     from memcircuits.core.errors import InputError, one_of
-    from memcircuits.evidence.patching.pairs import DIRECTIONS, HEAD_SITES, LAYER_SITES, UNITS
+    from memcircuits.evidence.patching.context import DIRECTIONS
+    from memcircuits.evidence.patching.metrics import METRIC_UNITS
+    from memcircuits.evidence.patching.sites import LAYER_SITES, PATCH_HEAD_SITES
     from memcircuits.evidence.patching.sweeps import patch_heads, patch_layers
 
     sites = names(site) or []
     for one in sites:
-        one_of("--site", one, (*HEAD_SITES, *LAYER_SITES))
+        one_of("--site", one, (*PATCH_HEAD_SITES, *LAYER_SITES))
         if method != "exact" and one in LAYER_SITES:
             raise InputError("--method", method, f"{one}: layers are patched exactly; leave it out")
     one_of("--direction", direction, (*DIRECTIONS, "both"))
-    one_of("--metric", metric, UNITS)
+    one_of("--metric", metric, METRIC_UNITS)
     one_of("--method", method, ("exact", "attribution"))
     where: str | list[int] | None = positions
     if positions == "all":
@@ -80,21 +82,14 @@ def patch(
     results: dict[tuple[str, str], PatchMap | LayerPatches] = {}
     for way in DIRECTIONS if direction == "both" else (direction,):
         options: dict[str, Any] = {"metric": metric, "direction": way, "progress": not source.quiet}
+        head_options = {"positions": where, "method": method, "seed": seed, **options}
         for one in sites:
             c.say(f"{way} {one}, {len(clean)} pairs", source.quiet)
-            if one in HEAD_SITES:
-                results[way, one] = patch_heads(
-                    loaded,
-                    clean,
-                    twins,
-                    site=one,
-                    positions=where,
-                    method=method,
-                    seed=seed,
-                    **options,
-                )
+            if one in PATCH_HEAD_SITES:
+                results[way, one] = patch_heads(loaded, clean, twins, site=one, **head_options)
             else:
-                results[way, one] = patch_layers(loaded, clean, twins, site=one, **options)
+                options["site"] = one
+                results[way, one] = patch_layers(loaded, clean, twins, **options)
     written = _write(results, out)
     if json:
         c.print_json([_facts(way, one, result) for (way, one), result in results.items()])

@@ -8,8 +8,9 @@ import torch
 
 import memcircuits as mc
 from memcircuits.evidence.interventions import HeadEdit, ResumableRun
-from memcircuits.evidence.patching.pairs import DIRECTIONS, HEAD_SITES, LAYER_SITES
+from memcircuits.evidence.patching.context import DIRECTIONS
 from memcircuits.evidence.patching.results import LayerPatches, PatchMap
+from memcircuits.evidence.patching.sites import LAYER_SITES, PATCH_HEAD_SITES
 from memcircuits.evidence.patching.sweeps import patch_heads, patch_layers
 from memcircuits.evidence.triggers.perturbation import perturb_prefix
 from memcircuits.models.hooks import hook_name
@@ -100,7 +101,7 @@ def hooked_nll(model, tokens, targets, hooks):
 def test_patching_clean_into_clean_changes_nothing(name):
     model = models(name)
     clean, _ = pairs(name)
-    for site in HEAD_SITES:
+    for site in PATCH_HEAD_SITES:
         for method in ("exact", "attribution"):
             found = patch_heads(model, clean, clean, site=site, method=method)
             assert found.samples["nll"].abs().max() < 1e-5, site
@@ -149,7 +150,7 @@ def test_the_whole_residual_stream_carries_the_whole_difference(name, direction)
 
 
 @pytest.mark.parametrize("direction", DIRECTIONS)
-@pytest.mark.parametrize("site", HEAD_SITES)
+@pytest.mark.parametrize("site", PATCH_HEAD_SITES)
 @pytest.mark.parametrize("name", NAMES)
 def test_heads_equal_hand_written_hooks(name, site, direction):
     # Tokens differ at one of these in every pair of GPT-2, whose k matters nowhere else.
@@ -288,7 +289,7 @@ def test_results_equal_those_of_transformer_lens(name):
     def metric(logits):
         return nll_of(logits, targets).mean()
 
-    sites = [*HEAD_SITES, "resid_pre", "attn_out", "mlp_out"]
+    sites = [*PATCH_HEAD_SITES, "resid_pre", "attn_out", "mlp_out"]
     names = [hook_name(site, layer) for site in sites for layer in range(n_layers)]
     with torch.no_grad():
         _, cache = model.run_with_cache(source, names_filter=names)
@@ -324,7 +325,7 @@ def test_results_equal_those_of_transformer_lens(name):
 # -- attribution ----------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("site", HEAD_SITES)
+@pytest.mark.parametrize("site", PATCH_HEAD_SITES)
 @pytest.mark.parametrize("name", ["gpt_neo", "gpt2", "neox", "opt", "llama", "qwen3", "gemma2"])
 def test_attribution_is_the_derivative_of_the_patch_in_z(name, site):
     """A small step of z towards what the patch makes of it, by hand-written hooks.
@@ -548,7 +549,7 @@ def test_changed_positions_are_those_that_differ(neo):
 
 def test_grouped_query_sites_have_key_value_heads():
     model = models("llama")
-    for site in HEAD_SITES:
+    for site in PATCH_HEAD_SITES:
         found = patch_heads(model, *pairs("llama"), site=site)
         grouped = site in ("k", "v")
         assert found.axis == ("kv_head" if grouped else "head")

@@ -1,134 +1,215 @@
 """Attribution patching: the effects of all heads from two forward passes and one backward pass.
 
-AtP* (Kramar et al. 2024, arXiv 2403.00745). Every head site acts on the rest of the model through
-its head's z, so to first order an effect is the gradient of the metric in z times the change of z.
-For q and k that change is recomputed through the softmax, in one run of each block by itself: a
-saturated softmax has no gradient but may change a lot. What stays first-order is everything above
-z; how good that is, some heads measured exactly must tell (`memcircuits.evidence.patching.sweeps`).
+Every head site acts on the rest of the model through its head's output z. To first order the effect
+of a patch on a metric m is therefore
+
+    m(patched) - m(base)  ~=  sum over pos, d_head of  dm/dz * (z_patched - z_base),
+
+with the gradient taken in the base run, for all heads at once.
+
+For z and the attention pattern, z_patched is known. For q, k and v it is recomputed through the
+softmax, by running each block by itself on its recorded input. This is the QK fix of AtP* (Kramar
+et al. 2024, arXiv 2403.00745), here applied to v too: a saturated softmax has no gradient, but its
+output may change a lot. Everything above z stays first-order. How good the estimate is depends on
+the model, so some heads are also measured exactly (`check_estimates`).
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
+from typing import NamedTuple
 
 import torch
 from jaxtyping import Bool, Float
 from torch import Tensor
 
-from memcircuits.evidence.patching.pairs import GROUP, Pair, new_values, sites_read
+from memcircuits.core.statistics import finite_mean
+from memcircuits.evidence.patching.context import MAX_PAIRS_HELD, PatchEffects, PatchingContext
+from memcircuits.evidence.patching.exact import exact_head_effects
+from memcircuits.evidence.patching.sites import (
+    PatchHeadSite,
+    sites_to_read,
+    values_to_patch,
+)
 from memcircuits.measure.continuation import run_to_continuation
 from memcircuits.models.batching import rows_that_fit
-from memcircuits.models.hooks import hook_name
+from memcircuits.models.hooks import ActivationEdit, hook_name
 
 
-def attribute(
-    pair: Pair, site: str, memory_budget: int | None, done: Callable[[int], None]
-) -> tuple[Float[Tensor, "metric batch layer head"], Float[Tensor, "end batch metric"]]:
-    """First-order effects of all heads on the chosen metric; metrics of both runs."""
-    adapter = pair.adapter
-    layers = range(adapter.n_layers)
-    n_pos, n_logits = pair.base_ids.shape[1], pair.clean.n_continuation
+def attribution_effects(
+    context: PatchingContext,
+    site: PatchHeadSite,
+    memory_budget: int | None,
+    done: Callable[[int], object],
+) -> PatchEffects:
+    """First-order effects of patching each head by itself, on the chosen metric.
+
+    Args:
+        context: the pairs; it must measure the chosen metric only.
+        site: what is patched.
+        memory_budget: maximum bytes per batch.
+        done: called with the number of (pair, layer) combinations after each group of pairs.
+    """
+    adapter = context.adapter
+    n_pos, n_logits = context.base_ids.shape[1], context.clean.n_continuation
     fit = rows_that_fit(adapter, n_pos, n_logits, memory_budget, backward=True)
-    parts, ends = [], []
-    for rows in pair.groups(min(GROUP, fit)):
-        source, end = pair.read(rows, sites_read(site))
-        base, start, gradients = _z_gradients(pair, rows)
-        ends.append(torch.stack([start, end]))
-        where = pair.where[rows].to(adapter.device)[..., None, None]
-        columns = []
-        for layer in layers:
-            name, new = new_values(site, layer, base, source)
-            z = base[hook_name("z", layer)]
-            if name == hook_name("z", layer):
-                changed = torch.where(where, new, z)
-            else:
-                changed = _recomputed_z(pair, rows, layer, base, name, new, where)
-            effect = (gradients[layer] * (changed - z)).float().sum((1, 3))
-            columns.append(effect)
-        heads = torch.stack(columns, 1)
+    effects, base_metrics, source_metrics = [], [], []
+    for group in context.groups(min(MAX_PAIRS_HELD, fit)):
+        source_cache, source_metric = context.run_source(group, sites_to_read(site))
+        base = _base_with_gradients(context, group)
+        base_metrics.append(base.metrics)
+        source_metrics.append(source_metric)
+        by_layer = []
+        for layer in range(adapter.n_layers):
+            z = base.cache[hook_name("z", layer)]
+            patched_z = _patched_z(context, site, group, layer, base.cache, source_cache)
+            by_layer.append((base.z_gradients[layer] * (patched_z - z)).float().sum((1, 3)))
+        by_head = torch.stack(by_layer, 1)
         if site in ("k", "v"):  # a key-value head acts through all heads of its group
-            heads = heads.unflatten(-1, (adapter.n_kv_heads, -1)).sum(-1)
-        parts.append(heads.cpu())
-        done(len(heads) * adapter.n_layers)
-    return torch.cat(parts)[None], torch.cat(ends, 1)
+            by_head = by_head.unflatten(-1, (adapter.n_kv_heads, -1)).sum(-1)
+        effects.append(by_head.cpu())
+        done(len(by_head) * adapter.n_layers)
+    return PatchEffects(
+        torch.cat(effects)[None], torch.cat(base_metrics), torch.cat(source_metrics)
+    )
 
 
-def _z_gradients(
-    pair: Pair, group: slice
-) -> tuple[dict[str, Tensor], Float[Tensor, "batch metric"], tuple[Tensor, ...]]:
-    """Run the base: what it computes, its metrics, and the gradient of the first one in z."""
-    adapter = pair.adapter
-    tokens = pair.base_ids[group, :-1]
+class BaseRun(NamedTuple):
+    """The base run of some pairs, differentiated.
+
+    Attributes:
+        cache: its z, v and resid_pre in every layer, by name.
+        metrics: its metrics.
+        z_gradients: gradient of the first metric in z, one tensor per layer.
+    """
+
+    cache: dict[str, Tensor]
+    metrics: Float[Tensor, "batch metric"]
+    z_gradients: tuple[Float[Tensor, "batch pos head d_head"], ...]
+
+
+def _base_with_gradients(context: PatchingContext, group: slice) -> BaseRun:
+    adapter = context.adapter
+    tokens = context.base_ids[group, :-1]
     layers = range(adapter.n_layers)
-    size = (*tokens.shape, adapter.n_heads, adapter.d_head)
-    # z plus zero: its gradient is that of z, and no parameter is involved.
+    # The gradient in a zero that is added to z is that of z, and no parameter is involved.
+    shape = (*tokens.shape, adapter.n_heads, adapter.d_head)
     zeros = [
-        torch.zeros(size, dtype=adapter.dtype, device=adapter.device, requires_grad=True)
+        torch.zeros(shape, dtype=adapter.dtype, device=adapter.device, requires_grad=True)
         for _ in layers
     ]
 
-    def plus(zero: Tensor) -> Callable[[Tensor], Tensor]:
+    def add(zero: Tensor) -> ActivationEdit:
         return lambda z: z + zero
 
     sites = [
-        site
-        for i in layers
-        for site in (hook_name("z", i), hook_name("v", i), hook_name("resid_pre", i))
+        name
+        for layer in layers
+        for name in (hook_name("z", layer), hook_name("v", layer), hook_name("resid_pre", layer))
     ]
     with torch.enable_grad():
         run = run_to_continuation(
             adapter,
-            pair.base_ids[group],
-            pair.n_prefix,
+            context.base_ids[group],
+            context.n_prefix,
             read=sites,
-            edit={hook_name("z", i): plus(zeros[i]) for i in layers},
+            edit={hook_name("z", layer): add(zeros[layer]) for layer in layers},
         )
         rows = torch.arange(len(tokens), device=adapter.device)
-        metrics = pair.measure(group)(run.logits, rows)
+        metrics = context.metrics(group)(run.logits, rows)
         gradients = torch.autograd.grad(metrics[:, 0].sum(), zeros)
     cache = {name: tensor.detach() for name, tensor in run.cache.items()}
-    return cache, metrics.detach().float().cpu(), gradients
+    return BaseRun(cache, metrics.detach().float().cpu(), gradients)
 
 
-def _recomputed_z(
-    pair: Pair,
+def _patched_z(
+    context: PatchingContext,
+    site: PatchHeadSite,
     group: slice,
     layer: int,
-    base: Mapping[str, Tensor],
-    name: str,
-    new: Tensor,
-    where: Bool[Tensor, "batch pos 1 1"],
+    base_cache: Mapping[str, Tensor],
+    source_cache: Mapping[str, Tensor],
 ) -> Float[Tensor, "batch pos head d_head"]:
-    """The z of every head when q, k or v of all is replaced: one block, run by itself."""
-    kept: list[Tensor] = []
+    """The z of every head of a layer when the site is patched in all of them.
+
+    Heads of one layer do not see each other, so one run serves all.
+    """
+    adapter = context.adapter
+    patched = context.patched[group].to(adapter.device)[..., None, None]
+    name, values = values_to_patch(site, layer, base_cache, source_cache)
+    if name == hook_name("z", layer):
+        return torch.where(patched, values, base_cache[name])
+    recorded: list[Tensor] = []
 
     def replace(old: Tensor) -> Tensor:
-        return torch.where(where, new, old)
+        return torch.where(patched, values, old)
 
-    def keep(z: Tensor) -> Tensor:
-        kept.append(z)
+    def record(z: Tensor) -> Tensor:
+        recorded.append(z)
         return z
 
-    edit = {name: replace, hook_name("z", layer): keep}
-    if pair.adapter.supports_partial_forward:
-        pair.adapter.run_blocks(layer, base[hook_name("resid_pre", layer)], layer + 1, edit=edit)
+    edit = {name: replace, hook_name("z", layer): record}
+    if adapter.supports_partial_forward:
+        adapter.run_blocks(layer, base_cache[hook_name("resid_pre", layer)], layer + 1, edit=edit)
     else:
-        pair.adapter.run(pair.base_ids[group, :-1], positions=slice(-1, None), edit=edit)
-    return kept[0]
+        adapter.run(context.base_ids[group, :-1], positions=slice(-1, None), edit=edit)
+    return recorded[0]
+
+
+class EstimateCheck(NamedTuple):
+    """Estimates beside exact effects, on some heads.
+
+    Attributes:
+        exact: exact mean effect of the checked heads, NaN elsewhere.
+        agreement: Pearson correlation of estimate and exact effect over the checked heads (`all`),
+            the ones with the largest estimates (`top`) and the ones drawn at random (`random`).
+        note: what a result says about it.
+    """
+
+    exact: Float[Tensor, "layer head"]
+    agreement: dict[str, float]
+    note: str
+
+
+def check_estimates(
+    context: PatchingContext,
+    site: PatchHeadSite,
+    effects: PatchEffects,
+    n_checked: int,
+    seed: int,
+    memory_budget: int | None,
+) -> EstimateCheck:
+    """Measure the heads with the largest estimates, and as many drawn at random, exactly."""
+    estimates = finite_mean(effects.values[0])
+    top, random = heads_to_check(estimates, n_checked, seed)
+    checked = top | random
+    measured = exact_head_effects(context, site, checked, memory_budget).values[0]
+    exact = torch.full_like(estimates, torch.nan)
+    exact[checked] = finite_mean(measured[:, checked])
+    agreement = {
+        name: correlation(estimates[heads], exact[heads])
+        for name, heads in {"all": checked, "top": top, "random": random}.items()
+    }
+    note = (
+        f"estimated to first order; correlation with exact patching {agreement['all']:.3f} "
+        f"over {int(checked.sum())} heads ({agreement['random']:.3f} over random ones)"
+    )
+    return EstimateCheck(exact, agreement, note)
 
 
 def heads_to_check(
-    estimate: Float[Tensor, "layer head"], check: int, seed: int
+    estimates: Float[Tensor, "layer head"], n_checked: int, seed: int
 ) -> tuple[Bool[Tensor, "layer head"], Bool[Tensor, "layer head"]]:
-    """The heads with the largest estimates, and others drawn at random."""
-    flat = estimate.abs().flatten()
-    largest = flat.argsort(descending=True, stable=True)
-    top, rest = largest[: check // 2], largest[check // 2 :]
+    """Masks of the heads with the largest estimates, and of others drawn at random."""
+    magnitudes = estimates.abs().flatten()
+    order = magnitudes.argsort(descending=True, stable=True)
+    n_top = n_checked // 2
+    top, others = order[:n_top], order[n_top:]
     generator = torch.Generator().manual_seed(seed)
-    drawn = rest[torch.randperm(len(rest), generator=generator)[: check - check // 2]]
-    masks = torch.zeros(2, flat.numel(), dtype=torch.bool)
+    drawn = others[torch.randperm(len(others), generator=generator)[: n_checked - n_top]]
+    masks = torch.zeros(2, magnitudes.numel(), dtype=torch.bool)
     masks[0, top], masks[1, drawn] = True, True
-    return masks[0].view(estimate.shape), masks[1].view(estimate.shape)
+    return masks[0].view(estimates.shape), masks[1].view(estimates.shape)
 
 
 def correlation(a: Float[Tensor, " head"], b: Float[Tensor, " head"]) -> float:

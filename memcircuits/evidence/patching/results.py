@@ -1,4 +1,15 @@
-"""TODO."""
+"""Results of activation patching: one effect per head, or per layer and position.
+
+An effect is the metric of the patched run minus that of the run patched into (the base run). The
+total effect is the metric of the source run minus that of the base run. Their ratio, the normalized
+effect,
+
+    share = mean effect / mean total effect,
+
+tells how far a patch moves the base run towards the source run: 0 is no change, 1 is the whole
+difference, and a negative share leads away from the source run. Means are over the pairs whose
+effects are all finite.
+"""
 
 from __future__ import annotations
 
@@ -13,9 +24,8 @@ from torch import Tensor
 
 from memcircuits.core.errors import InputError
 from memcircuits.core.heads import Head
-from memcircuits.core.statistics import finite_mean, finite_rows, left_out
-from memcircuits.evidence.interventions import FALLBACK
-from memcircuits.evidence.patching.pairs import UNITS, Pair, colours
+from memcircuits.core.statistics import finite_mean, finite_rows
+from memcircuits.evidence.patching.metrics import METRIC_UNITS, effect_colours
 from memcircuits.results.provenance import Provenance
 from memcircuits.results.result import Result
 from memcircuits.results.score_map import ScoreMap, largest
@@ -26,11 +36,11 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class PatchMap(ScoreMap, kind="patch-map"):
-    """Effect of patching each head; see the module's docstring.
+    """Effect of patching each head by itself.
 
     Attributes beside `ScoreMap`'s:
-        base: metric -> of the run patched into, [paragraph].
-        source: metric -> of the run that the activations come from, [paragraph].
+        base: metric -> its value in the run patched into, [paragraph].
+        source: metric -> its value in the run that the activations come from, [paragraph].
         exact: attribution only: the exact effect of the heads that were checked, NaN elsewhere,
             [layer, head].
         agreement: attribution only: Pearson correlation of estimate and exact effect over the heads
@@ -44,16 +54,20 @@ class PatchMap(ScoreMap, kind="patch-map"):
 
     @property
     def share(self) -> Float[Tensor, "layer head"]:
-        """How much of the way to the other run each patch goes; negative: away from it."""
+        """Normalized effect: mean effect over mean total effect; 1 reaches the source run."""
         return normalized_effect(self)
 
     def top(self, k: int = 10) -> list[Head]:
-        """The `k` heads that carry the largest share."""
+        """The `k` heads with the largest normalized effect, largest first."""
         return largest(self.share, k)
 
     def measure(self, name: str) -> ScoreMap:
-        """The mean effect on another metric of the same run, for instance `em`."""
-        return dataclasses.replace(super().measure(name), units=UNITS.get(name, ""))
+        """The mean effect on another metric of the same runs, for instance `em`.
+
+        Raises:
+            InputError: if it was not measured.
+        """
+        return dataclasses.replace(super().measure(name), units=METRIC_UNITS.get(name, ""))
 
     def figure(self) -> Any:
         """A layer x head map around zero (plotly); `figures.patching_map` sets several together."""
@@ -64,12 +78,12 @@ class PatchMap(ScoreMap, kind="patch-map"):
             title=self.name,
             units=self.units,
             diverging=True,
-            **colours(next(iter(self.samples))),
+            **effect_colours(next(iter(self.samples))),
             col_label=self.axis.replace("_", "-"),
         )
 
     def to_frame(self) -> pd.DataFrame:
-        """Changes: `layer, head` (or `kv_head`), `value`, further metrics, `share`, `exact`."""
+        """Effects: `layer, head` (or `kv_head`), `value`, further metrics, `share`, `exact`."""
         frame = super().to_frame()
         frame["share"] = self.share.flatten().double().cpu().numpy()
         if self.exact.numel():
@@ -78,8 +92,10 @@ class PatchMap(ScoreMap, kind="patch-map"):
 
     def __str__(self) -> str:
         best = self.top(1)
-        most = f"; {best[0]} carries most, {float(self.share[best[0]]):.1%}" if best else ""
-        return f"{super().__str__()}{most}"
+        text = super().__str__()
+        if not best:
+            return text
+        return f"{text}; {best[0]} carries most, {float(self.share[best[0]]):.1%}"
 
 
 @dataclass(frozen=True)
@@ -90,11 +106,11 @@ class LayerPatches(Result, kind="layer-patches"):
         name: what was patched.
         units: units of `values`.
         values: mean over pairs, [layer, pos]; one column per position swept.
-        whole: the layer patched at all positions at once, [layer].
+        whole: mean effect of patching the layer at all positions at once, [layer].
         positions: the positions swept.
         samples: metric -> [paragraph, layer, pos]; the first one is `values` before averaging.
-        base: metric -> of the run patched into, [paragraph].
-        source: metric -> of the run that the activations come from, [paragraph].
+        base: metric -> its value in the run patched into, [paragraph].
+        source: metric -> its value in the run that the activations come from, [paragraph].
         provenance: where the numbers come from.
         notes: what the reader must know.
     """
@@ -117,26 +133,26 @@ class LayerPatches(Result, kind="layer-patches"):
 
     @property
     def share(self) -> Float[Tensor, "layer pos"]:
-        """How much of the way to the other run each patch goes; negative: away from it."""
+        """Normalized effect: mean effect over mean total effect; 1 reaches the source run."""
         return normalized_effect(self)
 
     def to_frame(self) -> pd.DataFrame:
-        """Changes by patching: columns `layer, position, value`, further metrics and `share`."""
+        """Effects: columns `layer, position, value`, further metrics and `share`."""
         import pandas as pd
 
-        layers = len(self.whole)
-        data: dict[str, Any] = {
-            "layer": [layer for layer in range(layers) for _ in self.positions],
-            "position": list(self.positions) * layers,
+        n_layers = len(self.whole)
+        columns: dict[str, Any] = {
+            "layer": [layer for layer in range(n_layers) for _ in self.positions],
+            "position": list(self.positions) * n_layers,
             "value": self.values.flatten().double().numpy(),
         }
         for name, sample in list(self.samples.items())[1:]:
-            data[name] = finite_mean(sample).flatten().double().numpy()
-        data["share"] = self.share.flatten().double().cpu().numpy()
-        return pd.DataFrame(data)
+            columns[name] = finite_mean(sample).flatten().double().numpy()
+        columns["share"] = self.share.flatten().double().cpu().numpy()
+        return pd.DataFrame(columns)
 
     def figure(self) -> Any:
-        """A layer x position map (plotly)."""
+        """A layer x position map around zero (plotly)."""
         from memcircuits.display import figures
 
         return figures.heatmap(
@@ -144,26 +160,19 @@ class LayerPatches(Result, kind="layer-patches"):
             title=self.name,
             units=self.units,
             diverging=True,
-            **colours(next(iter(self.samples))),
+            **effect_colours(next(iter(self.samples))),
             col_label="position",
             col_names=[str(position) for position in self.positions],
         )
 
     def __str__(self) -> str:
-        layers, positions = self.values.shape
-        return f"{self.name} [{self.units}], {layers} layers x {positions} positions"
+        n_layers, n_positions = self.values.shape
+        return f"{self.name} [{self.units}], {n_layers} layers x {n_positions} positions"
 
 
-def normalized_effect(patches: PatchMap | LayerPatches) -> Tensor:
-    name = next(iter(patches.samples))
-    whole = (patches.source[name] - patches.base[name])[finite_rows(patches.samples[name])]
-    return patches.values / whole.mean()
-
-
-def effect_notes(pair: Pair, samples: Tensor) -> tuple[str, ...]:
-    same = int((~pair.changed.any(-1)).sum())
-    notes = left_out(finite_rows(samples))
-    if same:
-        text = f"{same} of {len(pair)} pairs have equal prefixes: patching changes nothing there"
-        notes = (text, *notes)
-    return notes if pair.adapter.supports_partial_forward else (FALLBACK, *notes)
+def normalized_effect(patches: PatchMap | LayerPatches) -> Float[Tensor, "layer unit"]:
+    """Mean effect on the chosen metric over its mean total effect; see the module's docstring."""
+    metric = next(iter(patches.samples))
+    finite = finite_rows(patches.samples[metric])
+    total_effect = (patches.source[metric] - patches.base[metric])[finite]
+    return patches.values / total_effect.mean()

@@ -1,66 +1,68 @@
-"""Which activation carries it? Activations of a perturbed run are put into the clean one, or back.
+"""Activation patching: which activations carry the difference between two prompts?
 
-A pair is a paragraph and its perturbed twin (`Perturbation.pairs`). Two runs are compared that read
-the same continuation, the clean one, and differ in the prefix alone:
+A pair of prompts is a paragraph and its corrupted counterpart (`Perturbation.pairs`). The clean and
+the corrupted run read the same continuation and differ in the prefix alone
+(`memcircuits.evidence.patching.context`). One activation of one run is written into the other:
 
-* the clean run reads the clean prefix and the clean continuation,
-* the corrupted run reads the corrupted prefix and the clean continuation.
+* *noising* patches the corrupted run's activation into the clean run: is the activation necessary
+  for the recitation?
+* *denoising* patches the clean run's activation into the corrupted run: is it sufficient to restore
+  the recitation?
 
-*Noising* runs the clean one with one activation of the corrupted run in it: what does the
-recitation need? *Denoising* runs the corrupted one with one activation of the clean run in it: what
-is enough to bring it back? Every metric is about the clean continuation in both directions. An
-effect is the metric of the patched run minus that of the run patched into; patching everything at
-the lowest residual stream gives the whole difference between the two runs, and `share` is the part
-of it that a patch carries.
+With m a metric of the clean continuation, base the run patched into and source the other one,
 
-*Exact* patching continues the run above the patch (`memcircuits.evidence.interventions`). Key and value heads are
-patched as they are computed, one per group of heads that share them. A pattern acts through its
-head's z = pattern @ v, because on several architectures a Bridge ignores writes to the pattern.
+    effect            = m(patched) - m(base),
+    total effect      = m(source) - m(base),
+    normalized effect = mean effect / mean total effect (`share` in results).
 
-*Attribution* patching (`memcircuits.evidence.patching.attribution`) estimates all heads from two forward passes and
-one backward pass. The heads with the largest estimates and some drawn at random are then measured
-exactly, and the result carries the correlation of both.
+Patching the lowest residual stream at all positions gives the total effect.
+
+*Exact* patching runs the model above each patch (`memcircuits.evidence.patching.exact`).
+*Attribution* patching estimates the effects of all heads from two forward passes and one backward
+pass (`memcircuits.evidence.patching.attribution`); the heads with the largest estimates and some
+drawn at random are then measured exactly, and the result carries the correlation of both.
+
+The paper does this in its appendix, by attribution.
 """
 
 from __future__ import annotations
 
-import dataclasses
-from collections.abc import Callable, Sequence
-from typing import Any
+from collections.abc import Sequence
+from typing import Literal, get_args
 
 import torch
-from jaxtyping import Bool, Float
-from torch import Tensor
 
 from memcircuits.core.errors import InputError, UnsupportedModel, at_least, one_of
 from memcircuits.core.progress import bar
 from memcircuits.core.statistics import finite_mean
-from memcircuits.evidence.interventions import ResumableRun
-from memcircuits.evidence.patching.attribution import attribute, correlation, heads_to_check
-from memcircuits.evidence.patching.pairs import (
-    GROUP,
-    HEAD_SITES,
+from memcircuits.data.paragraphs import ParagraphsLike
+from memcircuits.evidence.patching.attribution import attribution_effects, check_estimates
+from memcircuits.evidence.patching.context import Direction, PatchingContext, Positions
+from memcircuits.evidence.patching.exact import exact_head_effects, exact_layer_effects
+from memcircuits.evidence.patching.metrics import METRIC_UNITS, CustomMetric, MetricName
+from memcircuits.evidence.patching.results import LayerPatches, PatchMap
+from memcircuits.evidence.patching.sites import (
     LAYER_SITES,
-    UNITS,
-    Metric,
-    Pair,
-    new_values,
-    sites_read,
+    PATCH_HEAD_SITES,
+    LayerSite,
+    PatchHeadSite,
 )
-from memcircuits.evidence.patching.results import LayerPatches, PatchMap, effect_notes
+from memcircuits.models.adapter import Adapter, Model
 from memcircuits.models.hooks import hook_name
 
+PatchMethod = Literal["exact", "attribution"]
 
-def patch_heads(
-    model: Any,
-    clean: Any,
-    corrupted: Any,
+
+def patch_heads(  # noqa: PLR0913
+    model: Model,
+    clean: ParagraphsLike,
+    corrupted: ParagraphsLike,
     *,
-    site: str = "z",
-    positions: str | Sequence[int] | None = None,
-    metric: str | Metric = "nll",
-    direction: str = "noising",
-    method: str = "exact",
+    site: PatchHeadSite = "z",
+    positions: Positions = None,
+    metric: MetricName | CustomMetric = "nll",
+    direction: Direction = "noising",
+    method: PatchMethod = "exact",
     check: int = 10,
     seed: int = 0,
     memory_budget: int | None = None,
@@ -69,122 +71,110 @@ def patch_heads(
     """Patch each head by itself.
 
     Args:
-        model: HookedTransformer or TransformerBridge.
-        clean: `Paragraphs`, a list of strings or a LongTensor of ids.
-        corrupted: their twins, row by row, of the same lengths. Only their prefixes are run; where
-            their continuations first differ is the first impacted token.
+        model: the model.
+        clean: the paragraphs.
+        corrupted: their corrupted counterparts, row by row, of the same lengths. Only their
+            prefixes are run; where the continuations first differ is the first impacted token.
         site: `q`, `k`, `v`, `z` or `pattern`. In grouped-query models k and v belong to key-value
-            heads, and the result's `axis` says `kv_head`.
+            heads, and the result's `axis` is `kv_head`.
         positions: where to patch: None for everywhere, `changed` for the prefix tokens that differ,
             or a list. For `pattern` these are the attending positions, for k and v the attended.
         metric: of the clean continuation: `nll` (nats/token), `em` (tokens), `first_impacted` (-log
             p of the first impacted token, nats), `logit_diff` (its logit minus that of the token in
-            its place in `corrupted`), or a function from logits [batch, pos, d_vocab], which predict
-            the continuation, and indices into `clean` to one number per row.
+            its place in `corrupted`), or a function from the logits that predict the continuation,
+            [batch, pos, d_vocab], and indices into `clean`, [batch], to one number per row.
         direction: `noising` (corrupted into clean) or `denoising` (clean into corrupted).
-        method: `exact`, or `attribution` for an estimate (not for `em`).
-        check: attribution: so many heads are measured exactly, half of them the largest estimates,
-            half drawn by `seed`.
+        method: `exact`, or `attribution` for a first-order estimate (not for `em`).
+        check: attribution: number of heads measured exactly too, half of them those with the
+            largest estimates, half drawn by `seed`.
         seed: of that draw.
-        memory_budget: bytes that one batch may take.
+        memory_budget: maximum bytes per batch; by default a third of the free memory.
         progress: show a bar on stderr.
 
     Returns:
-        A `PatchMap`; `samples` keeps every pair, and with `exact` all metrics that can be had.
+        A `PatchMap` with `samples` per pair, [paragraph, layer, head]; `exact` patching measures
+        all metrics that are defined, attribution the chosen one.
 
     Raises:
         InputError: for wrong options, unequal lengths, or a metric of the first impacted token
             where the continuations of a pair are equal.
-        UnsupportedModel: if the model's attention is not z = pattern @ v (site `pattern`).
+        UnsupportedModel: if the model's z is not pattern @ v (site `pattern`).
 
     Example:
-        >>> twin = memorized.ids[:1].clone()
-        >>> twin[0, 49] = 7  # another last token of the prefix
-        >>> effect = mc.patch_heads(model, memorized[:1], twin, site="z")
+        >>> corrupted = memorized.ids[:1].clone()
+        >>> corrupted[0, 49] = 7  # another last token of the prefix
+        >>> effect = mc.patch_heads(model, memorized[:1], corrupted, site="z")
         >>> print(effect)
         noising z: nll [nats/token], 6 layers x 8; L1H2 carries most, 3.9%
     """
-    one_of("site", site, HEAD_SITES)
-    one_of("method", method, ("exact", "attribution"))
+    one_of("site", site, PATCH_HEAD_SITES)
+    one_of("method", method, get_args(PatchMethod))
     if method == "attribution" and metric == "em":
         raise InputError("metric", "'em'", "it has no gradient; use method='exact' or another one")
     at_least("check", check, 4)
-    pair = Pair.of(model, clean, corrupted, metric, direction, positions)
-    adapter = pair.adapter
-    shape = (adapter.n_layers, adapter.n_kv_heads if site in ("k", "v") else adapter.n_heads)
-    exact, agreement = torch.empty(0), {}
+    context = PatchingContext.of(model, clean, corrupted, metric, direction, positions)
+    adapter = context.adapter
+    n_heads = adapter.n_kv_heads if site in ("k", "v") else adapter.n_heads
+    estimate_check = None
+    steps = len(context) * adapter.n_layers
     with (
         adapter.preserving_state(),
-        bar(len(pair) * shape[0], f"patch {site}", unit="layer", progress=progress) as shown,
+        bar(steps, f"patch {site}", unit="layer", progress=progress) as progress_bar,
     ):
         if method == "exact":
-            every = torch.ones(shape, dtype=torch.bool)
-            effects, ends = _exact(pair, site, every, memory_budget, shown.update)
+            all_heads = torch.ones(adapter.n_layers, n_heads, dtype=torch.bool)
+            effects = exact_head_effects(
+                context, site, all_heads, memory_budget, progress_bar.update
+            )
         else:
-            pair = dataclasses.replace(pair, names=pair.names[:1])
-            effects, ends = attribute(pair, site, memory_budget, shown.update)
-            estimate = finite_mean(effects[0])
-            top, random = heads_to_check(estimate, check, seed)
-            measured, _ = _exact(pair, site, top | random, memory_budget)
-            exact = torch.full(shape, torch.nan)
-            exact[top | random] = finite_mean(measured[0][:, top | random])
-            agreement = {
-                name: correlation(estimate[heads], exact[heads])
-                for name, heads in {"all": top | random, "top": top, "random": random}.items()
-            }
-    # An EM read off logits that are not finite means nothing.
-    effects = effects.where(effects.isfinite().all(0), torch.nan)
-    name = pair.names[0]
-    notes = effect_notes(pair, effects[0])
-    if agreement:
-        notes = (
-            *notes,
-            f"estimated to first order; correlation with exact patching {agreement['all']:.3f} "
-            f"over {int((top | random).sum())} heads ({agreement['random']:.3f} over random ones)",
-        )
+            context = context.with_chosen_metric_only()
+            effects = attribution_effects(context, site, memory_budget, progress_bar.update)
+            estimate_check = check_estimates(context, site, effects, check, seed, memory_budget)
+    names, values = context.metric_names, effects.masked()
+    notes = context.notes(values[0])
     return PatchMap(
-        name=f"{direction} {site}: {name}",
-        units=UNITS.get(name, ""),
-        values=finite_mean(effects[0]),
-        provenance=pair.provenance(site=site, method=method, check=check, seed=seed),
-        samples=dict(zip(pair.names, effects, strict=True)),
-        notes=notes,
-        axis="head" if shape[1] == adapter.n_heads else "kv_head",
-        base=dict(zip(pair.names, ends[0].T, strict=True)),
-        source=dict(zip(pair.names, ends[1].T, strict=True)),
-        exact=exact,
-        agreement=agreement,
+        name=f"{direction} {site}: {names[0]}",
+        units=METRIC_UNITS.get(names[0], ""),
+        values=finite_mean(values[0]),
+        provenance=context.provenance(site=site, method=method, check=check, seed=seed),
+        samples=dict(zip(names, values, strict=True)),
+        notes=(*notes, estimate_check.note) if estimate_check else notes,
+        axis="head" if n_heads == adapter.n_heads else "kv_head",
+        base=dict(zip(names, effects.base_metrics.T, strict=True)),
+        source=dict(zip(names, effects.source_metrics.T, strict=True)),
+        exact=estimate_check.exact if estimate_check else torch.empty(0),
+        agreement=estimate_check.agreement if estimate_check else {},
     )
 
 
-def patch_layers(
-    model: Any,
-    clean: Any,
-    corrupted: Any,
+def patch_layers(  # noqa: PLR0913
+    model: Model,
+    clean: ParagraphsLike,
+    corrupted: ParagraphsLike,
     *,
-    site: str = "resid_pre",
+    site: LayerSite = "resid_pre",
     positions: Sequence[int] | None = None,
-    metric: str | Metric = "nll",
-    direction: str = "noising",
+    metric: MetricName | CustomMetric = "nll",
+    direction: Direction = "noising",
     memory_budget: int | None = None,
     progress: bool = True,
 ) -> LayerPatches:
     """Patch each layer at each position by itself, and at all positions at once. Always exact.
 
     Args:
-        model: HookedTransformer or TransformerBridge.
+        model: the model.
         clean: as in `patch_heads`.
         corrupted: as in `patch_heads`.
         site: `resid_pre`, `resid_mid` (not where attention and MLP are parallel), `attn_out` or
             `mlp_out`.
-        positions: those swept, by default the whole prefix.
+        positions: the positions swept, by default the whole prefix.
         metric: as in `patch_heads`.
         direction: `noising` or `denoising`.
-        memory_budget: bytes that one batch may take.
+        memory_budget: maximum bytes per batch; by default a third of the free memory.
         progress: show a bar on stderr.
 
     Returns:
-        `LayerPatches`.
+        `LayerPatches` with `samples` per pair, [paragraph, layer, pos].
 
     Raises:
         InputError: as `patch_heads`.
@@ -193,93 +183,35 @@ def patch_layers(
     one_of("site", site, LAYER_SITES)
     if isinstance(positions, str):
         raise InputError("positions", repr(positions), "give a list of positions")
-    pair = Pair.of(model, clean, corrupted, metric, direction, positions)
-    adapter = pair.adapter
-    if hook_name(site, 0) not in adapter.hook_names or (site == "resid_mid" and adapter.parallel):
-        why = "its attention and MLP are parallel" if adapter.parallel else "it has none"
-        raise UnsupportedModel("site", repr(site), f"{adapter.name}: {why}; patch resid_pre")
-    swept = tuple(range(pair.n_prefix)) if positions is None else tuple(positions)
-    n_input = pair.base_ids.shape[1] - 1
-    # One mask per position swept, and one for all positions.
-    where = torch.zeros(len(swept) + 1, 1, n_input, dtype=torch.bool, device=adapter.device)
-    where[torch.arange(len(swept)), 0, list(swept)] = True
-    where[-1] = True
-    n, n_layers = len(pair), adapter.n_layers
-    effects = torch.empty(len(pair.names), n, n_layers, len(swept) + 1)
-    ends = torch.empty(2, n, len(pair.names))
+    context = PatchingContext.of(model, clean, corrupted, metric, direction, positions)
+    adapter = context.adapter
+    _check_layer_site(adapter, site)
+    swept = tuple(range(context.n_prefix)) if positions is None else tuple(positions)
+    steps = len(context) * adapter.n_layers
     with (
         adapter.preserving_state(),
-        bar(n * n_layers, f"patch {site}", unit="layer", progress=progress) as shown,
+        bar(steps, f"patch {site}", unit="layer", progress=progress) as progress_bar,
     ):
-        for rows in pair.groups(GROUP):
-            measure = pair.measure(rows)
-            restart = ResumableRun(
-                adapter,
-                pair.base_ids[rows],
-                pair.n_prefix,
-                memory_budget,
-                read=[hook_name(site, layer) for layer in range(n_layers)],
-            )
-            source, ends[1, rows] = pair.read(rows, (site,))
-            base = restart.clean(measure)
-            ends[0, rows] = base.float().cpu()
-            # Attention looks back only: before the first changed token both runs are the same.
-            same = (pair.changed[rows].cumsum(-1) == 0).to(adapter.device)
-            for layer in range(n_layers):
-                name = hook_name(site, layer)
-                found = restart.patched(layer, name, source[name], where & ~same, measure) - base
-                effects[:, rows, layer] = found.permute(2, 1, 0).float().cpu()
-                shown.update(len(base))
-    effects = effects.where(effects.isfinite().all(0), torch.nan)
-    name = pair.names[0]
-    samples = dict(zip(pair.names, effects[..., :-1], strict=True))
+        effects = exact_layer_effects(context, site, swept, memory_budget, progress_bar.update)
+    names, values = context.metric_names, effects.masked()
+    samples = dict(zip(names, values[..., :-1], strict=True))
     return LayerPatches(
-        name=f"{direction} {site}: {name}",
-        units=UNITS.get(name, ""),
-        values=finite_mean(samples[name]),
-        whole=finite_mean(effects[0, ..., -1]),
+        name=f"{direction} {site}: {names[0]}",
+        units=METRIC_UNITS.get(names[0], ""),
+        values=finite_mean(samples[names[0]]),
+        whole=finite_mean(values[0, ..., -1]),
         positions=swept,
         samples=samples,
-        base=dict(zip(pair.names, ends[0].T, strict=True)),
-        source=dict(zip(pair.names, ends[1].T, strict=True)),
-        provenance=pair.provenance(site=site),
-        notes=effect_notes(pair, effects[0]),
+        base=dict(zip(names, effects.base_metrics.T, strict=True)),
+        source=dict(zip(names, effects.source_metrics.T, strict=True)),
+        provenance=context.provenance(site=site),
+        notes=context.notes(values[0]),
     )
 
 
-def _exact(
-    pair: Pair,
-    site: str,
-    chosen: Bool[Tensor, "layer head"],
-    memory_budget: int | None,
-    done: Callable[[int], None] = lambda _: None,
-) -> tuple[Float[Tensor, "metric batch layer head"], Float[Tensor, "end batch metric"]]:
-    """Effects of the chosen heads, NaN for the others; metrics of both runs."""
-    adapter = pair.adapter
-    n, (n_layers, n_heads) = len(pair), chosen.shape
-    effects = torch.full((len(pair.names), n, n_layers, n_heads), torch.nan)
-    ends = torch.empty(2, n, len(pair.names))
-    for rows in pair.groups(GROUP):
-        measure = pair.measure(rows)
-        values = ["v"] if site == "pattern" else []
-        restart = ResumableRun(
-            adapter,
-            pair.base_ids[rows],
-            pair.n_prefix,
-            memory_budget,
-            read=[hook_name(value, layer) for value in values for layer in range(n_layers)],
-        )
-        source, ends[1, rows] = pair.read(rows, sites_read(site))
-        base = restart.clean(measure)
-        ends[0, rows] = base.float().cpu()
-        where = pair.where[rows].to(adapter.device)
-        for layer in range(n_layers):
-            heads = chosen[layer].nonzero().flatten()
-            if len(heads):
-                single = torch.eye(n_heads, dtype=torch.bool)[heads].to(adapter.device)
-                masks = single[:, None, None] & where[..., None]
-                name, new = new_values(site, layer, restart.cache, source)
-                found = restart.patched(layer, name, new, masks, measure) - base
-                effects[:, rows, layer, heads] = found.permute(2, 1, 0).float().cpu()
-            done(len(base))
-    return effects, ends
+def _check_layer_site(adapter: Adapter, site: LayerSite) -> None:
+    """Raise `UnsupportedModel` unless the model has the site."""
+    parallel = adapter.parallel
+    if hook_name(site, 0) not in adapter.hook_names or (site == "resid_mid" and parallel):
+        reason = "its attention and MLP are parallel" if parallel else "it has none"
+        raise UnsupportedModel("site", repr(site), f"{adapter.name}: {reason}; patch resid_pre")
