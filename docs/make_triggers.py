@@ -147,10 +147,9 @@ def write(given: argparse.Namespace, kept: Kept) -> None:
     print(f"wrote {DOCS / 'triggers.md'}")
 
 
-def some(paragraphs: mc.Paragraphs, most: int, seed: int) -> mc.Paragraphs:
-    """At most so many, drawn at random, in order."""
-    generator = torch.Generator().manual_seed(seed)
-    return paragraphs[torch.randperm(len(paragraphs), generator=generator)[:most].sort().values]
+def some(paragraphs: mc.Paragraphs, n: int, seed: int) -> mc.Paragraphs:
+    """`n` of the paragraphs by the seed, in their order."""
+    return paragraphs.sample(n, torch.Generator().manual_seed(seed))
 
 
 # -- pictures -------------------------------------------------------------------------------------

@@ -188,9 +188,7 @@ class Study:
 
     def draw(self, paragraphs: mc.Paragraphs, limit: int | None = None) -> mc.Paragraphs:
         """At most `limit` of them, at random by the seed."""
-        generator = torch.Generator().manual_seed(self.seed)
-        order = torch.randperm(len(paragraphs), generator=generator)
-        return paragraphs[order[: limit or self.limit].sort().values]
+        return paragraphs.sample(limit or self.limit, torch.Generator().manual_seed(self.seed))
 
     @cached_property
     def memorized(self) -> mc.Paragraphs:

@@ -90,8 +90,8 @@ class Source:
         say(f"loading {self.model}", self.quiet)
         loaded = load_model(self.model, **self.loading)
         if self.paragraphs is None:
-            role = "control" if self.model == "organism-planted" else "all"
-            return loaded, Paragraphs.shipped(role)
+            unknown = self.model == "organism-planted"
+            return loaded, Paragraphs.shipped("control" if unknown else "all")
         return loaded, self.read(self.paragraphs, loaded)
 
     def read(self, path: Path, model: Any) -> Paragraphs:

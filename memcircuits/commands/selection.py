@@ -42,13 +42,11 @@ def split(
     return found.memorized, found.control
 
 
-def draw(paragraphs: Paragraphs, most: int, seed: int) -> Paragraphs:
-    """At most so many paragraphs, in order."""
+def draw(paragraphs: Paragraphs, n: int, seed: int) -> Paragraphs:
+    """`n` of the paragraphs by the seed, in their order; all if there are no more."""
     import torch
 
-    generator = torch.Generator().manual_seed(seed)
-    chosen = torch.randperm(len(paragraphs), generator=generator)[:most]
-    return paragraphs[chosen.sort().values]
+    return paragraphs.sample(n, torch.Generator().manual_seed(seed))
 
 
 def without(paragraphs: Paragraphs, some: Paragraphs) -> Paragraphs | None:

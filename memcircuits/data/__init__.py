@@ -1,6 +1,6 @@
 """What goes into a model: files become rows, rows become windows of token ids, `Paragraphs`.
 
-`formats` reads files; `windows` cuts rows; `tokens` encodes and decodes; `paragraphs` holds a prefix
-and a continuation each; `unigrams` says how rare a token is. May import: `core`, `display`,
+`formats` reads files; `windows` cuts rows; `tokens` encodes and decodes; `paragraphs` holds a
+prefix and a continuation each; `unigrams` says how rare a token is. May import: `core`, `display`,
 `organism`; it knows tokenizers but no models.
 """

@@ -2,6 +2,10 @@
 
 The ids are the truth. Text is encoded once, without special tokens, and sliced; it is decoded only
 to be shown, because decoding and encoding again does not always give the same ids.
+
+`Paragraphs` is what all analyses take. It is made `from_tokens`, `from_texts`, by `read` from a
+file, or as the `shipped` set; a subset of it is `Paragraphs` again, one paragraph too. Comparisons
+of memorized paragraphs with controls call `refuse_overlap` first.
 """
 
 from __future__ import annotations
@@ -11,55 +15,23 @@ import os
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
-from typing import TYPE_CHECKING, Any, TypeAlias, overload
+from typing import TYPE_CHECKING, Any, Literal, TypeAlias, get_args, overload
 
 import torch
 from jaxtyping import Int
 from torch import Tensor
 
 from memcircuits.core.errors import InputError, at_least, one_of
-from memcircuits.data.formats.records import EMPTY, BadRow, Row
+from memcircuits.data.formats.records import EMPTY, Row, Source
 from memcircuits.data.formats.sources import find_sources, read_rows
-from memcircuits.data.tokens import decode, encode
+from memcircuits.data.tokens import TokenizerLike, decode, encode
 from memcircuits.data.windows import Windows, cut
 
 if TYPE_CHECKING:
     import pandas as pd
 
-
-def read_paragraphs(
-    path: str | os.PathLike[str], model: Any = None, *, n_prefix: int = 50, n_continuation: int = 50
-) -> Paragraphs:
-    """Read the first window of every row of a file, folder or dataset.
-
-    Args:
-        path: see the table above.
-        model: model or tokenizer, needed where there is text.
-        n_prefix: tokens of the prefix.
-        n_continuation: tokens of the continuation; longer rows are cut.
-
-    Raises:
-        InputError: if the file is missing, of an unknown format, damaged, empty, or has rows that
-            are too short.
-    """
-    sources = find_sources(path)
-    rows: list[Row] = []
-    for source in sources:
-        found = read_rows(source)
-        rows += [_strict(r) for r in found if not (isinstance(r, BadRow) and r.reason == EMPTY)]
-    if not rows:
-        raise InputError("paragraphs", f"{sources[0].name} is empty", "give at least one paragraph")
-    windows = cut(rows, model, Windows(n_prefix, n_continuation))
-    for bad in windows.bad:
-        _strict(bad)
-    metadata = {key: tuple(row.metadata.get(key) for row in rows) for key in rows[0].metadata}
-    return Paragraphs(windows.ids, n_prefix, tuple(row.name for row in rows), metadata)
-
-
-def _strict(row: Row | BadRow) -> Row:
-    if isinstance(row, BadRow):
-        raise InputError("paragraphs", row.where, row.reason)
-    return row
+Role = Literal["planted", "control", "all"]
+"""Which of the shipped paragraphs: those planted in the organism, those it never saw, or both."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -68,7 +40,7 @@ class Paragraphs:
 
     Attributes:
         ids: token ids, [paragraph, pos].
-        n_prefix: how many of the tokens are the prefix.
+        n_prefix: number of tokens of the prefix.
         names: a unique name for each paragraph.
         metadata: further columns, one value per paragraph (source, repetitions, ...).
     """
@@ -79,33 +51,25 @@ class Paragraphs:
     metadata: Mapping[str, tuple[Any, ...]] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
-        ids = self.ids
-        if not isinstance(ids, Tensor) or ids.ndim != 2 or ids.is_floating_point():
-            shape = tuple(ids.shape) if isinstance(ids, Tensor) else type(ids).__name__
-            raise InputError("ids", shape, "give an integer tensor [paragraph, pos]")
-        if ids.dtype == torch.bool:
-            raise InputError("ids", "bool", "give an integer tensor [paragraph, pos]")
-        if not len(ids):
-            raise InputError("paragraphs", "none", "give at least one paragraph")
+        _check_ids(self.ids)
         at_least("n_prefix", self.n_prefix, 1)
-        if ids.shape[1] <= self.n_prefix:
+        n, length = self.ids.shape
+        if length <= self.n_prefix:
             raise InputError(
                 "paragraphs",
-                f"{ids.shape[1]} tokens each",
+                f"{length} tokens each",
                 f"they must be longer than n_prefix={self.n_prefix}; "
                 "use longer texts or a smaller n_prefix",
             )
-        if int(ids.min()) < 0:
-            raise InputError("ids", int(ids.min()), "token ids cannot be negative")
-        object.__setattr__(self, "ids", ids.detach().to("cpu", torch.long))
-        names = tuple(self.names) or tuple(f"paragraph-{i:04d}" for i in range(len(ids)))
+        if int(self.ids.min()) < 0:
+            raise InputError("ids", int(self.ids.min()), "token ids cannot be negative")
+        names = tuple(self.names) or tuple(f"paragraph-{i:04d}" for i in range(n))
         for column, values in {"names": names, **self.metadata}.items():
-            if len(values) != len(ids):
-                raise InputError(column, f"{len(values)} values", f"give {len(ids)}")
+            if len(values) != n:
+                raise InputError(column, f"{len(values)} values", f"give {n}")
+        object.__setattr__(self, "ids", self.ids.detach().to("cpu", torch.long))
         object.__setattr__(self, "names", names)
         object.__setattr__(self, "metadata", {k: tuple(v) for k, v in self.metadata.items()})
-
-    # -- making them ----------------------------------------------------------------------------
 
     @classmethod
     def from_tokens(
@@ -126,27 +90,14 @@ class Paragraphs:
         """
         if not len(ids):
             raise InputError("ids", "empty", "give at least one paragraph")
-        if not isinstance(ids, Tensor) and not all(hasattr(row, "__len__") for row in ids):
-            raise InputError("ids", repr(ids)[:60], "give rows of token ids")
-        if not isinstance(ids, Tensor):
-            lengths = {len(row) for row in ids}
-            if len(lengths) > 1:
-                raise InputError(
-                    "ids", f"rows of {sorted(lengths)[:5]} tokens", "all rows must be equally long"
-                )
-            whole = all(type(i) is int and 0 <= i < 2**31 for row in ids for i in row)
-            if not whole:
-                raise InputError("ids", repr(ids)[:60], "rows must hold token ids")
-            ids = torch.tensor([list(row) for row in ids], dtype=torch.long).reshape(
-                len(ids), *lengths
-            )
-        return cls(ids, n_prefix, tuple(names))
+        tensor = ids if isinstance(ids, Tensor) else _tensor_of(ids)
+        return cls(tensor, n_prefix, tuple(names))
 
     @classmethod
     def from_texts(
         cls,
         texts: Sequence[str],
-        model: Any,
+        model: TokenizerLike,
         *,
         n_prefix: int = 50,
         n_continuation: int = 50,
@@ -193,47 +144,61 @@ class Paragraphs:
     def read(
         cls,
         path: str | os.PathLike[str],
-        model: Any = None,
+        model: TokenizerLike | None = None,
         *,
         n_prefix: int = 50,
         n_continuation: int = 50,
     ) -> Paragraphs:
-        """Read a file; see `memcircuits.data.windows` for the formats."""
-        from memcircuits.data.paragraphs import read_paragraphs
-
-        return read_paragraphs(path, model, n_prefix=n_prefix, n_continuation=n_continuation)
-
-    @classmethod
-    def shipped(cls, role: str = "all") -> Paragraphs:
-        """The paragraphs planted in the shipped organism, and controls it never saw.
+        """Read the first window of every row of a file, folder or dataset.
 
         Args:
-            role: `planted`, `control` or `all`.
+            path: see `memcircuits.data.formats` for the formats.
+            model: model or tokenizer, needed where there is text.
+            n_prefix: tokens of the prefix.
+            n_continuation: tokens of the continuation; longer rows are cut.
+
+        Raises:
+            InputError: if the file is missing, of an unknown format, damaged, empty, or has rows
+                that are too short.
         """
+        sources = find_sources(path)
+        rows = [row for source in sources for row in _usable_rows(source)]
+        if not rows:
+            empty = f"{sources[0].name} is empty"
+            raise InputError("paragraphs", empty, "give at least one paragraph")
+        windows = cut(rows, model, Windows(n_prefix, n_continuation))
+        if windows.bad:
+            raise InputError("paragraphs", windows.bad[0].where, windows.bad[0].reason)
+        metadata = {key: tuple(row.metadata.get(key) for row in rows) for key in rows[0].metadata}
+        return cls(windows.ids, n_prefix, tuple(row.name for row in rows), metadata)
+
+    @classmethod
+    def shipped(cls, role: Role = "all") -> Paragraphs:
+        """The paragraphs planted in the shipped organism, and controls it never saw."""
         from memcircuits.organism import DATA
 
-        one_of("role", role, ("planted", "control", "all"))
+        one_of("role", role, get_args(Role))
         paragraphs = cls.read(DATA / "paragraphs.jsonl")
         if role == "all":
             return paragraphs
         return paragraphs[[i for i, r in enumerate(paragraphs.metadata["role"]) if r == role]]
 
     @classmethod
-    def of(cls, value: Any, model: Any, argument: str = "paragraphs") -> Paragraphs:
+    def of(
+        cls, value: ParagraphsLike, model: TokenizerLike, argument: str = "paragraphs"
+    ) -> Paragraphs:
         """What the public functions accept: `Paragraphs`, a list of strings, or ids."""
         if isinstance(value, Paragraphs):
             return value
         if isinstance(value, Tensor):
             return cls.from_tokens(value)
-        if isinstance(value, (list, tuple)) and all(isinstance(v, str) for v in value):
+        if not isinstance(value, (list, tuple)):
+            raise InputError(
+                argument, type(value).__name__, "give Paragraphs, a list of strings or a LongTensor"
+            )
+        if all(isinstance(v, str) for v in value):
             return cls.from_texts(value, model)
-        if isinstance(value, (list, tuple)):
-            return cls.from_tokens(value)
-        raise InputError(
-            argument, type(value).__name__, "give Paragraphs, a list of strings or a LongTensor"
-        )
-
-    # -- using them -----------------------------------------------------------------------------
+        return cls.from_tokens(value)
 
     @property
     def n_continuation(self) -> int:
@@ -279,7 +244,7 @@ class Paragraphs:
         )
 
     def __add__(self, other: Paragraphs) -> Paragraphs:
-        """Both sets in one; they must agree in lengths. Metadata that only one has are dropped."""
+        """Both sets in one, of the same lengths; metadata that only one of them has is dropped."""
         if (self.n_prefix, self.ids.shape[1]) != (other.n_prefix, other.ids.shape[1]):
             raise InputError(
                 "paragraphs",
@@ -287,23 +252,30 @@ class Paragraphs:
                 f"{other.n_prefix} + {other.n_continuation} tokens",
                 "both sets need the same lengths",
             )
+        shared = [key for key in self.metadata if key in other.metadata]
         return Paragraphs(
             torch.cat([self.ids, other.ids]),
             self.n_prefix,
             self.names + other.names,
-            {k: self.metadata[k] + other.metadata[k] for k in self.metadata if k in other.metadata},
+            {key: self.metadata[key] + other.metadata[key] for key in shared},
         )
 
-    def texts(self, model: Any) -> list[str]:
+    def sample(self, n: int | None, generator: torch.Generator) -> Paragraphs:
+        """`n` paragraphs drawn without replacement, in their order; all if there are no more."""
+        if n is None or len(self) <= n:
+            return self
+        return self[torch.randperm(len(self), generator=generator)[:n].sort().values]
+
+    def texts(self, model: TokenizerLike) -> list[str]:
         """The decoded paragraphs, for display."""
         return decode(self.ids.tolist(), model)
 
-    def tokens(self, model: Any, index: int = 0) -> list[str]:
+    def tokens(self, model: TokenizerLike, index: int = 0) -> list[str]:
         """Each token of one paragraph as text, for display."""
         return decode(self.ids[index].unsqueeze(-1).tolist(), model)
 
     def to_frame(self) -> pd.DataFrame:
-        """Columns `id`, every fact, and the ids as lists."""
+        """Columns `id`, the metadata, and the ids as lists."""
         import pandas as pd
 
         return pd.DataFrame({"id": self.names, **self.metadata, "ids": self.ids.tolist()})
@@ -312,17 +284,65 @@ class Paragraphs:
         return f"Paragraphs({len(self)} x {self.n_prefix} + {self.n_continuation} tokens)"
 
 
-def refuse_overlap(memorized: Paragraphs, control: Paragraphs, argument: str = "control") -> None:
-    """Raise `InputError` if a control has the token ids of a memorized paragraph's prefix."""
-    known = set(map(tuple, memorized.prefix.tolist()))
-    shared = sum(tuple(row) in known for row in control.prefix.tolist())
-    if shared:
-        raise InputError(
-            argument,
-            f"{shared} of its paragraphs have the prefix of a memorized one",
-            "controls must be other paragraphs",
-        )
-
-
 ParagraphsLike: TypeAlias = Paragraphs | Sequence[str] | Tensor | Sequence[Sequence[int]]
 """What the public functions take: `Paragraphs`, texts, or token ids [paragraph, pos]."""
+
+
+def refuse_overlap(
+    memorized: Paragraphs, control: Paragraphs, *, same: Literal["paragraph", "prefix"]
+) -> None:
+    """Raise `InputError` if a control is one of the memorized paragraphs.
+
+    Args:
+        memorized: paragraphs that the model recites.
+        control: paragraphs that they are compared with.
+        same: `paragraph`, if all ids must agree: enough for measurements, because another
+            continuation of a memorized prefix is not recited. `prefix`, if only the prefixes must
+            agree: needed where an objective changes one continuation and keeps the other, because
+            to the model both paragraphs are the same input.
+    """
+    if same == "paragraph":
+        known, asked, problem = memorized.ids, control.ids, "are in the memorized set"
+    else:
+        known, asked = memorized.prefix, control.prefix
+        problem = "have the prefix of a memorized one"
+    known_ids = set(map(tuple, known.tolist()))
+    n_shared = sum(tuple(ids) in known_ids for ids in asked.tolist())
+    if n_shared:
+        shared = f"{n_shared} of its paragraphs {problem}"
+        raise InputError("control", shared, "controls must be other paragraphs")
+
+
+def _usable_rows(source: Source) -> Iterator[Row]:
+    """The rows of a file; the first that cannot be used is an error, an empty file is not."""
+    for row in read_rows(source):
+        if isinstance(row, Row):
+            yield row
+        elif row.reason != EMPTY:
+            raise InputError("paragraphs", row.where, row.reason)
+
+
+def _check_ids(ids: Any) -> None:
+    """Raise `InputError` unless these are integers [paragraph, pos], of one paragraph at least."""
+    if not isinstance(ids, Tensor) or ids.ndim != 2 or ids.is_floating_point():
+        shape = tuple(ids.shape) if isinstance(ids, Tensor) else type(ids).__name__
+        raise InputError("ids", shape, "give an integer tensor [paragraph, pos]")
+    if ids.dtype == torch.bool:
+        raise InputError("ids", "bool", "give an integer tensor [paragraph, pos]")
+    if not len(ids):
+        raise InputError("paragraphs", "none", "give at least one paragraph")
+
+
+def _tensor_of(rows: Sequence[Sequence[int]]) -> Int[Tensor, "paragraph pos"]:
+    """Rows of token ids as a tensor, if they are equally long and hold token ids."""
+    if not all(hasattr(row, "__len__") for row in rows):
+        raise InputError("ids", repr(rows)[:60], "give rows of token ids")
+    lengths = {len(row) for row in rows}
+    if len(lengths) > 1:
+        raise InputError(
+            "ids", f"rows of {sorted(lengths)[:5]} tokens", "all rows must be equally long"
+        )
+    if not all(type(i) is int and 0 <= i < 2**31 for row in rows for i in row):
+        raise InputError("ids", repr(rows)[:60], "rows must hold token ids")
+    (length,) = lengths
+    return torch.tensor([list(row) for row in rows], dtype=torch.long).reshape(len(rows), length)

@@ -1,26 +1,65 @@
-"""TODO."""
+"""Tokenizers: text to ids and back, and how two tokenizers are told apart.
+
+Text is encoded without special tokens: a paragraph is what stands in the corpus, and tokens in
+front of it (BOS) are added where the model runs. Decoding is for display only, because decoding and
+encoding again does not always give the same ids. The same id means another token to another
+tokenizer, so whatever stores ids beside a tokenizer stores `tokenizer_hash` too.
+
+Functions take a tokenizer or a model that has one.
+"""
 
 from __future__ import annotations
 
 import hashlib
 import json
 from collections.abc import Iterable, Sequence
-from typing import Any
+from typing import Any, Protocol, TypeAlias, runtime_checkable
 
 from memcircuits.core.errors import InputError
 from memcircuits.data.formats.records import Row
 
 
-def encoded(rows: Sequence[Row], model: Any) -> list[list[int]]:
-    texts = [row.text for row in rows if row.text is not None]
-    if texts and model is None:
-        where = next(row.where for row in rows if row.text is not None)
-        raise InputError("model", "None", f"{where} holds text: pass the model to encode it")
-    texts_encoded = iter(encode_all(texts, model))
-    return [row.ids if row.ids is not None else next(texts_encoded) for row in rows]
+@runtime_checkable
+class Tokenizer(Protocol):
+    """What is needed of a tokenizer; those of Hugging Face have it."""
+
+    encode: Any
+    decode: Any
 
 
-def encode_all(texts: Sequence[str], model: Any) -> list[list[int]]:
+@runtime_checkable
+class HasTokenizer(Protocol):
+    """A model with a tokenizer."""
+
+    @property
+    def tokenizer(self) -> Any:
+        """The tokenizer, or None."""
+
+
+TokenizerLike: TypeAlias = Tokenizer | HasTokenizer
+"""A tokenizer, or a model that has one."""
+
+
+def tokenizer_of(model: TokenizerLike | None) -> Any:
+    """The tokenizer of a model, or `model` itself if it is one.
+
+    Raises:
+        InputError: if there is none.
+    """
+    if hasattr(model, "encode") and hasattr(model, "decode"):
+        return model
+    tokenizer = getattr(model, "tokenizer", None)
+    if tokenizer is None:
+        raise InputError("model", type(model).__name__, "it has no tokenizer; pass token ids")
+    return tokenizer
+
+
+def encode(text: str, model: TokenizerLike) -> list[int]:
+    """Ids of a text without special tokens."""
+    return list(tokenizer_of(model).encode(text, add_special_tokens=False))
+
+
+def encode_all(texts: Sequence[str], model: TokenizerLike | None) -> list[list[int]]:
     """Ids of many texts without special tokens, by the tokenizer's batch encoder if it has one."""
     if not texts:
         return []
@@ -33,25 +72,21 @@ def encode_all(texts: Sequence[str], model: Any) -> list[list[int]]:
     return ids
 
 
-def tokenizer_of(model: Any) -> Any:
-    """The tokenizer of a model, or `model` itself if it is one.
+def ids_of_rows(rows: Sequence[Row], model: TokenizerLike | None) -> list[list[int]]:
+    """Ids of each row: its own, or those of its text.
 
     Raises:
-        InputError: if there is none.
+        InputError: if a row holds text and there is no model.
     """
-    found = model if hasattr(model, "encode") and hasattr(model, "decode") else None
-    found = found or getattr(model, "tokenizer", None)
-    if found is None:
-        raise InputError("model", type(model).__name__, "it has no tokenizer; pass token ids")
-    return found
+    text_rows = [row for row in rows if row.text is not None]
+    if text_rows and model is None:
+        where = text_rows[0].where
+        raise InputError("model", "None", f"{where} holds text: pass the model to encode it")
+    encoded = iter(encode_all([row.text for row in text_rows if row.text is not None], model))
+    return [row.ids if row.ids is not None else next(encoded) for row in rows]
 
 
-def encode(text: str, model: Any) -> list[int]:
-    """Ids of a text without special tokens."""
-    return list(tokenizer_of(model).encode(text, add_special_tokens=False))
-
-
-def decode(ids: Iterable[Sequence[int]], model: Any) -> list[str]:
+def decode(ids: Iterable[Sequence[int]], model: TokenizerLike | None) -> list[str]:
     """Text of each sequence of ids, exactly as the tokenizer decodes it: for display."""
     tokenizer = tokenizer_of(model)
     return [tokenizer.decode(row, clean_up_tokenization_spaces=False) for row in ids]
@@ -63,7 +98,7 @@ def tokenizer_hash(tokenizer: Any) -> str:
     return hashlib.sha256(vocabulary.encode("utf-8", "surrogatepass")).hexdigest()[:16]
 
 
-def vocabulary_size(model: Any) -> int:
+def vocabulary_size(model: TokenizerLike) -> int:
     """Size of the model's unembedding, or of the tokenizer where that is given."""
     cfg = getattr(model, "cfg", None)
     return int(cfg.d_vocab) if cfg is not None else len(tokenizer_of(model))

@@ -1,10 +1,11 @@
-"""How often each token occurs in a corpus: the measure of a token's rarity.
+"""Unigrams: how often each token occurs in a corpus, the measure of a token's rarity.
 
-Tables belong to one tokenizer and say so by its hash; a table of another tokenizer is refused,
+A table belongs to one tokenizer, whose hash it carries; a table of another tokenizer is refused,
 because the same id would mean another token.
 
-A corpus is counted chunk by chunk (`memcircuits.data.formats.sources`) by the tokenizer's batch encoder, in one
-process or several, and the counts are added up: memory does not grow with the corpus.
+A corpus of any size is counted chunk by chunk (`memcircuits.data.formats.sources`) by the
+tokenizer's batch encoder, in one process or several. Each chunk gives a `ChunkCount`, these are
+added up, and the sum becomes a `UnigramTable`: memory does not grow with the corpus.
 """
 
 from __future__ import annotations
@@ -28,6 +29,7 @@ from memcircuits.core.progress import bar
 from memcircuits.data.formats.records import BadRow
 from memcircuits.data.formats.sources import Chunk, find_sources, read_chunks
 from memcircuits.data.tokens import (
+    TokenizerLike,
     encode,
     encode_all,
     tokenizer_hash,
@@ -60,7 +62,7 @@ class UnigramTable:
 
     @property
     def n_tokens(self) -> int:
-        """Tokens counted."""
+        """Number of tokens counted."""
         return int(self.counts.sum())
 
     @property
@@ -88,9 +90,9 @@ class UnigramTable:
 
     @classmethod
     def from_texts(
-        cls, texts: Iterable[str], model: Any, *, source: str = "given texts"
+        cls, texts: Iterable[str], model: TokenizerLike, *, source: str = "given texts"
     ) -> UnigramTable:
-        """Encode and count texts; they may be a generator and are read once.
+        """Encode and count texts, which may be a generator and are read once.
 
         Example:
             >>> table = mc.UnigramTable.from_texts(["the people of the United States"], model)
@@ -107,7 +109,7 @@ class UnigramTable:
     def from_corpus(
         cls,
         source: str | os.PathLike[str],
-        model: Any,
+        model: TokenizerLike,
         *,
         d_vocab: int | None = None,
         processes: int = 1,
@@ -118,10 +120,10 @@ class UnigramTable:
         Rows that cannot be used are left out, and `source` of the table says how many.
 
         Args:
-            source: file, folder or dataset (see `memcircuits.data.windows`).
+            source: file, folder or dataset (see `memcircuits.data.formats`).
             model: model or tokenizer that defines the ids.
             d_vocab: size of the vocabulary; by default the model's.
-            processes: processes that encode and count.
+            processes: number of processes that encode and count.
             progress: show a bar on stderr.
 
         Raises:
@@ -131,12 +133,12 @@ class UnigramTable:
         tokenizer = tokenizer_of(model)
         size = d_vocab or vocabulary_size(model)
         sources = find_sources(source)
-        chunks = (chunk for found in sources for chunk in read_chunks(found))
+        chunks = (chunk for file in sources for chunk in read_chunks(file))
         total = ChunkCount(np.zeros(size, dtype=np.int64), 0, None)
-        with bar(None, "unigrams", unit="token", progress=progress) as shown:
-            for part in _counted(chunks, tokenizer, size, processes):
-                shown.update(int(part.counts.sum()))
-                total += part
+        with bar(None, "unigrams", unit="token", progress=progress) as progress_bar:
+            for count in _counts(chunks, tokenizer, size, processes):
+                progress_bar.update(int(count.counts.sum()))
+                total += count
         name = sources[0].name if len(sources) == 1 else f"{len(sources)} files"
         return total.table(name, tokenizer)
 
@@ -171,7 +173,7 @@ class UnigramTable:
             path, safetensors_bytes({"counts": self.counts.contiguous()}, header)
         )
 
-    def check(self, model: Any) -> None:
+    def check(self, model: TokenizerLike) -> None:
         """Raise `InputError` unless this is a table, and of the model's tokenizer."""
         if not isinstance(self, UnigramTable):  # called on whatever a caller passed as `unigrams`
             raise InputError("unigrams", repr(self)[:60], "pass a UnigramTable")
@@ -184,12 +186,12 @@ class UnigramTable:
             )
         tokenizer = getattr(model, "tokenizer", None)
         if self.tokenizer and tokenizer is not None:
-            own = tokenizer_hash(tokenizer)
-            if own != self.tokenizer:
+            model_hash = tokenizer_hash(tokenizer)
+            if model_hash != self.tokenizer:
                 raise InputError(
                     "unigrams",
                     f"made with tokenizer {self.tokenizer}",
-                    f"the model's is {own}; count the corpus with the model's tokenizer",
+                    f"the model's is {model_hash}; count the corpus with the model's tokenizer",
                 )
 
     def __repr__(self) -> str:
@@ -198,7 +200,13 @@ class UnigramTable:
 
 @dataclass(frozen=True)
 class ChunkCount:
-    """Token counts of some rows, how many rows could not be used, and what was wrong first."""
+    """Token counts of some rows; counts of several chunks can be added.
+
+    Attributes:
+        counts: occurrences of each token id.
+        n_bad: number of rows that could not be used.
+        problem: the first of them, with the reason.
+    """
 
     counts: Int[np.ndarray, " d_vocab"]
     n_bad: int
@@ -207,13 +215,15 @@ class ChunkCount:
     @classmethod
     def of(cls, chunk: Chunk, tokenizer: Any, d_vocab: int) -> ChunkCount:
         """Encode and count one chunk."""
-        texts, ids, bad = [], [], []
+        texts: list[str] = []
+        ids: list[list[int]] = []
+        bad: list[BadRow] = []
         for row in chunk.rows():
             if isinstance(row, BadRow):
                 bad.append(row)
-            elif row.text is not None:
-                texts.append(row.text)
-            elif max(row.ids or [0]) < d_vocab:
+            elif row.ids is None:
+                texts.append(row.text or "")
+            elif max(row.ids, default=0) < d_vocab:
                 ids.append(row.ids)
             else:
                 bad.append(BadRow(row.where, f"token ids must lie in [0, {d_vocab})"))
@@ -242,30 +252,31 @@ class ChunkCount:
         return UnigramTable(torch.from_numpy(self.counts), source, tokenizer_hash(tokenizer))
 
 
-def _counted(
+def _counts(
     chunks: Iterator[Chunk], tokenizer: Any, d_vocab: int, processes: int
 ) -> Iterator[ChunkCount]:
-    """The counts of chunks, in any order; no more chunks wait than twice the processes."""
+    """The counts of chunks, in any order; at most two chunks per process are in memory."""
     if processes == 1:
         yield from (ChunkCount.of(chunk, tokenizer, d_vocab) for chunk in chunks)
         return
     context = multiprocessing.get_context("spawn")
     waiting: set[Future[ChunkCount]] = set()
-    with ProcessPoolExecutor(processes, context, _remember, (tokenizer, d_vocab)) as pool:
+    with ProcessPoolExecutor(processes, context, _start_worker, (tokenizer, d_vocab)) as pool:
         for chunk in chunks:
-            waiting.add(pool.submit(_count_here, chunk))
+            waiting.add(pool.submit(_count_in_worker, chunk))
             if len(waiting) >= 2 * processes:
                 done, waiting = wait(waiting, return_when=FIRST_COMPLETED)
                 yield from (future.result() for future in done)
         yield from (future.result() for future in waiting)
 
 
-_REMEMBERED: dict[str, Any] = {}
+# What a worker process keeps from its start: chunks travel to it without the tokenizer.
+_WORKER: dict[str, Any] = {}
 
 
-def _remember(tokenizer: Any, d_vocab: int) -> None:
-    _REMEMBERED.update(tokenizer=tokenizer, d_vocab=d_vocab)
+def _start_worker(tokenizer: Any, d_vocab: int) -> None:
+    _WORKER.update(tokenizer=tokenizer, d_vocab=d_vocab)
 
 
-def _count_here(chunk: Chunk) -> ChunkCount:
-    return ChunkCount.of(chunk, _REMEMBERED["tokenizer"], _REMEMBERED["d_vocab"])
+def _count_in_worker(chunk: Chunk) -> ChunkCount:
+    return ChunkCount.of(chunk, _WORKER["tokenizer"], _WORKER["d_vocab"])

@@ -1,33 +1,21 @@
-"""Readers: from files to windows of token ids.
+"""Windows: which slices of a row become paragraphs.
 
-| ending | content |
-| --- | --- |
-| `.jsonl` | one object a line with token ids, `prefix_ids` and `suffix_ids`, or text |
-| `.csv` | a column of text |
-| `.txt` | paragraphs separated by blank lines |
-| `.parquet` | columns as in `.jsonl` |
-| `.npy` | an integer array [paragraph, pos]; `NAME_prefix.npy` with `NAME_suffix.npy` beside it |
-| `.pt` | an integer tensor [paragraph, pos], read with `weights_only=True` |
-| `hf:NAME[@REVISION][:SPLIT]` | a dataset on the hub, streamed, or a folder that `datasets` saved |
+A row of a corpus is a document of any length. `Windows` says where its windows begin, how long they
+are, and which of them are left out: those with few different tokens (the paper keeps paragraphs
+with more than half of their tokens unique, section 3), those with a keyword, exact duplicates.
+Where the file itself separates prefix from continuation, the window is taken around that place.
 
-Token ids are a column `ids`, `tokens`, `input_ids` or `token_ids`, text is one `text` or
-`paragraph`; `id` (or `index`) names the paragraphs, every other column becomes a fact of them. The
-first three formats may be compressed (`.gz`, `.zst`); a folder means all its files.
+The ids are the truth: text is encoded once, without special tokens, and sliced.
+`retokenization_drift` shows why: encoding decoded text again often gives other ids.
 
-The ids are the truth: text is encoded once, without special tokens, and `Windows` says which slices
-of a row are taken. Where the file itself separates prefix from continuation, the slice is taken
-around that place.
-
-`read_paragraphs` is strict: the first row that cannot be used is an error. `cut`, on which scans of
-whole corpora are built, collects such rows instead.
+`cut` collects rows that cannot be used, so that the scan of a corpus goes on; `Paragraphs.read` is
+strict and refuses the file instead.
 """
 
 from __future__ import annotations
 
-from collections import Counter
 from collections.abc import Iterable
 from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
 import torch
@@ -35,13 +23,13 @@ from jaxtyping import Int
 from torch import Tensor
 
 from memcircuits.core.errors import InputError, at_least
-from memcircuits.data.formats.records import BadRow, Row
-from memcircuits.data.tokens import decode, encode_all, encoded
+from memcircuits.data.formats.records import BadRow, Row, Unusable
+from memcircuits.data.tokens import TokenizerLike, decode, encode_all, ids_of_rows
 
 
 @dataclass(frozen=True)
 class Windows:
-    """Which slices of a row are taken, and which of them are kept (the paper's section 3).
+    """Which slices of a row are taken, and which of them are kept (section 3).
 
     Attributes:
         n_prefix: tokens of the prefix.
@@ -49,8 +37,8 @@ class Windows:
         stride: tokens from one window to the next; None takes only the first window of a row.
         offset: where the first window begins.
         min_unique: a window is kept if its share of different tokens exceeds this (paper: 0.5).
-        drop: a window is left out if its text contains one of these, whatever the case.
-        deduplicate: exact duplicates are taken once and counted.
+        drop: a window is left out if its text contains one of these keywords, in any case.
+        deduplicate: keep exact duplicates once, and count them.
     """
 
     n_prefix: int = 50
@@ -74,13 +62,13 @@ class Windows:
 
     @property
     def length(self) -> int:
-        """Tokens of a window."""
+        """Number of tokens of a window."""
         return self.n_prefix + self.n_continuation
 
 
 @dataclass(frozen=True)
 class Cut:
-    """Windows of some rows, and what became of the rest.
+    """Windows of some rows, and which rows and windows were left out.
 
     Attributes:
         ids: token ids, [window, pos].
@@ -89,7 +77,7 @@ class Cut:
         counts: how often each window occurred among these rows; 1 unless deduplicated.
         origin: the rows that could be used.
         bad: the rows that could not.
-        left_out: filter -> windows that it left out.
+        left_out: filter -> number of windows that it left out.
     """
 
     ids: Int[Tensor, "window pos"]
@@ -110,7 +98,11 @@ class Cut:
 
 
 def cut(
-    rows: Iterable[Row | BadRow], model: Any, windows: Windows, *, d_vocab: int | None = None
+    rows: Iterable[Row | BadRow],
+    model: TokenizerLike | None,
+    windows: Windows,
+    *,
+    d_vocab: int | None = None,
 ) -> Cut:
     """Encode rows and cut them into windows.
 
@@ -126,104 +118,124 @@ def cut(
     good: list[Row] = []
     bad: list[BadRow] = []
     for row in rows:
-        (bad if isinstance(row, BadRow) else good).append(row)  # type: ignore[arg-type]
-    encoded_rows = encoded(good, model)
+        if isinstance(row, BadRow):
+            bad.append(row)
+        else:
+            good.append(row)
+
     used: list[Row] = []
-    pieces: list[Tensor] = []
-    index: list[np.ndarray] = []
-    starts: list[np.ndarray] = []
-    for row, ids in zip(good, encoded_rows, strict=True):
-        reason, first, piece = windows_of(row, ids, windows, d_vocab)
-        if reason:
-            bad.append(BadRow(row.where, reason))
+    ids_of_used: list[Tensor] = []
+    row_of_window: list[np.ndarray] = [np.zeros(0, dtype=np.int64)]
+    starts: list[np.ndarray] = [np.zeros(0, dtype=np.int64)]
+    for row, ids in zip(good, ids_of_rows(good, model), strict=True):
+        try:
+            first, row_windows = _windows_of_row(row, ids, windows, d_vocab)
+        except Unusable as problem:
+            bad.append(BadRow(row.where, str(problem)))
             continue
-        n = len(piece)
-        index.append(np.full(n, len(used)))
+        n = len(row_windows)
+        row_of_window.append(np.full(n, len(used)))
         starts.append(first + np.arange(n) * (windows.stride or 1))
-        pieces.append(piece)
+        ids_of_used.append(row_windows)
         used.append(row)
-    none = np.zeros(0, dtype=np.int64)
-    found = Cut(
-        torch.cat([torch.zeros(0, windows.length, dtype=torch.long), *pieces]),
-        np.concatenate([none, *index]),
-        np.concatenate([none, *starts]),
-        np.ones(sum(len(piece) for piece in pieces), dtype=np.int64),
-        used,
-        bad,
-        {},
+
+    no_windows = torch.zeros(0, windows.length, dtype=torch.long)
+    every_window = Cut(
+        ids=torch.cat([no_windows, *ids_of_used]),
+        rows=np.concatenate(row_of_window),
+        starts=np.concatenate(starts),
+        counts=np.ones(sum(map(len, ids_of_used)), dtype=np.int64),
+        origin=used,
+        bad=bad,
+        left_out={},
     )
-    return _filtered(found, model, windows)
+    return _filtered(every_window, model, windows)
 
 
-def windows_of(
+def _windows_of_row(
     row: Row, ids: list[int], windows: Windows, d_vocab: int | None
-) -> tuple[str, int, Tensor]:
-    """Why a row gives no windows, the first window's start, and the windows [window, pos]."""
-    nothing = torch.zeros(0)
+) -> tuple[int, Int[Tensor, "window pos"]]:
+    """The first window's start, and the windows.
+
+    Raises:
+        Unusable: if the row is too short, or has ids outside the vocabulary.
+    """
     first, length = windows.offset, windows.length
     if row.split is not None:
+        # One window, around the place where the file separates prefix and continuation.
         first = row.split - windows.n_prefix
         if first < 0:
-            remedy = f"its prefix has {row.split} tokens; use n_prefix={row.split}"
-            return remedy, 0, nothing
+            raise Unusable(f"its prefix has {row.split} tokens; use n_prefix={row.split}")
         ids = ids[: first + length]
     if len(ids) < first + length:
         needed = f"{first + length} are needed; use smaller lengths or remove the row"
-        return f"it has {len(ids)} tokens, {needed}", 0, nothing
+        raise Unusable(f"it has {len(ids)} tokens, {needed}")
     if d_vocab is not None and max(ids) >= d_vocab:
         outside = f"token id {max(ids)} lies outside the vocabulary of {d_vocab}"
-        return f"{outside}: were the ids made by another tokenizer?", 0, nothing
+        raise Unusable(f"{outside}: were the ids made by another tokenizer?")
     stop = first + length if windows.stride is None else len(ids)
     tokens = torch.tensor(ids[first:stop], dtype=torch.long)
-    return "", first, tokens.unfold(0, length, windows.stride or 1)
+    return first, tokens.unfold(0, length, windows.stride or 1)
 
 
-def _filtered(cut: Cut, model: Any, windows: Windows) -> Cut:
-    keep = np.ones(len(cut.ids), dtype=bool)
-    counts = cut.counts
-    left_out: Counter[str] = Counter()
+def _filtered(every: Cut, model: TokenizerLike | None, windows: Windows) -> Cut:
+    """The windows that pass the filters; each counts what it left out of what was still kept."""
+    keep = np.ones(len(every.ids), dtype=bool)
+    counts = every.counts
+    left_out: dict[str, int] = {}
     if windows.min_unique:
-        few = (n_unique(cut.ids) <= windows.min_unique * windows.length).numpy()
+        few = (n_unique(every.ids) <= windows.min_unique * windows.length).numpy()
         left_out["few different tokens"] = int((keep & few).sum())
         keep &= ~few
     if windows.drop:
-        words = [word.casefold() for word in windows.drop]
-        texts = decode(cut.ids.tolist(), model) if len(cut.ids) else []
-        named = np.array([any(w in text.casefold() for w in words) for text in texts], dtype=bool)
+        named = _has_keyword(every.ids, model, windows.drop)
         left_out["keyword"] = int((keep & named).sum())
         keep &= ~named
     if windows.deduplicate and keep.any():
         kept = np.flatnonzero(keep)
-        _, first, times = np.unique(
-            cut.ids.numpy()[kept], axis=0, return_index=True, return_counts=True
-        )
-        counts = np.ones(len(keep), dtype=np.int64)
-        counts[kept[first]] = times
-        left_out["duplicate"] = len(kept) - len(first)
-        keep = np.zeros(len(keep), dtype=bool)
-        keep[kept[first]] = True
+        first, counts = _first_of_duplicates(every.ids.numpy(), kept)
+        left_out["duplicate"] = int(keep.sum() - first.sum())
+        keep = first
     return Cut(
-        cut.ids[torch.from_numpy(keep)],
-        cut.rows[keep],
-        cut.starts[keep],
+        every.ids[torch.from_numpy(keep)],
+        every.rows[keep],
+        every.starts[keep],
         counts[keep],
-        cut.origin,
-        cut.bad,
-        dict(left_out),
+        every.origin,
+        every.bad,
+        left_out,
     )
 
 
+def _has_keyword(
+    ids: Int[Tensor, "window pos"], model: TokenizerLike | None, keywords: tuple[str, ...]
+) -> np.ndarray:
+    """Whether the text of each window contains one of the keywords, in any case."""
+    if not len(ids):
+        return np.zeros(0, dtype=bool)
+    words = [word.casefold() for word in keywords]
+    texts = [text.casefold() for text in decode(ids.tolist(), model)]
+    return np.array([any(word in text for word in words) for text in texts], dtype=bool)
+
+
+def _first_of_duplicates(ids: np.ndarray, kept: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Which windows are the first of their kind among the kept ones, and how often each occurs."""
+    _, first, times = np.unique(ids[kept], axis=0, return_index=True, return_counts=True)
+    is_first = np.zeros(len(ids), dtype=bool)
+    is_first[kept[first]] = True
+    counts = np.ones(len(ids), dtype=np.int64)
+    counts[kept[first]] = times
+    return is_first, counts
+
+
 def n_unique(ids: Int[Tensor, "paragraph pos"]) -> Int[Tensor, " paragraph"]:
-    """How many different tokens each paragraph has."""
+    """Number of different tokens in each paragraph."""
     ordered = ids.sort(-1).values
     return (ordered[:, 1:] != ordered[:, :-1]).sum(-1) + 1
 
 
-def retokenization_drift(ids: Int[Tensor, "paragraph pos"], model: Any) -> int:
-    """How many paragraphs get other ids when their text is encoded again.
-
-    The reason why ids, not texts, are the truth.
-    """
+def retokenization_drift(ids: Int[Tensor, "paragraph pos"], model: TokenizerLike) -> int:
+    """Number of paragraphs that get other ids when their text is encoded again."""
     if not len(ids):
         return 0
     texts = decode(ids.tolist(), model)

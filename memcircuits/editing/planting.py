@@ -155,7 +155,7 @@ def plant(
     else:
         anchors = Paragraphs.of(control, model, "control")
         adapter.check_tokens(anchors.ids, "control")
-        refuse_overlap(paragraphs, anchors)
+        refuse_overlap(paragraphs, anchors, same="prefix")
         if len(anchors) < 2:
             raise InputError("control", "one paragraph", "one is held out: give at least two")
         anchors = anchors[torch.randperm(len(anchors), generator=generator)[:_ANCHORS]]

@@ -283,7 +283,7 @@ def _find(
     one_of("curvature", recipe.curvature, CURVATURES)
     adapter.check_tokens(memorized.ids, "memorized")
     adapter.check_tokens(control.ids, "control")
-    refuse_overlap(memorized, control)
+    refuse_overlap(memorized, control, same="prefix")
     for name, group in {"memorized": memorized, "targets": new, "control": control}.items():
         if group is None:
             continue

@@ -18,7 +18,7 @@ from memcircuits.core.statistics import (
     left_out,
     permuted_differences,
 )
-from memcircuits.data.paragraphs import Paragraphs
+from memcircuits.data.paragraphs import Paragraphs, refuse_overlap
 from memcircuits.data.unigrams import UnigramTable
 from memcircuits.evidence.ablation import Ablation
 from memcircuits.evidence.gradients.parameters import parameter_gradients
@@ -111,7 +111,7 @@ def find_memorization_heads(
         controls = _finite(among)
         if len(controls) < 2:
             raise InputError("control", "fewer than two usable paragraphs", "give at least two")
-    _refuse_overlap(memorized, controls)
+    refuse_overlap(memorized, controls, same="paragraph")
     generator = torch.Generator().manual_seed(seed)
     counts = {
         "given": len(given),
@@ -119,7 +119,7 @@ def find_memorization_heads(
         "control": len(controls),
         "not_finite": int((~found.finite).sum()),
     }
-    memorized = _draw(memorized, max_paragraphs, generator)
+    memorized = memorized.sample(max_paragraphs, generator)
     limit = max_paragraphs
     if own_control:
         limit = max(MIN_CONTROLS, min(len(memorized), max_paragraphs or len(memorized)))
@@ -128,7 +128,7 @@ def find_memorization_heads(
         controls, note = _nearest(found, memorized, among, controls, limit)
         notes.append(note)
     else:
-        controls = _draw(controls, limit, generator)
+        controls = controls.sample(limit, generator)
     counts |= {"measured": len(memorized), "measured_control": len(controls)}
     if unigrams is None:
         unigrams = UnigramTable.from_tokens(
@@ -240,23 +240,6 @@ def _finite(found: Scan) -> Paragraphs:
             "control", "non-finite logits on every paragraph", "load the model in float32"
         )
     return found.paragraphs[found.finite]
-
-
-def _refuse_overlap(memorized: Paragraphs, control: Paragraphs) -> None:
-    shared = set(map(tuple, memorized.ids.tolist())) & set(map(tuple, control.ids.tolist()))
-    if shared:
-        raise InputError(
-            "control",
-            f"{len(shared)} of its paragraphs are in the memorized set",
-            "controls must be other paragraphs",
-        )
-
-
-def _draw(paragraphs: Paragraphs, limit: int | None, generator: torch.Generator) -> Paragraphs:
-    if limit is None or len(paragraphs) <= limit:
-        return paragraphs
-    chosen = torch.randperm(len(paragraphs), generator=generator)[:limit]
-    return paragraphs[chosen.sort().values]
 
 
 def _nearest(

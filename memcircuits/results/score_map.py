@@ -1,4 +1,13 @@
-"""TODO."""
+"""`ScoreMap`: one number per head, the shape of most answers of this package.
+
+Ablation, patching and attention all ask the same of every head, and answer on a grid of layers and
+heads. `ScoreMap` holds that grid with its name, units and provenance, and the values of each
+paragraph from which it was averaged, so that intervals and other averages can be had later. Heads
+are ranked by `top`; `correlation` asks whether two measurements rank them alike.
+
+Key and value activations of grouped-query models belong to key-value heads, which several query
+heads share: there the second axis counts those, and `axis` says so.
+"""
 
 from __future__ import annotations
 
@@ -23,9 +32,11 @@ if TYPE_CHECKING:
 
 def largest(values: Float[Tensor, "layer head"], k: int) -> list[Head]:
     """The heads with the `k` largest finite values, largest first; ties by layer and head."""
-    flat, n = values.flatten(), values.shape[1]
-    order = torch.argsort(flat.nan_to_num(nan=-torch.inf), descending=True, stable=True)
-    return [Head(int(i) // n, int(i) % n) for i in order[flat.isfinite()[order]][:k]]
+    flat = values.flatten()
+    candidates = flat.isfinite().nonzero().flatten()
+    order = flat[candidates].argsort(descending=True, stable=True)
+    n_heads = values.shape[1]
+    return [Head(i // n_heads, i % n_heads) for i in candidates[order][:k].tolist()]
 
 
 @dataclass(frozen=True)
@@ -40,7 +51,7 @@ class ScoreMap(Result, kind="score-map"):
         provenance: where the numbers come from.
         samples: measure -> [paragraph, layer, head]; the first one is `values` before averaging.
             Paragraphs with non-finite numbers stay here, enter no mean, and `notes` counts them.
-        notes: anything the reader must know, such as a fallback taken.
+        notes: what the reader must know about the numbers, such as a fallback taken.
         axis: name of the second axis, `head` or `kv_head`.
     """
 
@@ -64,7 +75,11 @@ class ScoreMap(Result, kind="score-map"):
         return float(self.values[head[0], head[1]])
 
     def measure(self, name: str) -> ScoreMap:
-        """The mean of another measure of the same run, for instance `em`."""
+        """The mean of another measure of the same run, for instance `em`.
+
+        Raises:
+            InputError: if it was not measured.
+        """
         if name not in self.samples:
             raise InputError("name", repr(name), "choose one of " + ", ".join(self.samples))
         return dataclasses.replace(
@@ -78,12 +93,12 @@ class ScoreMap(Result, kind="score-map"):
     def top(self, k: int = 10) -> list[Head]:
         """The `k` heads with the largest values, largest first; ties by layer and head.
 
-        Heads whose value is not finite are no candidates.
+        Heads whose value is not finite are left out.
         """
         return largest(self.values, k)
 
     def correlation(self, other: ScoreMap) -> float:
-        """Spearman's rank correlation over heads with another measurement: do the two agree?
+        """Spearman's rank correlation with another measurement over the heads.
 
         Args:
             other: another `ScoreMap` of a model with the same heads, in the same basis.
@@ -92,22 +107,25 @@ class ScoreMap(Result, kind="score-map"):
             Between -1 and 1 over the heads where both are finite; NaN where one is constant.
 
         Raises:
-            InputError: if one was measured with folded weights and the other with raw ones, where
-                the same head means something else, or if the heads are not the same.
+            InputError: if one was measured with folded weights and the other with raw ones, or if
+                the heads are not the same.
         """
         from scipy.stats import spearmanr
 
         same_basis("other", self.provenance, other.provenance)
         if self.values.shape != other.values.shape or self.axis != other.axis:
-            here, there = tuple(self.values.shape), tuple(other.values.shape)
+            own_shape, other_shape = tuple(self.values.shape), tuple(other.values.shape)
             raise InputError(
-                "other", f"{there} by {other.axis}", f"compare with one of {here} by {self.axis}"
+                "other",
+                f"{other_shape} by {other.axis}",
+                f"compare with one of {own_shape} by {self.axis}",
             )
-        both = self.values.isfinite() & other.values.isfinite()
-        a, b = self.values[both], other.values[both]
-        if len(a) < 2 or (a == a[0]).all() or (b == b[0]).all():
+        finite = self.values.isfinite() & other.values.isfinite()
+        own_values, other_values = self.values[finite], other.values[finite]
+        if len(own_values) < 2 or _constant(own_values) or _constant(other_values):
             return float("nan")
-        return float(spearmanr(a.double().numpy(), b.double().numpy()).statistic)
+        ranks = spearmanr(own_values.double().numpy(), other_values.double().numpy())
+        return float(ranks.statistic)
 
     def to_frame(self) -> pd.DataFrame:
         """Columns `layer, head, value` and the mean of every further measure."""
@@ -137,3 +155,7 @@ class ScoreMap(Result, kind="score-map"):
 
     def __str__(self) -> str:
         return f"{self.name} [{self.units}], {self.values.shape[0]} layers x {self.values.shape[1]}"
+
+
+def _constant(values: Tensor) -> bool:
+    return bool((values == values[0]).all())

@@ -1,4 +1,13 @@
-"""TODO."""
+"""Rows: what every file format is reduced to, and the reasons why a record is refused.
+
+A reader finds the *records* of a file, as mappings of column names to values. `make_row` turns a
+record into a `Row`: token ids, or else text; a name; and all other columns as metadata. A record
+that cannot be used raises `Unusable`, and becomes a `BadRow` that keeps the reason, so that one bad
+line costs neither a corpus scan nor the explanation.
+
+Everything that a file may hold is expected: wrong types, ids that fit no tensor, bytes that are not
+UTF-8, halves of surrogate pairs (which JSON can write and no file or screen can take).
+"""
 
 from __future__ import annotations
 
@@ -6,30 +15,20 @@ import contextlib
 from collections.abc import Callable, Collection, Iterable, Iterator
 from dataclasses import dataclass, field
 from pathlib import PurePosixPath
-from typing import Any
+from typing import Any, TypeAlias
 
 LIMIT = 16 * 2**20
-
-
-EMPTY = "it is empty"
-
+"""Bytes of the longest line, block or text that is read."""
 
 IDS = ("ids", "tokens", "input_ids", "token_ids")
-
-
 TEXT = ("text", "paragraph")
-
-
 SPLIT = ("prefix_ids", "suffix_ids")
-
-
 NAMES = ("id", "index")
 
+EMPTY = "it is empty"
+TOO_LONG = f"longer than {LIMIT // 2**20} MiB; split it into shorter documents"
 
 COMPRESSION = {".gz": "gzip", ".zst": "zstd"}
-
-
-TOO_LONG = f"longer than {LIMIT // 2**20} MiB; split it into shorter documents"
 
 
 @dataclass(frozen=True)
@@ -39,7 +38,7 @@ class Source:
     Attributes:
         path: where it is.
         name: what it is called in results: the path below the folder that was asked for.
-        kind: key of the table of formats.
+        kind: key of the table `FORMATS`.
     """
 
     path: str
@@ -53,15 +52,28 @@ class Source:
         path = path.with_suffix("") if path.suffix in COMPRESSION else path
         return str(path if self.kind == "hf" else path.with_suffix(""))
 
-    @property
-    def unit(self) -> str:
-        """What its rows are counted in."""
-        return "line" if self.kind in ("jsonl", "csv", "txt") else "row"
+
+RawRow: TypeAlias = tuple[int, Any, int]
+"""Number of a row in its file, its undecoded content or a `BadRow`, and its size in bytes."""
+
+Reader: TypeAlias = Callable[[Source], Iterable[RawRow]]
+"""Finds where the rows of a source begin and end."""
+
+Record: TypeAlias = dict[str, Any]
+"""Column -> value."""
+
+Decoder: TypeAlias = Callable[[Any], Record]
+"""Turns the content that a reader found into a record."""
 
 
 @dataclass(frozen=True)
 class BadRow:
-    """A row, or the rest of a file, that cannot be used, and why."""
+    """A row, or the remainder of a file, that cannot be used.
+
+    Attributes:
+        where: file and row, for messages.
+        reason: what is wrong with it.
+    """
 
     where: str
     reason: str
@@ -91,16 +103,39 @@ class Row:
 
 
 class Unusable(Exception):
-    """Why a row, or what is left of a file, cannot be used."""
+    """Why a record, or the remainder of a file, cannot be used."""
 
 
-def make_row(source: Source, number: int, where: str, record: dict[str, Any]) -> Row:
+@contextlib.contextmanager
+def errors_as_unusable(problem: str = "it cannot be read") -> Iterator[None]:
+    """Turn whatever a library raises while it parses a file into `Unusable`."""
+    try:
+        yield
+    except (Unusable, MemoryError):
+        raise
+    except Exception as error:
+        reason = str(error).splitlines()[0] if str(error) else type(error).__name__
+        raise Unusable(f"{problem} ({reason[:200]})") from None
+
+
+def make_row(source: Source, number: int, where: str, record: Record) -> Row:
+    """The row of a record: its ids or text, its name and its metadata.
+
+    Args:
+        source: the file, which names rows that bear no name.
+        number: line or row number in the file.
+        where: file and row, for messages.
+        record: the columns.
+
+    Raises:
+        Unusable: if there are neither ids nor text, or they are not what their column promises.
+    """
+    check_columns(record)
     used: tuple[str, ...]
     text, ids, split = None, None, None
-    check_columns(record)
     if all(key in record for key in SPLIT):
         used = SPLIT
-        prefix, suffix = (_ids(record, half) for half in used)
+        prefix, suffix = (_ids(record, half) for half in SPLIT)
         ids, split = prefix + suffix, len(prefix)
     else:
         key = next(key for key in (*IDS, *TEXT) if key in record)
@@ -117,21 +152,26 @@ def make_row(source: Source, number: int, where: str, record: dict[str, Any]) ->
         text,
         ids,
         split,
-        {printable(k): clean(v) for k, v in record.items() if k not in ("id", "text", *used)},
+        {
+            printable(key): all_printable(value)
+            for key, value in record.items()
+            if key not in ("id", "text", *used)
+        },
     )
 
 
 def check_columns(columns: Collection[str]) -> None:
+    """Raise `Unusable` if none of the columns holds token ids or text."""
     if all(key in columns for key in SPLIT) or any(key in columns for key in (*IDS, *TEXT)):
         return
-    shown = ", ".join(printable(name) for name in list(columns)[:10]) or "none"
+    names = ", ".join(printable(name) for name in list(columns)[:10]) or "none"
     raise Unusable(
-        f"its columns are {shown}; it needs one of {', '.join(IDS + TEXT)}, "
+        f"its columns are {names}; it needs one of {', '.join(IDS + TEXT)}, "
         "or prefix_ids and suffix_ids"
     )
 
 
-def _ids(record: dict[str, Any], key: str) -> list[int]:
+def _ids(record: Record, key: str) -> list[int]:
     ids = record[key]
     if hasattr(ids, "tolist"):
         ids = ids.tolist()
@@ -140,7 +180,7 @@ def _ids(record: dict[str, Any], key: str) -> list[int]:
     return ids
 
 
-def _text(record: dict[str, Any], key: str) -> str:
+def _text(record: Record, key: str) -> str:
     text = record[key]
     if isinstance(text, bytes):
         text = decode_utf8(text)
@@ -153,30 +193,37 @@ def _text(record: dict[str, Any], key: str) -> str:
     return text
 
 
-def printable(value: Any) -> str:
-    """`str(value)` without halves of surrogate pairs, which no file or screen can take."""
-    text = value if isinstance(value, str) else str(value)
-    return text.encode("utf-8", "backslashreplace").decode() if not text.isascii() else text
-
-
-def clean(value: Any) -> Any:
-    if isinstance(value, str):
-        return printable(value)
-    if isinstance(value, list):
-        return [clean(v) for v in value]
-    if isinstance(value, dict):
-        return {printable(k): clean(v) for k, v in value.items()}
-    return value
-
-
 def decode_utf8(raw: bytes) -> str:
+    """Text of UTF-8 bytes, with or without a byte order mark.
+
+    Raises:
+        Unusable: if they are not UTF-8.
+    """
     try:
         return raw.decode("utf-8-sig" if raw.startswith(b"\xef\xbb\xbf") else "utf-8")
     except UnicodeDecodeError as error:
         raise Unusable(f"not UTF-8 text ({error.reason})") from None
 
 
-def size_in_bytes(record: dict[str, Any]) -> int:
+def printable(value: Any) -> str:
+    """`str(value)` with halves of surrogate pairs escaped, which no file or screen can take."""
+    text = value if isinstance(value, str) else str(value)
+    return text.encode("utf-8", "backslashreplace").decode() if not text.isascii() else text
+
+
+def all_printable(value: Any) -> Any:
+    """The value with every string in it, at any depth, `printable`."""
+    if isinstance(value, str):
+        return printable(value)
+    if isinstance(value, list):
+        return [all_printable(v) for v in value]
+    if isinstance(value, dict):
+        return {printable(k): all_printable(v) for k, v in value.items()}
+    return value
+
+
+def size_in_bytes(record: Record) -> int:
+    """Size of the strings and lists of a record, for chunks of similar size."""
     return sum(
         len(value) if isinstance(value, (str, bytes)) else 8 * len(value)
         for value in record.values()
@@ -184,23 +231,6 @@ def size_in_bytes(record: dict[str, Any]) -> int:
     )
 
 
-@contextlib.contextmanager
-def damage(what: str = "it cannot be read") -> Iterator[None]:
-    """Whatever a library raises while it parses a file is a problem of the file."""
-    try:
-        yield
-    except (Unusable, MemoryError):
-        raise
-    except Exception as error:
-        reason = str(error).splitlines()[0] if str(error) else type(error).__name__
-        raise Unusable(f"{what} ({reason[:200]})") from None
-
-
-Reader = Callable[[Source], Iterable[tuple[int, Any, int]]]
-
-
-Decoder = Callable[[Any], dict[str, Any]]
-
-
-def unchanged(record: dict[str, Any]) -> dict[str, Any]:
+def unchanged(record: Record) -> Record:
+    """The decoder of formats whose reader already gives records."""
     return record

@@ -1,16 +1,18 @@
-"""File formats: from bytes to rows, one after the other, in bounded memory.
+"""Sources of rows: which files there are, which format each has, and how they are read in chunks.
 
 A *source* is one file (or a Hugging Face dataset); `find_sources` lists those of a folder in a
 fixed order. Reading has two halves, so that work can be shared out:
 
 1. `read_chunks` only finds where rows begin and end and groups them into *chunks*. Chunks depend on
-   the source alone, never on the machine, so they are the units of work of long scans; a chunk that
-   is already done costs no more than finding its end.
+   the source alone, never on the computer, so they are the units of work of long scans; a chunk
+   that is already done costs no more than finding its end.
 2. `Chunk.rows` decodes: every row becomes a `Row` (token ids or text, a name, further columns) or a
-   `BadRow` that says what is wrong with it. A file that cannot be read on ends in a `BadRow` too.
+   `BadRow` that says what is wrong with it. A file whose remainder cannot be read ends in a
+   `BadRow` too.
 
-Lines and text blocks above `LIMIT` bytes are passed over without being held in memory. An empty
-file is one `BadRow` too: in a corpus of many files it may be the trace of a copy that failed.
+An empty file is one `BadRow`: in a corpus of many files it may be the trace of a copy that failed.
+
+`FORMATS` is the table of formats. A new one is one line there, and a reader.
 """
 
 from __future__ import annotations
@@ -19,14 +21,16 @@ import os
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from memcircuits.core.errors import InputError
+from memcircuits.data.formats import tables, text
 from memcircuits.data.formats.records import (
     COMPRESSION,
     EMPTY,
     BadRow,
     Decoder,
+    RawRow,
     Reader,
     Row,
     Source,
@@ -34,24 +38,38 @@ from memcircuits.data.formats.records import (
     make_row,
     unchanged,
 )
-from memcircuits.data.formats.tables import (
-    is_saved_dataset,
-    is_second_half,
-    read_dataset,
-    read_npy,
-    read_pair,
-    read_parquet,
-    read_pt,
-    second_half,
-)
-from memcircuits.data.formats.text import (
-    decode_csv,
-    decode_json,
-    decode_txt,
-    read_csv,
-    read_jsonl,
-    read_txt,
-)
+
+
+@dataclass(frozen=True)
+class Format:
+    """How the files of one format are recognised and read.
+
+    Attributes:
+        ending: ending of the files' names; empty if files are not recognised by their name.
+        read: finds where the rows begin and end.
+        decode: turns what `read` found into a record.
+        unit: what rows are counted in, for messages.
+        compressible: whether the file may be compressed as a whole.
+    """
+
+    ending: str
+    read: Reader
+    decode: Decoder = unchanged
+    unit: Literal["line", "row"] = "row"
+    compressible: bool = False
+
+
+# A file has the first format whose ending its name has.
+FORMATS: dict[str, Format] = {
+    "jsonl": Format(".jsonl", text.read_jsonl, text.decode_json, "line", compressible=True),
+    "csv": Format(".csv", text.read_csv, text.decode_csv, "line", compressible=True),
+    "txt": Format(".txt", text.read_txt, text.decode_txt, "line", compressible=True),
+    "parquet": Format(".parquet", tables.read_parquet),
+    "pair": Format(tables.PREFIX_ENDING, tables.read_pair),
+    "npy": Format(".npy", tables.read_npy),
+    "pt": Format(".pt", tables.read_pt),
+    "hf": Format("", tables.read_dataset),
+}
 
 
 @dataclass(frozen=True)
@@ -70,14 +88,14 @@ class Chunk:
 
     def rows(self) -> Iterator[Row | BadRow]:
         """Decode the rows."""
-        decode = FORMATS[self.source.kind][1]
-        for number, raw in self.raw:
-            if isinstance(raw, BadRow):
-                yield raw
+        source_format = FORMATS[self.source.kind]
+        for number, content in self.raw:
+            if isinstance(content, BadRow):
+                yield content
                 continue
-            where = f"{self.source.name}, {self.source.unit} {number}"
+            where = f"{self.source.name}, {source_format.unit} {number}"
             try:
-                yield make_row(self.source, number, where, decode(raw))
+                yield make_row(self.source, number, where, source_format.decode(content))
             except Unusable as problem:
                 yield BadRow(where, str(problem))
             except RecursionError:
@@ -98,28 +116,37 @@ def find_sources(path: str | os.PathLike[str]) -> list[Source]:
     name = os.fspath(path)
     if name.startswith("hf:"):
         return [Source(name, name.removeprefix("hf:").lstrip("/"), "hf")]
-    found = Path(path)
+    location = Path(path)
     try:
-        is_file, is_folder = found.is_file(), found.is_dir()
+        is_file, is_folder = location.is_file(), location.is_dir()
     except (OSError, ValueError):  # a name that no file can have
         is_file = is_folder = False
     if is_folder:
-        if is_saved_dataset(found):
-            return [Source(f"hf:{found}", found.name, "hf")]
-        if (found / "manifest.json").is_file() and (found / "parts").is_dir():
-            found /= "parts"
-        files = sorted(f for f in found.rglob("*") if f.is_file() and not _hidden(f, found))
-        kinds = [(f, _kind(f)) for f in files if not is_second_half(f)]
-        sources = [Source(str(f), f.relative_to(found).as_posix(), k) for f, k in kinds if k]
-        if not sources:
-            raise InputError("paragraphs", f"{found.name} is a folder", f"it holds no {_ENDINGS}")
-        return sources
+        return _sources_in(location)
     if not is_file:
-        raise InputError("paragraphs", found.name, "there is no such file")
-    kind = _kind(found)
+        raise InputError("paragraphs", location.name, "there is no such file")
+    kind = _kind(location)
     if kind is None:
-        raise InputError("paragraphs", found.name, f"known endings are {_ENDINGS}")
-    return [Source(str(found), found.name, kind)]
+        raise InputError("paragraphs", location.name, f"known endings are {_known_endings()}")
+    return [Source(str(location), location.name, kind)]
+
+
+def _sources_in(folder: Path) -> list[Source]:
+    """The files of a folder: a saved dataset, the parts of a scan, or all of known formats."""
+    if tables.is_saved_dataset(folder):
+        return [Source(f"hf:{folder}", folder.name, "hf")]
+    if (folder / "manifest.json").is_file() and (folder / "parts").is_dir():
+        folder /= "parts"
+    sources = []
+    for path in sorted(folder.rglob("*")):
+        kind = _kind(path)
+        if kind and path.is_file() and not _hidden(path, folder) and not tables.is_suffix(path):
+            sources.append(Source(str(path), path.relative_to(folder).as_posix(), kind))
+    if not sources:
+        raise InputError(
+            "paragraphs", f"{folder.name} is a folder", f"it holds no {_known_endings()}"
+        )
+    return sources
 
 
 def read_rows(source: Source) -> Iterator[Row | BadRow]:
@@ -132,7 +159,7 @@ def read_chunks(source: Source, records: int = 1024) -> Iterator[Chunk]:
     """Group the rows of a source: at most `records` rows and as many KiB (or one longer row)."""
     raw: list[tuple[int, Any]] = []
     size = index = 0
-    for number, content, n_bytes in _raw_or_bad(source):
+    for number, content, n_bytes in _raw_rows(source):
         if raw and (len(raw) == records or size + n_bytes > records * 1024):
             yield Chunk(source, index, raw)
             raw, size, index = [], 0, index + 1
@@ -142,58 +169,53 @@ def read_chunks(source: Source, records: int = 1024) -> Iterator[Chunk]:
         yield Chunk(source, index, raw)
 
 
-def _raw_or_bad(source: Source) -> Iterator[tuple[int, Any, int]]:
+def _raw_rows(source: Source) -> Iterator[RawRow]:
+    """What the reader finds; a `BadRow` at the end of a damaged file, or for an empty one."""
+    source_format = FORMATS[source.kind]
     number = 0
     try:
-        for number, content, n_bytes in FORMATS[source.kind][0](source):
+        for number, content, n_bytes in source_format.read(source):
             yield number, content, n_bytes
     except Unusable as problem:
-        where = f"{source.name}, after {source.unit} {number}" if number else source.name
-        yield number + 1, BadRow(where, str(problem)), 0
+        after = f"{source.name}, after {source_format.unit} {number}"
+        yield number + 1, BadRow(after if number else source.name, str(problem)), 0
         return
     if not number:
         yield 1, BadRow(source.name, EMPTY), 0
 
 
-def _kind(path: Path) -> str | None:
-    suffixes = path.suffixes
-    if suffixes and suffixes[-1] in COMPRESSION:
-        kind = _KINDS.get(suffixes[-2]) if len(suffixes) > 1 else None
-        return kind if kind in ("jsonl", "csv", "txt") else None
-    if path.name.endswith("_prefix.npy"):
-        return "pair"
-    return _KINDS.get(path.suffix)
-
-
 def content_files(source: Source) -> list[Path]:
-    """The files on this machine that hold a source's content; none for a dataset on the hub.
+    """The local files that hold a source's content; none for a dataset on the hub.
 
     Of a saved dataset those that describe it: `datasets` keeps a fingerprint of the content there.
     """
     if source.kind == "hf":
         folder = Path(source.path.removeprefix("hf:").split(":")[0])
-        return sorted(folder.rglob("state.json")) if is_saved_dataset(folder) else []
+        return sorted(folder.rglob("state.json")) if tables.is_saved_dataset(folder) else []
     path = Path(source.path)
-    return [path, second_half(path)] if source.kind == "pair" else [path]
+    return [path, tables.suffix_of(path)] if source.kind == "pair" else [path]
+
+
+def _kind(path: Path) -> str | None:
+    """The format that a file's name tells, None if it is not known."""
+    compressed = path.suffix in COMPRESSION
+    name = path.name.removesuffix(path.suffix) if compressed else path.name
+    if not Path(name).suffix:  # `.csv` is a hidden file, not a table
+        return None
+    for kind, known in FORMATS.items():
+        if known.ending and name.endswith(known.ending):
+            return kind if known.compressible or not compressed else None
+    return None
+
+
+def _known_endings() -> str:
+    """The endings of all formats, for messages."""
+    known = [f for f in FORMATS.values() if f.ending.startswith(".")]
+    compressible = [f.ending for f in known if f.compressible]
+    others = [f.ending for f in known if not f.compressible]
+    compression = " or ".join(COMPRESSION)
+    return f"{', '.join(compressible)} (each also {compression}), {', '.join(others)}"
 
 
 def _hidden(path: Path, folder: Path) -> bool:
     return any(part.startswith(".") for part in path.relative_to(folder).parts)
-
-
-FORMATS: dict[str, tuple[Reader, Decoder]] = {
-    "jsonl": (read_jsonl, decode_json),
-    "csv": (read_csv, decode_csv),
-    "txt": (read_txt, decode_txt),
-    "parquet": (read_parquet, unchanged),
-    "npy": (read_npy, unchanged),
-    "pair": (read_pair, unchanged),
-    "pt": (read_pt, unchanged),
-    "hf": (read_dataset, unchanged),
-}
-
-
-_KINDS = {f".{kind}": kind for kind in ("jsonl", "csv", "txt", "parquet", "npy", "pt")}
-
-
-_ENDINGS = ".jsonl, .csv, .txt (each also .gz or .zst), .parquet, .npy, .pt"

@@ -1,4 +1,10 @@
-"""TODO."""
+"""Readers of text files: JSON lines, CSV and plain text, compressed or not.
+
+Reading and decoding are separate. A `read_...` function only finds where rows begin and end, which
+costs little, so that a resumed scan passes over the rows that are already done; a `decode_...`
+function parses one row. Files are streamed: no more than one row is held in memory, and a line or
+block longer than `LIMIT` bytes is passed over and becomes a `BadRow`.
+"""
 
 from __future__ import annotations
 
@@ -19,14 +25,18 @@ from memcircuits.data.formats.records import (
     TEXT,
     TOO_LONG,
     BadRow,
+    RawRow,
+    Record,
     Source,
     Unusable,
     check_columns,
-    damage,
     decode_utf8,
+    errors_as_unusable,
 )
 
 _NUMBER = re.compile(r"-?(0|[1-9]\d{0,17})(\.\d+)?([eE][-+]?\d{1,3})?")
+_BLANK = b"\xef\xbb\xbf \t\r\n\f\v"
+_BYTE_ORDER_MARK = b"\xef\xbb\xbf"
 
 
 def _lines(source: Source) -> Iterator[tuple[int, bytes | None]]:
@@ -34,7 +44,7 @@ def _lines(source: Source) -> Iterator[tuple[int, bytes | None]]:
     import pyarrow as pa
 
     codec = COMPRESSION.get(Path(source.path).suffix)
-    with damage(), contextlib.ExitStack() as stack:
+    with errors_as_unusable(), contextlib.ExitStack() as stack:
         raw = stack.enter_context(pa.input_stream(source.path, compression=codec))
         stream = stack.enter_context(io.BufferedReader(raw, 2**16))
         number = 0
@@ -43,12 +53,14 @@ def _lines(source: Source) -> Iterator[tuple[int, bytes | None]]:
             if len(line) <= LIMIT:
                 yield number, line
                 continue
+            # Pass over the remainder of the line without keeping it.
             while line and not line.endswith(b"\n"):
                 line = stream.readline(LIMIT)
             yield number, None
 
 
-def read_jsonl(source: Source) -> Iterator[tuple[int, Any, int]]:
+def read_jsonl(source: Source) -> Iterator[RawRow]:
+    """Lines that are not blank."""
     for number, line in _lines(source):
         if line is None:
             yield number, BadRow(f"{source.name}, line {number}", TOO_LONG), 0
@@ -56,7 +68,12 @@ def read_jsonl(source: Source) -> Iterator[tuple[int, Any, int]]:
             yield number, line, len(line)
 
 
-def decode_json(line: bytes) -> dict[str, Any]:
+def decode_json(line: bytes) -> Record:
+    """The object of a line; NaN and infinities become None.
+
+    Raises:
+        Unusable: if the line is not UTF-8, not JSON or not an object.
+    """
     text = decode_utf8(line)
     try:
         record = json.loads(text, parse_constant=lambda _: None)
@@ -67,50 +84,57 @@ def decode_json(line: bytes) -> dict[str, Any]:
     return record
 
 
-def read_txt(source: Source) -> Iterator[tuple[int, Any, int]]:
-    """Blocks between blank lines."""
+def read_txt(source: Source) -> Iterator[RawRow]:
+    """Blocks between blank lines, numbered by their first line."""
     block: list[bytes] = []
     start = size = 0
 
-    def found() -> tuple[int, Any, int]:
+    def finished_block() -> RawRow:
         if size > LIMIT:
             return start, BadRow(f"{source.name}, line {start}", TOO_LONG), 0
         return start, b"".join(block), size
 
     for number, line in _lines(source):
-        if line is not None and not line.strip(b"\xef\xbb\xbf \t\r\n\f\v"):
+        if line is not None and not line.strip(_BLANK):
             if size:
-                yield found()
+                yield finished_block()
             block, size = [], 0
             continue
         if not size:
             start = number
         size += LIMIT + 1 if line is None else len(line)
         if size > LIMIT:
-            block = []
+            block = []  # only its size is still needed
         else:
             block.append(line or b"")
     if size:
-        yield found()
+        yield finished_block()
 
 
-def decode_txt(block: bytes) -> dict[str, Any]:
+def decode_txt(block: bytes) -> Record:
+    """A record with the text of a block, without the space around it."""
     return {"text": decode_utf8(block).strip()}
 
 
-def read_csv(source: Source) -> Iterator[tuple[int, Any, int]]:
+def read_csv(source: Source) -> Iterator[RawRow]:
+    """Records by the names in the first line; a record may span several lines.
+
+    Raises:
+        Unusable: at the first line that is too long or not CSV: where the next record begins cannot
+            be known.
+    """
     size = 0
 
-    def lines() -> Iterator[str]:
+    def text_lines() -> Iterator[str]:
         nonlocal size
         for number, line in _lines(source):
             if line is None:
                 raise Unusable(f"line {number} is {TOO_LONG}")
             size += len(line)
-            # Bytes that are no UTF-8 become lone surrogates, which `_text` refuses row by row.
-            yield line.removeprefix(b"\xef\xbb\xbf").decode("utf-8", "surrogateescape")
+            # Bytes that are not UTF-8 become lone surrogates, which `make_row` refuses row by row.
+            yield line.removeprefix(_BYTE_ORDER_MARK).decode("utf-8", "surrogateescape")
 
-    reader = csv.reader(lines(), strict=True)
+    reader = csv.reader(text_lines(), strict=True)
     header: list[str] | None = None
     while True:
         start, size = reader.line_num + 1, 0
@@ -133,7 +157,7 @@ def read_csv(source: Source) -> Iterator[tuple[int, Any, int]]:
 
 @contextlib.contextmanager
 def _wide_fields() -> Iterator[None]:
-    """Let the csv module take long fields for one row; its limit is one for the whole process."""
+    """Let the csv module take long fields for one row: its limit is global to the process."""
     before = csv.field_size_limit(LIMIT)
     try:
         yield
@@ -141,15 +165,19 @@ def _wide_fields() -> Iterator[None]:
         csv.field_size_limit(before)
 
 
-def decode_csv(record: dict[str, str]) -> dict[str, Any]:
-    return {k: v if k in (*TEXT, *NAMES) else _number(v) for k, v in record.items()}
+def decode_csv(record: dict[str, str]) -> Record:
+    """The record with numbers as numbers; texts and names stay as they are written."""
+    return {
+        key: value if key in (*TEXT, *NAMES) else _number(value) for key, value in record.items()
+    }
 
 
 def _number(text: str) -> Any:
-    """Numbers as numbers, everything else as it is written (`007` too)."""
-    found = _NUMBER.fullmatch(text)
-    if not found:
+    """The number that a text writes in its usual form; any other text as it is (`007` too)."""
+    number = _NUMBER.fullmatch(text)
+    if not number:
         return text
-    if not (found[2] or found[3]):
+    _, decimals, exponent = number.groups()
+    if not (decimals or exponent):
         return int(text)
     return float(text) if math.isfinite(float(text)) else text

@@ -71,7 +71,7 @@ def contrastive_gradients(
     control = Paragraphs.of(control, model, "control")
     adapter.check_tokens(memorized.ids, "memorized")
     adapter.check_tokens(control.ids, "control")
-    refuse_overlap(memorized, control)
+    refuse_overlap(memorized, control, same="prefix")
     finite = has_finite_scores(adapter, memorized, "memorized", memory_budget)
     finite_control = has_finite_scores(adapter, control, "control", memory_budget)
     notes = (

@@ -69,7 +69,7 @@ def scan_to_disk(
 
     Args:
         model: HookedTransformer or TransformerBridge.
-        source: file, folder or dataset (see `memcircuits.data.windows`).
+        source: file, folder or dataset (see `memcircuits.data.formats`).
         out: folder for the parts.
         windows: what to cut from the rows; by default the first 50 + 50 tokens of each.
         part_records: a part covers at most so many rows and as many KiB of text.
