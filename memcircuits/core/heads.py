@@ -50,6 +50,22 @@ class Head(NamedTuple):
             raise InputError("head", repr(value), "write it like L1H2 or Head(1, 2)")
         return cls(layer, head)
 
+    def within(self, n_layers: int, n_heads: int, argument: str, owner: str = "there are") -> Head:
+        """This head, if a model of this size has it.
+
+        Args:
+            n_layers: number of layers.
+            n_heads: number of heads per layer.
+            argument: name of the argument, for the error.
+            owner: beginning of the remedy, for the error.
+
+        Raises:
+            InputError: if there is no such head.
+        """
+        if not (0 <= self.layer < n_layers and 0 <= self.head < n_heads):
+            raise InputError(argument, str(self), f"{owner} {n_layers} layers of {n_heads} heads")
+        return self
+
 
 HeadLike: TypeAlias = Head | str | tuple[int, int]
 """A head as users write it: `Head(1, 2)`, `"L1H2"` or `(1, 2)`."""

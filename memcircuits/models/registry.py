@@ -1,30 +1,34 @@
-"""TODO."""
+"""One adapter and one report per model object, made when a function first meets the model.
+
+Public functions call `adapt(model)` first and pass the adapter inwards. What is remembered is keyed
+by the model object by a weak reference: it goes when the model goes.
+"""
 
 from __future__ import annotations
 
 import weakref
-from typing import Any
 
 import torch
 from torch import nn
 
 from memcircuits.core.errors import UnsupportedModel
-from memcircuits.models.adapter import Adapter
+from memcircuits.models.adapter import Adapter, Model
 from memcircuits.models.validation import ModelReport, run_checks
 
-# What a model whose code does not fit TransformerLens's raises when it is tried.
-_CANNOT_RUN = (AttributeError, LookupError, TypeError, RuntimeError)
-
+# What a model raises when its code does not fit TransformerLens's. Not ValueError: an `InputError`
+# says already what is wrong.
+_CANNOT_RUN = (AttributeError, LookupError, RuntimeError, TypeError)
 
 _ADAPTERS: weakref.WeakKeyDictionary[nn.Module, Adapter] = weakref.WeakKeyDictionary()
+_REPORTS: weakref.WeakKeyDictionary[nn.Module, ModelReport] = weakref.WeakKeyDictionary()
 
 
-def adapt(model: Any, *, name: str | None = None, revision: str | None = None) -> Adapter:
+def adapt(model: Model, *, name: str | None = None, revision: str | None = None) -> Adapter:
     """The adapter of a model; made, and the model checked by trying it, once per model object.
 
     Args:
         model: a `HookedTransformer`, a `TransformerBridge`, or an `Adapter` (returned as it is).
-        name: what to call a model that is new here; by default what its configuration says.
+        name: what to call a model that is new here; by default the name in its configuration.
         revision: commit, tag or branch that it came from.
 
     Raises:
@@ -44,12 +48,8 @@ def adapt(model: Any, *, name: str | None = None, revision: str | None = None) -
             "model", name or type(model).__name__, "it is no stack of decoder blocks"
         )
     if model not in _ADAPTERS:
-        from memcircuits.models.registry import validate_model
-
         try:
-            _ADAPTERS[model] = Adapter(model)
-            _ADAPTERS[model].name = name or _ADAPTERS[model].name
-            _ADAPTERS[model].revision = revision
+            _ADAPTERS[model] = Adapter(model, name=name, revision=revision)
             validate_model(model)
         except BaseException as error:
             _ADAPTERS.pop(model, None)
@@ -61,17 +61,12 @@ def adapt(model: Any, *, name: str | None = None, revision: str | None = None) -
     return _ADAPTERS[model]
 
 
-_REPORTS: weakref.WeakKeyDictionary[nn.Module, ModelReport] = weakref.WeakKeyDictionary()
-
-
-def validate_model(model: Any) -> ModelReport:
+def validate_model(model: Model) -> ModelReport:
     """Check a model by trying it, once per model object; later calls return the same report.
 
-    Args:
-        model: HookedTransformer or TransformerBridge.
-
     Raises:
-        UnsupportedModel: if a statement above does not hold; the message says which.
+        UnsupportedModel: if a statement of `memcircuits.models.validation` does not hold; the
+            message says which.
     """
     adapter = adapt(model)
     report = _REPORTS.get(adapter.model)

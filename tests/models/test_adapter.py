@@ -15,11 +15,11 @@ from memcircuits.core.heads import Head
 from memcircuits.editing.evaluation import edit_divergence, evaluate_edit
 from memcircuits.editing.recipe import Recipe
 from memcircuits.editing.relearning import recovery_curve
-from memcircuits.models import validation
 from memcircuits.models.adapter import Adapter
 from memcircuits.models.hooks import hook_name
 from memcircuits.models.loading import as_bridge
 from memcircuits.models.registry import adapt, validate_model
+from memcircuits.models.validation import run_checks
 from memcircuits.results.provenance import Provenance
 from memcircuits.results.score_map import ScoreMap
 from tests import matrix
@@ -268,7 +268,7 @@ def test_a_model_that_breaks_a_statement_is_refused(spoil, message):
     found = bridge()
     spoil(found)
     with pytest.raises(UnsupportedModel, match=message):
-        validation._validate(adapt(found))
+        run_checks(adapt(found))
 
 
 def test_heads_in_another_order_are_noticed(monkeypatch):
@@ -282,7 +282,7 @@ def test_heads_in_another_order_are_noticed(monkeypatch):
 
     monkeypatch.setattr(Adapter, "weight", swapped)
     with pytest.raises(UnsupportedModel, match=r"does not remove z @ W_O"):
-        validation._validate(adapter)
+        run_checks(adapter)
 
 
 def test_edits_that_do_nothing_are_noticed(monkeypatch):
@@ -293,7 +293,7 @@ def test_edits_that_do_nothing_are_noticed(monkeypatch):
         Adapter, "run", lambda self, *args, edit=None, **options: run(self, *args, **options)
     )
     with pytest.raises(UnsupportedModel, match="zeroing a head"):
-        validation._validate(adapter)
+        run_checks(adapter)
 
 
 def test_prepended_tokens_are_noticed(monkeypatch):
@@ -307,7 +307,7 @@ def test_prepended_tokens_are_noticed(monkeypatch):
 
     monkeypatch.setattr(Adapter, "forward", with_bos)
     with pytest.raises(UnsupportedModel, match="the transformers module inside"):
-        validation._validate(adapter)
+        run_checks(adapter)
 
 
 def test_non_finite_model_is_refused():
@@ -315,7 +315,7 @@ def test_non_finite_model_is_refused():
     with torch.no_grad():
         found.ln_final.weight.fill_(float("nan"))
     with pytest.raises(UnsupportedModel, match="not finite: load it in float32"):
-        validation._validate(adapt(found))
+        run_checks(adapt(found))
 
 
 def test_a_refused_model_stays_refused(monkeypatch):
