@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from numbers import Integral
 from typing import Any, NamedTuple, TypeAlias
 
 from memcircuits.core.errors import InputError
@@ -46,9 +47,9 @@ class Head(NamedTuple):
             layer, head = value
         except (TypeError, ValueError):
             raise InputError("head", repr(value), "write it like L1H2 or Head(1, 2)") from None
-        if not (isinstance(layer, int) and isinstance(head, int)):
+        if not (isinstance(layer, Integral) and isinstance(head, Integral)):
             raise InputError("head", repr(value), "write it like L1H2 or Head(1, 2)")
-        return cls(layer, head)
+        return cls(int(layer), int(head))
 
     def within(self, n_layers: int, n_heads: int, argument: str, owner: str = "there are") -> Head:
         """This head, if a model of this size has it.

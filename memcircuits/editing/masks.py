@@ -11,7 +11,6 @@ import contextlib
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
-from typing import Any
 
 import torch
 from jaxtyping import Float, Int
@@ -161,7 +160,7 @@ class Candidates:
         for layer in layers or ():
             if not isinstance(layer, int) or not 0 <= layer < adapter.n_layers:
                 raise InputError("layers", layer, f"layers go from 0 to {adapter.n_layers - 1}")
-        wanted = None if heads is None else [_head(adapter, head) for head in heads]
+        wanted = None if heads is None else [adapter.check_head(head) for head in heads]
         shared = adapter.n_heads // adapter.n_kv_heads
         weights, allowed = [], []
         for layer in range(adapter.n_layers) if layers is None else sorted(set(layers)):
@@ -249,17 +248,6 @@ class Candidates:
             weights.append(weight)
             indices.append((torch.tensor(heads)[index // size] * size + index % size).sort().values)
         return Mask(tuple(weights), tuple(indices), len(self))
-
-
-def _head(adapter: Adapter, head: Any) -> Head:
-    found = Head.of(head)
-    if not (0 <= found.layer < adapter.n_layers and 0 <= found.head < adapter.n_heads):
-        raise InputError(
-            "heads",
-            str(found),
-            f"{adapter.name} has {adapter.n_layers} layers of {adapter.n_heads} heads",
-        )
-    return found
 
 
 def _largest(scores: Sequence[Tensor], n: int) -> list[Tensor]:

@@ -87,12 +87,7 @@ def _choose(adapter: Adapter, layer: int | None, heads: Sequence[Head | int] | N
             if layer is None:
                 raise InputError("heads", head, "give layer= too, or Head(layer, head)")
             head = Head(layer, head)
-        head = Head.of(head)
-        if not (0 <= head.layer < adapter.n_layers and 0 <= head.head < adapter.n_heads):
-            raise InputError(
-                "heads", str(head), f"it has {adapter.n_layers} x {adapter.n_heads} heads"
-            )
-        chosen.append(head)
+        chosen.append(adapter.check_head(head))
     if not chosen:
         raise InputError("heads", "empty", "name at least one head")
     return chosen

@@ -84,10 +84,9 @@ class RareTokenAttention(ScoreMap, kind="rare-token-attention"):
         """
         import pandas as pd
 
-        layers, heads = self.values.shape
-        if not (0 <= head[0] < layers and 0 <= head[1] < heads):
-            raise InputError("head", tuple(head), f"there are {layers} layers x {heads} heads")
-        attention = self.attention[:, head[0], head[1]]
+        n_layers, n_heads = self.values.shape
+        head = Head.of(head).within(n_layers, n_heads, "head")
+        attention = self.attention[:, head.layer, head.head]
         ranks = torch.stack([row.unique(return_inverse=True)[1] for row in self.counts])
         member = torch.nn.functional.one_hot(ranks).float()  # [paragraph, pos, rank]
         size = member.sum(1)

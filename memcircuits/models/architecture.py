@@ -128,12 +128,13 @@ class ModelFacts:
     def local_layers(self) -> list[int]:
         """Layers whose attention sees a sliding window only."""
         if self.is_bridge:
-            config, local = self.hf_config, ("local", "sliding_attention")
+            config = self.hf_config
             kinds = getattr(config, "attention_layers", None) or getattr(
                 config, "layer_types", None
             )
         else:
-            kinds, local = self.model.cfg.attn_types, ("local",)
+            kinds = self.model.cfg.attn_types
+        local = ("local", "sliding_attention")
         return [layer for layer, kind in enumerate(kinds or []) if kind in local]
 
     @property

@@ -77,8 +77,8 @@ def find_weight(model: Any, layer: int, component: str, *, heads: int, bypassed:
         UnsupportedModel: if the architecture stores it in a form not understood here.
     """
     if not is_bridge(model):
-        parameter = _hooked_parameter(model, layer, component)
-        return Weight(layer, component, parameter, lambda t: t.view(heads, *t.shape[-2:]))
+        held = _hooked_parameter(model, layer, component)
+        return Weight(layer, component, held, lambda t: t.view(heads, *t.shape[-2:]))
     module = _bridge_module(model, layer, component)
     parameter = getattr(module, "weight", None)
     if module is None or not isinstance(parameter, nn.Parameter):

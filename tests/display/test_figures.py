@@ -276,7 +276,7 @@ def test_attention_by_rank_by_hand() -> None:
         frame["attention"], [(0.2 + 0.3) / 2, (0.4 + 0.3) / 2, (0.2 + 0.1) / 2], rtol=1e-6
     )
     np.testing.assert_allclose(frame["attention_se"], [0.05, 0.05, 0.05], rtol=1e-5)
-    with pytest.raises(ValueError, match="1 layers x 1 heads"):
+    with pytest.raises(ValueError, match="1 layers of 1 heads"):
         rare(attention, counts).by_rank((0, 1))
 
 
