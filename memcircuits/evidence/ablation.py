@@ -1,41 +1,52 @@
-"""What breaks when one head is removed? Zero, mean and resample ablation of every head.
+"""How much worse is the continuation predicted without one head? Zero, mean, resample ablation.
 
-A head's z is replaced at all positions: by zeros, by its mean over paragraphs (per position), or by
-its z in another paragraph (`Ablation`). The effect is the change of the continuation's NLL and EM,
-kept per paragraph. Exact, by restarted forwards (`memcircuits.evidence.interventions`).
+Ablating a head replaces its z, the output before W_O, at all positions by
+
+* zeros (`zero`),
+* its mean over reference paragraphs at the same position (`mean`), or
+* its z in another paragraph, drawn at random (`resample`).
+
+The effect of the head is the change of the continuation's NLL and EM, kept for every paragraph.
+Effects are exact: every ablation is run, by a partial forward
+(`memcircuits.evidence.interventions`). `mean` and `resample` keep z within its usual range; `zero`
+does not, but needs no reference paragraphs.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any
+from functools import cached_property
+from typing import Literal, TypeAlias, get_args
 
 import torch
-from jaxtyping import Float
+from jaxtyping import Float, Int
 from torch import Tensor
 
 from memcircuits.core.errors import InputError, at_least, one_of
 from memcircuits.core.heads import Head
 from memcircuits.core.progress import bar
 from memcircuits.core.statistics import finite_mean, finite_rows, left_out
-from memcircuits.data.paragraphs import Paragraphs
+from memcircuits.data.paragraphs import Paragraphs, ParagraphsLike
 from memcircuits.evidence.interventions import FALLBACK, HeadEdit, ResumableRun
-from memcircuits.models.adapter import Adapter
+from memcircuits.models.adapter import Adapter, Model
 from memcircuits.models.batching import map_batches, rows_that_fit
 from memcircuits.models.hooks import hook_name
 from memcircuits.models.registry import adapt
 from memcircuits.results.provenance import Provenance
 from memcircuits.results.score_map import ScoreMap
 
-_GROUP = 16  # at most so many paragraphs' clean run is held at once
+Mode: TypeAlias = Literal["zero", "mean", "resample"]
+"""What a head's z is replaced by: zeros, its mean, or its z in another paragraph."""
+
+_MAX_PARAGRAPHS = 16  # maximum number of paragraphs whose clean run is held at once
 
 
 def ablate_heads(
-    model: Any,
-    paragraphs: Any,
+    model: Model,
+    paragraphs: ParagraphsLike,
     *,
-    mode: str = "zero",
-    reference: Any = None,
+    mode: Mode = "zero",
+    reference: ParagraphsLike | None = None,
     seed: int = 0,
     memory_budget: int | None = None,
     progress: bool = True,
@@ -43,13 +54,13 @@ def ablate_heads(
     """Ablate each head by itself.
 
     Args:
-        model: HookedTransformer or TransformerBridge.
-        paragraphs: `Paragraphs`, a list of strings or a LongTensor of ids.
-        mode: `zero`, `mean` (over `reference`, at the same position) or `resample` (z of a random
-            other paragraph of `reference`).
+        model: the model.
+        paragraphs: the paragraphs whose continuations are scored.
+        mode: `zero`, `mean` (over `reference`, at the same position) or `resample` (the z of a
+            random other paragraph of `reference`).
         reference: paragraphs that give the means or samples; by default `paragraphs` themselves.
-        seed: of the draws of `resample`.
-        memory_budget: bytes that one batch may take.
+        seed: seed of the draws of `resample`.
+        memory_budget: maximum bytes per batch.
         progress: show a bar on stderr.
 
     Returns:
@@ -67,76 +78,78 @@ def ablate_heads(
         True
     """
     ablation = Ablation(model, paragraphs, mode=mode, reference=reference, seed=seed)
-    adapter, paragraphs = ablation.adapter, ablation.paragraphs
-    found = ablation.effects(adapter.heads(), memory_budget=memory_budget, progress=progress)
-    nll, em = found.unflatten(1, (adapter.n_layers, adapter.n_heads)).unbind(-1)
-    em = em.where(
-        nll.isfinite(), torch.nan
-    )  # an EM read off logits that are not finite means nothing
+    adapter = ablation.adapter
+    effects = ablation.effects(adapter.heads(), memory_budget=memory_budget, progress=progress)
+    nll, em = effects.unflatten(1, (adapter.n_layers, adapter.n_heads)).unbind(-1)
+    em = em.where(nll.isfinite(), torch.nan)  # an EM of non-finite logits means nothing
+    notes = () if adapter.supports_partial_forward else (FALLBACK,)
     return ScoreMap(
         name=f"{mode} ablation",
         units="nats/token",
         values=finite_mean(nll),
         provenance=Provenance.of(
             adapter,
-            {"paragraphs": paragraphs, "reference": ablation.reference},
+            {"paragraphs": ablation.paragraphs, "reference": ablation.reference},
             mode=mode,
             seed=seed,
         ),
         samples={"nll": nll.contiguous(), "em": em.contiguous()},
-        notes=(
-            *(() if adapter.supports_partial_forward else (FALLBACK,)),
-            *left_out(finite_rows(nll)),
-        ),
+        notes=(*notes, *left_out(finite_rows(nll))),
     )
 
 
 class Ablation:
-    """What the z of every head is replaced by, for some paragraphs, and what follows from it.
+    """One way to ablate heads on some paragraphs: `effects` measures any of the heads.
 
     Args:
-        model: as in `ablate_heads`, like all others.
-        paragraphs: the paragraphs measured.
-        mode: `zero`, `mean` or `resample`.
-        reference: where means and samples come from.
-        seed: of the draws of `resample`.
+        model: the model.
+        paragraphs: the paragraphs whose continuations are scored.
+        mode: see `Mode`.
+        reference: paragraphs that give the means or samples; by default `paragraphs` themselves.
+        seed: seed of the draws of `resample`.
+
+    Attributes:
+        adapter: the model.
+        paragraphs: the paragraphs whose continuations are scored.
+        reference: the reference paragraphs, None if none were given.
+        mode: see `Mode`.
 
     Raises:
-        InputError: as `ablate_heads`.
+        InputError: for a wrong mode, unusable paragraphs, or a reference of other lengths.
     """
 
     def __init__(
-        self, model: Any, paragraphs: Any, *, mode: str, reference: Any = None, seed: int = 0
+        self,
+        model: Model,
+        paragraphs: ParagraphsLike,
+        *,
+        mode: Mode,
+        reference: ParagraphsLike | None = None,
+        seed: int = 0,
     ) -> None:
-        one_of("mode", mode, ("zero", "mean", "resample"))
+        one_of("mode", mode, get_args(Mode))
         at_least("seed", seed, 0)
+        self.mode = mode
         self.adapter = adapt(model)
-        self.paragraphs = Paragraphs.of(paragraphs, model)
+        self.paragraphs = Paragraphs.of(paragraphs, self.adapter)
         self.adapter.check_tokens(self.paragraphs.ids, "paragraphs")
-        self.reference = None if reference is None else Paragraphs.of(reference, model, "reference")
-        self._source = self.paragraphs if self.reference is None else self.reference
+        self.reference: Paragraphs | None = None
+        self._source = self.paragraphs
+        if reference is not None:
+            self._source = self.reference = Paragraphs.of(reference, self.adapter, "reference")
         if self._source.ids.shape[1] != self.paragraphs.ids.shape[1]:
             raise InputError("reference", repr(self._source), "use paragraphs of the same length")
         self.adapter.check_tokens(self._source.ids, "reference")
-        own = self.reference is None
-        if mode == "resample" and own and len(self.paragraphs) < 2:
-            raise InputError(
-                "paragraphs", "one paragraph", "resampling needs another one; pass reference="
-            )
-        self.mode = mode
         if mode == "resample":
-            self._draws = _draws(len(self.paragraphs), len(self._source), own, seed)
-        self._means: list[Tensor] | None = None
+            self._partners = self._draw_partners(seed)
 
     def replacements(self, rows: slice) -> list[Float[Tensor, "batch pos head d_head"]]:
         """The new z of each layer for some of the paragraphs; sizes of 1 are to be broadcast."""
         adapter = self.adapter
         if self.mode == "resample":
-            return _read_z(adapter, self._source.ids[self._draws[rows]])
+            return _read_z(adapter, self._source.ids[self._partners[rows]])
         if self.mode == "mean":
-            if self._means is None:
-                self._means = _mean_z(adapter, self._source)
-            return self._means
+            return self._mean_z
         zero = torch.zeros(
             1, 1, adapter.n_heads, adapter.d_head, device=adapter.device, dtype=adapter.dtype
         )
@@ -146,56 +159,66 @@ class Ablation:
         self, heads: Sequence[Head], *, memory_budget: int | None = None, progress: bool = True
     ) -> Float[Tensor, "paragraph head measure"]:
         """Exact change of NLL (nats/token) and EM (tokens) when one of `heads` is ablated."""
-        layers: dict[int, list[int]] = {}
-        for i, head in enumerate(heads):
-            layers.setdefault(head.layer, []).append(i)
-        ids, adapter = self.paragraphs.ids, self.adapter
-        fits = rows_that_fit(adapter, ids.shape[1], self.paragraphs.n_continuation, memory_budget)
+        ids, n_prefix, adapter = self.paragraphs.ids, self.paragraphs.n_prefix, self.adapter
+        columns_of_layer: dict[int, list[int]] = {}
+        for column, head in enumerate(heads):
+            columns_of_layer.setdefault(head.layer, []).append(column)
+        size = rows_that_fit(adapter, ids.shape[1], self.paragraphs.n_continuation, memory_budget)
         with (
             adapter.preserving_state(),
-            bar(len(ids) * len(heads), "ablate", unit="head", progress=progress) as shown,
+            bar(len(ids) * len(heads), "ablate", unit="head", progress=progress) as progress_bar,
         ):
 
-            def one_group(rows: slice) -> Tensor:
-                restart = ResumableRun(adapter, ids[rows], self.paragraphs.n_prefix, memory_budget)
-                clean, new = restart.clean(), self.replacements(rows)
-                found = torch.empty(len(clean), len(heads), clean.shape[-1])
-                for layer, mine in sorted(layers.items()):
-                    edits = [
-                        HeadEdit((heads[i].head,), new[layer][:, :, [heads[i].head]]) for i in mine
-                    ]
-                    change = restart.edited(layer, edits) - clean
-                    found[:, mine] = change.transpose(0, 1).float().cpu()
-                    shown.update(len(clean) * len(mine))
-                return found
+            def measure_batch(rows: slice) -> Tensor:
+                # One clean run of these paragraphs serves all heads.
+                run = ResumableRun(adapter, ids[rows], n_prefix, memory_budget)
+                clean, new_z = run.clean(), self.replacements(rows)
+                effects = torch.empty(len(clean), len(heads), clean.shape[-1])
+                for layer, columns in sorted(columns_of_layer.items()):
+                    layer_heads = [heads[column].head for column in columns]
+                    edits = [HeadEdit((head,), new_z[layer][:, :, [head]]) for head in layer_heads]
+                    changes = run.edited(layer, edits) - clean
+                    effects[:, columns] = changes.transpose(0, 1).float().cpu()
+                    progress_bar.update(len(clean) * len(columns))
+                return effects
 
-            return map_batches(len(ids), min(fits, _GROUP), one_group)
+            return map_batches(len(ids), min(size, _MAX_PARAGRAPHS), measure_batch)
+
+    def _draw_partners(self, seed: int) -> Int[Tensor, " paragraph"]:
+        """For each paragraph the index of the reference whose z it gets, never its own."""
+        generator = torch.Generator().manual_seed(seed)
+        n = len(self.paragraphs)
+        if self.reference is not None:
+            return torch.randint(len(self.reference), (n,), generator=generator)
+        if n < 2:
+            raise InputError(
+                "paragraphs", "one paragraph", "resampling needs another one; pass reference="
+            )
+        shift = torch.randint(1, n, (n,), generator=generator)
+        return (torch.arange(n) + shift) % n
+
+    @cached_property
+    def _mean_z(self) -> list[Float[Tensor, "1 pos head d_head"]]:
+        """Mean z of each layer over the reference paragraphs whose z are all finite."""
+        totals: list[Tensor] = []
+        n = 0
+        for start in range(0, len(self._source), _MAX_PARAGRAPHS):
+            z = _read_z(self.adapter, self._source.ids[start : start + _MAX_PARAGRAPHS])
+            finite = torch.stack([finite_rows(layer_z) for layer_z in z]).all(0)
+            sums = [layer_z[finite].double().sum(0) for layer_z in z]
+            totals = [a + b for a, b in zip(totals, sums, strict=True)] if totals else sums
+            n += int(finite.sum())
+        if not n:
+            raise InputError(
+                "reference", repr(self._source), "all have non-finite activations: use float32"
+            )
+        return [(total / n).to(self.adapter.dtype)[None] for total in totals]
 
 
-def _draws(n: int, n_source: int, own: bool, seed: int) -> Tensor:
-    """For each paragraph another one, never itself."""
-    generator = torch.Generator().manual_seed(seed)
-    if not own:
-        return torch.randint(n_source, (n,), generator=generator)
-    shift = torch.randint(1, n, (n,), generator=generator)
-    return (torch.arange(n) + shift) % n
-
-
-def _read_z(adapter: Adapter, ids: Tensor) -> list[Float[Tensor, "batch pos head d_head"]]:
+def _read_z(
+    adapter: Adapter, ids: Int[Tensor, "batch pos"]
+) -> list[Float[Tensor, "batch pos head d_head"]]:
+    """The z of every layer; the last token, which predicts nothing, is not run."""
     names = [hook_name("z", layer) for layer in range(adapter.n_layers)]
     run = adapter.run(ids[:, :-1], positions=slice(-1, None), read=names)
     return [run.cache[name] for name in names]
-
-
-def _mean_z(adapter: Adapter, source: Paragraphs) -> list[Float[Tensor, "1 pos head d_head"]]:
-    total: list[Tensor] = []
-    n = 0
-    for start in range(0, len(source), _GROUP):
-        z = _read_z(adapter, source.ids[start : start + _GROUP])
-        finite = torch.stack([finite_rows(t) for t in z]).all(0)
-        sums = [t[finite].double().sum(0) for t in z]
-        total = [a + b for a, b in zip(total, sums, strict=True)] if total else sums
-        n += int(finite.sum())
-    if not n:
-        raise InputError("reference", repr(source), "all have non-finite activations: use float32")
-    return [(t / n).to(adapter.dtype)[None] for t in total]

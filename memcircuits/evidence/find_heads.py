@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from typing import Any
+from typing import Any, get_args
 
 import torch
 from jaxtyping import Float
@@ -24,7 +24,7 @@ from memcircuits.evidence.ablation import Ablation
 from memcircuits.evidence.gradients.parameters import parameter_gradients
 from memcircuits.evidence.ranking import Ranking
 from memcircuits.evidence.rare_tokens import rare_token_attention
-from memcircuits.evidence.screening import METHODS, head_effects
+from memcircuits.evidence.screening import Method, head_effects
 from memcircuits.measure.scanning import Scan, scan
 from memcircuits.models.registry import adapt
 from memcircuits.results.provenance import Provenance
@@ -87,7 +87,7 @@ def find_memorization_heads(
     adapter = adapt(model)
     given = Paragraphs.of(paragraphs, model)
     at_least("draws", draws, 1)
-    one_of("method", method, METHODS)
+    one_of("method", method, get_args(Method))
     if max_paragraphs is not None:
         at_least("max_paragraphs", max_paragraphs, 2)
     if unigrams is not None:

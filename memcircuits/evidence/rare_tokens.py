@@ -1,11 +1,11 @@
-"""Does a head look at rare tokens? Rank correlation of attention with unigram counts.
+"""Does a head attend to rare tokens? Rank correlation of attention with unigram counts.
 
 Section 5.4 of the paper: from the position that reads the first continuation token, heads attend
 back to the prefix; the memorization head attends to its rare tokens. The paper sums attention per
-frequency rank over the corpus, which falls mechanically because high ranks are often empty. Here,
-within each paragraph, Kendall's tau-b correlates attention with counts over the prefix tokens, is
-averaged over paragraphs, and is held against a null in which the counts are permuted within each
-paragraph.
+frequency rank over the corpus. That sum falls mechanically, because few paragraphs have the high
+ranks. Here Kendall's tau-b correlates attention with counts over the prefix tokens within each
+paragraph, and is averaged over paragraphs. The null distribution comes from counts permuted within
+each paragraph.
 """
 
 from __future__ import annotations
@@ -21,9 +21,9 @@ from memcircuits.core.errors import InputError, at_least
 from memcircuits.core.heads import Head
 from memcircuits.core.progress import bar
 from memcircuits.core.statistics import finite_mean, finite_rows, interval, left_out
-from memcircuits.data.paragraphs import Paragraphs
+from memcircuits.data.paragraphs import Paragraphs, ParagraphsLike
 from memcircuits.data.unigrams import UnigramTable
-from memcircuits.models.adapter import Adapter
+from memcircuits.models.adapter import Adapter, Model
 from memcircuits.models.hooks import hook_name
 from memcircuits.models.registry import adapt
 from memcircuits.results.provenance import Provenance
@@ -32,8 +32,7 @@ from memcircuits.results.score_map import ScoreMap
 if TYPE_CHECKING:
     import pandas as pd
 
-
-_GROUP = 16
+_BATCH_SIZE = 16  # paragraphs
 
 
 @dataclass(frozen=True)
@@ -44,7 +43,7 @@ class RareTokenAttention(ScoreMap, kind="rare-token-attention"):
         null: the same mean under permuted counts, [permutation, layer, head].
         attention: attention from the query to the prefix, [paragraph, layer, head, pos].
         counts: unigram counts of the prefix tokens, [paragraph, pos].
-        query: position the attention is read from.
+        query: position from which the attention is read.
     """
 
     null: Tensor = field(default_factory=lambda: torch.empty(0))
@@ -60,7 +59,7 @@ class RareTokenAttention(ScoreMap, kind="rare-token-attention"):
 
     @property
     def entropy(self) -> Float[Tensor, "layer head"]:
-        """Mean entropy of the attention within the prefix, nats."""
+        """Mean entropy of the attention within the prefix, rescaled to sum to 1, nats."""
         p = self.attention / self.attention.sum(-1, keepdim=True).clamp_min(1e-12)
         return finite_mean(-(p * p.clamp_min(1e-12).log()).sum(-1))
 
@@ -69,50 +68,60 @@ class RareTokenAttention(ScoreMap, kind="rare-token-attention"):
     ) -> pd.DataFrame:
         """Attention of one head against the frequency rank of tokens (figure 7 of the paper).
 
-        Within each paragraph the prefix tokens are ranked by count, 1 for the rarest, ties sharing
-        a rank; attention is averaged per token, and only then over the paragraphs that have the
-        rank. The band is where 95 % of such means lie when counts are permuted within paragraphs.
-        Ranks that fewer than a quarter of the paragraphs have are left out.
+        Within each paragraph the prefix tokens are ranked by count, 1 for the rarest; ties share a
+        rank. Attention is averaged over the tokens of a rank within each paragraph, then over the
+        paragraphs that have the rank. The null band holds 95 % of such means under counts permuted
+        within paragraphs. Ranks that fewer than a quarter of the paragraphs have are left out.
 
         Args:
             head: layer and head.
-            permutations: draws of the band.
-            seed: of the draws.
+            permutations: number of permutations for the null band.
+            seed: seed of the permutations.
 
         Returns:
             Columns `rank, n, attention, attention_se, null_low, null_high`.
+
+        Raises:
+            InputError: if there is no such head.
         """
         import pandas as pd
 
         n_layers, n_heads = self.values.shape
-        head = Head.of(head).within(n_layers, n_heads, "head")
-        attention = self.attention[:, head.layer, head.head]
+        if not (0 <= head[0] < n_layers and 0 <= head[1] < n_heads):
+            raise InputError("head", tuple(head), f"there are {n_layers} layers x {n_heads} heads")
+        attention = self.attention[:, head[0], head[1]]
+
+        # Which tokens have which rank.
         ranks = torch.stack([row.unique(return_inverse=True)[1] for row in self.counts])
-        member = torch.nn.functional.one_hot(ranks).float()  # [paragraph, pos, rank]
-        size = member.sum(1)
-        present = size > 0
+        has_rank = torch.nn.functional.one_hot(ranks).float()  # [paragraph, pos, rank]
+        n_tokens = has_rank.sum(1)
+        present = n_tokens > 0
+        n_paragraphs = present.sum(0)
 
-        def per_rank(attention: Tensor) -> Tensor:
-            return torch.einsum("pk,pkr->pr", attention, member) / size.clamp_min(1)
+        def mean_per_rank(attention: Tensor) -> Float[Tensor, "paragraph rank"]:
+            return torch.einsum("pk,pkr->pr", attention, has_rank) / n_tokens.clamp_min(1)
 
-        def mean(values: Tensor) -> Tensor:
-            return (values * present).sum(0) / present.sum(0).clamp_min(1)
+        def mean(values: Float[Tensor, "paragraph rank"]) -> Float[Tensor, " rank"]:
+            return (values * present).sum(0) / n_paragraphs.clamp_min(1)
 
-        values = per_rank(attention)
-        n = present.sum(0)
-        spread = mean((values - mean(values)).square()) * n / (n - 1).clamp_min(1)
+        # The mean per rank, and its spread over the paragraphs that have the rank.
+        values = mean_per_rank(attention)
+        squares = mean((values - mean(values)).square())
+        variance = squares * n_paragraphs / (n_paragraphs - 1).clamp_min(1)
+
+        # The same mean when the counts, and so the ranks, are permuted within paragraphs.
         generator = torch.Generator().manual_seed(seed)
         null = []
         for _ in range(permutations):
             order = torch.rand(attention.shape, generator=generator).argsort(-1)
-            null.append(mean(per_rank(attention.gather(1, order))))
+            null.append(mean(mean_per_rank(attention.gather(1, order))))
         low, high = interval(torch.stack(null))
         frame = pd.DataFrame(
             {
-                "rank": range(1, len(n) + 1),
-                "n": n.numpy(),
+                "rank": range(1, len(n_paragraphs) + 1),
+                "n": n_paragraphs.numpy(),
                 "attention": mean(values).double().numpy(),
-                "attention_se": (spread / n.clamp_min(1)).sqrt().double().numpy(),
+                "attention_se": (variance / n_paragraphs.clamp_min(1)).sqrt().double().numpy(),
                 "null_low": low.double().numpy(),
                 "null_high": high.double().numpy(),
             }
@@ -144,8 +153,8 @@ class RareTokenAttention(ScoreMap, kind="rare-token-attention"):
 
 
 def rare_token_attention(
-    model: Any,
-    paragraphs: Any,
+    model: Model,
+    paragraphs: ParagraphsLike,
     unigrams: UnigramTable | None = None,
     *,
     query: int | None = None,
@@ -156,17 +165,19 @@ def rare_token_attention(
     """Correlate each head's attention to the prefix with the rarity of its tokens.
 
     Args:
-        model: HookedTransformer or TransformerBridge.
-        paragraphs: `Paragraphs`, a list of strings or a LongTensor of ids.
+        model: the model.
+        paragraphs: the paragraphs.
         unigrams: token counts; by default the paragraphs themselves are counted, and the result
             says so in `notes`.
-        query: position attention is read from; by default the first continuation token.
-        permutations: draws of the within-paragraph null.
-        seed: of the permutations.
+        query: position from which attention is read; by default that of the first continuation
+            token.
+        permutations: number of permutations for the within-paragraph null.
+        seed: seed of the permutations.
         progress: show a bar on stderr.
 
     Returns:
-        Mean over paragraphs of Kendall's tau-b between attention and count (source: figure 7).
+        Mean over paragraphs of Kendall's tau-b between attention and count (section 5.4, figure 7
+        of the paper).
 
     Raises:
         InputError: for a query outside the paragraph or a table of another tokenizer.
@@ -177,7 +188,7 @@ def rare_token_attention(
         (torch.Size([6, 8]), 'tau-b')
     """
     adapter = adapt(model)
-    paragraphs = Paragraphs.of(paragraphs, model)
+    paragraphs = Paragraphs.of(paragraphs, adapter)
     adapter.check_tokens(paragraphs.ids, "paragraphs")
     at_least("permutations", permutations, 1)
     query = paragraphs.n_prefix if query is None else query
@@ -196,7 +207,6 @@ def rare_token_attention(
     counts = unigrams.counts[paragraphs.ids[:, :n_keys]]
     with adapter.preserving_state():
         attention = _attention_from(adapter, paragraphs.ids, query, n_keys, progress)
-    notes += left_out(finite_rows(attention))
     tau, null = _tau_with_null(attention, counts, permutations, seed)
     return RareTokenAttention(
         name="rare-token attention (tau-b)",
@@ -211,7 +221,7 @@ def rare_token_attention(
             unigrams=unigrams.source,
         ),
         samples={"tau": tau.nan_to_num(0.0)},
-        notes=notes,
+        notes=(*notes, *left_out(finite_rows(attention))),
         null=null,
         attention=attention,
         counts=counts,
@@ -222,30 +232,36 @@ def rare_token_attention(
 def _attention_from(
     adapter: Adapter, ids: Int[Tensor, "batch pos"], query: int, n_keys: int, progress: bool
 ) -> Float[Tensor, "batch layer head key"]:
-    """Attention rows of one query position; nothing behind it is run."""
+    """Attention of one query position to the first `n_keys`; no later position is run."""
     names = [hook_name("pattern", layer) for layer in range(adapter.n_layers)]
-    parts = []
-    with bar(len(ids), "attention", progress=progress) as shown:
-        for start in range(0, len(ids), _GROUP):
-            piece = ids[start : start + _GROUP, : query + 1]
-            run = adapter.run(piece, positions=slice(-1, None), read=names)
-            rows = [run.cache[name][:, :, query, :n_keys].float().cpu() for name in names]
-            parts.append(torch.stack(rows, 1))
-            shown.update(len(piece))
-    return torch.cat(parts)
+    attention = []
+    with bar(len(ids), "attention", progress=progress) as progress_bar:
+        for batch_ids in ids[:, : query + 1].split(_BATCH_SIZE):
+            run = adapter.run(batch_ids, positions=slice(-1, None), read=names)
+            layers = [run.cache[name][:, :, query, :n_keys].float().cpu() for name in names]
+            attention.append(torch.stack(layers, 1))
+            progress_bar.update(len(batch_ids))
+    return torch.cat(attention)
 
 
 def kendall_tau_b(
     x: Float[Tensor, "*batch pos"], y: Float[Tensor, "*other pos"]
 ) -> Float[Tensor, "*batch *other"]:
-    """Kendall's tau-b of every row of `x` with every row of `y`; NaN where one is constant."""
-    a, b = _pair_signs(x), _pair_signs(y)
-    agreement = a.reshape(-1, a.shape[-1]) @ b.reshape(-1, b.shape[-1]).T
-    size = (a.abs().sum(-1).reshape(-1, 1) * b.abs().sum(-1).reshape(1, -1)).sqrt()
-    return (agreement / size).reshape((*x.shape[:-1], *y.shape[:-1]))
+    """Kendall's tau-b of every row of `x` with every row of `y`; NaN where one is constant.
+
+    Concordant minus discordant pairs of positions, over the geometric mean of the pairs that are
+    not tied in `x` and in `y`. All rows together are one matrix product.
+    """
+    x_signs, y_signs = _pair_signs(x), _pair_signs(y)
+    n_pairs = x_signs.shape[-1]
+    difference = x_signs.reshape(-1, n_pairs) @ y_signs.reshape(-1, n_pairs).T
+    x_untied, y_untied = x_signs.abs().sum(-1), y_signs.abs().sum(-1)
+    scale = (x_untied.reshape(-1, 1) * y_untied.reshape(1, -1)).sqrt()
+    return (difference / scale).reshape((*x.shape[:-1], *y.shape[:-1]))
 
 
-def _pair_signs(x: Tensor) -> Float[Tensor, "*batch pair"]:
+def _pair_signs(x: Float[Tensor, "*batch pos"]) -> Float[Tensor, "*batch pair"]:
+    """For each pair of positions i < j: 1 if x[i] > x[j], -1 if x[i] < x[j], 0 if tied."""
     i, j = torch.triu_indices(x.shape[-1], x.shape[-1], 1)
     return (x[..., i] > x[..., j]).float() - (x[..., i] < x[..., j]).float()
 
@@ -255,18 +271,19 @@ def _tau_with_null(
     counts: Int[Tensor, "batch pos"],
     permutations: int,
     seed: int,
-) -> tuple[Tensor, Tensor]:
+) -> tuple[Float[Tensor, "batch layer head"], Float[Tensor, "permutation layer head"]]:
     """Tau per paragraph, and the mean tau under counts permuted within each paragraph."""
     generator = torch.Generator().manual_seed(seed)
-    n_rows, n_layers, n_heads, n_keys = attention.shape
-    tau = torch.empty(n_rows, n_layers, n_heads)
-    null = torch.zeros(permutations, n_layers, n_heads)
-    counted = torch.zeros(n_layers, n_heads)  # tau is NaN where attention or counts are constant
-    for row in range(n_rows):
+    n_paragraphs, n_layers, n_heads, n_keys = attention.shape
+    tau = torch.empty(n_paragraphs, n_layers, n_heads)
+    null_sum = torch.zeros(permutations, n_layers, n_heads)
+    n_defined = torch.zeros(n_layers, n_heads)  # tau is NaN where attention or counts are constant
+    for paragraph in range(n_paragraphs):
         order = torch.rand(permutations, n_keys, generator=generator).argsort(-1)
-        shuffled = torch.cat([counts[row][None], counts[row][order]]).float()
-        found = kendall_tau_b(attention[row], shuffled)  # [layer, head, 1 + permutation]
-        tau[row] = found[..., 0]
-        null += found[..., 1:].nan_to_num(0.0).permute(2, 0, 1)
-        counted += ~tau[row].isnan()
-    return tau, null / counted.clamp_min(1)
+        own_counts = counts[paragraph]
+        own_and_permuted = torch.cat([own_counts[None], own_counts[order]]).float()
+        taus = kendall_tau_b(attention[paragraph], own_and_permuted)  # [layer, head, 1 + draw]
+        tau[paragraph] = taus[..., 0]
+        null_sum += taus[..., 1:].nan_to_num(0.0).permute(2, 0, 1)
+        n_defined += ~tau[paragraph].isnan()
+    return tau, null_sum / n_defined.clamp_min(1)

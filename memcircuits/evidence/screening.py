@@ -1,28 +1,34 @@
-"""Attribution first, exact where it matters: the heads that matter without a sweep over all.
+"""Screening: estimate the effect of ablating every head, and ablate only the best heads exactly.
 
 Ablating a head changes its z by z' - z, so to first order the loss changes by
 
-    sum over positions and d_head of dL/dz * (z' - z),
+    sum over positions and d_head of dL/dz * (z' - z)
 
-for all heads at once from one forward and one backward pass. Where a text is recited that is blind
-at the model as it is: each token's probability is near 1, the loss is flat, and heads that hold it
-have next to no slope. So the slopes are taken on the way to the model with every head ablated. A
-tenth of the way they order heads best where many share a text: `tests/benchmarks/screens.py`. Where
-a single head holds all of it the loss may be flat even there, and only halfway is it not:
-`memcircuits bench localize`. The heads with the largest slopes at either point are ablated exactly
-(`memcircuits.evidence.ablation`), and then whichever estimate ranks among them. Some heads drawn at random
-say by how much estimates are off, and so how many like the best ones the screen may have missed.
+for all heads at once, from one forward and one backward pass. At the model as it is, this estimate
+fails on recited text: each token's probability is near 1, the loss is flat, and the gradient at the
+heads that the recitation depends on is close to zero. The gradient is therefore taken at points on
+the straight line from the model to the model with every head ablated:
 
-(Attribution patching: Nanda 2023; its failures and the check by sampling: Kramar et al. 2024,
-arXiv 2403.00745; slopes along the way: Sundararajan et al. 2017, arXiv 1703.01365, on circuits
-Hanna et al. 2024, arXiv 2403.17806.)
+* at a tenth of the way, where the estimates order heads best if many heads contribute to a
+  recitation (`tests/benchmarks/screens.py`);
+* at half of the way, because the loss may still be flat at a tenth if one head holds the whole
+  recitation (`memcircuits bench localize`).
+
+The heads with the largest estimates at either point are ablated exactly
+(`memcircuits.evidence.ablation`). If another head's estimate then ranks among the first ten, that
+head is ablated too, until the first ten are all exact. A few heads drawn at random are ablated as
+well: their errors say how many of the heads that were not ablated may belong among the first ten.
+
+Sources: attribution patching, Nanda 2023; its failures and the check by sampling, Kramar et al.
+2024 (arXiv 2403.00745); gradients along the way, Sundararajan et al. 2017 (arXiv 1703.01365) and,
+on circuits, Hanna et al. 2024 (arXiv 2403.17806).
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Literal, TypeAlias, get_args
 
 import torch
 from jaxtyping import Bool, Float
@@ -39,21 +45,34 @@ from memcircuits.models.batching import map_batches, rows_that_fit
 from memcircuits.models.hooks import hook_name
 from memcircuits.results.score_map import largest
 
-METHODS = ("exact", "screen")
+Method: TypeAlias = Literal["exact", "screen"]
+"""Ablate every head exactly, or estimate all effects and ablate the best heads exactly."""
 
 
-_BEST = 10  # so many heads of the final ranking are measured exactly
+@dataclass(frozen=True)
+class ScreenSizes:
+    """How many heads a screen ablates exactly, and where it takes its gradients.
+
+    Attributes:
+        ranked: number of heads at the top of the final ranking that must all be exact.
+        near: the first point, as a fraction of the way to all heads ablated; its estimates are the
+            ones reported.
+        near_heads: number of heads ablated for their estimates at `near`: more than `ranked`,
+            because estimates order heads only roughly.
+        far: the second point.
+        far_heads: number of heads ablated for their estimates at `far`.
+        random_heads: number of heads ablated to see how large the errors of estimates are.
+    """
+
+    ranked: int = 10
+    near: float = 0.1
+    near_heads: int = 16
+    far: float = 0.5
+    far_heads: int = 4
+    random_heads: int = 4
 
 
-# Measured exactly for their slopes, taken at these shares of the way to all heads ablated: more
-# than ten by the first, which is the estimate, as slopes order heads roughly.
-_NEAR, _TOP = 0.1, 16
-
-
-_FAR, _TOP_FAR = 0.5, 4
-
-
-_RANDOM = 4  # measured exactly to see how good the estimates are
+SIZES = ScreenSizes()
 
 
 @dataclass(frozen=True)
@@ -78,7 +97,7 @@ def head_effects(
     memorized: Ablation,
     control: Ablation,
     *,
-    method: str = "exact",
+    method: Method = "exact",
     seed: int = 0,
     memory_budget: int | None = None,
     progress: bool = True,
@@ -86,58 +105,96 @@ def head_effects(
     """Ablate the heads on memorized paragraphs and on controls.
 
     Args:
-        memorized: what is done to the memorized paragraphs.
-        control: the same for the controls.
-        method: `exact` for every head, or `screen`: estimates for all heads; exact effects for
-            the largest of them, for every head that then ranks among the first ten, and for some
-            at random.
-        seed: of the random heads.
-        memory_budget: bytes that one batch may take.
+        memorized: the ablation of the memorized paragraphs.
+        control: the ablation of the controls.
+        method: see `Method`.
+        seed: seed of the draw of random heads.
+        memory_budget: maximum bytes per batch.
         progress: show a bar on stderr.
 
     Raises:
         InputError: for another method.
     """
-    one_of("method", method, METHODS)
+    one_of("method", method, get_args(Method))
     adapter = memorized.adapter
-    sets = {"memorized": memorized, "control": control}
-    options: dict[str, Any] = {"memory_budget": memory_budget, "progress": progress}
+    measured = _MeasuredHeads({"memorized": memorized, "control": control}, memory_budget, progress)
     notes = () if adapter.supports_partial_forward else (FALLBACK,)
-    shape = (adapter.n_layers, adapter.n_heads)
-    nll: dict[str, Tensor] = {}
-    em = {name: torch.full((len(a.paragraphs), *shape), torch.nan) for name, a in sets.items()}
-    verified = torch.zeros(shape, dtype=torch.bool)
-
-    def verify(heads: Sequence[Head]) -> None:
-        for name, ablation in sets.items():
-            found = ablation.effects(heads, **options)
-            for i, head in enumerate(heads):
-                nll[name][:, *head], em[name][:, *head] = found[:, i].unbind(-1)
-        verified[*zip(*heads, strict=True)] = True
-
-    def score(of: Mapping[str, Tensor]) -> Float[Tensor, "layer head"]:
-        return finite_mean(of["memorized"]) - finite_mean(of["control"])
-
     if method == "exact":
-        nll = {name: torch.empty_like(found) for name, found in em.items()}
-        verify(adapter.heads())
-        return HeadEffects(nll, em, verified, notes)
+        measured.ablate(adapter.heads())
+    else:
+        notes = (*notes, _screen(measured, seed))
+    return HeadEffects(measured.nll, measured.em, measured.verified, notes)
 
-    nll, far = (
-        {name: attributions(a, at=at, **options) for name, a in sets.items()}
-        for at in (_NEAR, _FAR)
-    )
-    estimate = score(nll)
-    best = list(dict.fromkeys(largest(estimate, _TOP) + largest(score(far), _TOP_FAR)))
-    others = [head for head in adapter.heads() if head not in set(best)]
+
+class _MeasuredHeads:
+    """The effects known so far; `ablate` replaces estimates by exact effects."""
+
+    def __init__(
+        self, ablations: Mapping[str, Ablation], memory_budget: int | None, progress: bool
+    ) -> None:
+        self.ablations = ablations
+        self.memory_budget = memory_budget
+        self.progress = progress
+        self.adapter = ablations["memorized"].adapter
+        shape = (self.adapter.n_layers, self.adapter.n_heads)
+        self.nll = self._empty(shape)
+        self.em = self._empty(shape)
+        self.verified = torch.zeros(shape, dtype=torch.bool)
+
+    def _empty(self, shape: tuple[int, int]) -> dict[str, Tensor]:
+        return {
+            name: torch.full((len(ablation.paragraphs), *shape), torch.nan)
+            for name, ablation in self.ablations.items()
+        }
+
+    def estimate(self, at: float) -> dict[str, Float[Tensor, "paragraph layer head"]]:
+        """First-order effects of all heads on each set."""
+        return {
+            name: attributions(
+                ablation, at=at, memory_budget=self.memory_budget, progress=self.progress
+            )
+            for name, ablation in self.ablations.items()
+        }
+
+    def ablate(self, heads: Sequence[Head]) -> None:
+        """Measure some heads exactly on every set."""
+        for name, ablation in self.ablations.items():
+            effects = ablation.effects(
+                heads, memory_budget=self.memory_budget, progress=self.progress
+            )
+            for column, head in enumerate(heads):
+                self.nll[name][:, *head], self.em[name][:, *head] = effects[:, column].unbind(-1)
+        self.verified[*zip(*heads, strict=True)] = True
+
+    def score(self) -> Float[Tensor, "layer head"]:
+        """Memorized minus control effect, estimated where not verified."""
+        return _score(self.nll)
+
+
+def _score(nll: Mapping[str, Tensor]) -> Float[Tensor, "layer head"]:
+    return finite_mean(nll["memorized"]) - finite_mean(nll["control"])
+
+
+def _screen(measured: _MeasuredHeads, seed: int) -> str:
+    """Estimate all heads, ablate the best and some random ones; the note about what was missed."""
+    # Estimates of all heads, at both points.
+    measured.nll = measured.estimate(SIZES.near)
+    estimate = measured.score()
+    far_estimate = _score(measured.estimate(SIZES.far))
+    best = largest(estimate, SIZES.near_heads) + largest(far_estimate, SIZES.far_heads)
+    best = list(dict.fromkeys(best))
+
+    # Random heads among the others say how large the errors are.
+    others = [head for head in measured.adapter.heads() if head not in set(best)]
     generator = torch.Generator().manual_seed(seed)
-    chosen = torch.randperm(len(others), generator=generator)[:_RANDOM].tolist()
-    random = [others[i] for i in chosen]
-    verify(best + random)
+    drawn = torch.randperm(len(others), generator=generator)[: SIZES.random_heads]
+    random = [others[i] for i in drawn.tolist()]
+    measured.ablate(best + random)
+
     # An exact effect may be smaller than its estimate, so that another head comes up.
-    while new := [head for head in largest(score(nll), _BEST) if not verified[head]]:
-        verify(new)
-    return HeadEffects(nll, em, verified, (*notes, _missed(estimate, score(nll), verified, random)))
+    while new := [h for h in largest(measured.score(), SIZES.ranked) if not measured.verified[h]]:
+        measured.ablate(new)
+    return _screen_note(estimate, measured.score(), measured.verified, random)
 
 
 def attributions(
@@ -147,64 +204,69 @@ def attributions(
     memory_budget: int | None = None,
     progress: bool = True,
 ) -> Float[Tensor, "paragraph layer head"]:
-    """First-order change of NLL (nats/token) when a head is ablated, for all heads together.
+    """First-order change of NLL (nats/token) when a head is ablated, for all heads at once.
 
-    `at` is where the slopes are taken: 0 at the model as it is, 1 where every head is ablated.
+    Args:
+        ablation: the ablation.
+        at: where the gradient is taken, as a fraction of the way from the model as it is (0) to
+            the model with every head ablated (1).
+        memory_budget: maximum bytes per batch.
+        progress: show a bar on stderr.
     """
     adapter, paragraphs = ablation.adapter, ablation.paragraphs
     n_pos, n_logits = paragraphs.ids.shape[1], paragraphs.n_continuation
-    fit = rows_that_fit(adapter, n_pos, n_logits, memory_budget, backward=True)
+    size = rows_that_fit(adapter, n_pos, n_logits, memory_budget, backward=True)
     layers = range(adapter.n_layers)
 
-    def one_batch(rows: slice) -> Tensor:
-        new = ablation.replacements(rows)
-        z: dict[int, Tensor] = {}
-        way: dict[int, Tensor] = {}
+    def attribute_batch(rows: slice) -> Tensor:
+        new_z = ablation.replacements(rows)
+        change: dict[int, Tensor] = {}  # layer -> z' - z
+        moved_z: dict[int, Tensor] = {}  # layer -> z at the point where the gradient is taken
 
-        def keep(layer: int) -> Callable[[Tensor], Tensor]:
-            def hook(old: Tensor) -> Tensor:
-                way[layer] = new[layer] - old.detach()
-                # What the rest of the pass is computed from.
-                z[layer] = (1 - at) * old + at * new[layer]
-                return z[layer] if old.requires_grad else z[layer].requires_grad_()
+        def move(layer: int) -> Callable[[Tensor], Tensor]:
+            def hook(z: Tensor) -> Tensor:
+                change[layer] = new_z[layer] - z.detach()
+                # The rest of the pass is computed from the tensor that is returned.
+                moved_z[layer] = (1 - at) * z + at * new_z[layer]
+                return moved_z[layer] if z.requires_grad else moved_z[layer].requires_grad_()
 
             return hook
 
         with torch.enable_grad():
-            edits = {hook_name("z", layer): keep(layer) for layer in layers}
-            nll = score_continuation(adapter, paragraphs, rows, edit=edits).nll.sum()
-            slopes = torch.autograd.grad(nll, [z[layer] for layer in layers])
-        effects = [(slopes[layer] * way[layer]).float().sum((1, 3)) for layer in layers]
+            edit = {hook_name("z", layer): move(layer) for layer in layers}
+            nll = score_continuation(adapter, paragraphs, rows, edit=edit).nll.sum()
+            grads = torch.autograd.grad(nll, [moved_z[layer] for layer in layers])
+        effects = [(grads[layer] * change[layer]).float().sum((1, 3)) for layer in layers]
         return torch.stack(effects, 1).cpu()
 
     with (
         adapter.preserving_state(),
-        bar(len(paragraphs), "attribution", progress=progress) as shown,
+        bar(len(paragraphs), "attribution", progress=progress) as progress_bar,
     ):
-        return map_batches(len(paragraphs), fit, one_batch, shown.update)
+        return map_batches(len(paragraphs), size, attribute_batch, progress_bar.update)
 
 
-def _missed(
+def _screen_note(
     estimate: Float[Tensor, "layer head"],
     score: Float[Tensor, "layer head"],
     verified: Bool[Tensor, "layer head"],
     random: Sequence[Head],
 ) -> str:
     """What the screen may have missed, judged by the heads drawn at random."""
-    unseen = int((~verified).sum())
+    n_unverified = int((~verified).sum())
     text = (
         f"Screened: {int(verified.sum())} of {verified.numel()} heads were ablated exactly; the "
         "others carry first-order estimates and no interval."
     )
-    if not unseen:
+    if not n_unverified:
         return text
     error = torch.tensor([float(score[head] - estimate[head]) for head in random])
-    bar_to_pass = float(score[verified].sort(descending=True).values[_BEST - 1])
-    # An unseen head errs as one of the random heads did: how many would then rank among the best?
-    passing = (estimate[~verified][:, None] + error > bar_to_pass).float().mean(-1).sum()
+    last_ranked = float(score[verified].sort(descending=True).values[SIZES.ranked - 1])
+    # If the others err as the random heads did, how many of them would rank among the first?
+    expected = (estimate[~verified][:, None] + error > last_ranked).float().mean(-1).sum()
     return text + (
         f" On {len(random)} heads drawn at random the estimate was off by "
         f"{float(error.abs().mean()):.2g} nats/token on average and {float(error.abs().max()):.2g} "
-        f"at most; the head ranked {_BEST} has {bar_to_pass:.2g}. If the {unseen} others are off "
-        f"alike, {float(passing):.2g} of them belong before it."
+        f"at most; the head ranked {SIZES.ranked} has {last_ranked:.2g}. If the {n_unverified} "
+        f"others are off by as much, {float(expected):.2g} of them belong before it."
     )

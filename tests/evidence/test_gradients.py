@@ -10,8 +10,13 @@ import torch
 
 import memcircuits as mc
 from memcircuits.core.errors import InputError
-from memcircuits.evidence.gradients.activations import SITES, _slopes, activation_gradients
+from memcircuits.evidence.gradients.activations import (
+    GRADIENT_SITES,
+    activation_gradients,
+    loss_and_gradients,
+)
 from memcircuits.evidence.gradients.contrastive import contrastive_gradients
+from memcircuits.evidence.gradients.pooling import summarize
 from memcircuits.measure.continuation import read_continuation
 from memcircuits.measure.fisher import fisher_diagonal
 from memcircuits.measure.gradients import paragraph_gradients, mean_gradient
@@ -79,7 +84,7 @@ def test_batches_do_not_change_the_gradients(neo, budget):
 
 
 @pytest.mark.parametrize("name", ["gpt_neo", "gpt2", "llama"])
-def test_a_gradient_is_the_slope_of_the_loss(name):
+def test_a_gradient_is_the_derivative_of_the_loss(name):
     adapter = adapt(double_bridge(name))
     weights = adapter.weights()
     _, gradients = mean_gradient(adapter, PARAGRAPHS, weights, progress=False)
@@ -91,19 +96,18 @@ def test_a_gradient_is_the_slope_of_the_loss(name):
         return -float(log_p.mean())
 
     for weight, gradient in zip(weights, gradients, strict=True):
-        slope = weight.split(gradient)
-        place = torch.unravel_index(slope.abs().argmax(), slope.shape)
+        grad = weight.split(gradient)
+        place = torch.unravel_index(grad.abs().argmax(), grad.shape)
         kept = weight.values[place].clone()
         around = []
         for step in (1e-3, -1e-3):  # several architectures compute norms and softmax in float32
             weight.values[place] = kept + step
             around.append(loss())
         weight.values[place] = kept
-        assert (around[0] - around[1]) / 2e-3 == pytest.approx(float(slope[place]), rel=1e-2)
+        assert (around[0] - around[1]) / 2e-3 == pytest.approx(float(grad[place]), rel=1e-2)
 
 
 def test_pools_and_statistics_are_what_they_say():
-
     gradient = torch.tensor([[[3.0, -4.0], [0.0, 1.0]]])
     variance = (9 + 16 + 1) / 4 - 0.0
     for pool, value in {"max": 4.0, "mean": 2.0, "l2": 26**0.5}.items():
@@ -238,26 +242,30 @@ def test_cosine_of_a_set_with_a_copy_of_itself_is_one(neo):
 
 
 @pytest.mark.parametrize("name", ARCHITECTURES)
-def test_activation_gradients_are_slopes_of_the_loss(name):
+def test_activation_gradients_are_derivatives_of_the_loss(name):
     adapter = adapt(double_bridge(name))
-    piece, n = slice(0, 3), PARAGRAPHS.n_continuation
-    names = [hook_name(site, layer) for site in SITES for layer in range(adapter.n_layers)]
+    batch, n = slice(0, 3), PARAGRAPHS.n_continuation
+    names = [
+        f"blocks.{layer}.{'attn' if site in HEAD_SITES else 'mlp'}.hook_{site}"
+        for site in GRADIENT_SITES
+        for layer in range(adapter.n_layers)
+    ]
     with adapter.preserving_state():
-        _, slopes = _slopes(adapter, PARAGRAPHS, piece, names, None)
+        _, grads = loss_and_gradients(adapter, PARAGRAPHS, batch, names)
 
     def loss(name: str, step: torch.Tensor) -> torch.Tensor:
         with adapter.preserving_state():
             run = adapter.run(
-                PARAGRAPHS.ids[piece, :-1],
+                PARAGRAPHS.ids[batch, :-1],
                 positions=slice(9, None),
                 edit={name: lambda activation: activation + step},
             )
         log_p = run.logits.log_softmax(-1)
-        return -log_p.gather(-1, PARAGRAPHS.continuation[piece][..., None]).sum((1, 2)) / n
+        return -log_p.gather(-1, PARAGRAPHS.continuation[batch][..., None]).sum((1, 2)) / n
 
-    for hook, slope in zip(names, slopes, strict=True):
-        norm = slope.flatten(1).norm(dim=1).view(-1, *[1] * (slope.ndim - 1))
-        step = 4e-3 * slope / norm
+    for hook, grad in zip(names, grads, strict=True):
+        norm = grad.flatten(1).norm(dim=1).view(-1, *[1] * (grad.ndim - 1))
+        step = 4e-3 * grad / norm
         rise = (loss(hook, step) - loss(hook, -step)) / 8e-3
         # Uphill by the gradient's direction, the loss rises by the gradient's norm.
         torch.testing.assert_close(rise, norm.flatten(), rtol=3e-2, atol=2e-5)
@@ -280,11 +288,11 @@ def test_gradients_at_z_equal_those_at_the_output_projection_of_transformers(nam
         # The hook sees a view of the projection's input: its gradient comes from the view's base.
         loss = plain.nll(ids, 10).mean()
     bases = [kept[layer]._base for layer in range(plain.n_layers)]
-    slopes = torch.autograd.grad(loss, bases)
+    grads = torch.autograd.grad(loss, bases)
     found = activation_gradients(zoo.bridge(name), PARAGRAPHS[:1], sites=("z",), progress=False)
-    for layer, slope in enumerate(slopes):
-        z = slope.reshape(ids.shape[1], plain.n_heads, -1)[:-1]
-        expected = z.abs().amax(-1).T
+    for layer, grad in enumerate(grads):
+        grad_z = grad.reshape(ids.shape[1], plain.n_heads, -1)[:-1]
+        expected = grad_z.abs().amax(-1).T
         torch.testing.assert_close(found.values["z"][layer], expected, rtol=1e-4, atol=1e-8)
 
 

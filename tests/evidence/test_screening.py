@@ -1,4 +1,4 @@
-"""Screening finds what the sweep finds, says what it skipped, and its estimate is a slope."""
+"""Screening finds what the sweep finds, says what it skipped, and its estimate is a gradient."""
 
 import dataclasses
 import functools
@@ -10,6 +10,8 @@ import memcircuits as mc
 from memcircuits.core.heads import Head
 from memcircuits.evidence import screening
 from memcircuits.evidence.ablation import Ablation
+from memcircuits.evidence.ranking import Ranking
+from memcircuits.evidence.screening import ScreenSizes
 from memcircuits.measure.continuation import read_continuation
 from memcircuits.models.hooks import hook_name
 from memcircuits.models.registry import adapt
@@ -17,26 +19,26 @@ from tests.helpers import models as zoo
 
 
 @pytest.mark.parametrize(("mode", "at"), [("zero", 0), ("mean", 0), ("resample", 0), ("zero", 0.1)])
-def test_an_attribution_is_the_slope_of_the_ablation(any_bridge, mode, at):
+def test_an_attribution_is_the_gradient_along_the_ablation(any_bridge, mode, at):
     """Moving z by a small step towards its replacement changes the NLL by that step's share."""
     paragraphs, adapter = zoo.mixed(any_bridge, n=2), adapt(any_bridge)
     ablation = Ablation(any_bridge, paragraphs, mode=mode)
-    found = screening.attributions(ablation, at=at, progress=False)
+    attributed = screening.attributions(ablation, at=at, progress=False)
     step = 3e-3 if at else 1e-2  # on the way, kinks of ReLU are near
 
     def nll(layer, head, size):
-        def move(z, here):
-            way = replacements[here] - z
-            z = z + at * way
-            if here == layer:
-                z[:, :, head] += size * way[:, :, head]
+        def move(z, this_layer):
+            change = replacements[this_layer] - z
+            z = z + at * change
+            if this_layer == layer:
+                z[:, :, head] += size * change[:, :, head]
             return z
 
         run = adapter.run(
             paragraphs.ids[:, :-1],
             positions=slice(9, None),
             edit={
-                hook_name("z", i): functools.partial(move, here=i) for i in range(adapter.n_layers)
+                hook_z(i): functools.partial(move, this_layer=i) for i in range(adapter.n_layers)
             },
         )
         return read_continuation(run.logits, paragraphs.continuation).nll
@@ -44,9 +46,9 @@ def test_an_attribution_is_the_slope_of_the_ablation(any_bridge, mode, at):
     with adapter.preserving_state():
         replacements = ablation.replacements(slice(0, 4))
         for layer, head in [(0, 0), (1, 3), (2, 1)]:
-            slope = (nll(layer, head, step) - nll(layer, head, -step)) / (2 * step)
-            torch.testing.assert_close(found[:, layer, head], slope, atol=2e-3, rtol=2e-2)
-    assert found.abs().max() > 1e-2
+            rise = (nll(layer, head, step) - nll(layer, head, -step)) / (2 * step)
+            torch.testing.assert_close(attributed[:, layer, head], rise, atol=2e-3, rtol=2e-2)
+    assert attributed.abs().max() > 1e-2
 
 
 def test_attributions_do_not_need_trainable_weights(neo):
@@ -64,8 +66,9 @@ def test_attributions_do_not_need_trainable_weights(neo):
 @pytest.fixture
 def narrow(monkeypatch):
     """Numbers of heads that make sense for a model of 16."""
-    for name, value in {"_BEST": 3, "_TOP": 3, "_TOP_FAR": 1, "_RANDOM": 2}.items():
-        monkeypatch.setattr(screening, name, value)
+    sizes = ScreenSizes(ranked=3, near_heads=3, far_heads=1, random_heads=2)
+    monkeypatch.setattr(screening, "SIZES", sizes)
+    return sizes
 
 
 def rankings(model, **options):
@@ -109,7 +112,7 @@ def test_the_first_heads_are_all_verified_and_the_notes_count(neo, narrow):
 
 def test_heads_come_up_when_an_estimate_was_too_high(neo, monkeypatch, narrow):
     """An estimate that calls unimportant heads the best does not hide the others for long."""
-    monkeypatch.setattr(screening, "_RANDOM", 1)
+    monkeypatch.setattr(screening, "SIZES", dataclasses.replace(narrow, random_heads=1))
     paragraphs = zoo.mixed(neo)
     exact = mc.ablate_heads(neo, paragraphs).samples["nll"]
     score = exact[:4].mean(0) - exact[4:].mean(0)
@@ -127,7 +130,7 @@ def test_heads_come_up_when_an_estimate_was_too_high(neo, monkeypatch, narrow):
 
 def test_a_screened_ranking_saves_and_reports(neo, narrow, tmp_path):
     _, screened = rankings(neo)
-    loaded = mc.ranking.Ranking.load(screened.save(tmp_path / "ranking.safetensors"))
+    loaded = Ranking.load(screened.save(tmp_path / "ranking.safetensors"))
     assert torch.equal(loaded.evidence["verified"], screened.evidence["verified"])
     assert dataclasses.replace(screened, model=None).to_json(tmp_path / "r.json").exists()
     text = screened.to_html(tmp_path / "report.html").read_text(encoding="utf-8")

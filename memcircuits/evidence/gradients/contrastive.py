@@ -1,8 +1,21 @@
-"""TODO."""
+"""Gradients that set memorized paragraphs against controls (equation 3).
+
+The objective is KL(original || current) on the controls minus the NLL on the memorized paragraphs.
+At the original weights, where the paper takes its mask, the KL is zero and at its minimum. Its
+gradient therefore vanishes exactly: the gradient of the objective there *is* that of the NLL, and
+does not depend on the controls.
+
+What the KL does have at the original weights is curvature: KL = 1/2 d^T F d for a small change d of
+the weights, where F is the Fisher information on the controls (`memcircuits.measure.fisher`).
+Raising the NLL most for a given KL means d_i ~ g_i / F_i, where g is the gradient of the NLL;
+weight i then contributes g_i^2 / F_i. `contrastive_gradients` therefore scores a weight by
+|g| / sqrt(F + damping); `curvature=False` scores it by |g|, as the paper does.
+"""
 
 from __future__ import annotations
 
-from typing import Any
+from collections.abc import Sequence
+from typing import get_args
 
 import torch
 from jaxtyping import Float
@@ -10,50 +23,47 @@ from torch import Tensor
 
 from memcircuits.core.errors import at_least, one_of
 from memcircuits.core.progress import bar
-from memcircuits.core.statistics import left_out
-from memcircuits.data.paragraphs import Paragraphs, refuse_overlap
-from memcircuits.evidence.gradients.parameters import (
-    POOLS,
-    ParameterGradients,
-    by_component,
-    summarize,
-)
+from memcircuits.data.paragraphs import Paragraphs, ParagraphsLike, refuse_overlap
+from memcircuits.evidence.gradients.parameters import ParameterGradients
+from memcircuits.evidence.gradients.pooling import Pool, layer_summaries, stack_layers, summarize
 from memcircuits.measure.fisher import damped_root, fisher_diagonal
 from memcircuits.measure.gradients import mean_gradient
-from memcircuits.measure.scanning import has_finite_scores
+from memcircuits.measure.scanning import without_non_finite
+from memcircuits.models.adapter import Adapter, Model
 from memcircuits.models.registry import adapt
+from memcircuits.models.weights import Weight
 from memcircuits.results.provenance import Provenance
 
 
 def contrastive_gradients(
-    model: Any,
-    memorized: Any,
-    control: Any,
+    model: Model,
+    memorized: ParagraphsLike,
+    control: ParagraphsLike,
     *,
     curvature: bool = True,
     n_control: int = 10,
     draws: int = 8,
-    pool: str = "max",
+    pool: Pool = "max",
     seed: int = 0,
     memory_budget: int | None = None,
     progress: bool = True,
 ) -> ParameterGradients:
-    """Gradient of the contrastive objective (equation 3), paragraph by paragraph.
+    """Gradient of the contrastive objective (equation 3 of the paper), paragraph by paragraph.
 
-    Each memorized paragraph is set against its own random batch of controls. The KL term has no
-    gradient at the original weights (see the module's text): it enters by its curvature.
+    Each memorized paragraph is set against its own random draw of controls. The KL term has no
+    gradient at the original weights (see the module docstring): it enters by its curvature.
 
     Args:
-        model: HookedTransformer or TransformerBridge.
+        model: the model.
         memorized: paragraphs to forget.
         control: paragraphs to keep.
         curvature: divide by the root of the controls' Fisher information; False gives the gradient
             of the objective itself, which does not depend on the controls.
-        n_control: controls for each memorized paragraph.
+        n_control: number of controls for each memorized paragraph.
         draws: label draws of the Fisher estimate (relative error sqrt(2 / draws) per weight).
         pool: `max`, `mean` or `l2` over the weights of a component.
-        seed: of the draws of controls and labels.
-        memory_budget: bytes that one batch may take.
+        seed: seed of the draws of controls and labels.
+        memory_budget: maximum bytes per batch.
         progress: show a bar on stderr.
 
     Returns:
@@ -63,53 +73,41 @@ def contrastive_gradients(
     Raises:
         InputError: for unusable paragraphs or controls that are in the memorized set.
     """
-    one_of("pool", pool, POOLS)
+    one_of("pool", pool, get_args(Pool))
     at_least("n_control", n_control, 1)
     at_least("draws", draws, 1)
     adapter = adapt(model)
-    memorized = Paragraphs.of(memorized, model, "memorized")
-    control = Paragraphs.of(control, model, "control")
-    adapter.check_tokens(memorized.ids, "memorized")
-    adapter.check_tokens(control.ids, "control")
-    refuse_overlap(memorized, control, same="prefix")
-    finite = has_finite_scores(adapter, memorized, "memorized", memory_budget)
-    finite_control = has_finite_scores(adapter, control, "control", memory_budget)
-    notes = (
-        *(f"memorized: {note}" for note in left_out(finite)),
-        *(f"control: {note}" for note in left_out(finite_control)),
-    )
-    memorized, control = memorized[finite], control[finite_control]
+    memorized, control, notes = _usable_sets(adapter, memorized, control, memory_budget)
     weights = adapter.weights()
     generator = torch.Generator().manual_seed(seed)
-    _, of_control = mean_gradient(adapter, control, weights, memory_budget, progress)
+
+    def fisher_roots() -> list[Tensor]:
+        """sqrt(F + damping) of each parameter on a new draw of controls."""
+        drawn = torch.randperm(len(control), generator=generator)[:n_control]
+        fisher = fisher_diagonal(adapter, control[drawn], weights, draws, generator, memory_budget)
+        return damped_root(fisher)
+
+    _, control_grads = mean_gradient(adapter, control, weights, memory_budget, progress)
     loss = 0.0
-    total = [torch.zeros_like(g) for g in of_control]
-    tables: list[dict[str, Tensor]] = []
-    with bar(len(memorized), "contrast", progress=progress) as shown:
+    memorized_grads = [torch.zeros_like(grad) for grad in control_grads]  # of the mean NLL
+    summaries: list[list[Tensor]] = []  # of each paragraph, for each weight
+    with bar(len(memorized), "contrast", progress=progress) as progress_bar:
         for paragraph in memorized:
-            nll, gradients = mean_gradient(adapter, paragraph, weights, memory_budget, False)
+            nll, grads = mean_gradient(adapter, paragraph, weights, memory_budget, progress=False)
             loss += nll / len(memorized)
-            for t, g in zip(total, gradients, strict=True):
-                t += g / len(memorized)
+            for total, grad in zip(memorized_grads, grads, strict=True):
+                total += grad / len(memorized)
             if curvature:
-                chosen = torch.randperm(len(control), generator=generator)[:n_control]
-                fisher = fisher_diagonal(
-                    adapter, control[chosen], weights, draws, generator, memory_budget
-                )
-                roots = damped_root(fisher)
-                gradients = [g / root for g, root in zip(gradients, roots, strict=True)]
-            rows = [
-                summarize(w.split(g), pool)[None] for w, g in zip(weights, gradients, strict=True)
-            ]
-            tables.append(by_component(weights, rows))
-            shown.update()
-    table = {name: torch.cat([t[name] for t in tables]) for name in tables[0]}
-    cosines = [
-        _cosine(w.split(a), w.split(b))[None, None]
-        for w, a, b in zip(weights, total, of_control, strict=True)
-    ]
+                grads = [g / root for g, root in zip(grads, fisher_roots(), strict=True)]
+            summaries.append(
+                [summarize(w.split(g), pool) for w, g in zip(weights, grads, strict=True)]
+            )
+            progress_bar.update()
+    by_component = layer_summaries(
+        weights, [torch.stack(samples) for samples in zip(*summaries, strict=True)]
+    )
     return ParameterGradients(
-        values={name: t[:, 0].mean(0) for name, t in table.items()},
+        values={name: summary.mean_pooled for name, summary in by_component.items()},
         pool=pool,
         loss=loss,
         provenance=Provenance.of(
@@ -123,14 +121,52 @@ def contrastive_gradients(
         ),
         objective="contrastive",
         units="root of nats/token" if curvature else "nats/token per unit of weight",
-        samples={name: t[:, 0].contiguous() for name, t in table.items()},
-        statistics={name: t[:, 1:].mean(0) for name, t in table.items()},
-        cosine={name: t[0, 0] for name, t in by_component(weights, cosines).items()},
+        samples={name: summary.pooled.contiguous() for name, summary in by_component.items()},
+        statistics={name: summary.mean_statistics for name, summary in by_component.items()},
+        cosine=_cosines(weights, memorized_grads, control_grads),
         notes=notes,
     )
 
 
-def _cosine(a: Tensor, b: Tensor) -> Float[Tensor, " head"]:
-    """Cosine of two gradients, 0 where one vanishes."""
+def _usable_sets(
+    adapter: Adapter,
+    memorized: ParagraphsLike,
+    control: ParagraphsLike,
+    memory_budget: int | None,
+) -> tuple[Paragraphs, Paragraphs, tuple[str, ...]]:
+    """Both sets, without paragraphs of non-finite numbers, and notes about these.
+
+    Raises:
+        InputError: if a set is unusable or both share a paragraph.
+    """
+    sets = {
+        "memorized": Paragraphs.of(memorized, adapter, "memorized"),
+        "control": Paragraphs.of(control, adapter, "control"),
+    }
+    for argument, paragraphs in sets.items():
+        adapter.check_tokens(paragraphs.ids, argument)
+    refuse_overlap(sets["memorized"], sets["control"])
+    notes: list[str] = []
+    for argument, paragraphs in sets.items():
+        sets[argument], left_out = without_non_finite(adapter, paragraphs, argument, memory_budget)
+        notes += [f"{argument}: {note}" for note in left_out]
+    return sets["memorized"], sets["control"], tuple(notes)
+
+
+def _cosines(
+    weights: Sequence[Weight], first: Sequence[Tensor], second: Sequence[Tensor]
+) -> dict[str, Float[Tensor, "layer head"]]:
+    """Component -> cosine of two gradients in every layer and head."""
+    cosines = [
+        _cosine(weight.split(a), weight.split(b))[None, None]  # one sample, one number
+        for weight, a, b in zip(weights, first, second, strict=True)
+    ]
+    return {name: numbers[0, 0] for name, numbers in stack_layers(weights, cosines).items()}
+
+
+def _cosine(
+    a: Float[Tensor, "head d_in d_out"], b: Float[Tensor, "head d_in d_out"]
+) -> Float[Tensor, " head"]:
+    """Cosine of two gradients of each head, 0 where one vanishes."""
     scale = a.square().sum((-2, -1)).sqrt() * b.square().sum((-2, -1)).sqrt()
     return (a * b).sum((-2, -1)) / scale.clamp_min(torch.finfo(scale.dtype).tiny)

@@ -1,54 +1,46 @@
-"""Where do the weights hold it? Gradients of the continuation's loss, per layer, matrix and head.
+"""Which weights would change the loss most? Gradients per layer, matrix and head (equation 2).
 
-Equation 2 of the paper: the score of a component is the largest |dL/dtheta| over its weights, L the
-mean NLL over paragraphs of the continuation tokens; W_Q, W_K, W_V and W_O are split by head,
-W_in, W_out (and W_gate) are taken per layer. `pool="l2"` gives layerwise gradient norms.
-Embeddings, unembedding, norms and biases are left out.
+The score of a component is the largest |dL/dtheta| over its weights, where L is the mean NLL of the
+continuation tokens over the paragraphs. W_Q, W_K, W_V and W_O are split by head; W_in, W_out and
+W_gate are taken per layer. `pool="l2"` gives layerwise gradient norms. Embeddings, unembedding,
+norms and biases are left out.
 
-Two routes to a gradient:
-
-* of the mean over paragraphs (the paper): one backward pass per batch (`mean_gradient`);
-* of every paragraph by itself (`paragraph_gradients`): a weight matrix sees x and answers y, so paragraph
-  p's gradient is the product of its own x and dL/dy over positions, and one forward and backward
-  pass of the whole batch gives all of them.
-
-Equation 3 sets memorized paragraphs against controls: KL(original || current) on the controls minus
-NLL on the memorized. At the original weights, where the paper takes its mask, the KL is zero and at
-its minimum, so its gradient vanishes exactly: the objective's gradient there *is* that of the NLL,
-and the controls have no say. What the KL does have there is curvature, KL = 1/2 d^T F d for a small
-change d, with F the Fisher information on the controls. Raising the NLL for the least KL means
-d_i ~ g_i / F_i, and weight i then contributes g_i^2 / F_i, so `contrastive_gradients` scores a
-weight by |g| / sqrt(F + damping) (`curvature=False`: |g|, the paper's).
+There are two ways to average (`Average`): the gradient of the mean loss (`batch`, the paper), from
+one backward pass per batch (`memcircuits.measure.gradients.mean_gradient`), or the mean of the
+pooled gradients of single paragraphs (`paragraph`), whose gradients then cannot cancel. The latter
+need one forward and one backward pass per batch too, where every weight is applied by a module of
+its own (`memcircuits.measure.gradients.each_gradient`).
 """
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal, TypeAlias, get_args
 
 import torch
 from jaxtyping import Float
 from torch import Tensor
 
 from memcircuits.core.errors import InputError, one_of
-from memcircuits.core.statistics import left_out
-from memcircuits.data.paragraphs import Paragraphs
-from memcircuits.measure.gradients import mean_gradient, paragraph_gradients
-from memcircuits.measure.scanning import has_finite_scores
+from memcircuits.data.paragraphs import Paragraphs, ParagraphsLike
+from memcircuits.evidence.gradients.pooling import STATISTICS, Pool, layer_summaries, summarize
+from memcircuits.measure.gradients import each_gradient, mean_gradient
+from memcircuits.measure.scanning import without_non_finite
+from memcircuits.models.adapter import Adapter, Model
 from memcircuits.models.registry import adapt
-from memcircuits.models.weights import HEAD_COMPONENTS, Weight
+from memcircuits.models.weights import HEAD_COMPONENTS
 from memcircuits.results.provenance import Provenance
 from memcircuits.results.result import Result
 
 if TYPE_CHECKING:
     import pandas as pd
 
+Average: TypeAlias = Literal["batch", "paragraph"]
+"""Pool the gradient of the mean loss, or average the pooled gradients of single paragraphs."""
 
-POOLS = ("max", "mean", "l2")
-
-
-STATISTICS = ("sum", "variance", "max")
+Objective: TypeAlias = Literal["nll", "contrastive"]
+"""Equation 2 (the loss on the paragraphs) or equation 3 (against controls)."""
 
 
 @dataclass(frozen=True)
@@ -58,25 +50,24 @@ class ParameterGradients(Result, kind="parameter-gradients"):
     Attributes:
         values: component -> [layer, head]; W_in, W_out and W_gate have one column; W_K and W_V of
             grouped-query models one per key-value head.
-        pool: how weights were pooled.
+        pool: see `Pool`.
         loss: mean NLL of the paragraphs, nats/token.
         provenance: where the numbers come from.
-        objective: `nll` or `contrastive`.
+        objective: see `Objective`.
         units: units of `values`.
         samples: component -> [paragraph, layer, head], where every paragraph has its own gradient;
             `values` is their mean.
-        statistics: component -> [statistic, layer, head], the sum of |g|, the variance of g and the
-            maximum of |g| over the component's weights (`STATISTICS`).
+        statistics: component -> [statistic, layer, head], see `STATISTICS`.
         cosine: component -> [layer, head], cosine between the NLL gradients of memorized and
             control paragraphs (contrastive objective only).
         notes: what the reader must know.
     """
 
     values: Mapping[str, Float[Tensor, "layer head"]]
-    pool: str
+    pool: Pool
     loss: float
     provenance: Provenance
-    objective: str = "nll"
+    objective: Objective = "nll"
     units: str = "nats/token per unit of weight"
     samples: Mapping[str, Float[Tensor, "paragraph layer head"]] = field(default_factory=dict)
     statistics: Mapping[str, Float[Tensor, "statistic layer head"]] = field(default_factory=dict)
@@ -96,15 +87,16 @@ class ParameterGradients(Result, kind="parameter-gradients"):
         return float(layers[: len(layers) // 2].sum() / layers.sum())
 
     def per_head(self, n_heads: int) -> Float[Tensor, "layer head"]:
-        """Largest value over W_Q, W_K, W_V, W_O; key-value heads count for all their heads.
+        """Largest value over W_Q, W_K, W_V, W_O; a key-value head counts for each of its heads.
 
         Raises:
             InputError: if none of them was measured.
         """
-        rows = [self.values[name] for name in HEAD_COMPONENTS if name in self.values]
-        if not rows:
+        maps = [self.values[name] for name in HEAD_COMPONENTS if name in self.values]
+        if not maps:
             raise InputError("components", list(self.values), "measure W_Q, W_K, W_V or W_O")
-        return torch.stack([v.repeat_interleave(n_heads // v.shape[1], 1) for v in rows]).amax(0)
+        maps = [values.repeat_interleave(n_heads // values.shape[1], 1) for values in maps]
+        return torch.stack(maps).amax(0)
 
     def to_frame(self) -> pd.DataFrame:
         """Columns `component, layer, head, value`, the statistics and, where known, `cosine`.
@@ -113,22 +105,18 @@ class ParameterGradients(Result, kind="parameter-gradients"):
         """
         import pandas as pd
 
-        rows = [
-            {
-                "component": name,
-                "layer": layer,
-                "head": head if name in HEAD_COMPONENTS else None,
-                "value": float(values[layer, head]),
-                **{
-                    statistic: float(self.statistics[name][i, layer, head])
-                    for i, statistic in enumerate(STATISTICS if self.statistics else ())
-                },
-                **({"cosine": float(self.cosine[name][layer, head])} if self.cosine else {}),
-            }
-            for name, values in self.values.items()
-            for layer in range(values.shape[0])
-            for head in range(values.shape[1])
-        ]
+        rows = []
+        for name, values in self.values.items():
+            columns = {"value": values}
+            if self.statistics:
+                columns |= dict(zip(STATISTICS, self.statistics[name], strict=True))
+            if self.cosine:
+                columns["cosine"] = self.cosine[name]
+            for layer in range(values.shape[0]):
+                for head in range(values.shape[1]):
+                    row = {column: float(of[layer, head]) for column, of in columns.items()}
+                    head_or_none = head if name in HEAD_COMPONENTS else None
+                    rows.append({"component": name, "layer": layer, "head": head_or_none, **row})
         frame = pd.DataFrame(rows)
         frame["head"] = frame["head"].astype("Int64")
         return frame
@@ -145,29 +133,29 @@ class ParameterGradients(Result, kind="parameter-gradients"):
 
 
 def parameter_gradients(
-    model: Any,
-    paragraphs: Any,
+    model: Model,
+    paragraphs: ParagraphsLike,
     *,
-    pool: str = "max",
-    average: str = "batch",
+    pool: Pool = "max",
+    average: Average = "batch",
     per_loss: bool = False,
     components: Sequence[str] | None = None,
     memory_budget: int | None = None,
     progress: bool = True,
 ) -> ParameterGradients:
-    """Gradient of the NLL of the continuations, pooled per component.
+    """Gradient of the NLL of the continuations, pooled per component (equation 2 of the paper).
 
     Args:
-        model: HookedTransformer or TransformerBridge.
-        paragraphs: `Paragraphs`, a list of strings or a LongTensor of ids.
+        model: the model.
+        paragraphs: the paragraphs.
         pool: `max`, `mean` or `l2` over the weights of a component.
         average: `batch` pools the gradient of the mean loss (the paper); `paragraph` pools each
             paragraph's own gradient and averages after that, so that paragraphs cannot cancel.
         per_loss: divide by the loss (the paragraph's own with `average="paragraph"`). Gradients
-            grow with the loss, and controls have far more of it than memorized paragraphs.
+            grow with the loss, which is far larger on controls than on memorized paragraphs.
         components: names of the matrices, by default `W_Q`, `W_K`, `W_V`, `W_O` of the heads and
             `W_in`, `W_out` (and `W_gate`) of the MLPs; fewer are quicker.
-        memory_budget: bytes that one batch may take.
+        memory_budget: maximum bytes per batch.
         progress: show a bar on stderr.
 
     Returns:
@@ -177,50 +165,35 @@ def parameter_gradients(
         InputError: for a wrong pool, average or component, or unusable paragraphs.
 
     Example:
-        >>> found = mc.parameter_gradients(model, memorized)
-        >>> sorted(found.values)
+        >>> gradients = mc.parameter_gradients(model, memorized)
+        >>> sorted(gradients.values)
         ['W_K', 'W_O', 'W_Q', 'W_V', 'W_in', 'W_out']
-        >>> found.layer_share() > 0.5  # more than half of it in the lower half of the layers
+        >>> gradients.layer_share() > 0.5  # more than half of it in the lower half of the layers
         True
     """
-    one_of("pool", pool, POOLS)
-    one_of("average", average, ("batch", "paragraph"))
+    one_of("pool", pool, get_args(Pool))
+    one_of("average", average, get_args(Average))
     adapter = adapt(model)
-    if components is not None:
-        if isinstance(components, str) or not components:
-            raise InputError("components", repr(components), "give a list of names")
-        for component in components:
-            one_of("components", component, adapter.components)
-    paragraphs = Paragraphs.of(paragraphs, model)
+    _check_components(adapter, components)
+    paragraphs = Paragraphs.of(paragraphs, adapter)
     adapter.check_tokens(paragraphs.ids, "paragraphs")
-    weights = adapter.weights(components)
 
-    def measure() -> tuple[Float[Tensor, " loss"], list[Tensor]]:
-        if average == "batch":
-            loss, gradients = mean_gradient(adapter, paragraphs, weights, memory_budget, progress)
-            summaries = [
-                summarize(w.split(g), pool) for w, g in zip(weights, gradients, strict=True)
-            ]
-            return torch.tensor([loss]), [summary[None] for summary in summaries]
-        return paragraph_gradients(
-            adapter, paragraphs, weights, lambda _, g: summarize(g, pool), memory_budget, progress
-        )
-
-    losses, rows = measure()
+    # Measure; only if a number is not finite look for the paragraphs to leave out.
+    samples = _Samples(adapter, components, pool, average, memory_budget, progress)
+    losses, summaries = samples.measure(paragraphs)
     notes: tuple[str, ...] = ()
     if not losses.isfinite().all():
-        finite = has_finite_scores(adapter, paragraphs, "paragraphs", memory_budget)
-        paragraphs, notes = paragraphs[finite], left_out(finite)
-        losses, rows = measure()
-    if not all(row.isfinite().all() for row in rows):
+        paragraphs, notes = without_non_finite(adapter, paragraphs, "paragraphs", memory_budget)
+        losses, summaries = samples.measure(paragraphs)
+    if not all(summary.isfinite().all() for summary in summaries):
         raise InputError("model", "non-finite gradients", "load it in float32, check its weights")
     if per_loss:
-        power = torch.tensor([1.0, *(2.0 if name == "variance" else 1.0 for name in STATISTICS)])
-        scale = losses.clamp_min(1e-12)[:, None] ** power
-        rows = [row.cpu() / scale[:, :, None] for row in rows]
-    tables = by_component(weights, rows)
+        summaries = _divide_by_loss(summaries, losses)
+
+    by_component = layer_summaries(samples.weights, summaries)
+    own_samples = by_component if average == "paragraph" else {}
     return ParameterGradients(
-        values={name: table[:, 0].mean(0) for name, table in tables.items()},
+        values={name: summary.mean_pooled for name, summary in by_component.items()},
         pool=pool,
         loss=float(losses.mean()),
         provenance=Provenance.of(
@@ -232,33 +205,67 @@ def parameter_gradients(
             components=components and list(components),
         ),
         units="1 per unit of weight" if per_loss else "nats/token per unit of weight",
-        samples={}
-        if average == "batch"
-        else {name: table[:, 0].contiguous() for name, table in tables.items()},
-        statistics={name: table[:, 1:].mean(0) for name, table in tables.items()},
+        samples={name: summary.pooled.contiguous() for name, summary in own_samples.items()},
+        statistics={name: summary.mean_statistics for name, summary in by_component.items()},
         notes=notes,
     )
 
 
-def summarize(gradient: Float[Tensor, "... d_in d_out"], pool: str) -> Float[Tensor, "... k head"]:
-    """The pooled value and the statistics, stacked before the head axis.
-
-    Sums over a whole matrix run at the speed of memory, so the variance is that of mean squares.
-    """
-    gradient, matrix = gradient.float(), (-2, -1)
-    size = gradient.abs()
-    largest, mean = size.amax(matrix), size.mean(matrix)
-    power = gradient.square().mean(matrix)
-    n = gradient.shape[-2] * gradient.shape[-1]
-    pooled = {"max": largest, "mean": mean, "l2": (n * power).sqrt()}[pool]
-    variance = (power - gradient.mean(matrix).square()).clamp_min(0.0)
-    return torch.stack([pooled, n * mean, variance, largest], dim=-2)
+def _check_components(adapter: Adapter, components: Sequence[str] | None) -> None:
+    if components is None:
+        return
+    if isinstance(components, str) or not components:
+        raise InputError("components", repr(components), "give a list of names")
+    for component in components:
+        one_of("components", component, adapter.components)
 
 
-def by_component(
-    weights: Sequence[Weight], rows: Sequence[Tensor]
-) -> dict[str, Float[Tensor, "sample k layer head"]]:
-    tables: dict[str, list[Tensor]] = {}
-    for weight, row in zip(weights, rows, strict=True):
-        tables.setdefault(weight.component, []).append(row.float().cpu())
-    return {name: torch.stack(parts, dim=2) for name, parts in tables.items()}
+class _Samples:
+    """Losses and summarized gradients: one sample of all paragraphs, or one of each."""
+
+    def __init__(
+        self,
+        adapter: Adapter,
+        components: Sequence[str] | None,
+        pool: Pool,
+        average: Average,
+        memory_budget: int | None,
+        progress: bool,
+    ) -> None:
+        self.adapter = adapter
+        self.weights = adapter.weights(components)
+        self.pool = pool
+        self.average = average
+        self.memory_budget = memory_budget
+        self.progress = progress
+
+    def measure(
+        self, paragraphs: Paragraphs
+    ) -> tuple[Float[Tensor, " sample"], list[Float[Tensor, "sample number head"]]]:
+        """The loss of each sample and, for each weight, what `summarize` makes of its gradient."""
+        if self.average == "paragraph":
+            return each_gradient(
+                self.adapter,
+                paragraphs,
+                self.weights,
+                lambda _, gradient: summarize(gradient, self.pool),
+                self.memory_budget,
+                self.progress,
+            )
+        loss, gradients = mean_gradient(
+            self.adapter, paragraphs, self.weights, self.memory_budget, self.progress
+        )
+        summaries = [
+            summarize(weight.split(gradient), self.pool)[None]
+            for weight, gradient in zip(self.weights, gradients, strict=True)
+        ]
+        return torch.tensor([loss]), summaries
+
+
+def _divide_by_loss(
+    summaries: Sequence[Float[Tensor, "sample number head"]], losses: Float[Tensor, " sample"]
+) -> list[Float[Tensor, "sample number head"]]:
+    """Summaries per nat of loss; the variance, a square, is divided by the square of the loss."""
+    powers = [2.0 if statistic == "variance" else 1.0 for statistic in STATISTICS]
+    scale = losses.clamp_min(1e-12)[:, None] ** torch.tensor([1.0, *powers])
+    return [summary.cpu() / scale[:, :, None] for summary in summaries]
