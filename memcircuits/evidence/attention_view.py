@@ -1,41 +1,42 @@
-"""Look at what heads attend to: from a model and a paragraph to an `AttentionView`.
+"""Show what heads attend to: from a model and a paragraph to an interactive `AttentionView`.
 
-The picture itself, and why it is safe and offline, is `memcircuits.pages`.
+One forward pass reads the attention patterns of the chosen heads. Strips beside the tokens show how
+rare each token is and how well the model predicts it. How the page is drawn, and why it is safe and
+works offline, is told in `memcircuits.display.pages`.
 """
 
 from __future__ import annotations
 
 import dataclasses
 from collections.abc import Sequence
-from typing import Any
 
 import torch
 
 from memcircuits.core.errors import InputError, sequence
-from memcircuits.core.heads import Head
-from memcircuits.data.paragraphs import Paragraphs
+from memcircuits.core.heads import Head, HeadLike
+from memcircuits.data.paragraphs import Paragraphs, ParagraphsLike
 from memcircuits.data.unigrams import UnigramTable
 from memcircuits.display.pages import AttentionView, Strip
-from memcircuits.models.adapter import Adapter
+from memcircuits.models.adapter import Adapter, Model
 from memcircuits.models.hooks import hook_name
 from memcircuits.models.registry import adapt
 from memcircuits.results.provenance import Provenance
 
 
 def attention_view(
-    model: Any,
-    paragraph: Any,
+    model: Model,
+    paragraph: ParagraphsLike | str,
     *,
     layer: int | None = None,
-    heads: Sequence[Head | int] | None = None,
-    compare: Any = None,
+    heads: Sequence[HeadLike | int] | None = None,
+    compare: ParagraphsLike | str | None = None,
     unigrams: UnigramTable | None = None,
 ) -> AttentionView:
     """Attention patterns of some heads on one paragraph, as an interactive view.
 
     Args:
-        model: HookedTransformer or TransformerBridge.
-        paragraph: one paragraph: `Paragraphs` of one, a string in a list, or ids [1, pos].
+        model: the model.
+        paragraph: one paragraph: `Paragraphs` of one, a string, or ids [1, pos].
         layer: show the heads of this layer.
         heads: which heads: `Head`s of any layer, or indices within `layer`; by default all.
         compare: a second paragraph shown beside it, such as the perturbed one
@@ -54,65 +55,74 @@ def attention_view(
         torch.Size([8, 100, 100])
     """
     adapter = adapt(model)
-    chosen = _choose(adapter, layer, heads)
+    chosen = _choose_heads(adapter, layer, heads)
     if unigrams is not None:
         UnigramTable.check(unigrams, adapter.model)
-    one = _single(paragraph, model, "paragraph")
-    view = _one_view(adapter, one, chosen, unigrams)
+    view = _view(adapter, _single(paragraph, adapter, "paragraph"), chosen, unigrams)
     if compare is None:
         return view
-    two = _single(compare, model, "compare")
-    other = _one_view(adapter, two, chosen, unigrams)
+    other = _view(adapter, _single(compare, adapter, "compare"), chosen, unigrams)
     if other.title == view.title:
         other = dataclasses.replace(other, title=f"{view.title}, perturbed")
     return dataclasses.replace(view, compare=other)
 
 
-def _single(paragraph: Any, model: Any, argument: str) -> Paragraphs:
-    found = Paragraphs.of([paragraph] if isinstance(paragraph, str) else paragraph, model, argument)
-    if len(found) != 1:
-        raise InputError(argument, f"{len(found)} paragraphs", "give one, such as paragraphs[0]")
-    return found
+def _single(paragraph: ParagraphsLike | str, adapter: Adapter, argument: str) -> Paragraphs:
+    as_list = [paragraph] if isinstance(paragraph, str) else paragraph
+    paragraphs = Paragraphs.of(as_list, adapter, argument)
+    if len(paragraphs) != 1:
+        raise InputError(
+            argument, f"{len(paragraphs)} paragraphs", "give one, such as paragraphs[0]"
+        )
+    return paragraphs
 
 
-def _choose(adapter: Adapter, layer: int | None, heads: Sequence[Head | int] | None) -> list[Head]:
+def _choose_heads(
+    adapter: Adapter, layer: int | None, heads: Sequence[HeadLike | int] | None
+) -> list[Head]:
+    """The heads to show, checked."""
     sequence("heads", heads)
     if layer is not None and not (isinstance(layer, int) and 0 <= layer < adapter.n_layers):
         raise InputError("layer", layer, f"the model has layers 0 to {adapter.n_layers - 1}")
     if heads is None:
-        return [h for h in adapter.heads() if layer is None or h.layer == layer]
-    chosen = []
-    for head in heads:
-        if isinstance(head, int):
-            if layer is None:
-                raise InputError("heads", head, "give layer= too, or Head(layer, head)")
-            head = Head(layer, head)
-        chosen.append(adapter.check_head(head))
-    if not chosen:
+        return [head for head in adapter.heads() if layer is None or head.layer == layer]
+    if not heads:
         raise InputError("heads", "empty", "name at least one head")
+    chosen = []
+    for value in heads:
+        if isinstance(value, int):
+            if layer is None:
+                raise InputError("heads", value, "give layer= too, or Head(layer, head)")
+            value = (layer, value)
+        head = Head.of(value)
+        if not (0 <= head.layer < adapter.n_layers and 0 <= head.head < adapter.n_heads):
+            raise InputError(
+                "heads", str(head), f"it has {adapter.n_layers} x {adapter.n_heads} heads"
+            )
+        chosen.append(head)
     return chosen
 
 
-def _one_view(
-    adapter: Adapter,
-    paragraph: Paragraphs,
-    heads: list[Head],
-    unigrams: UnigramTable | None,
+def _view(
+    adapter: Adapter, paragraph: Paragraphs, heads: Sequence[Head], unigrams: UnigramTable | None
 ) -> AttentionView:
     adapter.check_tokens(paragraph.ids, "paragraph")
     ids = paragraph.ids
-    layers = sorted({head.layer for head in heads})
+    names = {head.layer: hook_name("pattern", head.layer) for head in heads}
     with adapter.preserving_state():
-        run = adapter.run(ids, read=[hook_name("pattern", i) for i in layers])
-    patterns = torch.stack(
-        [run.cache[hook_name("pattern", h.layer)][0, h.head].float() for h in heads]
-    )
-    log_prob = run.logits[0, :-1].float().log_softmax(-1).cpu()
-    of_tokens = log_prob.gather(-1, ids[0, 1:, None])[:, 0]
+        run = adapter.run(ids, read=[names[layer] for layer in sorted(names)])
+    patterns = torch.stack([run.cache[names[layer]][0, head].float() for layer, head in heads])
+
+    # Strips over the tokens: the first token has no prediction.
     strips = {}
     if unigrams is not None:
         strips["unigram rarity"] = Strip((-unigrams.log_prob[ids[0]]).tolist(), "nats")
-    strips["log-probability"] = Strip([float("nan"), *of_tokens.tolist()], "nats", reverse=True)
+    log_prob = run.logits[0, :-1].float().log_softmax(-1).cpu()
+    token_log_prob = log_prob.gather(-1, ids[0, 1:, None])[:, 0]
+    strips["log-probability"] = Strip(
+        [float("nan"), *token_log_prob.tolist()], "nats", reverse=True
+    )
+
     provenance = Provenance.of(adapter, {"paragraph": paragraph})
     return AttentionView(
         patterns=patterns.cpu(),

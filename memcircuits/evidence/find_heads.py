@@ -1,9 +1,32 @@
-"""TODO."""
+"""Which heads does the recitation depend on? The paper's argument, with controls and intervals.
+
+Given paragraphs, the scan says which of them the model recites. For each head, three kinds of
+evidence are gathered, on memorized paragraphs and on controls:
+
+1. *Causal* (`memcircuits.evidence.ablation`): how much worse does the model predict the memorized
+   continuations without the head, and is that more than for controls? In nats/token and EM.
+2. *Weights* (`memcircuits.evidence.gradients.parameters`): how large are the gradients of the loss
+   on memorized paragraphs in the head's four matrices (equation 2)?
+3. *Attention* (`memcircuits.evidence.rare_tokens`): does the head attend to rare prefix tokens
+   (section 5.4)?
+
+The score is the causal evidence, memorized minus control, because only ablation says what the
+recitation *needs*. The algorithm:
+
+1. `select_groups`: scan, then draw memorized paragraphs and controls (`memcircuits.evidence.groups`);
+2. `ablation_effects`: ablate the heads on both sets;
+3. `compare_groups`: score, bootstrap interval over paragraphs, permutation p-value over labels;
+4. `gather_evidence`: gradients and attention beside the score.
+
+The result is a `memcircuits.evidence.ranking.Ranking`.
+"""
 
 from __future__ import annotations
 
 import time
-from typing import Any, get_args
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import TypedDict, get_args
 
 import torch
 from jaxtyping import Float
@@ -18,28 +41,27 @@ from memcircuits.core.statistics import (
     left_out,
     permuted_differences,
 )
-from memcircuits.data.paragraphs import Paragraphs, refuse_overlap
+from memcircuits.data.paragraphs import Paragraphs, ParagraphsLike
 from memcircuits.data.unigrams import UnigramTable
-from memcircuits.evidence.ablation import Ablation
+from memcircuits.evidence.ablation import Ablation, Mode
 from memcircuits.evidence.gradients.parameters import parameter_gradients
+from memcircuits.evidence.groups import Groups, select_groups
 from memcircuits.evidence.ranking import Ranking
 from memcircuits.evidence.rare_tokens import rare_token_attention
-from memcircuits.evidence.screening import Method, head_effects
-from memcircuits.measure.scanning import Scan, scan
+from memcircuits.evidence.screening import HeadEffects, Method, head_effects
+from memcircuits.models.adapter import Adapter, Model
 from memcircuits.models.registry import adapt
 from memcircuits.results.provenance import Provenance
 
-MIN_CONTROLS = 20  # at least, where there are so many: few labels leave no room for small p-values
 
-
-def find_memorization_heads(
-    model: Any,
-    paragraphs: Any,
+def find_memorization_heads(  # noqa: PLR0913
+    model: Model,
+    paragraphs: ParagraphsLike,
     *,
-    control: Any = None,
+    control: ParagraphsLike | None = None,
     unigrams: UnigramTable | None = None,
-    mode: str = "zero",
-    method: str = "exact",
+    mode: Mode = "zero",
+    method: Method = "exact",
     max_paragraphs: int | None = 100,
     match_nll: bool = False,
     draws: int = DRAWS,
@@ -47,31 +69,30 @@ def find_memorization_heads(
     memory_budget: int | None = None,
     progress: bool = True,
 ) -> Ranking:
-    """Rank all heads by how much the recitation of memorized paragraphs hangs on them.
+    """Rank all heads by how much the recitation of memorized paragraphs depends on them.
 
     Args:
-        model: HookedTransformer or TransformerBridge.
-        paragraphs: `Paragraphs`, a list of strings or a LongTensor of ids. Those with EM equal to
-            the continuation's length are the memorized set.
-        control: paragraphs not memorized; by default those of `paragraphs` with a low EM.
+        model: the model.
+        paragraphs: those with EM equal to the continuation's length are the memorized set.
+        control: paragraphs that are not memorized; by default those of `paragraphs` with a low EM.
         unigrams: token counts that define rarity; by default counted in the given paragraphs.
-        mode: ablation, `zero`, `mean` or `resample`; the latter two draw on the controls.
-        method: `exact` ablates every head. `screen` (`memcircuits.evidence.screening`) is several times
-            faster on models with many heads: it estimates all of them, ablates the best ones and
-            some at random, and says in `notes` what it may have missed. Heads that were not ablated
-            have an estimate as their score, no interval, p = 1 and `verified` False.
-        max_paragraphs: measure at most so many memorized paragraphs and so many controls, drawn by
-            `seed`; of controls found among `paragraphs` as many as of memorized ones, but at least
-            20. None: all.
+        mode: ablation, `zero`, `mean` or `resample`; the latter two use the controls as reference.
+        method: `exact` ablates every head. `screen` (`memcircuits.evidence.screening`) is several
+            times faster on models with many heads: it estimates all of them, ablates the best ones
+            and some at random, and says in `notes` what it may have missed. Heads that were not
+            ablated have an estimate as their score, no interval, p = 1 and `verified` False.
+        max_paragraphs: maximum number of memorized paragraphs, and of controls, that are measured,
+            drawn by `seed`; of controls found among `paragraphs` as many as of memorized ones, but
+            at least 20. None: all.
         match_nll: take the controls whose NLL is nearest to the memorized paragraphs' mean instead
             of drawing them; `notes` says how near they are.
-        draws: bootstrap resamples and label permutations.
-        seed: of all draws.
-        memory_budget: bytes that one batch may take.
+        draws: number of bootstrap resamples and of label permutations.
+        seed: seed of all draws.
+        memory_budget: maximum bytes per batch.
         progress: show bars on stderr.
 
     Returns:
-        A `Ranking` over all layers and heads.
+        A `Ranking` over all layers and heads, in nats/token.
 
     Raises:
         InputError: if no paragraph is memorized, fewer than two controls are at hand,
@@ -85,176 +106,215 @@ def find_memorization_heads(
     """
     started = time.monotonic()
     adapter = adapt(model)
-    given = Paragraphs.of(paragraphs, model)
-    at_least("draws", draws, 1)
-    one_of("method", method, get_args(Method))
-    if max_paragraphs is not None:
-        at_least("max_paragraphs", max_paragraphs, 2)
-    if unigrams is not None:
-        UnigramTable.check(unigrams, adapter.model)
-    found = scan(model, given, memory_budget=memory_budget, progress=progress)
-    memorized = _memorized(found)
-    own_control = control is None
-    among = found  # the scan that holds the controls
-    if control is None:
-        controls = found.control
-        if controls is None or len(controls) < 2:
-            found_controls = 0 if controls is None else len(controls)
-            raise InputError(
-                "paragraphs",
-                f"{found_controls} controls among {len(given)} paragraphs",
-                "at least two must not be memorized; add some or pass control=",
-            )
-    else:
-        controls = Paragraphs.of(control, model, "control")
-        among = scan(model, controls, memory_budget=memory_budget, progress=progress)
-        controls = _finite(among)
-        if len(controls) < 2:
-            raise InputError("control", "fewer than two usable paragraphs", "give at least two")
-    refuse_overlap(memorized, controls, same="paragraph")
+    given = Paragraphs.of(paragraphs, adapter)
+    _check_options(mode, method, max_paragraphs, draws, seed)
+    unigrams, rarity_notes = _unigram_table(adapter, given, unigrams)
     generator = torch.Generator().manual_seed(seed)
-    counts = {
-        "given": len(given),
-        "memorized": len(memorized),
-        "control": len(controls),
-        "not_finite": int((~found.finite).sum()),
-    }
-    memorized = memorized.sample(max_paragraphs, generator)
-    limit = max_paragraphs
-    if own_control:
-        limit = max(MIN_CONTROLS, min(len(memorized), max_paragraphs or len(memorized)))
-    notes: list[str] = []
-    if match_nll:
-        controls, note = _nearest(found, memorized, among, controls, limit)
-        notes.append(note)
-    else:
-        controls = controls.sample(limit, generator)
-    counts |= {"measured": len(memorized), "measured_control": len(controls)}
-    if unigrams is None:
-        unigrams = UnigramTable.from_tokens(
-            given.ids, adapter.d_vocab, source="the given paragraphs"
-        )
-        notes.append("No unigram table was given: rarity is counted in the given paragraphs.")
-    if len(memorized) == 1:
-        notes.append(
-            "One memorized paragraph: the intervals show how the controls vary, not the paragraphs."
-        )
-    if counts["not_finite"]:
-        notes.append(f"{counts['not_finite']} paragraphs had non-finite numbers and were left out.")
-    if adapter.dtype in (torch.float16, torch.bfloat16):
-        notes.append("Half precision: near-ties may decide exact matches differently.")
+    run = RunOptions(memory_budget=memory_budget, progress=progress)
 
-    options: dict[str, Any] = {"memory_budget": memory_budget, "progress": progress}
-    ablated = head_effects(
-        Ablation(
-            model, memorized, mode=mode, reference=None if mode == "zero" else controls, seed=seed
-        ),
-        Ablation(model, controls, mode=mode, seed=seed),
-        method=method,
-        seed=seed,
-        **options,
+    groups = select_groups(
+        adapter,
+        given,
+        control,
+        generator,
+        max_paragraphs=max_paragraphs,
+        match_nll=match_nll,
+        **run,
     )
-    notes += ablated.notes
-    gradients = {
-        name: parameter_gradients(model, group, **options)
-        for name, group in {"memorized": memorized, "control": controls}.items()
-    }
-    rare = rare_token_attention(model, memorized, unigrams, seed=seed, progress=progress)
-
-    # An ablation may overflow where the whole model does not.
-    finite = {name: finite_rows(rows) for name, rows in ablated.nll.items()}
-    for name, rows in finite.items():
-        notes += [f"{name}: {note}" for note in left_out(rows)]
-        if rows.sum() < (1 if name == "memorized" else 2):
-            raise InputError(name, "non-finite numbers when heads are ablated", "use float32")
-    effect = {name: rows[finite[name]] for name, rows in ablated.nll.items()}
-    em = {name: rows[finite[name]] for name, rows in ablated.em.items()}
-    score = effect["memorized"].mean(0) - effect["control"].mean(0)
-    resampled = bootstrap_means(effect["memorized"], draws, generator) - bootstrap_means(
-        effect["control"], draws, generator
-    )
-    null = permuted_differences(effect["memorized"], effect["control"], draws, generator)
-    evidence = {
-        "ablation_memorized": effect["memorized"].mean(0),
-        "ablation_control": effect["control"].mean(0),
-        "em_memorized": em["memorized"].mean(0),
-        "em_control": em["control"].mean(0),
-        "gradient": gradients["memorized"].per_head(adapter.n_heads),
-        "gradient_control": gradients["control"].per_head(adapter.n_heads),
-        "rare_token_tau": rare.values,
-        "rare_token_p": rare.p_value,
-        "verified": ablated.verified,
-    }
-    ci = interval(resampled)
-    p_value = (1 + (null >= score).sum(0)) / (1 + draws)
+    effects = ablation_effects(adapter, groups, mode, method, seed, **run)
+    comparison = compare_groups(effects, draws, generator)
+    evidence = gather_evidence(adapter, groups, effects, unigrams, seed, **run)
     return Ranking(
-        score=score,
-        ci=ci.where(ablated.verified, torch.nan),
-        p_value=p_value.where(ablated.verified, 1.0),
-        evidence=evidence,
-        memorized_ids=memorized.ids,
-        control_ids=controls.ids,
-        names={"memorized": memorized.names, "control": controls.names},
+        score=comparison.score,
+        ci=comparison.ci,
+        p_value=comparison.p_value,
+        evidence=evidence.columns,
+        memorized_ids=groups.memorized.ids,
+        control_ids=groups.control.ids,
+        names={"memorized": groups.memorized.names, "control": groups.control.names},
         n_prefix=given.n_prefix,
-        layer_share={name: result.layer_share() for name, result in gradients.items()},
-        layer_gradients={name: result.layers for name, result in gradients.items()},
-        counts=counts,
+        layer_share=evidence.layer_share,
+        layer_gradients=evidence.layer_gradients,
+        counts=groups.counts,
         provenance=Provenance.of(
             adapter,
-            {"paragraphs": given, "memorized": memorized, "control": controls},
+            {"paragraphs": given, "memorized": groups.memorized, "control": groups.control},
             mode=mode,
             method=method,
             max_paragraphs=max_paragraphs,
             match_nll=match_nll,
             draws=draws,
             seed=seed,
-            control="of the paragraphs" if own_control else "given",
+            control="of the paragraphs" if control is None else "given",
             unigrams=unigrams.source,
         ),
-        notes=tuple(notes),
+        notes=(*groups.notes, *rarity_notes, *_caveats(adapter, groups), *effects.notes),
         model=model,
         unigrams=unigrams,
         seconds=time.monotonic() - started,
     )
 
 
-def _memorized(found: Scan) -> Paragraphs:
-    if not found.finite.any():
-        raise InputError(
-            "model", "non-finite logits on every paragraph", "load it in float32, check its weights"
-        )
-    memorized = found.memorized
-    n = found.token_correct.shape[1]
-    if memorized is None:
-        raise InputError(
-            "paragraphs",
-            f"none of {len(found.em)} is memorized (largest EM {int(found.em.max())} of {n})",
-            "give paragraphs that the model recites, or a shorter n_continuation",
-        )
-    return memorized
+class RunOptions(TypedDict):
+    """How every step runs: maximum bytes per batch, and whether it shows a bar."""
+
+    memory_budget: int | None
+    progress: bool
 
 
-def _finite(found: Scan) -> Paragraphs:
-    if not found.finite.any():
-        raise InputError(
-            "control", "non-finite logits on every paragraph", "load the model in float32"
-        )
-    return found.paragraphs[found.finite]
+def _check_options(
+    mode: Mode, method: Method, max_paragraphs: int | None, draws: int, seed: int
+) -> None:
+    one_of("mode", mode, get_args(Mode))
+    one_of("method", method, get_args(Method))
+    if max_paragraphs is not None:
+        at_least("max_paragraphs", max_paragraphs, 2)
+    at_least("draws", draws, 1)
+    at_least("seed", seed, 0)
 
 
-def _nearest(
-    found: Scan, memorized: Paragraphs, among: Scan, controls: Paragraphs, limit: int | None
-) -> tuple[Paragraphs, str]:
-    """The controls whose NLL is nearest to the memorized paragraphs' mean, and how near it is."""
+def _unigram_table(
+    adapter: Adapter, given: Paragraphs, unigrams: UnigramTable | None
+) -> tuple[UnigramTable, tuple[str, ...]]:
+    """The table that defines rarity, and a note if none was given."""
+    if unigrams is not None:
+        UnigramTable.check(unigrams, adapter.model)
+        return unigrams, ()
+    adapter.check_tokens(given.ids, "paragraphs")
+    counted = UnigramTable.from_tokens(given.ids, adapter.d_vocab, source="the given paragraphs")
+    return counted, ("No unigram table was given: rarity is counted in the given paragraphs.",)
 
-    def nll(scanned: Scan, some: Paragraphs) -> Float[Tensor, " paragraph"]:
-        of = dict(zip(map(tuple, scanned.paragraphs.ids.tolist()), scanned.nll, strict=True))
-        return torch.stack([of[tuple(row)] for row in some.ids.tolist()])
 
-    target, own = nll(found, memorized).mean(), nll(among, controls)
-    chosen = (own - target).abs().argsort(stable=True)[:limit].sort().values
-    note = (
-        f"Controls are those nearest in NLL: {float(own[chosen].mean()):.2f} nats/token on average "
-        f"against {float(target):.2f} of the memorized paragraphs."
+def _caveats(adapter: Adapter, groups: Groups) -> tuple[str, ...]:
+    """Notes about the paragraphs and the model that change how to read the ranking."""
+    not_finite = groups.counts["not_finite"]
+    notes = {
+        "One memorized paragraph: the intervals show how the controls vary, not the paragraphs.": (
+            len(groups.memorized) == 1
+        ),
+        f"{not_finite} paragraphs had non-finite numbers and were left out.": not_finite > 0,
+        "Half precision: near-ties may decide exact matches differently.": (
+            adapter.dtype in (torch.float16, torch.bfloat16)
+        ),
+    }
+    return tuple(note for note, applies in notes.items() if applies)
+
+
+def ablation_effects(
+    adapter: Adapter,
+    groups: Groups,
+    mode: Mode,
+    method: Method,
+    seed: int,
+    *,
+    memory_budget: int | None = None,
+    progress: bool = True,
+) -> HeadEffects:
+    """Effects of the heads on both sets, without paragraphs of non-finite numbers.
+
+    Raises:
+        InputError: if fewer than one memorized paragraph or two controls have finite effects.
+    """
+    reference = None if mode == "zero" else groups.control
+    effects = head_effects(
+        Ablation(adapter, groups.memorized, mode=mode, reference=reference, seed=seed),
+        Ablation(adapter, groups.control, mode=mode, seed=seed),
+        method=method,
+        seed=seed,
+        memory_budget=memory_budget,
+        progress=progress,
     )
-    return controls[chosen], note
+    # An ablation may overflow where the whole model does not.
+    finite = {name: finite_rows(nll) for name, nll in effects.nll.items()}
+    notes = list(effects.notes)
+    for name, minimum in {"memorized": 1, "control": 2}.items():
+        notes += [f"{name}: {note}" for note in left_out(finite[name])]
+        if finite[name].sum() < minimum:
+            raise InputError(name, "non-finite numbers when heads are ablated", "use float32")
+    return HeadEffects(
+        nll={name: nll[finite[name]] for name, nll in effects.nll.items()},
+        em={name: em[finite[name]] for name, em in effects.em.items()},
+        verified=effects.verified,
+        notes=tuple(notes),
+    )
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """How much more memorized paragraphs need each head than controls do.
+
+    Attributes:
+        score: memorized minus control effect, nats/token, [layer, head].
+        ci: its 95 % bootstrap interval, [bound, layer, head]; NaN where not verified.
+        p_value: one-sided label permutation, [layer, head]; 1 where not verified.
+    """
+
+    score: Float[Tensor, "layer head"]
+    ci: Float[Tensor, "bound layer head"]
+    p_value: Float[Tensor, "layer head"]
+
+
+def compare_groups(effects: HeadEffects, draws: int, generator: torch.Generator) -> Comparison:
+    """Score, interval and p-value of every head; paragraphs are the unit that is resampled."""
+    memorized, control = effects.nll["memorized"], effects.nll["control"]
+    score = memorized.mean(0) - control.mean(0)
+    # The generator is used in this order: interval (memorized, then control), then p-value.
+    resampled = bootstrap_means(memorized, draws, generator)
+    resampled = resampled - bootstrap_means(control, draws, generator)
+    null = permuted_differences(memorized, control, draws, generator)
+    p_value = (1 + (null >= score).sum(0)) / (1 + draws)
+    return Comparison(
+        score=score,
+        ci=interval(resampled).where(effects.verified, torch.nan),
+        p_value=p_value.where(effects.verified, 1.0),
+    )
+
+
+@dataclass(frozen=True)
+class Evidence:
+    """What stands beside the score.
+
+    Attributes:
+        columns: name -> [layer, head].
+        layer_share: set -> share of the lower half of the layers in the gradient.
+        layer_gradients: set -> gradient sum per layer.
+    """
+
+    columns: Mapping[str, Float[Tensor, "layer head"]]
+    layer_share: Mapping[str, float]
+    layer_gradients: Mapping[str, Float[Tensor, " layer"]]
+
+
+def gather_evidence(
+    adapter: Adapter,
+    groups: Groups,
+    effects: HeadEffects,
+    unigrams: UnigramTable,
+    seed: int,
+    *,
+    memory_budget: int | None = None,
+    progress: bool = True,
+) -> Evidence:
+    """Effects of both sets, their gradients, and attention to rare tokens, for every head."""
+    gradients = {
+        name: parameter_gradients(
+            adapter, paragraphs, memory_budget=memory_budget, progress=progress
+        )
+        for name, paragraphs in {"memorized": groups.memorized, "control": groups.control}.items()
+    }
+    rare = rare_token_attention(adapter, groups.memorized, unigrams, seed=seed, progress=progress)
+    return Evidence(
+        columns={
+            "ablation_memorized": effects.nll["memorized"].mean(0),
+            "ablation_control": effects.nll["control"].mean(0),
+            "em_memorized": effects.em["memorized"].mean(0),
+            "em_control": effects.em["control"].mean(0),
+            "gradient": gradients["memorized"].per_head(adapter.n_heads),
+            "gradient_control": gradients["control"].per_head(adapter.n_heads),
+            "rare_token_tau": rare.values,
+            "rare_token_p": rare.p_value,
+            "verified": effects.verified,
+        },
+        layer_share={name: result.layer_share() for name, result in gradients.items()},
+        layer_gradients={name: result.layers for name, result in gradients.items()},
+    )

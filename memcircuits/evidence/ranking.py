@@ -1,18 +1,12 @@
-"""Which heads does the recitation depend on? The argument of the paper, with controls and intervals.
+"""The result of `find_memorization_heads`: all heads, ranked by how much the recitation needs them.
 
-Given paragraphs, the model says by itself which it recites (EM, `memcircuits.measure.scanning`). For each
-head, three kinds of evidence are gathered, on memorized paragraphs and on controls that are not:
+The score of a head is its causal evidence: how much more its ablation raises the NLL of memorized
+paragraphs than that of controls. Gradients and attention stand beside it, one column each. The
+interval comes from resampling paragraphs and the p-value from permuting their labels. A head is
+*significant* if its q-value, the p-value after Benjamini-Hochberg correction over all heads, is
+below 0.05; if no head is, the summary says so.
 
-1. *Causal* (`memcircuits.evidence.ablation`): how much worse does the model predict the memorized
-   continuations without the head, and is that more than for controls? Nats/token and EM.
-2. *Weights* (`memcircuits.evidence.gradients.parameters`): how large are the gradients of the loss on memorized
-   paragraphs in the head's four matrices (equation 2)?
-3. *Attention* (`memcircuits.evidence.rare_tokens`): does it attend to rare prefix tokens (section 5.4)?
-
-The score is the causal one, memorized minus control, because only that one says what the recitation
-*needs*; the others stand beside it. Paragraphs are resampled for the interval and their labels
-permuted for the p-value; a head is significant if its q-value, the p-value after
-Benjamini-Hochberg correction over all heads, is below 0.05; if no head is, the ranking says so.
+`memcircuits.evidence.find_heads` computes it.
 """
 
 from __future__ import annotations
@@ -25,14 +19,15 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from jaxtyping import Float
+from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 from memcircuits.core.errors import InputError, at_least
 from memcircuits.core.heads import Head
 from memcircuits.core.io import write_atomically
 from memcircuits.core.statistics import benjamini_hochberg
-from memcircuits.data.paragraphs import Paragraphs
+from memcircuits.data.paragraphs import Paragraphs, ParagraphsLike
+from memcircuits.models.adapter import Model
 from memcircuits.results.provenance import Provenance
 from memcircuits.results.result import Result
 from memcircuits.results.score_map import ScoreMap
@@ -40,11 +35,17 @@ from memcircuits.results.score_map import ScoreMap
 if TYPE_CHECKING:
     import pandas as pd
 
+    from memcircuits.data.unigrams import UnigramTable
+    from memcircuits.display.pages import AttentionView
 
 SIGNIFICANCE = 0.05
+"""Heads with a smaller q-value are significant."""
 
+FEW_PARAGRAPHS = 20
+"""Fewer are hardly enough for any head to reach significance."""
 
-FEW = 20  # fewer paragraphs are too few for any head to reach significance
+NAMED_HEADS = 5
+"""Maximum number of heads that the summary names."""
 
 
 @dataclass(frozen=True)
@@ -58,10 +59,10 @@ class Ranking(Result, kind="ranking"):
         evidence: column -> [layer, head].
         memorized_ids: the memorized paragraphs measured, [paragraph, pos].
         control_ids: the controls measured, [paragraph, pos].
-        names: names of both.
-        n_prefix: tokens of the prefix.
-        layer_share: lower-half gradient share of memorized and control paragraphs.
-        layer_gradients: set -> gradient sum per layer, memorized and control.
+        names: set (`memorized`, `control`) -> names of its paragraphs.
+        n_prefix: number of prefix tokens.
+        layer_share: set -> share of the lower half of the layers in the gradient.
+        layer_gradients: set -> gradient sum per layer.
         counts: how many paragraphs were given, memorized, controls, measured, not finite.
         notes: what the reader must know.
         provenance: where the numbers come from.
@@ -74,8 +75,8 @@ class Ranking(Result, kind="ranking"):
     ci: Float[Tensor, "bound layer head"]
     p_value: Float[Tensor, "layer head"]
     evidence: Mapping[str, Float[Tensor, "layer head"]]
-    memorized_ids: Tensor
-    control_ids: Tensor
+    memorized_ids: Int[Tensor, "paragraph pos"]
+    control_ids: Int[Tensor, "paragraph pos"]
     names: Mapping[str, tuple[str, ...]]
     n_prefix: int
     layer_share: Mapping[str, float]
@@ -83,8 +84,10 @@ class Ranking(Result, kind="ranking"):
     counts: Mapping[str, int]
     provenance: Provenance
     notes: tuple[str, ...] = ()
-    model: Any = field(default=None, repr=False, compare=False, metadata={"saved": False})
-    unigrams: Any = field(default=None, repr=False, compare=False, metadata={"saved": False})
+    model: Model | None = field(default=None, repr=False, compare=False, metadata={"saved": False})
+    unigrams: UnigramTable | None = field(
+        default=None, repr=False, compare=False, metadata={"saved": False}
+    )
     seconds: float | None = field(default=None, compare=False, metadata={"saved": False})
 
     @property
@@ -93,7 +96,7 @@ class Ranking(Result, kind="ranking"):
         return benjamini_hochberg(self.p_value)
 
     @property
-    def significant(self) -> Tensor:
+    def significant(self) -> Bool[Tensor, "layer head"]:
         """Heads with q < 0.05, [layer, head]."""
         return self.q_value < SIGNIFICANCE
 
@@ -153,20 +156,28 @@ class Ranking(Result, kind="ranking"):
         )
 
     def attention(
-        self, paragraph: Any, *, heads: int = 4, compare: Any = None, model: Any = None
-    ) -> Any:
+        self,
+        paragraph: ParagraphsLike,
+        *,
+        heads: int = 4,
+        compare: ParagraphsLike | None = None,
+        model: Model | None = None,
+    ) -> AttentionView:
         """Attention of the best heads on one paragraph, see `memcircuits.attention_view`.
 
         Args:
             paragraph: one paragraph, such as `ranking.memorized[0]`.
-            heads: how many of the best heads.
+            heads: number of heads shown, the best ones.
             compare: a second paragraph shown beside it, such as the perturbed one.
             model: needed by a loaded ranking, which has none.
+
+        Raises:
+            InputError: if there is no model.
         """
         from memcircuits.evidence.attention_view import attention_view
 
         return attention_view(
-            self._model(model),
+            self._model_or(model),
             paragraph,
             heads=self.top(min(heads, self.score.numel())),
             compare=compare,
@@ -179,23 +190,26 @@ class Ranking(Result, kind="ranking"):
         *,
         heads: int = 6,
         triggers: int = 3,
-        model: Any = None,
+        model: Model | None = None,
         progress: bool = True,
     ) -> Path:
         """Write the self-contained report, see `memcircuits.report.ranking_page`.
 
         Args:
             path: the HTML file.
-            heads: how many of the best heads to show the attention of.
-            triggers: for how many paragraphs to find the prefix tokens that trigger them, which
-                takes a forward pass of each for every prefix token; 0 leaves the section out.
+            heads: number of heads whose attention is shown, the best ones.
+            triggers: number of paragraphs whose trigger tokens are shown; each takes a forward pass
+                for every prefix token. 0 leaves the section out.
             model: needed by a loaded ranking, which has none.
             progress: show a bar on stderr.
+
+        Raises:
+            InputError: if there is no model, or its weights are not those of the ranking.
         """
         from memcircuits.report.ranking_page import ranking_page
 
         page = ranking_page(
-            self, self._model(model), heads=heads, triggers=triggers, progress=progress
+            self, self._model_or(model), heads=heads, triggers=triggers, progress=progress
         )
         return page.save(Path(path))
 
@@ -214,29 +228,30 @@ class Ranking(Result, kind="ranking"):
 
     def summary(self) -> str:
         """One sentence: which heads are significant."""
-        n = int(self.significant.sum())
-        sets = f"{self.counts['measured']} memorized paragraphs against as many controls"
-        if self.counts["measured_control"] != self.counts["measured"]:
-            sets = (
-                f"{self.counts['measured']} memorized paragraphs against "
-                f"{self.counts['measured_control']} controls"
-            )
-        if not n:
+        n_significant, n_heads = int(self.significant.sum()), self.score.numel()
+        measured, controls = self.counts["measured"], self.counts["measured_control"]
+        n_controls = "as many" if controls == measured else str(controls)
+        sets = f"{measured} memorized paragraphs against {n_controls} controls"
+        if not n_significant:
             text = f"No head is significant ({sets}, q < {SIGNIFICANCE})."
-            if self.counts["measured"] < FEW:
+            if measured < FEW_PARAGRAPHS:
                 text += " So few paragraphs can hardly reach that: read the order and intervals."
             return text
-        ranked = [h for h in self.scores.top(self.score.numel()) if self.significant[h]]
-        best = ", ".join(str(h) for h in ranked[:5])
-        more = f" and {n - 5} more" if n > 5 else ""
-        total = self.score.numel()
-        return f"{n} of {total} heads are significant ({sets}, q < {SIGNIFICANCE}): {best}{more}."
+        ranked = [head for head in self.scores.top(n_heads) if self.significant[head]]
+        names = ", ".join(str(head) for head in ranked[:NAMED_HEADS])
+        if n_significant > NAMED_HEADS:
+            names += f" and {n_significant - NAMED_HEADS} more"
+        return (
+            f"{n_significant} of {n_heads} heads are significant "
+            f"({sets}, q < {SIGNIFICANCE}): {names}."
+        )
 
-    def _model(self, model: Any) -> Any:
-        found = self.model if model is None else model
-        if found is None:
+    def _model_or(self, model: Model | None) -> Model:
+        """The model given, or else the one that the ranking was computed from."""
+        model = self.model if model is None else model
+        if model is None:
             raise InputError("model", "None", "a loaded ranking has no model: pass model=")
-        return found
+        return model
 
     def __str__(self) -> str:
         return self.summary()

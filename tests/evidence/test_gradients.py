@@ -245,11 +245,7 @@ def test_cosine_of_a_set_with_a_copy_of_itself_is_one(neo):
 def test_activation_gradients_are_derivatives_of_the_loss(name):
     adapter = adapt(double_bridge(name))
     batch, n = slice(0, 3), PARAGRAPHS.n_continuation
-    names = [
-        f"blocks.{layer}.{'attn' if site in HEAD_SITES else 'mlp'}.hook_{site}"
-        for site in GRADIENT_SITES
-        for layer in range(adapter.n_layers)
-    ]
+    names = [hook_name(s, layer) for s in GRADIENT_SITES for layer in range(adapter.n_layers)]
     with adapter.preserving_state():
         _, grads = loss_and_gradients(adapter, PARAGRAPHS, batch, names)
 

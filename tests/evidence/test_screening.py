@@ -38,7 +38,8 @@ def test_an_attribution_is_the_gradient_along_the_ablation(any_bridge, mode, at)
             paragraphs.ids[:, :-1],
             positions=slice(9, None),
             edit={
-                hook_z(i): functools.partial(move, this_layer=i) for i in range(adapter.n_layers)
+                hook_name("z", i): functools.partial(move, this_layer=i)
+                for i in range(adapter.n_layers)
             },
         )
         return read_continuation(run.logits, paragraphs.continuation).nll

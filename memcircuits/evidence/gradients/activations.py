@@ -5,8 +5,8 @@
 head and position (figures 6 and 10 of the paper). L is the mean NLL of the continuation, or the NLL
 of one token of it per paragraph, for instance the first one that a perturbed prefix changes.
 
-A hook on each activation keeps the tensor from which the rest of the forward pass is computed; where
-nothing below it needs a gradient, that tensor is a new leaf. One backward pass then gives the
+A hook on each activation keeps the tensor from which the rest of the forward pass is computed;
+where nothing below it needs a gradient, that tensor is a new leaf. One backward pass then gives the
 gradients at all sites of all layers.
 """
 

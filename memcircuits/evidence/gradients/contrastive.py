@@ -81,12 +81,6 @@ def contrastive_gradients(
     weights = adapter.weights()
     generator = torch.Generator().manual_seed(seed)
 
-    def fisher_roots() -> list[Tensor]:
-        """sqrt(F + damping) of each parameter on a new draw of controls."""
-        drawn = torch.randperm(len(control), generator=generator)[:n_control]
-        fisher = fisher_diagonal(adapter, control[drawn], weights, draws, generator, memory_budget)
-        return damped_root(fisher)
-
     _, control_grads = mean_gradient(adapter, control, weights, memory_budget, progress)
     loss = 0.0
     memorized_grads = [torch.zeros_like(grad) for grad in control_grads]  # of the mean NLL
@@ -98,14 +92,16 @@ def contrastive_gradients(
             for total, grad in zip(memorized_grads, grads, strict=True):
                 total += grad / len(memorized)
             if curvature:
-                grads = [g / root for g, root in zip(grads, fisher_roots(), strict=True)]
+                drawn = control[torch.randperm(len(control), generator=generator)[:n_control]]
+                fisher = fisher_diagonal(adapter, drawn, weights, draws, generator, memory_budget)
+                roots = damped_root(fisher)
+                grads = [grad / root for grad, root in zip(grads, roots, strict=True)]
             summaries.append(
                 [summarize(w.split(g), pool) for w, g in zip(weights, grads, strict=True)]
             )
             progress_bar.update()
-    by_component = layer_summaries(
-        weights, [torch.stack(samples) for samples in zip(*summaries, strict=True)]
-    )
+    samples_by_weight = [torch.stack(samples) for samples in zip(*summaries, strict=True)]
+    by_component = layer_summaries(weights, samples_by_weight)
     return ParameterGradients(
         values={name: summary.mean_pooled for name, summary in by_component.items()},
         pool=pool,

@@ -1,0 +1,196 @@
+"""Which paragraphs are compared? Memorized ones and controls, chosen before heads are measured.
+
+One scan says which of the given paragraphs are memorized (EM of the whole continuation). Controls
+are given, or are those of the same paragraphs with a low EM. A limited number of both sets is
+measured, drawn at random. Controls can instead be those nearest in NLL to the memorized paragraphs:
+a loss near zero has farther to rise than that of an average control.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from functools import cached_property
+
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor
+
+from memcircuits.core.errors import InputError
+from memcircuits.data.paragraphs import Paragraphs, ParagraphsLike
+from memcircuits.measure.scanning import Scan, scan
+from memcircuits.models.adapter import Adapter
+
+MIN_CONTROLS = 20
+"""Number of controls drawn from the given paragraphs, if there are that many, even for fewer
+memorized ones: few labels leave no room for small p-values."""
+
+
+@dataclass(frozen=True)
+class Groups:
+    """The two sets of paragraphs that are compared.
+
+    Attributes:
+        memorized: the memorized paragraphs measured.
+        control: the controls measured.
+        counts: numbers of paragraphs given, memorized, controls, not finite and measured.
+        notes: what the reader must know about the choice.
+    """
+
+    memorized: Paragraphs
+    control: Paragraphs
+    counts: Mapping[str, int]
+    notes: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True)
+class Candidates:
+    """The paragraphs of a scan from which one set is chosen.
+
+    Attributes:
+        scan_result: the scan.
+        rows: indices of the candidates in the scan, ascending.
+    """
+
+    scan_result: Scan
+    rows: Int[Tensor, " candidate"]
+
+    def __len__(self) -> int:
+        return len(self.rows)
+
+    @cached_property
+    def paragraphs(self) -> Paragraphs:
+        """The candidates; there must be one."""
+        return self.scan_result.paragraphs[self.rows]
+
+    @property
+    def nll(self) -> Float[Tensor, " candidate"]:
+        """NLL of their continuations, nats/token."""
+        return self.scan_result.nll[self.rows]
+
+    def draw(self, limit: int | None, generator: torch.Generator) -> Candidates:
+        """A random subset of at most `limit`, in the order of the scan."""
+        if limit is None or len(self) <= limit:
+            return self
+        drawn = torch.randperm(len(self), generator=generator)[:limit]
+        return Candidates(self.scan_result, self.rows[drawn.sort().values])
+
+    def nearest(self, nll: Tensor, limit: int | None) -> Candidates:
+        """The `limit` candidates whose NLL is nearest to `nll`, in the order of the scan."""
+        order = (self.nll - nll).abs().argsort(stable=True)
+        return Candidates(self.scan_result, self.rows[order[:limit].sort().values])
+
+
+def select_groups(
+    adapter: Adapter,
+    paragraphs: Paragraphs,
+    control: ParagraphsLike | None,
+    generator: torch.Generator,
+    *,
+    max_paragraphs: int | None = None,
+    match_nll: bool = False,
+    memory_budget: int | None = None,
+    progress: bool = True,
+) -> Groups:
+    """Scan the paragraphs and choose the two sets.
+
+    Args:
+        adapter: the model.
+        paragraphs: those with EM equal to the continuation's length are the memorized set.
+        control: the controls; by default those of `paragraphs` with a low EM.
+        generator: draws the memorized paragraphs, then the controls.
+        max_paragraphs: maximum number of memorized paragraphs and of given controls; of controls
+            among `paragraphs` as many as memorized ones are measured, but at least `MIN_CONTROLS`.
+        match_nll: take the controls whose NLL is nearest to the mean of the memorized paragraphs.
+        memory_budget: maximum bytes per batch.
+        progress: show a bar on stderr.
+
+    Raises:
+        InputError: if no paragraph is memorized, fewer than two controls are usable, or a control
+            is in the memorized set.
+    """
+    # Candidates for both sets.
+    scan_result = scan(adapter, paragraphs, memory_budget=memory_budget, progress=progress)
+    memorized = _memorized_candidates(scan_result)
+    if control is None:
+        controls = _own_controls(scan_result)
+    else:
+        given_controls = Paragraphs.of(control, adapter, "control")
+        control_scan = scan(adapter, given_controls, memory_budget=memory_budget, progress=progress)
+        controls = _given_controls(control_scan)
+    _refuse_shared(memorized.paragraphs, controls.paragraphs)
+    counts = {
+        "given": len(paragraphs),
+        "memorized": len(memorized),
+        "control": len(controls),
+        "not_finite": int((~scan_result.finite).sum()),
+    }
+
+    # The ones that are measured.
+    memorized = memorized.draw(max_paragraphs, generator)
+    limit = max_paragraphs
+    if control is None:
+        limit = max(MIN_CONTROLS, min(len(memorized), max_paragraphs or len(memorized)))
+    notes: tuple[str, ...] = ()
+    if match_nll:
+        target = memorized.nll.mean()
+        controls = controls.nearest(target, limit)
+        notes = (
+            f"Controls are those nearest in NLL: {float(controls.nll.mean()):.2f} nats/token on "
+            f"average against {float(target):.2f} of the memorized paragraphs.",
+        )
+    else:
+        controls = controls.draw(limit, generator)
+    counts |= {"measured": len(memorized), "measured_control": len(controls)}
+    return Groups(memorized.paragraphs, controls.paragraphs, counts, notes)
+
+
+def _memorized_candidates(scan_result: Scan) -> Candidates:
+    if not scan_result.finite.any():
+        raise InputError(
+            "model", "non-finite logits on every paragraph", "load it in float32, check its weights"
+        )
+    candidates = Candidates(scan_result, scan_result.is_memorized.nonzero().flatten())
+    if not len(candidates):
+        largest, n = int(scan_result.em.max()), scan_result.token_correct.shape[1]
+        raise InputError(
+            "paragraphs",
+            f"none of {len(scan_result.em)} is memorized (largest EM {largest} of {n})",
+            "give paragraphs that the model recites, or a shorter n_continuation",
+        )
+    return candidates
+
+
+def _own_controls(scan_result: Scan) -> Candidates:
+    """Controls among the given paragraphs."""
+    candidates = Candidates(scan_result, scan_result.is_control.nonzero().flatten())
+    if len(candidates) < 2:
+        raise InputError(
+            "paragraphs",
+            f"{len(candidates)} controls among {len(scan_result.em)} paragraphs",
+            "at least two must not be memorized; add some or pass control=",
+        )
+    return candidates
+
+
+def _given_controls(scan_result: Scan) -> Candidates:
+    """Controls that the caller gave: all with finite numbers."""
+    candidates = Candidates(scan_result, scan_result.finite.nonzero().flatten())
+    if not len(candidates):
+        raise InputError(
+            "control", "non-finite logits on every paragraph", "load the model in float32"
+        )
+    if len(candidates) < 2:
+        raise InputError("control", "fewer than two usable paragraphs", "give at least two")
+    return candidates
+
+
+def _refuse_shared(memorized: Paragraphs, control: Paragraphs) -> None:
+    """Refuse controls that are memorized paragraphs; only the prefix may be shared."""
+    shared = set(map(tuple, memorized.ids.tolist())) & set(map(tuple, control.ids.tolist()))
+    if shared:
+        raise InputError(
+            "control",
+            f"{len(shared)} of its paragraphs are in the memorized set",
+            "controls must be other paragraphs",
+        )
