@@ -16,7 +16,7 @@ from torch import Tensor
 from memcircuits.benchmark.units import LocalizationTask, Unit
 from memcircuits.data.paragraphs import Paragraphs
 from memcircuits.data.unigrams import UnigramTable
-from memcircuits.evidence.ablation import Ablation
+from memcircuits.evidence.ablation import Ablation, Mode
 from memcircuits.evidence.interventions import HeadEdit, ResumableRun
 from memcircuits.evidence.patching.sweeps import patch_heads
 from memcircuits.evidence.rare_tokens import rare_token_attention
@@ -26,8 +26,10 @@ _N_CORRUPTED = 3  # corrupted prompts of each target
 _CORRUPTED_FRACTION = 0.2  # of the prefix tokens
 
 
-def by_ablation(mode: str, task: LocalizationTask, unit: Unit) -> Float[Tensor, " unit"]:
-    """Rise of the NLL when the unit is ablated, of the targets minus of the controls."""
+_PERTURBED = 0.2  # of a twin's prefix tokens
+
+
+def by_ablation(mode: Mode, case: LocalizationTask, unit: str) -> Tensor:
     if unit == "block":
         return _block_effects(task, task.targets) - _block_effects(task, task.control)
     reference = None if mode == "zero" else task.control

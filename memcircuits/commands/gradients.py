@@ -43,7 +43,6 @@ def gradients(
     import memcircuits as mc
     from memcircuits.commands.selection import split
     from memcircuits.core.errors import one_of
-    from memcircuits.evidence.gradients.contrastive import contrastive_gradients
 
     one_of("--objective", objective, ("nll", "contrastive"))
     loaded, given = source.load()
@@ -53,7 +52,7 @@ def gradients(
         return
     if objective == "contrastive":
         results = {
-            "contrastive": contrastive_gradients(
+            "contrastive": mc.contrastive_gradients(
                 loaded, memorized, control, pool=pool, seed=seed, progress=not source.quiet
             )
         }

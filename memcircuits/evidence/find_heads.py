@@ -13,7 +13,8 @@ evidence are gathered, on memorized paragraphs and on controls:
 The score is the causal evidence, memorized minus control, because only ablation says what the
 recitation *needs*. The algorithm:
 
-1. `select_groups`: scan, then draw memorized paragraphs and controls (`memcircuits.evidence.groups`);
+1. `select_groups` (`memcircuits.evidence.groups`): scan, then draw memorized paragraphs and
+   controls;
 2. `ablation_effects`: ablate the heads on both sets;
 3. `compare_groups`: score, bootstrap interval over paragraphs, permutation p-value over labels;
 4. `gather_evidence`: gradients and attention beside the score.

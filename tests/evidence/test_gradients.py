@@ -19,7 +19,7 @@ from memcircuits.evidence.gradients.contrastive import contrastive_gradients
 from memcircuits.evidence.gradients.pooling import summarize
 from memcircuits.measure.continuation import read_continuation
 from memcircuits.measure.fisher import fisher_diagonal
-from memcircuits.measure.gradients import paragraph_gradients, mean_gradient
+from memcircuits.measure.gradients import mean_gradient, paragraph_gradients
 from memcircuits.models.hooks import hook_name
 from memcircuits.models.loading import as_bridge
 from memcircuits.models.registry import adapt
@@ -65,7 +65,9 @@ def test_each_paragraphs_gradient_is_that_of_the_paragraph_alone(name, variant):
     model = double_bridge(name) if variant == "Bridge raw" else zoo.hooked(name).double()
     adapter = adapt(model)
     weights = adapter.weights()
-    losses, found = paragraph_gradients(adapter, PARAGRAPHS, weights, lambda _, g: g, progress=False)
+    losses, found = paragraph_gradients(
+        adapter, PARAGRAPHS, weights, lambda _, g: g, progress=False
+    )
     for row, paragraph in enumerate(PARAGRAPHS):
         loss, alone = mean_gradient(adapter, paragraph, weights, progress=False)
         assert float(losses[row]) == pytest.approx(loss, rel=1e-5)

@@ -23,12 +23,13 @@ from torch import Tensor
 
 from memcircuits.core.errors import at_least, one_of
 from memcircuits.core.progress import bar
+from memcircuits.core.statistics import left_out
 from memcircuits.data.paragraphs import Paragraphs, ParagraphsLike, refuse_overlap
 from memcircuits.evidence.gradients.parameters import ParameterGradients
 from memcircuits.evidence.gradients.pooling import Pool, layer_summaries, stack_layers, summarize
 from memcircuits.measure.fisher import damped_root, fisher_diagonal
 from memcircuits.measure.gradients import mean_gradient
-from memcircuits.measure.scanning import without_non_finite
+from memcircuits.measure.scanning import has_finite_scores
 from memcircuits.models.adapter import Adapter, Model
 from memcircuits.models.registry import adapt
 from memcircuits.models.weights import Weight
@@ -144,8 +145,9 @@ def _usable_sets(
     refuse_overlap(sets["memorized"], sets["control"])
     notes: list[str] = []
     for argument, paragraphs in sets.items():
-        sets[argument], left_out = without_non_finite(adapter, paragraphs, argument, memory_budget)
-        notes += [f"{argument}: {note}" for note in left_out]
+        finite = has_finite_scores(adapter, paragraphs, argument, memory_budget)
+        notes += [f"{argument}: {note}" for note in left_out(finite)]
+        sets[argument] = paragraphs[finite]
     return sets["memorized"], sets["control"], tuple(notes)
 
 

@@ -9,7 +9,7 @@ There are two ways to average (`Average`): the gradient of the mean loss (`batch
 one backward pass per batch (`memcircuits.measure.gradients.mean_gradient`), or the mean of the
 pooled gradients of single paragraphs (`paragraph`), whose gradients then cannot cancel. The latter
 need one forward and one backward pass per batch too, where every weight is applied by a module of
-its own (`memcircuits.measure.gradients.each_gradient`).
+its own (`memcircuits.measure.gradients.paragraph_gradients`).
 """
 
 from __future__ import annotations
@@ -23,10 +23,11 @@ from jaxtyping import Float
 from torch import Tensor
 
 from memcircuits.core.errors import InputError, one_of
+from memcircuits.core.statistics import left_out
 from memcircuits.data.paragraphs import Paragraphs, ParagraphsLike
 from memcircuits.evidence.gradients.pooling import STATISTICS, Pool, layer_summaries, summarize
-from memcircuits.measure.gradients import each_gradient, mean_gradient
-from memcircuits.measure.scanning import without_non_finite
+from memcircuits.measure.gradients import mean_gradient, paragraph_gradients
+from memcircuits.measure.scanning import has_finite_scores
 from memcircuits.models.adapter import Adapter, Model
 from memcircuits.models.registry import adapt
 from memcircuits.models.weights import HEAD_COMPONENTS
@@ -183,7 +184,8 @@ def parameter_gradients(
     losses, summaries = samples.measure(paragraphs)
     notes: tuple[str, ...] = ()
     if not losses.isfinite().all():
-        paragraphs, notes = without_non_finite(adapter, paragraphs, "paragraphs", memory_budget)
+        finite = has_finite_scores(adapter, paragraphs, "paragraphs", memory_budget)
+        paragraphs, notes = paragraphs[finite], left_out(finite)
         losses, summaries = samples.measure(paragraphs)
     if not all(summary.isfinite().all() for summary in summaries):
         raise InputError("model", "non-finite gradients", "load it in float32, check its weights")
@@ -244,7 +246,7 @@ class _Samples:
     ) -> tuple[Float[Tensor, " sample"], list[Float[Tensor, "sample number head"]]]:
         """The loss of each sample and, for each weight, what `summarize` makes of its gradient."""
         if self.average == "paragraph":
-            return each_gradient(
+            return paragraph_gradients(
                 self.adapter,
                 paragraphs,
                 self.weights,
