@@ -11,7 +11,6 @@ import memcircuits as mc
 from memcircuits.evidence.interventions import FALLBACK, HeadEdit, ResumableRun
 from memcircuits.measure.continuation import largest_two, read_continuation
 from memcircuits.models.batching import is_out_of_memory, map_batches
-from memcircuits.models.fingerprint import checksum
 from memcircuits.models.hooks import hook_name
 from memcircuits.models.registry import adapt
 from tests.helpers import models as zoo
@@ -269,22 +268,3 @@ def test_scores_of_a_hand_worked_continuation():
     assert found.margin.tolist() == [[2.0, 1.0, 3.0]]
     assert found.em.tolist() == [1]
     assert found.correct.tolist() == [[True, False, True]]
-
-
-def test_checksums_equal_plain_python(monkeypatch):
-    def plain(tensor):
-        raw = bytes(tensor.contiguous().reshape(-1).view(torch.uint8).tolist())
-        words = [
-            int.from_bytes(raw[i : i + 8], "little", signed=True)
-            for i in range(0, len(raw) // 8 * 8, 8)
-        ]
-        sums = (sum(words), sum(i * word for i, word in enumerate(words, 1)))
-        wrapped = [(total + 2**63) % 2**64 - 2**63 for total in sums]
-        return (*wrapped, *raw[len(words) * 8 :])
-
-    monkeypatch.setattr("memcircuits.models.fingerprint._WORDS", 4)
-    generator = torch.Generator().manual_seed(0)
-    for dtype in (torch.float32, torch.bfloat16, torch.float16):
-        values = torch.randn(33, generator=generator).to(dtype)
-        for tensor in (values, values[1:], values[:32].view(4, 8).T, values[:0], values[5]):
-            assert checksum(tensor) == plain(tensor)
