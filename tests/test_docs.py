@@ -7,6 +7,7 @@ import json
 import pkgutil
 import re
 import shutil
+import tomllib
 from pathlib import Path
 
 import pytest
@@ -58,7 +59,9 @@ def test_examples_in_docstrings():
     import memcircuits as mc
 
     often = [
-        i for i, n in enumerate(mc.Paragraphs.shipped("planted").metadata["repetitions"]) if n == 256
+        i
+        for i, n in enumerate(mc.Paragraphs.shipped("planted").metadata["repetitions"])
+        if n == 256
     ]
     given = {
         "mc": mc,
@@ -91,17 +94,17 @@ def test_notebooks_are_those_of_their_texts():
         assert cells[0] == cells[1], f"jupytext --update --to ipynb examples/{path.stem}.py"
 
 
-def test_the_module_map_names_every_module():
+def test_the_map_names_every_folder_in_the_order_of_the_layers():
     import memcircuits
 
     package = ROOT / "memcircuits"
-    modules = {p.stem for p in package.glob("*.py")} | {
-        p.name for p in package.iterdir() if (p / "__init__.py").is_file()
-    }
-    modules -= {"__init__", "__main__"}
-    named = set(re.findall(r"`(\w+)`", memcircuits.__doc__.split("| --- |")[1]))
-    assert modules - named == set()
-    assert {n for n in named if n.islower() and "_" not in n} - modules == set()
+    folders = {path.parent.name for path in package.glob("*/__init__.py")}
+    named = re.findall(r"^\| `(\w+)` \|", memcircuits.__doc__, flags=re.MULTILINE)
+    assert sorted(named) == sorted(folders)
+    contract = tomllib.loads((ROOT / "pyproject.toml").read_text("utf-8"))["tool"]["importlinter"]
+    layers = [set(layer.split(" | ")) for layer in contract["contracts"][0]["layers"]]
+    height = {folder: -i for i, layer in enumerate(layers) for folder in layer}
+    assert [height[folder] for folder in named] == sorted(height[folder] for folder in named)
 
 
 def test_the_reference_has_all_that_is_public():
@@ -114,7 +117,8 @@ def test_the_reference_has_all_that_is_public():
     page = set(
         re.findall(r"^::: (\S+)$", (ROOT / "docs" / "reference.md").read_text(), re.MULTILINE)
     )
-    names = {f"memcircuits.{module}.{name}" for name, module in memcircuits._WHERE.items()}
+    public = [getattr(memcircuits, name) for name in memcircuits.__all__ if name != "__version__"]
+    names = {f"{value.__module__}.{value.__qualname__}" for value in public}
     kinds = {f"{kind.__module__}.{kind.__name__}" for kind in Result.types.values()}
     assert {n for n in names | kinds if n.startswith("memcircuits.")} - page == set()
 

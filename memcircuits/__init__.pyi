@@ -1,0 +1,41 @@
+from .core.errors import InputError
+from .core.heads import Head
+from .data.paragraphs import Paragraphs
+from .data.unigrams import UnigramTable
+from .editing.planting import plant
+from .editing.unlearning import edit, unlearn
+from .evidence.ablation import ablate_heads
+from .evidence.attention_view import attention_view
+from .evidence.find_heads import find_memorization_heads
+from .evidence.gradients.activations import activation_gradients
+from .evidence.gradients.contrastive import contrastive_gradients
+from .evidence.gradients.parameters import parameter_gradients
+from .evidence.patching.sweeps import patch_heads
+from .evidence.rare_tokens import rare_token_attention
+from .evidence.triggers.perturbation import perturb_prefix
+from .measure.scanning import scan
+from .models.loading import load_model
+
+__version__: str
+
+__all__ = [
+    "Head",
+    "InputError",
+    "Paragraphs",
+    "UnigramTable",
+    "__version__",
+    "ablate_heads",
+    "activation_gradients",
+    "attention_view",
+    "contrastive_gradients",
+    "edit",
+    "find_memorization_heads",
+    "load_model",
+    "parameter_gradients",
+    "patch_heads",
+    "perturb_prefix",
+    "plant",
+    "rare_token_attention",
+    "scan",
+    "unlearn",
+]
