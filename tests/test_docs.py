@@ -13,6 +13,7 @@ from pathlib import Path
 import pytest
 
 from tests.helpers import ROOT
+from tests.helpers.results import result_types
 
 PAGES = [
     path.relative_to(ROOT).as_posix()
@@ -109,18 +110,13 @@ def test_the_map_names_every_folder_in_the_order_of_the_layers():
 
 def test_the_reference_has_all_that_is_public():
     import memcircuits
-    from memcircuits.results.result import Result
 
-    for module in pkgutil.iter_modules(memcircuits.__path__, "memcircuits."):
-        if not module.ispkg and module.name != "memcircuits.__main__":
-            importlib.import_module(module.name)
     page = set(
         re.findall(r"^::: (\S+)$", (ROOT / "docs" / "reference.md").read_text(), re.MULTILINE)
     )
-    public = [getattr(memcircuits, name) for name in memcircuits.__all__ if name != "__version__"]
-    names = {f"{value.__module__}.{value.__qualname__}" for value in public}
-    kinds = {f"{kind.__module__}.{kind.__name__}" for kind in Result.types.values()}
-    assert {n for n in names | kinds if n.startswith("memcircuits.")} - page == set()
+    public = set(memcircuits.__all__) - {"__version__"}
+    assert public - {entry.rpartition(".")[2] for entry in page} == set()
+    assert {f"{cls.__module__}.{cls.__name__}" for cls in result_types().values()} - page == set()
 
 
 def test_links_between_pages_resolve():

@@ -18,7 +18,7 @@ from memcircuits.data.paragraphs import Paragraphs
 from memcircuits.data.unigrams import UnigramTable
 from memcircuits.evidence.ablation import Ablation, Mode
 from memcircuits.evidence.interventions import HeadEdit, ResumableRun
-from memcircuits.evidence.patching.sweeps import patch_heads
+from memcircuits.evidence.patching.sweeps import PatchMethod, patch_heads
 from memcircuits.evidence.rare_tokens import rare_token_attention
 from memcircuits.models.hooks import hook_name
 
@@ -76,7 +76,7 @@ def _clean_and_corrupted(task: LocalizationTask) -> tuple[Paragraphs, Paragraphs
     return Paragraphs(clean, n_prefix), Paragraphs(corrupted, n_prefix)
 
 
-def by_patching(method: str, task: LocalizationTask, unit: Unit) -> Float[Tensor, " unit"]:
+def by_patching(method: PatchMethod, task: LocalizationTask, unit: Unit) -> Float[Tensor, " unit"]:
     """Effect of restoring a head's clean output in the corrupted prompts."""
     clean, corrupted = _clean_and_corrupted(task)
     patches = patch_heads(

@@ -120,14 +120,14 @@ def scan(
 
         if shard != (0, 1):
             raise mc.InputError("--num-shards", shard[1], "with Ray, give --workers instead")
-        found = scan_with_ray(load, corpus, out, workers=workers, address=ray_address, **options)
+        scan_folder = scan_with_ray(load, corpus, out, workers=workers, address=ray_address, **options)
     elif engine == "local":
         from memcircuits.measure.corpus.scan import scan_to_disk
 
-        found = scan_to_disk(load(), corpus, out, shard=shard, **options)
+        scan_folder = scan_to_disk(load(), corpus, out, shard=shard, **options)
     else:
         raise mc.InputError("--engine", engine, "choose local or ray")
-    _print_folder(found, shard, json)
+    _print_folder(scan_folder, shard, json)
     c.say(
         f"in {out}: memcircuits.measure.corpus.folder.ScanFolder.open({str(out)!r})", source.quiet
     )

@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import importlib
-import pkgutil
 import subprocess
 import sys
 from collections.abc import Callable
@@ -16,7 +14,6 @@ import plotly.io as pio
 import pytest
 import torch
 
-import memcircuits
 from memcircuits.display import figures
 from memcircuits.editing.edit import Edit
 from memcircuits.editing.evaluation import EditReport, edit_arms
@@ -27,6 +24,7 @@ from memcircuits.evidence.triggers.minimal_sets import MinimalSets
 from memcircuits.results.provenance import Provenance
 from memcircuits.results.result import Result
 from memcircuits.results.score_map import ScoreMap
+from tests.helpers.results import result_types
 
 LAYERS, HEADS = 4, 3
 
@@ -175,13 +173,10 @@ def lines_of(figure: go.Figure) -> list[go.Scatter]:
 
 
 def test_every_result_has_a_figure_of_its_own() -> None:
-    for module in pkgutil.iter_modules(memcircuits.__path__):
-        if module.name not in {"__main__", "ray_scan"}:
-            importlib.import_module(f"memcircuits.{module.name}")
-    mine = {k: v for k, v in Result.types.items() if v.__module__.startswith("memcircuits.")}
-    assert len(mine) >= 10
-    assert [kind for kind, cls in mine.items() if cls.figure is Result.figure] == []
-    assert [kind for kind, cls in mine.items() if cls.to_frame is Result.to_frame] == []
+    types = result_types()
+    assert len(types) >= 10
+    assert [kind for kind, cls in types.items() if cls.figure is Result.figure] == []
+    assert [kind for kind, cls in types.items() if cls.to_frame is Result.to_frame] == []
 
 
 def test_noise_curve_draws_means_over_draws_and_paragraphs() -> None:
@@ -325,6 +320,6 @@ def test_bad_input_is_named(make: Callable[[], go.Figure], message: str) -> None
 
 
 def test_importing_figures_leaves_plotly_alone() -> None:
-    code = "import sys, memcircuits.display.figures.curves; print({'torch', 'plotly'} & set(sys.modules))"
+    code = "import sys, memcircuits.figures; print({'torch', 'plotly'} & set(sys.modules))"
     out = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert out.stdout.strip() == "set()"
