@@ -26,10 +26,8 @@ _N_CORRUPTED = 3  # corrupted prompts of each target
 _CORRUPTED_FRACTION = 0.2  # of the prefix tokens
 
 
-_PERTURBED = 0.2  # of a twin's prefix tokens
-
-
-def by_ablation(mode: Mode, case: LocalizationTask, unit: str) -> Tensor:
+def by_ablation(mode: Mode, task: LocalizationTask, unit: Unit) -> Float[Tensor, " unit"]:
+    """Rise of the NLL when the unit is ablated, of the targets minus of the controls."""
     if unit == "block":
         return _block_effects(task, task.targets) - _block_effects(task, task.control)
     reference = None if mode == "zero" else task.control

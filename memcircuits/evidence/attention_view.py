@@ -94,12 +94,7 @@ def _choose_heads(
             if layer is None:
                 raise InputError("heads", value, "give layer= too, or Head(layer, head)")
             value = (layer, value)
-        head = Head.of(value)
-        if not (0 <= head.layer < adapter.n_layers and 0 <= head.head < adapter.n_heads):
-            raise InputError(
-                "heads", str(head), f"it has {adapter.n_layers} x {adapter.n_heads} heads"
-            )
-        chosen.append(head)
+        chosen.append(adapter.check_head(value))
     return chosen
 
 

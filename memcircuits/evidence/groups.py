@@ -17,7 +17,7 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from memcircuits.core.errors import InputError
-from memcircuits.data.paragraphs import Paragraphs, ParagraphsLike
+from memcircuits.data.paragraphs import Paragraphs, ParagraphsLike, refuse_overlap
 from memcircuits.measure.scanning import Scan, scan
 from memcircuits.models.adapter import Adapter
 
@@ -118,7 +118,7 @@ def select_groups(
         given_controls = Paragraphs.of(control, adapter, "control")
         control_scan = scan(adapter, given_controls, memory_budget=memory_budget, progress=progress)
         controls = _given_controls(control_scan)
-    _refuse_shared(memorized.paragraphs, controls.paragraphs)
+    refuse_overlap(memorized.paragraphs, controls.paragraphs, same="paragraph")
     counts = {
         "given": len(paragraphs),
         "memorized": len(memorized),
@@ -183,14 +183,3 @@ def _given_controls(scan_result: Scan) -> Candidates:
     if len(candidates) < 2:
         raise InputError("control", "fewer than two usable paragraphs", "give at least two")
     return candidates
-
-
-def _refuse_shared(memorized: Paragraphs, control: Paragraphs) -> None:
-    """Refuse controls that are memorized paragraphs; only the prefix may be shared."""
-    shared = set(map(tuple, memorized.ids.tolist())) & set(map(tuple, control.ids.tolist()))
-    if shared:
-        raise InputError(
-            "control",
-            f"{len(shared)} of its paragraphs are in the memorized set",
-            "controls must be other paragraphs",
-        )

@@ -18,7 +18,7 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from memcircuits.core.errors import InputError, at_least
-from memcircuits.core.heads import Head
+from memcircuits.core.heads import Head, HeadLike
 from memcircuits.core.progress import bar
 from memcircuits.core.statistics import finite_mean, finite_rows, interval, left_out
 from memcircuits.data.paragraphs import Paragraphs, ParagraphsLike
@@ -63,9 +63,7 @@ class RareTokenAttention(ScoreMap, kind="rare-token-attention"):
         p = self.attention / self.attention.sum(-1, keepdim=True).clamp_min(1e-12)
         return finite_mean(-(p * p.clamp_min(1e-12).log()).sum(-1))
 
-    def by_rank(
-        self, head: Head | tuple[int, int], *, permutations: int = 200, seed: int = 0
-    ) -> pd.DataFrame:
+    def by_rank(self, head: HeadLike, *, permutations: int = 200, seed: int = 0) -> pd.DataFrame:
         """Attention of one head against the frequency rank of tokens (figure 7 of the paper).
 
         Within each paragraph the prefix tokens are ranked by count, 1 for the rarest; ties share a
@@ -87,9 +85,8 @@ class RareTokenAttention(ScoreMap, kind="rare-token-attention"):
         import pandas as pd
 
         n_layers, n_heads = self.values.shape
-        if not (0 <= head[0] < n_layers and 0 <= head[1] < n_heads):
-            raise InputError("head", tuple(head), f"there are {n_layers} layers x {n_heads} heads")
-        attention = self.attention[:, head[0], head[1]]
+        head = Head.of(head).within(n_layers, n_heads, "head")
+        attention = self.attention[:, head.layer, head.head]
 
         # Which tokens have which rank.
         ranks = torch.stack([row.unique(return_inverse=True)[1] for row in self.counts])
@@ -128,13 +125,13 @@ class RareTokenAttention(ScoreMap, kind="rare-token-attention"):
         )
         return frame[4 * frame["n"] >= len(attention)].reset_index(drop=True)
 
-    def figure(self, head: Head | tuple[int, int] | None = None) -> Any:
+    def figure(self, head: HeadLike | None = None) -> Any:
         """Tau of every head; with `head` its attention by frequency rank (plotly, figure 7)."""
         from memcircuits.display import figures
 
         if head is not None:
             return figures.attention_by_rank(
-                self.by_rank(head), title=f"{Head(*head)}: attention to rare and common tokens"
+                self.by_rank(head), title=f"{Head.of(head)}: attention to rare and common tokens"
             )
         return figures.heatmap(
             self.values,

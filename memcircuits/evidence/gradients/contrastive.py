@@ -142,7 +142,7 @@ def _usable_sets(
     }
     for argument, paragraphs in sets.items():
         adapter.check_tokens(paragraphs.ids, argument)
-    refuse_overlap(sets["memorized"], sets["control"])
+    refuse_overlap(sets["memorized"], sets["control"], same="prefix")
     notes: list[str] = []
     for argument, paragraphs in sets.items():
         finite = has_finite_scores(adapter, paragraphs, argument, memory_budget)
