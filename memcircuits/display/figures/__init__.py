@@ -21,12 +21,8 @@ from memcircuits.display.figures.curves import (
     noise_curves,
     perturbation_curves,
 )
-from memcircuits.display.figures.heatmaps import (
-    attention_pattern,
-    gradient_map,
-    heatmap,
-    patching_map,
-)
+from memcircuits.display.figures.heatmaps import attention_pattern, heatmap
+from memcircuits.display.figures.panels import gradient_map, patching_map
 from memcircuits.display.figures.style import COMPONENTS
 
 __all__ = [

@@ -1,4 +1,4 @@
-"""TODO."""
+"""Bars: arms of an edit, methods of the benchmark; and the two panels of minimal token sets."""
 
 from __future__ import annotations
 
@@ -8,7 +8,9 @@ import pandas as pd
 
 from memcircuits.display.figures.style import (
     GREY,
+    INK,
     add_lines,
+    by_set,
     escaped,
     interval_columns,
     require_columns,
@@ -24,16 +26,15 @@ def arms(frame: pd.DataFrame, *, title: str = "", y_label: str = "exact match (t
     """Each arm of an unlearning or editing run, memorized beside control (the paper's figure 5).
 
     Args:
-        frame: Columns ``arm, value`` and if wanted ``set, value_low, value_high``.
-        title: Title.
-        y_label: What the values are.
+        frame: columns `arm, value` and if wanted `set, value_low, value_high`.
+        title: title.
+        y_label: what the values are.
     """
     import plotly.graph_objects as go
 
     require_columns(frame, "arm", "value")
     figure = go.Figure()
-    groups = frame.groupby("set", sort=False) if "set" in frame.columns else [("", frame)]
-    for index, (name, group) in enumerate(groups):
+    for index, (name, group) in enumerate(by_set(frame)):
         figure.add_trace(
             go.Bar(
                 x=[escaped(a) for a in group["arm"]],
@@ -54,15 +55,16 @@ def arms(frame: pd.DataFrame, *, title: str = "", y_label: str = "exact match (t
 
 
 def _whiskers(frame: pd.DataFrame, column: str) -> dict[str, Any] | None:
-    interval = interval_columns(frame, column)
-    if interval is None:
+    """Error bars from a frame's interval, where it has one."""
+    bounds = interval_columns(frame, column)
+    if bounds is None:
         return None
     return {
         "type": "data",
         "symmetric": False,
-        "array": (interval[1] - frame[column]).tolist(),
-        "arrayminus": (frame[column] - interval[0]).tolist(),
-        "color": "#1b1f24",
+        "array": (bounds[1] - frame[column]).tolist(),
+        "arrayminus": (frame[column] - bounds[0]).tolist(),
+        "color": INK,
         "thickness": 1.3,
     }
 
@@ -73,10 +75,10 @@ def leaderboard(
     """Localization methods, best on top.
 
     Args:
-        frame: Columns ``method, score`` and if wanted ``score_low, score_high``.
-        title: Title.
-        x_label: What the score is.
-        chance: What guessing scores: a dashed line.
+        frame: columns `method, score` and if wanted `score_low, score_high`.
+        title: title.
+        x_label: what the score is.
+        chance: what guessing scores: a dashed line.
     """
     import plotly.graph_objects as go
 
@@ -105,25 +107,23 @@ def leaderboard(
 
 
 def minimal_sets(stopping: pd.DataFrame, starting: pd.DataFrame, *, title: str = "") -> Figure:
-    """How few prefix tokens stop a recitation (left), and how few start it (right).
+    """The number of prefix tokens that stops a recitation (left), or starts it (right).
 
     Args:
-        stopping: Columns ``replaced, em`` and if wanted an interval.
-        starting: Columns ``given, em`` and if wanted an interval.
-        title: Title.
+        stopping: columns `replaced, em` and if wanted an interval.
+        starting: columns `given, em` and if wanted an interval.
+        title: title.
     """
     from plotly.subplots import make_subplots
 
     require_columns(stopping, "replaced", "em")
     require_columns(starting, "given", "em")
+    panels = (
+        (stopping, "replaced", "prefix tokens replaced, worst first"),
+        (starting, "given", "last prefix tokens given"),
+    )
     figure = make_subplots(rows=1, cols=2, shared_yaxes=True, horizontal_spacing=0.05)
-    for col, (frame, x, label) in enumerate(
-        (
-            (stopping, "replaced", "prefix tokens replaced, worst first"),
-            (starting, "given", "last prefix tokens given"),
-        ),
-        start=1,
-    ):
+    for col, (frame, x, label) in enumerate(panels, start=1):
         add_lines(figure, frame, x, "em", row=1, col=col, legend=False, markers=len(frame) <= 20)
         figure.update_xaxes(title_text=label, row=1, col=col)
     figure.update_yaxes(rangemode="tozero")

@@ -12,9 +12,9 @@ from memcircuits.display.figures.style import (
     GREY,
     MARKERS,
     add_lines,
+    band,
     escaped,
     require_columns,
-    rgba,
     styled,
 )
 from memcircuits.display.palette import SERIES
@@ -32,35 +32,35 @@ def curves(
     x_label: str = "",
     markers: bool = True,
 ) -> Figure:
-    """Lines against ``x``, in panels over one another that share that axis.
+    """Lines against `x`, in panels over one another that share that axis.
 
     Args:
-        frame: Column ``x``, the columns of ``panels`` and if wanted ``set`` and intervals.
-        x: Column along the bottom.
-        panels: Column to what it is, with units; those that the frame lacks are left out, but for
+        frame: column `x`, the columns of `panels` and if wanted `set` and intervals.
+        x: column along the bottom.
+        panels: column to what it is, with units; those that the frame lacks are left out, but for
             the first.
-        title: Title.
-        x_label: What ``x`` is.
-        markers: Whether each point gets a mark.
+        title: title.
+        x_label: what `x` is.
+        markers: whether each point gets a mark.
     """
     from plotly.subplots import make_subplots
 
     require_columns(frame, x, next(iter(panels)))
-    shown = {column: label for column, label in panels.items() if column in frame.columns}
-    figure = make_subplots(rows=len(shown), cols=1, shared_xaxes=True, vertical_spacing=0.07)
-    for row, (column, label) in enumerate(shown.items(), start=1):
+    present = {column: label for column, label in panels.items() if column in frame.columns}
+    figure = make_subplots(rows=len(present), cols=1, shared_xaxes=True, vertical_spacing=0.07)
+    for row, (column, label) in enumerate(present.items(), start=1):
         add_lines(figure, frame, x, column, row=row, legend=row == 1, markers=markers)
         figure.update_yaxes(title_text=label, rangemode="tozero", row=row, col=1)
-    figure.update_xaxes(title_text=x_label, row=len(shown), col=1)
-    return styled(figure, title=title, width=720, height=130 + 230 * len(shown))
+    figure.update_xaxes(title_text=x_label, row=len(present), col=1)
+    return styled(figure, title=title, width=720, height=130 + 230 * len(present))
 
 
 def perturbation_curves(frame: pd.DataFrame, *, title: str = "") -> Figure:
     """What replacing one prefix token does to the continuation (the paper's figure 3).
 
     Args:
-        frame: Columns ``position, em`` and if wanted ``nll, set`` and intervals.
-        title: Title.
+        frame: columns `position, em` and if wanted `nll, set` and intervals.
+        title: title.
     """
     return curves(
         frame,
@@ -76,8 +76,8 @@ def duplication_curve(frame: pd.DataFrame, *, title: str = "") -> Figure:
     """Exact match and NLL against how often a paragraph was repeated (the paper's figure 2).
 
     Args:
-        frame: Columns ``repetitions, em`` and if wanted ``nll, set`` and intervals.
-        title: Title.
+        frame: columns `repetitions, em` and if wanted `nll, set` and intervals.
+        title: title.
     """
     require_columns(frame, "repetitions")
     if (frame["repetitions"] <= 0).any():
@@ -101,33 +101,33 @@ def em_against_nll(frame: pd.DataFrame, *, title: str = "") -> Figure:
     """Each paragraph by how much of it is recited and how well it is predicted.
 
     Args:
-        frame: Columns ``em, nll`` and if wanted ``memorized`` and ``id``.
-        title: Title.
+        frame: columns `em, nll` and if wanted `memorized` and `id`.
+        title: title.
     """
     import plotly.graph_objects as go
 
     require_columns(frame, "em", "nll")
     known = "memorized" in frame.columns
-    chosen = frame["memorized"].astype(bool) if known else pd.Series(False, index=frame.index)
+    memorized = frame["memorized"].astype(bool) if known else pd.Series(False, index=frame.index)
     figure = go.Figure()
-    for index, (name, rows) in enumerate((("memorized", chosen), ("others", ~chosen))):
-        part = frame[rows]
-        if len(part):
+    for index, (name, members) in enumerate((("memorized", memorized), ("others", ~memorized))):
+        group = frame[members]
+        if len(group):
             figure.add_trace(
                 go.Scattergl(
-                    x=part["nll"],
-                    y=part["em"],
+                    x=group["nll"],
+                    y=group["em"],
                     mode="markers",
                     name=name,
                     showlegend=known,
-                    text=[escaped(i) for i in part["id"]] if "id" in part.columns else None,
+                    text=[escaped(i) for i in group["id"]] if "id" in group.columns else None,
                     marker={"symbol": MARKERS[index], "color": SERIES[index], "opacity": 0.6},
                     hovertemplate="%{text}<br>EM %{y}, NLL %{x:.3f}<extra>%{fullData.name}</extra>",
                 )
             )
     figure.update_xaxes(title_text="NLL of the continuation (nats/token)", rangemode="tozero")
     top = max(1.0, float(frame["em"].max()))
-    margin = 0.03 * top  # or the many points at 0 would be cut in half
+    margin = 0.03 * top  # else the many points at 0 would be cut in half
     figure.update_yaxes(title_text="exact match (tokens)", range=[-margin, top + 2 * margin])
     return styled(figure, title=title, width=720, height=420)
 
@@ -136,12 +136,11 @@ def attention_by_rank(frame: pd.DataFrame, *, title: str = "") -> Figure:
     """Attention to prefix tokens against their frequency rank (the paper's figure 7).
 
     Args:
-        frame: Columns ``rank, attention`` (mean attention per token at that rank), if wanted
-            ``set`` (such as the head), ``attention_low, attention_high``, and the band in which
-            attention lies when ranks are shuffled within paragraphs: ``null_low, null_high``.
-        title: Title.
+        frame: columns `rank, attention` (mean attention per token at that rank), if wanted
+            `set` (such as the head), `attention_low, attention_high`, and the band in which
+            attention lies when ranks are shuffled within paragraphs: `null_low, null_high`.
+        title: title.
     """
-    import plotly.graph_objects as go
     from plotly.subplots import make_subplots
 
     require_columns(frame, "rank", "attention")
@@ -150,18 +149,11 @@ def attention_by_rank(frame: pd.DataFrame, *, title: str = "") -> Figure:
         null = frame.groupby("rank", as_index=False)[["null_low", "null_high"]].agg(
             {"null_low": "min", "null_high": "max"}
         )
-        figure.add_trace(
-            go.Scatter(
-                x=[*null["rank"], *null["rank"][::-1]],
-                y=[*null["null_high"], *null["null_low"][::-1]],
-                fill="toself",
-                fillcolor=rgba(GREY, 0.25),
-                line={"width": 0},
-                mode="lines",
-                hoverinfo="skip",
-                name="ranks shuffled within paragraphs",
-            )
+        name = "ranks shuffled within paragraphs"
+        area = band(
+            null["rank"], null["null_low"], null["null_high"], colour=GREY, alpha=0.25, name=name
         )
+        figure.add_trace(area)
     add_lines(figure, frame, "rank", "attention", row=1, legend=True, markers=True)
     figure.update_xaxes(title_text="frequency rank within the prefix (1 = rarest)")
     figure.update_yaxes(title_text="attention per token", rangemode="tozero")
@@ -172,8 +164,8 @@ def noise_curves(frame: pd.DataFrame, *, title: str = "") -> Figure:
     """Exact match and NLL against the size of noise on weights.
 
     Args:
-        frame: Columns ``size, em`` and if wanted ``nll, set`` and intervals.
-        title: Title.
+        frame: columns `size, em` and if wanted `nll, set` and intervals.
+        title: title.
     """
     require_columns(frame, "size", "em")
     sizes = sorted({float(size) for size in frame["size"]})  # evenly spaced: they include 0

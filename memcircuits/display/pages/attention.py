@@ -8,7 +8,7 @@ and hands it data through an escaped JSON block. Three further choices:
 * Patterns are stored as thousandths, row by row, without the zeros a causal model has to the right
   of the diagonal: 12 heads x 100 tokens take about 0.2 MB instead of 2.4.
 * Thumbnails of the heads are drawn by the page in a few milliseconds. CircuitsVis'
-  ``AttentionHeads`` draws the chosen head only (its own selector would redraw every head at each
+  `AttentionHeads` draws the chosen head only (its own selector would redraw every head at each
   mouse move), when the reader scrolls to it.
 * Below it stands the paragraph. Click a token to see what it attends to under the chosen head, or
   colour the text by a number of each token, such as its rarity or log-probability.
@@ -38,7 +38,7 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Attention(Block):
-    """An :class:`~memcircuits.pages.AttentionView`, drawn when the reader gets there."""
+    """An `AttentionView`, drawn when the reader gets there."""
 
     template: ClassVar[str] = "attention.html.j2"
     scripts: ClassVar[tuple[str, ...]] = ("circuitsvis",)
@@ -57,15 +57,15 @@ class AttentionView:
     """Attention patterns of some heads on one paragraph.
 
     Attributes:
-        patterns: Attention probabilities; each row sums to 1 over the keys it may see.
-        head_names: One per head, like ``"L1H2"``.
-        tokens: Text of each token, as decoded; newlines and the like are made visible here.
-        n_prefix: How many tokens were given as prompt; the rest is the continuation.
-        strips: Numbers per token by name, for example
-            ``{"unigram rarity": Strip(values, "nats")}``.
-        compare: Another view to set beside this one, such as the perturbed paragraph.
-        title: Heading.
-        provenance: What was run, shown under the view.
+        patterns: attention probabilities; each row sums to 1 over the keys it may see.
+        head_names: one per head, like `"L1H2"`.
+        tokens: text of each token, as decoded; newlines and the like are made visible here.
+        n_prefix: how many tokens were given as prompt; the rest is the continuation.
+        strips: numbers per token by name, for example
+            `{"unigram rarity": Strip(values, "nats")}`.
+        compare: another view to set beside this one, such as the perturbed paragraph.
+        title: heading.
+        provenance: what was run, shown under the view.
     """
 
     patterns: Float[Tensor, "head query key"]
@@ -81,7 +81,7 @@ class AttentionView:
         """Check shapes, numbers and that rows are probabilities.
 
         Raises:
-            InputError: Naming the argument, its value and what to pass instead.
+            InputError: naming the argument, its value and what to pass instead.
         """
         shape = tuple(self.patterns.shape)
         n_tokens = len(self.tokens)
@@ -126,10 +126,10 @@ class AttentionView:
         return [[np.trim_zeros(row, "b").tolist() for row in head] for head in whole]
 
     def context(self, other: AttentionView | None = None) -> dict[str, Any]:
-        """What the attention template is given; ``data`` becomes a JSON block.
+        """What the attention template is given; `data` becomes a JSON block.
 
         Args:
-            other: The view beside this one; tokens that differ from it are marked.
+            other: the view beside this one; tokens that differ from it are marked.
         """
         values = self._array()
         data = {
@@ -162,7 +162,7 @@ class AttentionView:
         """A page of its own: one file, no network, opened by any browser.
 
         Args:
-            path: Where to save it (replaced in one step); None only returns it.
+            path: where to save it (replaced in one step); None only returns it.
         """
         facts = [Facts(self.provenance, title="What was run")] if self.provenance else []
         page = Page(self.title or "Attention", [Attention(self), *facts])
@@ -171,7 +171,7 @@ class AttentionView:
     def _repr_html_(self) -> str:
         """The page in a sandboxed frame: for Lab, classic, VS Code, Colab and saved notebooks.
 
-        See :func:`memcircuits.display.pages.page.frame`.
+        See `memcircuits.display.pages.page.frame`.
         """
         return frame(
             self.to_html(), title=self.title or "Attention", height=1500 if self.compare else 1150
@@ -181,10 +181,10 @@ class AttentionView:
         """One head's pattern as a plotly heatmap.
 
         Args:
-            head: Its name or its place in ``head_names``.
+            head: its name or its place in `head_names`.
 
         Raises:
-            InputError: No such head.
+            InputError: no such head.
         """
         from memcircuits.display.figures.heatmaps import attention_pattern
 

@@ -2,7 +2,7 @@
 
 Each block is a frozen dataclass of plain data that checks itself when made and names the template
 that draws it. A block builds no HTML: it hands its template numbers and text (see
-:mod:`memcircuits.display.text` for why that keeps the page safe).
+`memcircuits.display.text` for why that keeps the page safe).
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from memcircuits.display.text import MINUS, UNKNOWN, number
 
 
 class Span(NamedTuple):
-    """A stretch of marked-up text in :class:`Prose`; made by the functions below."""
+    """A stretch of marked-up text in `Prose`; made by the functions below."""
 
     kind: str
     text: str
@@ -46,7 +46,7 @@ def link(text: str, href: str) -> Span:
     """A link that the reader may follow; the page itself never does.
 
     Raises:
-        InputError: ``href`` is neither an ``https://`` address nor a ``#section``.
+        InputError: `href` is neither an `https://` address nor a `#section`.
     """
     if not href.startswith(("https://", "#")):
         raise InputError("href", repr(href), "give an https:// address or a #section of the page")
@@ -58,7 +58,7 @@ Paragraph = str | Sequence[str | Span]
 
 @dataclass(frozen=True)
 class Block:
-    """Base of all blocks: an optional ``title`` (a heading) and ``note`` (how to read it)."""
+    """Base of all blocks: an optional `title` (a heading) and `note` (how to read it)."""
 
     template: ClassVar[str] = ""
     scripts: ClassVar[tuple[str, ...]] = ()
@@ -95,7 +95,7 @@ class Prose(Block):
 
 
 class Number(NamedTuple):
-    """One headline number: what it is (``label``), its ``value`` as shown, and small print."""
+    """One headline number: what it is (`label`), its `value` as shown, and small print."""
 
     label: str
     value: str
@@ -119,8 +119,8 @@ class Facts(Block):
     """Names and values: what was run, on what, with which versions; and how to run it again.
 
     Attributes:
-        items: Shown in this order.
-        commands: Shell or Python lines, shown as code to copy.
+        items: shown in this order.
+        commands: shell or Python lines, shown as code to copy.
     """
 
     template: ClassVar[str] = "facts.html.j2"
@@ -142,12 +142,12 @@ class Table(Block):
     """A frame as a table that is sorted by clicking a heading and read page by page.
 
     Attributes:
-        frame: The rows, best first: that order is the order without scripts and on paper.
-        labels: Headings for column names that are not clear by themselves.
-        help: What a column means, in a sentence; shown under "What the columns mean".
-        max_rows: Rows beyond these are left out, and the page says how many.
-        page_size: Rows shown at a time.
-        digits: Significant digits of numbers.
+        frame: the rows, best first: that order is the order without scripts and on paper.
+        labels: headings for column names that are not clear by themselves.
+        help: what a column means, in a sentence; shown under "What the columns mean".
+        max_rows: rows beyond these are left out, and the page says how many.
+        page_size: rows shown at a time.
+        digits: significant digits of numbers.
     """
 
     template: ClassVar[str] = "table.html.j2"

@@ -21,15 +21,15 @@ class Heatmap(Block):
     """A value for each layer and head (or any two axes) as coloured cells.
 
     Attributes:
-        values: Array [row, col]; NaN is shown as not measured.
-        name: What the values are, for example "score".
-        units: Their unit, for example "nats/token".
-        diverging: Blue to orange around zero (default: if any value is negative).
-        row_label: Name of the rows' axis; ``col_label`` of the columns'.
-        row_names: One per row (default: its number); ``col_names`` likewise.
-        marks: Cells to frame, such as significant ones, pairs (row, col) or booleans [row, col];
-            ``marks_mean`` says why.
-        hover: Further text per cell, [batch][col].
+        values: array [row, col]; NaN is shown as not measured.
+        name: what the values are, for example "score".
+        units: their unit, for example "nats/token".
+        diverging: blue to orange around zero (default: if any value is negative).
+        row_label: name of the rows' axis; `col_label` of the columns'.
+        row_names: one per row (default: its number); `col_names` likewise.
+        marks: cells to frame, such as significant ones, pairs (row, col) or booleans [row, col];
+            `marks_mean` says why.
+        hover: further text per cell, [batch][col].
     """
 
     template: ClassVar[str] = "heatmap.html.j2"
@@ -89,16 +89,16 @@ class Heatmap(Block):
 
 @dataclass(frozen=True)
 class _Chart(Block):
-    """A tidy frame as series: one per value of ``by``, in order of appearance.
+    """A tidy frame as series: one per value of `by`, in order of appearance.
 
     Attributes:
-        frame: One row per point.
-        x: Column along the bottom.
-        y: Column of heights.
-        by: Column that tells series apart.
-        low: Column with the lower end of each point's interval; ``high`` with the upper.
-        x_label: What ``x`` is (default: the column's name); ``y_label`` likewise.
-        units: Unit of ``y``.
+        frame: one row per point.
+        x: column along the bottom.
+        y: column of heights.
+        by: column that tells series apart.
+        low: column with the lower end of each point's interval; `high` with the upper.
+        x_label: what `x` is (default: the column's name); `y_label` likewise.
+        units: unit of `y`.
     """
 
     frame: pd.DataFrame
@@ -151,7 +151,7 @@ class _Chart(Block):
 
 @dataclass(frozen=True)
 class Lines(_Chart):
-    """Lines with a band for each interval; ``log_x`` for repetition counts and ranks."""
+    """Lines with a band for each interval; `log_x` for repetition counts and ranks."""
 
     template: ClassVar[str] = "chart.html.j2"
     log_x: bool = False

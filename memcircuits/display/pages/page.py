@@ -3,10 +3,10 @@
     page = Page("What this model recites", [Numbers(...), Heatmap(...), Table(...)])
     page.save("report.html")
 
-The templates (``templates/``) hold all markup and escape all they are given; one stylesheet and one
-script (``static/``) serve every block. CircuitsVis' script, 1.3 MB, is inlined once, and only when
+The templates (`templates/`) hold all markup and escape all they are given; one stylesheet and one
+script (`static/`) serve every block. CircuitsVis' script, 1.3 MB, is inlined once, and only when
 the page shows attention. The content-security-policy in the head admits these scripts and this
-stylesheet by their hashes and nothing else: no other script, no ``style=`` attribute, no request,
+stylesheet by their hashes and nothing else: no other script, no `style=` attribute, no request,
 no form, no frame, and no text assigned as HTML (trusted types) even by those scripts.
 """
 
@@ -53,7 +53,7 @@ def _environment() -> jinja2.Environment:
 
 @cache
 def stylesheet() -> str:
-    """The page's stylesheet: ``static/page.css`` with the colour classes filled in."""
+    """The page's stylesheet: `static/page.css` with the colour classes filled in."""
     source = (_HERE / "static" / "page.css").read_text(encoding="utf-8")
     return source.replace("/* light */", palette.classes("light")).replace(
         "/* dark */", palette.classes("dark")
@@ -70,11 +70,11 @@ def script() -> str:
 def circuitsvis_bundle() -> str:
     r"""CircuitsVis' script from the installed package, with its licence, fit to be inlined.
 
-    Found without importing the package. A script element ends at the first ``</script`` even
-    inside a string, so the one in React's code is written ``<\/script``, which means the same.
+    Found without importing the package. A script element ends at the first `</script` even
+    inside a string, so the one in React's code is written `<\/script`, which means the same.
 
     Raises:
-        RuntimeError: The package is not installed, or has no bundle where 1.43 has it.
+        RuntimeError: the package is not installed, or has no bundle where 1.43 has it.
     """
     spec = importlib.util.find_spec("circuitsvis")
     places = spec.submodule_search_locations if spec else None
@@ -96,10 +96,10 @@ class Page:
     """A title, a lead and blocks, rendered as one file.
 
     Attributes:
-        title: Heading and browser title.
-        blocks: Shown in order; those with a title appear in the table of contents.
-        lead: One or two sentences that tell a newcomer what this is.
-        footer: Small print.
+        title: heading and browser title.
+        blocks: shown in order; those with a title appear in the table of contents.
+        lead: one or two sentences that tell a newcomer what this is.
+        footer: small print.
     """
 
     title: str

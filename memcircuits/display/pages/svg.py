@@ -37,7 +37,7 @@ DASHES = ("", "7 4", "2 4", "9 3 2 3", "12 4", "4 2")
 
 @dataclass(frozen=True)
 class Series:
-    """One named line or set of bars: ``y`` (and its interval) against ``x``; NaN means a gap."""
+    """One named line or set of bars: `y` (and its interval) against `x`; NaN means a gap."""
 
     name: str
     x: Sequence[Any]
@@ -47,7 +47,7 @@ class Series:
 
 
 def ticks(low: float, high: float, count: int = 5) -> list[float]:
-    """Round numbers that cover [low, high] in about ``count`` steps of 1, 2 or 5 times 10^k."""
+    """Round numbers that cover [low, high] in about `count` steps of 1, 2 or 5 times 10^k."""
     if not high > low:
         high = low + (abs(low) if abs(low) > 1e-300 else 1.0)  # smaller ones have no logarithm
     raw = (high - low) / count

@@ -17,10 +17,10 @@ from memcircuits.display.text import UNKNOWN, number, short, visible
 
 @dataclass(frozen=True)
 class Strip:
-    """One number per token, to colour a paragraph by: its ``values`` and ``units``.
+    """One number per token, to colour a paragraph by: its `values` and `units`.
 
     NaN means undefined (the first token has no log-probability) and stays uncoloured. A
-    log-probability is read from zero downwards: ``reverse`` gives the lowest value the darkest
+    log-probability is read from zero downwards: `reverse` gives the lowest value the darkest
     colour.
     """
 
@@ -40,7 +40,7 @@ class Strip:
         """Refuse a strip that does not fit its tokens.
 
         Raises:
-            InputError: Another length, or an infinite value.
+            InputError: another length, or an infinite value.
         """
         values = array(self.values)
         if values.shape != (n_tokens,):
@@ -59,7 +59,7 @@ def strip_tokens(
 ) -> list[dict[str, Any]]:
     """What the strip template shows for each token: text, part, hover text, first colour.
 
-    Where ``others`` are given, tokens of the prefix are marked that differ from those at their
+    Where `others` are given, tokens of the prefix are marked that differ from those at their
     place there, and the first one of the continuation: behind it there is nothing to compare.
     """
     first = next(iter(strips.values())).levels() if strips else [None] * len(tokens)
@@ -92,10 +92,10 @@ class Tokens(Block):
     """A paragraph's tokens, coloured by one number each; prefix and continuation told apart.
 
     Attributes:
-        tokens: Text of each token.
-        strip: The numbers.
-        name: What they are.
-        n_prefix: How many tokens were given as prompt.
+        tokens: text of each token.
+        strip: the numbers.
+        name: what they are.
+        n_prefix: how many tokens were given as prompt.
     """
 
     template: ClassVar[str] = "tokens.html.j2"
