@@ -61,6 +61,7 @@ def measure(name: str, windows: int, length: int, folder: Path) -> dict[str, Any
     """Scan a corpus, with the clocks and the memory of the process."""
     from memcircuits.data.formats.sources import find_sources, read_chunks
     from memcircuits.data.windows import Windows
+    from memcircuits.measure.corpus import parts
     from memcircuits.measure.corpus import scan as corpus_scan
     from memcircuits.models.registry import adapt
 
@@ -92,25 +93,28 @@ def measure(name: str, windows: int, length: int, folder: Path) -> dict[str, Any
         return time.perf_counter(), time.process_time(), time.thread_time()
 
     started, in_model = clocks(), 0.0
-    prepare, measured = corpus_scan.prepare, corpus_scan.measured
+    prepare_scan, score_paragraphs = corpus_scan.prepare_scan, parts.score_paragraphs
 
     def prepared(*arguments: Any, **named: Any) -> Any:
         """What is done once, such as hashing the weights, is not a cost of the tokens."""
         nonlocal started
-        found = prepare(*arguments, **named)
+        found = prepare_scan(*arguments, **named)
         started = clocks()
         return found
 
-    def timed(*arguments: Any) -> Any:
+    def timed(*arguments: Any, **named: Any) -> Any:
         nonlocal in_model
         began = time.thread_time()
-        found = measured(*arguments)
+        found = score_paragraphs(*arguments, **named)
         in_model += time.thread_time() - began
         return found
 
     watcher = threading.Thread(target=watch)
     watcher.start()
-    with mock.patch.multiple(corpus_scan, prepare=prepared, measured=timed):
+    with (
+        mock.patch.object(corpus_scan, "prepare_scan", prepared),
+        mock.patch.object(parts, "score_paragraphs", timed),
+    ):
         found = corpus_scan.scan_to_disk(
             model, folder / "corpus.jsonl", out, part_records=100, **options
         )

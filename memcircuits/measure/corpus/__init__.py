@@ -1,5 +1,6 @@
-"""Scans of whole corpora, to disk: nothing lost, nothing twice, whatever stops them.
+"""Scans of whole corpora to disk, which survive interruption: no part is lost or written twice.
 
-`scan` is the driver, `plan` says which windows, `manifest` what a folder is of, `parts` writes,
-`folder` reads what was written, `on_ray` shares the work over Ray workers.
+`scan` is the driver and describes the algorithm. `preparation` checks a scan before it starts,
+`plan` says which windows are scanned, `manifest` what a folder is a scan of, `parts` writes the
+results, `folder` reads them, and `on_ray` shares the work among Ray workers.
 """

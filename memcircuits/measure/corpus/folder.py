@@ -1,4 +1,10 @@
-"""TODO."""
+"""A folder that a corpus scan wrote: its rows as tables, its memorized windows, its totals.
+
+Rows are read part by part in the order of the corpus, so the result does not depend on how many
+processes wrote them or how often the scan was interrupted. Measures that follow from EM and
+log-probability are computed when a table is read (`memcircuits.measure.derived`) and take no space
+on disk. An unfinished scan can be read as well.
+"""
 
 from __future__ import annotations
 
@@ -35,7 +41,7 @@ class ScanFolder:
     """A folder that `scan_to_disk` wrote or is writing.
 
     Attributes:
-        folder: where it is.
+        folder: its path.
         manifest: what the scan is of.
     """
 
@@ -63,22 +69,22 @@ class ScanFolder:
     @property
     def complete(self) -> bool:
         """Whether all shards are finished."""
-        return bool(self._done())
+        return bool(self._shard_totals())
 
     @property
     def summary(self) -> dict[str, Any]:
         """Totals: rows, windows, tokens, quarantined, left out, drift of re-encoded text."""
-        done = self._done()
-        if done:
-            return total_counts(json.loads(path.read_text("utf-8")) for path in done)
-        return total_counts(
-            [EMPTY_COUNTS, *(part_counts(self.folder, path.stem) or {} for path in self.parts)]
-        )
+        shard_totals = self._shard_totals()
+        if shard_totals:
+            return total_counts(json.loads(path.read_text("utf-8")) for path in shard_totals)
+        counts = (part_counts(self.folder, path.stem) or {} for path in self.parts)
+        return total_counts([EMPTY_COUNTS, *counts])
 
-    def _done(self) -> list[Path]:
+    def _shard_totals(self) -> list[Path]:
+        """The files with the totals of all shards; empty if a shard is not finished."""
         for path in (self.folder / "done").glob("0-of-*.json"):
-            n = int(path.stem.rpartition("-")[2])
-            shards = [path.with_name(f"{i}-of-{n}.json") for i in range(n)]
+            n_shards = int(path.stem.rpartition("-")[2])
+            shards = [path.with_name(f"{i}-of-{n_shards}.json") for i in range(n_shards)]
             if all(shard.is_file() for shard in shards):
                 return shards
         return []
@@ -104,28 +110,26 @@ class ScanFolder:
         table = self.table(**options)
         metadata = pd.DataFrame([json.loads(text) for text in table["facts"].to_pylist()])
         frame = table.drop_columns(["facts"]).to_pandas()
-        n = self.manifest["windows"]["n_continuation"]
+        n_continuation = self.manifest["windows"]["n_continuation"]
         frame["bits"] = -frame["log_prob"].astype(float) / np.log(2)
         frame["samples"] = samples_needed(frame["log_prob"].to_numpy(float), 0.9)
-        frame["bucket"] = em_buckets(frame["em"].to_numpy(), n)
-        frame["memorized"] = frame["em"] == n
-        counted = self.manifest["windows"]["deduplicate"]
-        if not counted:  # all ones: a column of that name in the corpus tells more
+        frame["bucket"] = em_buckets(frame["em"].to_numpy(), n_continuation)
+        frame["memorized"] = frame["em"] == n_continuation
+        deduplicated = self.manifest["windows"]["deduplicate"]
+        if not deduplicated:  # all ones, and the corpus may have a column of that name
             frame = frame.drop(columns="duplicates")
         for key in metadata:
             frame[f"given_{key}" if key in frame else key] = metadata[key]
-        if counted:
-            same = frame["ids"].map(lambda ids: ids.tobytes())
-            frame["duplicates"] = frame.groupby(same)["duplicates"].transform("sum")
-            frame = frame[~same.duplicated()].reset_index(drop=True)
+        if deduplicated:  # each part merged its own duplicates
+            content = frame["ids"].map(lambda ids: ids.tobytes())
+            frame["duplicates"] = frame.groupby(content)["duplicates"].transform("sum")
+            frame = frame[~content.duplicated()].reset_index(drop=True)
         return frame
 
     def paragraphs(self, *, min_em: int | None = None) -> Paragraphs | None:
         """The memorized windows, or those with at least `min_em` tokens recited; None if none."""
-        n = self.manifest["windows"]["n_continuation"]
-        table = self.table(
-            columns=["id", "ids", "em"], filters=[("em", ">=", n if min_em is None else min_em)]
-        )
+        least = self.manifest["windows"]["n_continuation"] if min_em is None else min_em
+        table = self.table(columns=["id", "ids", "em"], filters=[("em", ">=", least)])
         if not table.num_rows:
             return None
         ids = torch.tensor(table["ids"].to_pylist())
@@ -151,10 +155,10 @@ class ScanFolder:
 
 
 def total_counts(counts: Iterable[dict[str, Any]]) -> dict[str, Any]:
-    """Add up counts, those in nested dictionaries too."""
+    """Sums of counts, including those in nested dictionaries."""
     total: dict[str, Any] = {}
-    for found in counts:
-        for key, value in found.items():
+    for count in counts:
+        for key, value in count.items():
             if isinstance(value, dict):
                 total[key] = total_counts([total.get(key, {}), value])
             else:

@@ -1,15 +1,16 @@
-"""The same scans and counts on Ray: one machine or a cluster (extra `ray`).
+"""Corpus scans and token counts on Ray, on one machine or a cluster (extra `ray`).
 
-Ray Data reads the files in tasks, which yield chunks, and hands them to a pool of actors that hold
+Ray Data reads the files in tasks, which yield chunks, and passes them to a pool of actors that hold
 the model. An actor writes a part by the function that a local scan uses, so the files are the same.
-What is done is decided by the parts in the folder, never by Ray: when a worker dies, Ray repeats
-its chunk, the part is written again under the same name, and nothing is lost or there twice. On a
-cluster the folder must be one that all nodes share.
+Which parts are done is decided by the files in the folder, never by Ray: when a worker dies, Ray
+repeats its chunk, the part is written again under the same name, and none is lost or duplicated.
+On a cluster the folder must be one that all nodes share.
 """
 
 from __future__ import annotations
 
 import contextlib
+import dataclasses
 import importlib
 import logging
 import os
@@ -32,16 +33,16 @@ from memcircuits.data.windows import Windows
 from memcircuits.measure.corpus.folder import ScanFolder
 from memcircuits.measure.corpus.parts import PART_RECORDS, PartWriter, part_counts
 from memcircuits.measure.corpus.plan import Plan
-from memcircuits.measure.corpus.scan import finish, prepare
+from memcircuits.measure.corpus.preparation import prepare_scan
+from memcircuits.measure.corpus.scan import finish_shard
 from memcircuits.models.registry import adapt
-
-_COUNTED_RECORDS = 16384
-
 
 Batch = dict[str, Any]
 
+_COUNTED_RECORDS = 16384  # rows per chunk when tokens are counted
 
-def scan_with_ray(
+
+def scan_with_ray(  # noqa: PLR0913
     load: Callable[[], Any],
     source: str | os.PathLike[str],
     out: str | os.PathLike[str],
@@ -57,27 +58,28 @@ def scan_with_ray(
     """`scan_to_disk` on Ray.
 
     Args:
-        load: makes the model; called once here and once in every worker, for instance
+        load: loads the model; called once here and once in every worker, for instance
             `functools.partial(load_model, "EleutherAI/gpt-neo-125m")`.
-        source: file, folder or dataset, at the same place on every node.
-        out: folder for the parts, at the same place on every node.
+        source: file, folder or dataset, under the same path on every node.
+        out: folder for the parts, under the same path on every node.
         windows: as in `scan_to_disk`.
         part_records: as in `scan_to_disk`.
         batch_size: as in `scan_to_disk`.
         resume: as in `scan_to_disk`.
-        workers: models held at once; by default one per GPU, or one where there is none.
-        address: a cluster; by default Ray is started on this machine and ended afterwards.
+        workers: number of models held at once; by default one per GPU, or one without GPUs.
+        address: a cluster; by default Ray is started on this machine and stopped afterwards.
         progress: show a bar on stderr.
 
     Raises:
-        InputError: as `scan_to_disk` does, and if Ray is not installed or the cluster not reached.
+        InputError: as `scan_to_disk` does, and if Ray is missing or cannot be reached.
     """
     started = time.perf_counter()
     if workers is not None:
         at_least("workers", workers, 1)
     model = load()
-    folder, plan = prepare(
-        adapt(model),
+    adapter = adapt(model)
+    folder, plan = prepare_scan(
+        adapter,
         source,
         out,
         windows=windows,
@@ -86,31 +88,34 @@ def scan_with_ray(
         resume=resume,
         shard=(0, 1),
     )
-    folder, fingerprint = folder.resolve(), adapt(model).fingerprint()
-    sources = tuple(_absolute(s) for s in plan.sources)
-    plan = Plan(sources, plan.windows, plan.part_records, plan.batch_size)
-    del model
-    names, tokens = [], 0
-    with _ray(address) as ray, bar(None, "scan", unit="token", progress=progress) as shown:
+    # Workers run in other folders, and load the model anew.
+    folder = folder.resolve()
+    plan = dataclasses.replace(plan, sources=tuple(_absolute(s) for s in plan.sources))
+    scanner_arguments = (load, plan, folder, adapter.fingerprint(), torch.get_num_threads())
+    del model, adapter
+
+    names: list[str] = []
+    scanned_tokens = 0
+    with _ray(address) as ray, bar(None, "scan", unit="token", progress=progress) as progress_bar:
         n_gpus = int(ray.cluster_resources().get("GPU", 0))
-        rows = (
-            ray.data.range(len(sources), override_num_blocks=len(sources))
-            .map_batches(_Reading(plan, folder), batch_size=1, num_cpus=0.25)
-            .map_batches(
-                _Scanning,
-                fn_constructor_args=(load, plan, folder, fingerprint, torch.get_num_threads()),
-                batch_size=1,
-                compute=ray.data.ActorPoolStrategy(size=workers or n_gpus or 1),
-                num_cpus=0.5,
-                num_gpus=1 if n_gpus else 0,
-            )
-            .iter_rows()
+        n_files = len(plan.sources)
+        chunks = ray.data.range(n_files, override_num_blocks=n_files).map_batches(
+            _Reader(plan, folder), batch_size=1, num_cpus=0.25
         )
-        for row in rows:
-            names.append(str(row["name"]))
-            tokens += int(row["tokens"])
-            shown.update(int(row["tokens"]))
-    return finish(folder, sorted(set(names)), (0, 1), time.perf_counter() - started, tokens)
+        parts = chunks.map_batches(
+            _Scanner,
+            fn_constructor_args=scanner_arguments,
+            batch_size=1,
+            compute=ray.data.ActorPoolStrategy(size=workers or n_gpus or 1),
+            num_cpus=0.5,
+            num_gpus=1 if n_gpus else 0,
+        )
+        for part in parts.iter_rows():
+            names.append(str(part["name"]))
+            scanned_tokens += int(part["tokens"])
+            progress_bar.update(int(part["tokens"]))
+    seconds = time.perf_counter() - started
+    return finish_shard(folder, sorted(set(names)), (0, 1), seconds, scanned_tokens)
 
 
 def count_with_ray(
@@ -124,19 +129,22 @@ def count_with_ray(
     """`UnigramTable.from_corpus` on Ray, by as many tasks as there are cores.
 
     Args:
-        source: file, folder or dataset, at the same place on every node.
+        source: file, folder or dataset, under the same path on every node.
         model: model or tokenizer that defines the ids.
         d_vocab: size of the vocabulary; by default the model's.
-        address: a cluster; by default Ray is started on this machine and ended afterwards.
+        address: a cluster; by default Ray is started on this machine and stopped afterwards.
         progress: show a bar on stderr.
 
     Raises:
-        InputError: as `from_corpus` does, and if Ray is not installed or the cluster not reached.
+        InputError: as `from_corpus` does, and if Ray is missing or cannot be reached.
     """
     tokenizer, size = tokenizer_of(model), d_vocab or vocabulary_size(model)
     sources = [_absolute(s) for s in find_sources(source)]
     total = ChunkCount(np.zeros(size, dtype=np.int64), 0, None)
-    with _ray(address) as ray, bar(None, "unigrams", unit="token", progress=progress) as shown:
+    with (
+        _ray(address) as ray,
+        bar(None, "unigrams", unit="token", progress=progress) as progress_bar,
+    ):
 
         def read(batch: Batch) -> Iterator[Batch]:
             for file in batch["id"].tolist():
@@ -150,13 +158,13 @@ def count_with_ray(
         data = data.map_batches(read, batch_size=1, num_cpus=0.25)
         for row in data.map_batches(count, batch_size=1).iter_rows():
             total += row["count"]
-            shown.update(int(row["count"].counts.sum()))
+            progress_bar.update(int(row["count"].counts.sum()))
     name = sources[0].name if len(sources) == 1 else f"{len(sources)} files"
     return total.table(name, tokenizer)
 
 
-class _Reading:
-    """Files -> chunks; None in place of a chunk whose part is there."""
+class _Reader:
+    """Files -> chunks; None in place of a chunk whose part exists."""
 
     def __init__(self, plan: Plan, folder: Path) -> None:
         self.plan, self.folder = plan, folder
@@ -168,8 +176,8 @@ class _Reading:
                 yield {"name": np.array([name]), "chunk": _box(None if done else chunk)}
 
 
-class _Scanning:
-    """Chunks -> parts; an actor that holds the model."""
+class _Scanner:
+    """Chunks -> parts: an actor that holds the model."""
 
     def __init__(
         self, load: Callable[[], Any], plan: Plan, folder: Path, fingerprint: str, threads: int
@@ -178,14 +186,14 @@ class _Scanning:
         self.model = load()
         self.folder = folder
         self.writer = PartWriter(adapt(self.model), plan, folder)
-        found = adapt(self.model).fingerprint()
-        if found != fingerprint:
-            raise InputError("model", found, f"another node has the weights {fingerprint}")
+        own = adapt(self.model).fingerprint()
+        if own != fingerprint:
+            raise InputError("model", own, f"another node has the weights {fingerprint}")
 
     def __call__(self, batch: Batch) -> Batch:
         tokens = []
         for name, chunk in zip(batch["name"].tolist(), batch["chunk"], strict=True):
-            # Asked again: this may be the repetition of a call that died after it wrote its part.
+            # Checked again: an earlier call may have died after it wrote its part.
             done = chunk is None or part_counts(self.folder, name) is not None
             tokens.append(0 if done else self.writer.write(name, chunk)["tokens"])
         return {"name": batch["name"], "tokens": np.array(tokens)}
@@ -204,8 +212,45 @@ def _absolute(source: Source) -> Source:
     return Source(str(Path(source.path).resolve()), source.name, source.kind)
 
 
+@contextlib.contextmanager
+def _ray(address: str | None) -> Iterator[Any]:
+    """Ray, started if it is not running, with errors of workers as `InputError`."""
+    ray = _import_ray()
+    starts_ray = not ray.is_initialized()
+    if address:
+        _check_address(address)
+    if starts_ray:
+        _start(ray, address)
+    try:
+        with _quiet_small_blocks(ray):
+            yield ray
+    except ray.exceptions.RayError as error:
+        cause = getattr(error, "cause", None)
+        if isinstance(cause, InputError):
+            raise cause from None
+        lines = [line.strip() for line in str(error).splitlines() if line.strip()]
+        reason = lines[-1] if lines else ""
+        raise InputError("engine", "ray: a worker failed", reason) from error
+    finally:
+        if starts_ray:
+            ray.shutdown()
+
+
+def _import_ray() -> Any:
+    # Before the import: Ray sends usage statistics unless told not to.
+    os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
+    try:
+        ray: Any = importlib.import_module("ray")
+        importlib.import_module("ray.data")
+    except ImportError:
+        raise InputError(
+            "engine", "ray", "it is not installed; pip install 'memcircuits[ray]'"
+        ) from None
+    return ray
+
+
 def _check_address(address: str) -> None:
-    """Raise `InputError` if nobody listens there; Ray itself would try for many minutes."""
+    """Raise `InputError` if nothing listens there; Ray itself would try for many minutes."""
     if address == "auto":  # Ray looks for a cluster that this machine belongs to
         return
     host, _, port = address.removeprefix("ray://").rpartition(":")
@@ -217,47 +262,29 @@ def _check_address(address: str) -> None:
         ) from None
 
 
-@contextlib.contextmanager
-def _ray(address: str | None) -> Iterator[Any]:
-    """Ray, started if it does not run, with small blocks so that all workers get something."""
-    # Before the import: Ray reports its use to its makers unless told not to.
-    os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
-    try:
-        ray: Any = importlib.import_module("ray")
-        importlib.import_module("ray.data")
-    except ImportError:
-        raise InputError(
-            "engine", "ray", "it is not installed; pip install 'memcircuits[ray]'"
-        ) from None
-    mine = not ray.is_initialized()
+def _start(ray: Any, address: str | None) -> None:
     if address:
-        _check_address(address)
-    if mine:
-        options = {"log_to_driver": False, "logging_level": "error"}
-        options |= (
-            {"address": address} if address else {"address": "local", "include_dashboard": False}
-        )
-        try:
-            ray.init(**options)
-        except Exception as error:  # Ray raises plain ones too, when a node does not start in time
-            what = "no cluster was reached" if address else "Ray did not start"
-            raise InputError("ray_address", address, f"{what} ({error})") from None
-    log = logging.getLogger("ray.data")
-    level = log.level
-    log.setLevel(logging.ERROR)
+        options: dict[str, Any] = {"address": address}
+    else:
+        options = {"address": "local", "include_dashboard": False}
+    try:
+        ray.init(**options, log_to_driver=False, logging_level="error")
+    except Exception as error:  # Ray raises many types, also when a node does not start in time
+        failure = "no cluster was reached" if address else "Ray did not start"
+        raise InputError("ray_address", address, f"{failure} ({error})") from None
+
+
+@contextlib.contextmanager
+def _quiet_small_blocks(ray: Any) -> Iterator[None]:
+    """Silence Ray Data, and make its blocks small so that every worker gets some."""
+    logger = logging.getLogger("ray.data")
+    level = logger.level
     context = ray.data.DataContext.get_current()
     before = context.target_max_block_size, context.enable_progress_bars
+    logger.setLevel(logging.ERROR)
     context.target_max_block_size, context.enable_progress_bars = 1, False
     try:
-        yield ray
-    except ray.exceptions.RayError as error:
-        cause = getattr(error, "cause", None)
-        if isinstance(cause, InputError):
-            raise cause from None
-        said = [line.strip() for line in str(error).splitlines() if line.strip()]
-        raise InputError("engine", "ray: a worker failed", said[-1] if said else "") from error
+        yield
     finally:
         context.target_max_block_size, context.enable_progress_bars = before
-        log.setLevel(level)
-        if mine:
-            ray.shutdown()
+        logger.setLevel(level)

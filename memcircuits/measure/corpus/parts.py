@@ -1,4 +1,10 @@
-"""TODO."""
+"""The parts of a corpus scan: chunk in, one parquet file and its counts out.
+
+A part appears complete or not at all: it is written to memory first, then to a temporary file, then
+renamed. The counts stand in the file's own metadata, so a part and its counts cannot disagree, and
+a scan is resumed by asking which parts can be read. Unusable rows are written before the part, so
+that a part that exists has its quarantine.
+"""
 
 from __future__ import annotations
 
@@ -25,20 +31,18 @@ from memcircuits.measure.scanning import Scan
 from memcircuits.models.adapter import Adapter
 from memcircuits.results.provenance import Provenance
 
-DRIFT_SAMPLE = 8  # paragraphs of a part that are encoded again
+DRIFT_SAMPLE = 8  # windows of a part that are decoded and encoded again
 PART_RECORDS = 4096
-
-
 PART_NAME = re.compile(r"\.?(\d+)-(\d+)\.(parquet|jsonl)")
 
 
 class PartWriter:
-    """Scans chunks and writes their parts: all that a worker needs.
+    """Scans chunks and writes their parts; everything that a worker needs.
 
     Args:
         adapter: the model.
         plan: what to scan.
-        folder: where the parts go.
+        folder: folder of the scan.
     """
 
     def __init__(self, adapter: Adapter, plan: Plan, folder: Path) -> None:
@@ -47,74 +51,81 @@ class PartWriter:
 
     def write(self, name: str, chunk: Chunk) -> dict[str, Any]:
         """Scan one chunk, write its part, and return the part's counts."""
-        plan, adapter = self.plan, self.adapter
-        found = cut(chunk.rows(), adapter.tokenizer, plan.windows, d_vocab=adapter.d_vocab)
-        scan, bad = None, list(found.bad)
-        if len(found.ids):
-            names = tuple(found.names)
-            paragraphs = Paragraphs(found.ids, plan.windows.n_prefix, names)
-            scores = score_paragraphs(adapter, paragraphs, batch_size=plan.batch_size)
-            scan = Scan.of(paragraphs, scores, self.provenance)
-            bad += [
-                BadRow(names[i], "its numbers are not finite")
+        windows = self.plan.windows
+        cuts = cut(chunk.rows(), self.adapter.tokenizer, windows, d_vocab=self.adapter.d_vocab)
+        scan = self._scan(cuts)
+        unusable = list(cuts.bad)
+        if scan is not None:
+            unusable += [
+                BadRow(scan.names[i], "its numbers are not finite")
                 for i in torch.nonzero(~scan.finite).flatten().tolist()
             ]
-        table = part_table(chunk, found, scan)
+        table = part_table(chunk, cuts, scan)
         counts = {
             "rows": len(chunk.raw),
             "windows": table.num_rows,
             "memorized": 0 if scan is None else int(scan.is_memorized.sum()),
-            "tokens": len(found.ids) * plan.windows.length,
-            "quarantined": len(bad),
-            "left_out": found.left_out,
-            **self._drift(found),
+            "tokens": len(cuts.ids) * windows.length,
+            "quarantined": len(unusable),
+            "left_out": cuts.left_out,
+            **self._drift(cuts),
         }
-        if bad:
-            lines = [json.dumps(dataclasses.asdict(row)) + "\n" for row in bad]
+        if unusable:
+            lines = [json.dumps(dataclasses.asdict(row)) + "\n" for row in unusable]
             write_atomically(self.folder / "quarantine" / f"{name}.jsonl", "".join(lines))
         write_part(self.folder, name, table, counts)
         return counts
 
-    def _drift(self, found: Cut) -> dict[str, int]:
+    def _scan(self, cuts: Cut) -> Scan | None:
+        """The scan of the windows of a chunk; None if there are none."""
+        if not len(cuts.ids):
+            return None
+        paragraphs = Paragraphs(cuts.ids, self.plan.windows.n_prefix, tuple(cuts.names))
+        scores = score_paragraphs(self.adapter, paragraphs, batch_size=self.plan.batch_size)
+        return Scan.of(paragraphs, scores, self.provenance)
+
+    def _drift(self, cuts: Cut) -> dict[str, int]:
+        """How many of some windows get other ids when their text is encoded again."""
         tokenizer = self.adapter.tokenizer
-        ids = found.ids[:DRIFT_SAMPLE]
+        ids = cuts.ids[:DRIFT_SAMPLE]
         if tokenizer is None:
             return {"drift_sampled": 0, "drifted": 0}
         return {"drift_sampled": len(ids), "drifted": retokenization_drift(ids, tokenizer)}
 
 
 def part_counts(folder: Path, name: str) -> dict[str, Any] | None:
-    """The counts of a part, from its footer; None if it is not there or not whole."""
+    """The counts of a part, from its footer; None if it does not exist or is damaged."""
     import pyarrow.parquet as pq
 
     try:
-        metadata = pq.read_metadata(part_path(folder, name)).metadata or {}
+        footer = pq.read_metadata(part_path(folder, name)).metadata or {}
     except (OSError, ValueError):  # pyarrow's errors derive from these
         return None
-    return json.loads(metadata[b"memcircuits"]) if b"memcircuits" in metadata else None
+    return json.loads(footer[b"memcircuits"]) if b"memcircuits" in footer else None
 
 
 def part_path(folder: Path, name: str) -> Path:
+    """Path of a part."""
     return folder / "parts" / f"{name}.parquet"
 
 
-def part_table(chunk: Chunk, found: Cut, scan: Scan | None) -> Any:
+def part_table(chunk: Chunk, cuts: Cut, scan: Scan | None) -> Any:
+    """The windows with finite scores as a pyarrow table, one row per window."""
     import pyarrow as pa
 
     keep = scan.finite.numpy() if scan else np.zeros(0, dtype=bool)
-    rows = [found.origin[i] for i in found.rows[keep].tolist()]
+    rows = [cuts.origin[i] for i in cuts.rows[keep].tolist()]
     columns: dict[str, Any] = {
-        "id": [name for name, kept in zip(found.names, keep, strict=True) if kept],
+        "id": [name for name, kept in zip(cuts.names, keep, strict=True) if kept],
         "file": [chunk.source.name] * len(rows),
         "row": [row.number for row in rows],
-        "start": found.starts[keep],
-        "duplicates": found.counts[keep],
-        "ids": list(found.ids[torch.from_numpy(keep)].int().numpy()),
+        "start": cuts.starts[keep],
+        "duplicates": cuts.counts[keep],
+        "ids": list(cuts.ids[torch.from_numpy(keep)].int().numpy()),
         "facts": [json.dumps(row.metadata, default=str, sort_keys=True) for row in rows],
     }
-    for name in MEASURES:
-        values = MEASURES[name](scan).numpy()[keep] if scan else []
-        columns[name] = values
+    for name, measure in MEASURES.items():
+        columns[name] = measure(scan).numpy()[keep] if scan else []
     return pa.table({f.name: pa.array(columns[f.name], f.type) for f in _schema()}, _schema())
 
 
@@ -132,19 +143,20 @@ MEASURES: dict[str, Callable[[Scan], torch.Tensor]] = {
 def _schema() -> Any:
     import pyarrow as pa
 
-    whole = {"row": pa.int64(), "start": pa.int64(), "duplicates": pa.int64(), "em": pa.int32()}
+    integers = {"row": pa.int64(), "start": pa.int64(), "duplicates": pa.int64(), "em": pa.int32()}
     return pa.schema(
         [
             *((name, pa.string()) for name in ("id", "file")),
-            *((name, whole[name]) for name in ("row", "start", "duplicates")),
+            *((name, integers[name]) for name in ("row", "start", "duplicates")),
             ("ids", pa.list_(pa.int32())),
-            *((name, whole.get(name, pa.float32())) for name in MEASURES),
+            *((name, integers.get(name, pa.float32())) for name in MEASURES),
             ("facts", pa.string()),
         ]
     )
 
 
 def write_part(folder: Path, name: str, table: Any, counts: dict[str, Any]) -> None:
+    """Write a part with its counts, complete or not at all."""
     import pyarrow.parquet as pq
 
     buffer = io.BytesIO()

@@ -1,0 +1,129 @@
+"""Checks before a corpus scan: arguments, files, and what the folder holds already.
+
+A scan can take days. Everything that can be refused is refused before its first forward pass: a
+source that cannot be read, a folder of another scan, parts that would be scanned again.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from memcircuits.core.errors import InputError, at_least
+from memcircuits.core.io import write_if_absent
+from memcircuits.data.formats.records import BadRow, Source
+from memcircuits.data.formats.sources import find_sources, read_chunks
+from memcircuits.data.windows import Windows
+from memcircuits.measure.corpus.manifest import differences, new_manifest, read_manifest
+from memcircuits.measure.corpus.parts import PART_NAME
+from memcircuits.measure.corpus.plan import Plan
+from memcircuits.models.adapter import Adapter
+from memcircuits.models.batching import rows_that_fit
+from memcircuits.results.provenance import versions
+
+
+def prepare_scan(  # noqa: PLR0913
+    adapter: Adapter,
+    source: str | os.PathLike[str],
+    out: str | os.PathLike[str],
+    *,
+    windows: Windows | None,
+    part_records: int,
+    batch_size: int | None,
+    resume: bool,
+    shard: tuple[int, int],
+) -> tuple[Path, Plan]:
+    """Check everything and begin or continue a scan; arguments and errors as `scan_to_disk`.
+
+    Returns:
+        The folder, which now holds a manifest, and the plan.
+    """
+    at_least("part_records", part_records, 1)
+    if batch_size is not None:
+        at_least("batch_size", batch_size, 1)
+    _check_shard(shard)
+    windows = windows or Windows()
+    adapter.check_tokens(torch.zeros(1, windows.length, dtype=torch.long), "windows")
+    sources = tuple(find_sources(source))
+    _check_readable(sources)
+    folder = Path(out)
+    if folder.exists() and not folder.is_dir():
+        raise InputError("out", folder.name, "it is a file; give a folder")
+
+    manifest = new_manifest(adapter, sources, windows, part_records)
+    if not (folder / "manifest.json").is_file():
+        size = batch_size or rows_that_fit(adapter, windows.length, windows.n_continuation)
+        _write_manifest(folder, manifest, size)
+    size = _check_manifest(folder, manifest, batch_size)
+    plan = Plan(sources, windows, part_records, size)
+    _check_parts(folder, plan, shard, resume)
+    return folder, plan
+
+
+def _check_shard(shard: tuple[int, int]) -> None:
+    index, n_shards = shard
+    at_least("num_shards", n_shards, 1)
+    if not 0 <= index < n_shards:
+        raise InputError("shard_index", index, f"give a number from 0 to {n_shards - 1}")
+
+
+def _check_readable(sources: tuple[Source, ...]) -> None:
+    """Raise `InputError` before a long scan if its only file cannot be read at all.
+
+    Among several, such files are quarantined.
+    """
+    first_chunk = next(read_chunks(sources[0], 1))
+    problem = first_chunk.raw[0][1]
+    if len(sources) == 1 and isinstance(problem, BadRow) and problem.where == sources[0].name:
+        raise InputError("paragraphs", problem.where, problem.reason)
+
+
+def _write_manifest(folder: Path, manifest: dict[str, Any], batch_size: int) -> None:
+    """Write the manifest, unless another shard was faster.
+
+    Versions and batch size are noted but not compared: another version can be used to continue, and
+    the batch size is that of the first process.
+    """
+    noted = {"batch_size": batch_size, "versions": versions()}
+    write_if_absent(folder / "manifest.json", json.dumps({**manifest, **noted}, indent=1))
+
+
+def _check_manifest(folder: Path, manifest: dict[str, Any], batch_size: int | None) -> int:
+    """Raise `InputError` if the folder holds another scan; returns the scan's batch size."""
+    written = read_manifest(folder / "manifest.json")
+    if any(written.get(key) != value for key, value in manifest.items()):
+        raise InputError(
+            "out",
+            f"{folder.name} holds a scan with other {differences(written, manifest)}",
+            "give what it was begun with, or use another folder",
+        )
+    begun_with: int = written["batch_size"]
+    if batch_size is not None and batch_size != begun_with:
+        raise InputError("batch_size", batch_size, f"{folder.name} was begun with {begun_with}")
+    return begun_with
+
+
+def _check_parts(folder: Path, plan: Plan, shard: tuple[int, int], resume: bool) -> None:
+    """Raise `InputError` if parts of this shard exist and the scan is not to be resumed.
+
+    Hidden files are what a killed process was about to write; they are deleted.
+    """
+    own_files = []
+    for kind in ("parts", "quarantine"):
+        for file in (folder / kind).glob("*"):
+            match = PART_NAME.match(file.name)
+            if match and plan.owns(shard, int(match[1]), int(match[2])):
+                own_files.append(file)
+    if not resume and any(not file.name.startswith(".") for file in own_files):
+        raise InputError(
+            "out",
+            f"{folder.name} holds parts of this scan",
+            "resume it (--resume), or use another folder",
+        )
+    for file in own_files:
+        if file.name.startswith("."):
+            file.unlink(missing_ok=True)
