@@ -233,7 +233,7 @@ def text(
     said_numbers = {}
     for name, group in sets.items():
         result = results[name, "random"]
-        late = result.drops[:, -5:].sum() / result.drops.sum()
+        late = result.em_drop[:, -5:].sum() / result.em_drop.sum()
         rise = (result.nll.mean((1, 2)) - result.baseline_nll).mean()
         said_numbers |= {
             f"late_{name}": f"{100 * float(late):.0f}",
@@ -312,7 +312,7 @@ def drop_rows(results: Results, seed: int) -> pd.DataFrame:
         row: dict[str, Any] = {"replacement": kind}
         means = {}
         for name in ("memorized", "control"):
-            drops = results[name, kind].drops.mean(-1)
+            drops = results[name, kind].em_drop.mean(-1)
             generator = torch.Generator().manual_seed(seed)
             means[name] = bootstrap_means(drops, RESAMPLES, generator)
             row[name] = float(drops.mean())

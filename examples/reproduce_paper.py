@@ -44,7 +44,8 @@ from memcircuits.evidence.ablation import Ablation
 from memcircuits.evidence.gradients.parameters import ParameterGradients
 from memcircuits.evidence.patching.sweeps import patch_layers
 from memcircuits.evidence.rare_tokens import RareTokenAttention
-from memcircuits.evidence.triggers.perturbation import Pairs, Perturbation
+from memcircuits.evidence.triggers.pairs import CleanCorrupted
+from memcircuits.evidence.triggers.perturbation import Perturbation
 from memcircuits.measure.decoding import greedy_continuations
 from memcircuits.measure.scanning import Scan
 from memcircuits.models.adapter import Adapter
@@ -217,7 +218,7 @@ class Study:
         )
 
     @cached_property
-    def pairs(self) -> Pairs:
+    def pairs(self) -> CleanCorrupted:
         """The memorized and their perturbed twins (the paper's PMP)."""
         return self.perturbed.pairs(model=self.model)
 
@@ -322,7 +323,7 @@ def perturbation(study: Study) -> Outcome:
     sets = {"memorized": (study.perturbed, "12.19"), "not memorized": (other, "33.12")}
     for (name, (result, printed)), note in zip(sets.items(), notes, strict=True):
         # The paper's code leaves position 0 as it is: its means are over the other positions.
-        value = mean(result.drops[:, 1:].mean(1))
+        value = mean(result.em_drop[:, 1:].mean(1))
         what = f"EM lost by replacing one prefix token, {name}"
         found.append(row(what, printed, value, len(result.em), "tokens", note))
         points += result.curves().assign(set=name).to_dict("records")
@@ -637,7 +638,7 @@ def description(study: Study) -> Outcome:
         study.model, some, replacement="second", seed=study.seed, **study.options
     )
     what = "EM lost by putting in the model's second choice of a prefix token, memorized"
-    found.append(row(what, "", mean(second.drops[:, 1:].mean(1)), len(some), "tokens"))
+    found.append(row(what, "", mean(second.em_drop[:, 1:].mean(1)), len(some), "tokens"))
     return Outcome(found)
 
 

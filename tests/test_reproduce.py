@@ -51,7 +51,7 @@ def test_numbers_are_those_of_the_library(found, files):
     data, _ = found
     model = mc.load_model(files / "tiny")
     recited = mc.Paragraphs.read(files / "recited.pt", model)
-    drops = mc.perturb_prefix(model, recited).drops
+    drops = mc.perturb_prefix(model, recited).em_drop
     row = rows(data, "Prefix perturbation")[0]
     assert row["ours"] == pytest.approx(float(drops[:, 1:].mean()))
     assert row["paper"] == "12.19"

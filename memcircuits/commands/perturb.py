@@ -68,9 +68,8 @@ def perturb(
                 f"{kind} replacement in {len(group)} {name} paragraphs: {passes:,} passes",
                 source.quiet,
             )
-            results[name, kind] = perturb_prefix(
-                loaded, group, replacement=kind, draws=draws, **options
-            )
+            chosen: dict[str, Any] = {"replacement": kind, "draws": draws, **options}
+            results[name, kind] = perturb_prefix(loaded, group, **chosen)
     notes = list(dict.fromkeys(note for result in results.values() for note in result.notes))
     if table is None:
         size = max(int(group.ids.max()) for group in sets.values()) + 1
@@ -144,7 +143,7 @@ def _sets(
 
 
 def _drop(result: Perturbation) -> dict[str, float]:
-    mean, low, high = result.drop()
+    mean, low, high = result.mean_em_drop()
     return {"em_drop": mean, "ci_low": low, "ci_high": high}
 
 

@@ -56,7 +56,7 @@ def trigger_blocks(perturbation: Perturbation, texts: Sequence[Sequence[str]]) -
 def tokens_lost(perturbation: Perturbation, index: int) -> Strip:
     """EM lost by replacing each token; the continuation is not replaced and stays uncoloured."""
     n_continuation = perturbation.ids.shape[1] - perturbation.n_prefix
-    lost = perturbation.drops[index].clamp_min(0).tolist()
+    lost = perturbation.em_drop[index].clamp_min(0).tolist()
     return Strip([*lost, *[float("nan")] * n_continuation], "tokens")
 
 
@@ -66,7 +66,7 @@ def trigger_frame(perturbation: Perturbation, texts: Sequence[Sequence[str]]) ->
 
     rows: list[dict[str, Any]] = []
     for index, tokens in enumerate(texts):
-        drops = perturbation.drops[index]
+        drops = perturbation.em_drop[index]
         rise = perturbation.nll[index].mean(-1) - perturbation.baseline_nll[index]
         rows += [
             {
@@ -92,7 +92,7 @@ def _introduction(perturbation: Perturbation) -> str:
 
 def _worst_token(perturbation: Perturbation, index: int, tokens: Sequence[str]) -> str:
     worst = _by_loss(perturbation, index)[0]
-    lost = number(float(perturbation.drops[index, worst]))
+    lost = number(float(perturbation.em_drop[index, worst]))
     n_continuation = perturbation.ids.shape[1] - perturbation.n_prefix
     return (
         f"{perturbation.names[index]}: with another token in the place of "
@@ -102,7 +102,7 @@ def _worst_token(perturbation: Perturbation, index: int, tokens: Sequence[str]) 
 
 def _by_loss(perturbation: Perturbation, index: int) -> list[int]:
     """Positions of the prefix, the one whose replacement loses most first."""
-    return perturbation.drops[index].argsort(descending=True, stable=True).tolist()
+    return perturbation.em_drop[index].argsort(descending=True, stable=True).tolist()
 
 
 def _shown(token: str) -> str:

@@ -80,7 +80,7 @@ def test_perturb_measures_controls_against_their_own_continuation(options, tmp_p
         saved = f"perturbation-{row['replacement']}-{row['set']}.safetensors"
         found = Result.load(out / saved)
         assert found.baseline_em.tolist() == [12, 12, 12]
-        assert row["em_drop"] == pytest.approx(float(found.drops.mean()))
+        assert row["em_drop"] == pytest.approx(float(found.em_drop.mean()))
     assert len(data["causes"]) == 12
     assert {name: len(rows) for name, rows in data["minimal_sets"].items()} == {
         "memorized": 3, "control": 3,

@@ -294,8 +294,8 @@ def made_up(em, *, baseline=12.0, ids=None, surprisal=None):
 
 def test_drop_by_hand():
     found = made_up([[[12, 12], [6, 8]], [[0, 2], [12, 12]]])
-    assert found.drops.tolist() == [[0.0, 5.0], [11.0, 0.0]]
-    mean, low, high = found.drop()
+    assert found.em_drop.tolist() == [[0.0, 5.0], [11.0, 0.0]]
+    mean, low, high = found.mean_em_drop()
     assert mean == 4.0
     assert (low, high) == (2.5, 5.5)  # each paragraph twice, at the ends
 

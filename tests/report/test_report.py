@@ -76,9 +76,9 @@ def test_trigger_tokens_are_those_of_perturb_prefix(neo, ranking):
     assert len(strips) == 2
     for i, block in enumerate(strips):
         values = torch.tensor(block.strip.values)
-        torch.testing.assert_close(values[:10], perturbation.drops[i].clamp_min(0))
+        torch.testing.assert_close(values[:10], perturbation.em_drop[i].clamp_min(0))
         assert values[10:].isnan().all()
-        worst = int(perturbation.drops[i].argmax())
+        worst = int(perturbation.em_drop[i].argmax())
         assert f"(token {worst})" in block.note
     assert "Trigger tokens" not in sections(
         ranking_page(ranking, neo, triggers=0, progress=False).render()

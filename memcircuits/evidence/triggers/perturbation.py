@@ -1,55 +1,44 @@
-"""Which prefix token triggers the recitation? Replace one at a time and see how much is left.
+"""Which prefix tokens trigger the recitation? Replace each one and measure what is still recited.
 
-Section 4.2 and figure 3 of the paper: every prefix position in turn gets another token and the
-continuation is decoded greedily. Until its first mismatch, greedy decoding sees the same tokens as
-teacher forcing, so EM and NLL of each replacement are read off one teacher-forced forward pass and
-nothing is decoded: one pass instead of one per new token. All (paragraph, position, draw) triples
-are rows of one long batch, unembedded only where they predict the continuation.
+Section 4.2 and figure 3 of the paper: every prefix position in turn gets another token, and the
+continuation is decoded greedily. Up to its first mismatch, greedy decoding sees the same tokens as
+teacher forcing. EM and NLL of each replacement are therefore read from one teacher-forced forward
+pass, and nothing is decoded: one pass instead of one per new token
+(`memcircuits.evidence.triggers.scoring`).
 
-Positions before the replaced one keep their activations in every layer. Where transformers can
-keep the model's keys and values, those of the prefix are computed once per paragraph, and every row
-is run from its replaced token on.
-
-New text is decoded only for the pairs (`Perturbation.pairs`), by `greedy_continuations`: guess the
-whole continuation, let the model predict every token of the guess at once, take that as the next
-guess. Each round makes at least one more token right, and a guess that predicts itself is the
-greedy continuation, under the same arithmetic that EM is read from. Where keys and values are kept,
-the first guess is decoded token by token, and one round confirms it.
-
-`Perturbation.causes` asks *why* some tokens matter: position, rarity and surprisal are entangled.
+New text is decoded only for the pairs of clean and corrupted paragraphs (`Perturbation.pairs`),
+which activation patching compares. `Perturbation.causes` asks *why* some tokens matter: position,
+rarity and surprisal are entangled, and a regression separates them
+(`memcircuits.evidence.triggers.regression`).
 """
 
 from __future__ import annotations
 
-import dataclasses
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, Any
 
 import torch
 from jaxtyping import Float, Int
 from torch import Tensor
+from torch.nn.functional import pad
 
 from memcircuits.core.errors import InputError
 from memcircuits.core.progress import bar
-from memcircuits.core.statistics import DRAWS, bootstrap_interval, finite_rows, interval, left_out
-from memcircuits.data.paragraphs import Paragraphs
+from memcircuits.core.statistics import DRAWS, bootstrap_interval, finite_rows, left_out
+from memcircuits.data.paragraphs import Paragraphs, ParagraphsLike
 from memcircuits.data.unigrams import UnigramTable
+from memcircuits.evidence.triggers.pairs import CleanCorrupted, most_destructive_pairs
 from memcircuits.evidence.triggers.regression import (
     Interval,
-    least_squares,
+    causes_of_em_drop,
     mean_with_interval,
-    rank_correlations,
 )
-from memcircuits.evidence.triggers.replacements import (
-    choose_tokens,
-    measure_replaced,
-    most_destructive,
-)
-from memcircuits.measure.continuation import read_continuation
-from memcircuits.measure.decoding import greedy_continuations
+from memcircuits.evidence.triggers.replacements import Replacement, choose_tokens
+from memcircuits.evidence.triggers.scoring import score_replacements
+from memcircuits.measure.continuation import Continuation, score_paragraphs
 from memcircuits.measure.scanning import has_finite_scores
-from memcircuits.models.adapter import Adapter
-from memcircuits.models.batching import map_batches, rows_that_fit
+from memcircuits.models.adapter import Adapter, Model
+from memcircuits.models.batching import rows_that_fit
 from memcircuits.models.registry import adapt
 from memcircuits.results.provenance import Provenance
 from memcircuits.results.result import Result
@@ -58,24 +47,9 @@ if TYPE_CHECKING:
     import pandas as pd
 
 
-class Pairs(NamedTuple):
-    """Paragraphs and their perturbed twins, row by row.
-
-    Attributes:
-        clean: the paragraphs as they are.
-        corrupted: the same with one prefix token replaced, and what the model then writes. Facts:
-            `position` of that token, `replacement` (its new id), `em` (tokens of the clean
-            continuation still recited) and `first_impacted` (index of the first continuation token
-            that differs).
-    """
-
-    clean: Paragraphs
-    corrupted: Paragraphs
-
-
 @dataclass(frozen=True)
 class Perturbation(Result, kind="perturbation"):
-    """What is left of the recitation when one prefix token is replaced.
+    """What is still recited when one prefix token is replaced.
 
     Attributes:
         em: tokens still recited, [paragraph, pos, draw].
@@ -83,8 +57,8 @@ class Perturbation(Result, kind="perturbation"):
         replacements: the token ids put in, [paragraph, pos, draw].
         baseline_em: EM with nothing replaced, [paragraph].
         baseline_nll: NLL with nothing replaced, nats/token, [paragraph].
-        surprisal: -log p of every prefix token given those before it, nats, [paragraph, pos]; NaN
-            for the first one, which nothing precedes.
+        surprisal: -log p of every prefix token given the tokens before it, nats, [paragraph, pos];
+            NaN for the first one, which nothing precedes.
         ids: the paragraphs, [paragraph, pos].
         n_prefix: tokens of the prefix.
         names: one per paragraph.
@@ -106,7 +80,7 @@ class Perturbation(Result, kind="perturbation"):
     replacement: str
     provenance: Provenance
     notes: tuple[str, ...] = ()
-    model: Any = field(default=None, repr=False, compare=False, metadata={"saved": False})
+    model: Model | None = field(default=None, repr=False, compare=False, metadata={"saved": False})
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -119,15 +93,18 @@ class Perturbation(Result, kind="perturbation"):
         return Paragraphs(self.ids, self.n_prefix, self.names)
 
     @property
-    def drops(self) -> Float[Tensor, "paragraph pos"]:
-        """EM lost by replacing each token, mean over draws, tokens."""
+    def em_drop(self) -> Float[Tensor, "paragraph pos"]:
+        """EM lost by replacing each token: baseline minus mean over draws, tokens."""
         return self.baseline_em[:, None] - self.em.float().mean(-1)
 
-    def drop(self, *, resamples: int = DRAWS, seed: int = 0) -> Interval:
-        """Mean EM drop per replaced token, tokens (figure 3: 12.19 memorized, 33.12 not)."""
-        return mean_with_interval(self.drops.mean(-1), resamples, seed)
+    def mean_em_drop(self, *, resamples: int = DRAWS, seed: int = 0) -> Interval:
+        """Mean EM drop per replaced token, with its 95 % interval over paragraphs, tokens.
 
-    def pairs(self, *, model: Any = None) -> Pairs:
+        The paper finds 12.19 for memorized paragraphs and 33.12 for others (figure 3).
+        """
+        return mean_with_interval(self.em_drop.mean(-1), resamples, seed)
+
+    def pairs(self, *, model: Model | None = None) -> CleanCorrupted:
         """The most destructive replacement of each paragraph, with the model's new continuation.
 
         Most destructive: lowest EM, among equals highest NLL. Paragraphs whose continuation no
@@ -137,47 +114,26 @@ class Perturbation(Result, kind="perturbation"):
             model: needed by a loaded result, which has none.
 
         Raises:
-            InputError: without a model, or if no paragraph is left.
+            InputError: without a model, or if no paragraph remains.
         """
         model = self.model if model is None else model
         if model is None:
             raise InputError("model", "None", "a loaded result has no model: pass model=")
-        worst = most_destructive(self.em, self.nll)
-        position, draw = worst // self.em.shape[2], worst % self.em.shape[2]
-        rows = torch.arange(len(self.ids))
-        ids = self.ids.clone()
-        ids[rows, position] = self.replacements[rows, position, draw]
-        new = greedy_continuations(model, Paragraphs(ids, self.n_prefix, self.names))
-        different = new.continuation != self.ids[:, self.n_prefix :]
-        metadata = {
-            "position": position,
-            "replacement": ids[rows, position],
-            "em": self.em[rows, position, draw],
-            "first_impacted": different.long().argmax(-1),
-        }
-        kept = different.any(-1)
-        if not kept.any():
-            raise InputError(
-                "paragraphs",
-                "no single replacement changes a continuation",
-                "use more draws or another replacement",
-            )
-        columns = {name: tuple(values.tolist()) for name, values in metadata.items()}
-        return Pairs(self.paragraphs[kept], dataclasses.replace(new, metadata=columns)[kept])
+        return most_destructive_pairs(model, self.paragraphs, self.replacements, self.em, self.nll)
 
     def causes(
         self, unigrams: UnigramTable, *, resamples: int = DRAWS, seed: int = 0
     ) -> pd.DataFrame:
-        """Do late, rare or surprising tokens matter? Each with the others held fixed.
+        """Effects of a token's position, rarity and surprisal on its EM drop, others held fixed.
 
         Least squares of the EM drop on a token's position, its rarity (-log unigram probability)
         and its surprisal, over all prefix tokens but the first. Every column is centred within its
-        paragraph, so that a fragile paragraph does not pose as a rare token, and divided by its
-        standard deviation. The rank correlations are taken within each paragraph, each cause by
-        itself, and averaged.
+        paragraph, so that the effect of an easily disturbed paragraph is not taken for that of its
+        tokens, and divided by its standard deviation. The rank correlations are computed within
+        each paragraph, for each cause by itself, and averaged.
 
         Args:
-            unigrams: token counts of the training corpus or of text like it.
+            unigrams: token counts of the training corpus or of similar text.
             resamples: bootstrap resamples of the paragraphs.
             seed: of the bootstrap.
 
@@ -186,11 +142,9 @@ class Perturbation(Result, kind="perturbation"):
             `spearman, spearman_low, spearman_high, kendall`.
 
         Raises:
-            InputError: if the prefix is shorter than three tokens or the table is another
-                tokenizer's.
+            InputError: if the prefix is shorter than three tokens, or the table is of another
+                tokenizer.
         """
-        import pandas as pd
-
         if self.n_prefix < 3:
             raise InputError("n_prefix", self.n_prefix, "the regression needs at least 3 tokens")
         if self.model is not None:
@@ -199,33 +153,8 @@ class Perturbation(Result, kind="perturbation"):
             raise InputError(
                 "unigrams", f"{len(unigrams.counts)} tokens", "count with the model's tokenizer"
             )
-        n, length = self.surprisal.shape
-        causes = {
-            "position": torch.arange(length, dtype=torch.float32).expand(n, length),
-            "rarity": -unigrams.log_prob[self.ids[:, : self.n_prefix]],
-            "surprisal": self.surprisal,
-        }
-        x = torch.stack([cause[:, 1:] for cause in causes.values()], -1).double()
-        y = self.drops[:, 1:].double()
-        effects, resampled = least_squares(x, y, resamples, seed)
-        low, high = interval(resampled)
-        rows = []
-        for i, name in enumerate(causes):
-            ranks = rank_correlations(x[..., i], y)
-            correlation = mean_with_interval(ranks[:, 0].nan_to_num(0.0).float(), resamples, seed)
-            rows.append(
-                {
-                    "cause": name,
-                    "coefficient": float(effects[i]),
-                    "ci_low": float(low[i]),
-                    "ci_high": float(high[i]),
-                    "spearman": correlation.mean,
-                    "spearman_low": correlation.low,
-                    "spearman_high": correlation.high,
-                    "kendall": float(ranks[:, 1].nan_to_num(0.0).mean()),
-                }
-            )
-        return pd.DataFrame(rows)
+        prefix = self.ids[:, : self.n_prefix]
+        return causes_of_em_drop(self.em_drop, prefix, self.surprisal, unigrams, resamples, seed)
 
     def to_frame(self) -> pd.DataFrame:
         """One row per paragraph and position, mean over draws.
@@ -240,7 +169,7 @@ class Perturbation(Result, kind="perturbation"):
             "id": [name for name in self.names for _ in range(length)],
             "position": list(range(length)) * n,
             "token": self.ids[:, :length].flatten().numpy(),
-            "drop": self.drops.flatten().double().numpy(),
+            "drop": self.em_drop.flatten().double().numpy(),
         }
         for name, values in {"em": self.em.double(), "nll": self.nll.double()}.items():
             data[name] = values.mean(-1).flatten().numpy()
@@ -281,18 +210,18 @@ class Perturbation(Result, kind="perturbation"):
 
     def __str__(self) -> str:
         n, length, draws = self.em.shape
-        mean = float(self.drops.mean())
+        mean = float(self.em_drop.mean())
         return (
             f"{self.replacement} replacement of {length} prefix tokens in {n} paragraphs, "
             f"{draws} draws: mean EM drop {mean:.2f} tokens"
         )
 
 
-def perturb_prefix(
-    model: Any,
-    paragraphs: Any,
+def perturb_prefix(  # noqa: PLR0913
+    model: Model,
+    paragraphs: ParagraphsLike,
     *,
-    replacement: str = "random",
+    replacement: Replacement = "random",
     draws: int = 1,
     unigrams: UnigramTable | None = None,
     seed: int = 0,
@@ -302,24 +231,24 @@ def perturb_prefix(
     """Replace every prefix token, one at a time, and measure what is still recited.
 
     EM counts against the given continuation. For paragraphs that are not memorized the paper
-    measures against what the model writes by itself: pass `greedy_continuations(model, controls)`.
+    measures against the model's own continuation: pass `greedy_continuations(model, controls)`.
 
     Args:
-        model: HookedTransformer or TransformerBridge.
-        paragraphs: `Paragraphs`, a list of strings or a LongTensor of ids.
+        model: the model.
+        paragraphs: the paragraphs.
         replacement: `random` (any token of the vocabulary), `frequency` (a token about as frequent
             in the corpus), `neighbor` (nearest in the cosine of embeddings) or `second` (the
             model's most likely other token there; the first position, which nothing precedes, is
             replaced at random).
         draws: replacements per position; `neighbor` and `second` take the best `draws` of them.
         unigrams: token counts for `frequency`; by default the paragraphs are counted, and the
-            result says so in `notes`.
+            result's `notes` say so.
         seed: of the random draws.
-        memory_budget: bytes that one batch may take.
+        memory_budget: maximum bytes per batch; by default a third of the free memory.
         progress: show a bar on stderr.
 
     Returns:
-        A `Perturbation`.
+        A `Perturbation` of the paragraphs whose numbers are all finite.
 
     Raises:
         InputError: for a wrong replacement, unusable paragraphs, a table of another tokenizer, or
@@ -339,63 +268,56 @@ def perturb_prefix(
     if unigrams is not None:
         UnigramTable.check(unigrams, adapter.model)
     with adapter.preserving_state():
+        # Paragraphs that the model cannot score are left out before anything is replaced.
         finite = has_finite_scores(adapter, paragraphs, "paragraphs", memory_budget)
-        paragraphs, of_those = paragraphs[finite], left_out(finite)
-        tokens, notes = choose_tokens(
+        paragraphs, notes = paragraphs[finite], left_out(finite)
+        tokens, replacement_notes = choose_tokens(
             adapter, paragraphs, replacement, draws, unigrams, seed, memory_budget
         )
-        log_prob, correct = _unperturbed(adapter, paragraphs, memory_budget)
-        with bar(tokens.numel(), "perturb", progress=progress) as shown:
-            em, nll = measure_replaced(
-                adapter, paragraphs.ids, paragraphs.n_prefix, tokens, memory_budget, shown.update
+        unperturbed = _score_all_tokens(adapter, paragraphs, memory_budget)
+        with bar(tokens.numel(), "perturb", progress=progress) as progress_bar:
+            em, nll = score_replacements(
+                adapter, paragraphs, tokens, memory_budget, progress_bar.update
             )
-    finite = finite_rows(nll)  # a token put in may be one that the model cannot take
+    # A replacement may be a token whose embedding is damaged: leave such paragraphs out too.
+    finite = finite_rows(nll)
     if not finite.any():
         raise InputError("model", "non-finite logits when tokens are replaced", "use float32")
-    if not finite.all():
-        of_those = (*of_those, *left_out(finite))
-        paragraphs, em, nll, tokens = (x[finite] for x in (paragraphs, em, nll, tokens))
-        log_prob, correct = log_prob[finite], correct[finite]
-    n_prefix = paragraphs.n_prefix
-    surprisal = torch.full((len(paragraphs), n_prefix), torch.nan)
-    surprisal[:, 1:] = -log_prob[:, : n_prefix - 1]
+    notes = (*replacement_notes, *notes, *left_out(finite))
+    kept = paragraphs[finite]
+    log_prob, correct = unperturbed.log_prob[finite], unperturbed.correct[finite]
+    first = kept.n_prefix - 1  # nothing predicts the first token: columns start at the second
     return Perturbation(
-        em=em,
-        nll=nll,
-        replacements=tokens,
-        baseline_em=correct[:, n_prefix - 1 :].long().cumprod(-1).sum(-1),
-        baseline_nll=-log_prob[:, n_prefix - 1 :].mean(-1),
-        surprisal=surprisal,
-        ids=paragraphs.ids,
-        n_prefix=n_prefix,
-        names=paragraphs.names,
+        em=em[finite],
+        nll=nll[finite],
+        replacements=tokens[finite],
+        baseline_em=correct[:, first:].long().cumprod(-1).sum(-1),
+        baseline_nll=-log_prob[:, first:].mean(-1),
+        surprisal=pad(-log_prob[:, :first], (1, 0), value=torch.nan),
+        ids=kept.ids,
+        n_prefix=kept.n_prefix,
+        names=kept.names,
         replacement=replacement,
         provenance=Provenance.of(
             adapter,
-            {"paragraphs": paragraphs},
+            {"paragraphs": kept},
             replacement=replacement,
             draws=draws,
             seed=seed,
             unigrams=None if unigrams is None else unigrams.source,
         ),
-        notes=(*notes, *of_those),
+        notes=notes,
         model=model,
     )
 
 
-def _unperturbed(
+def _score_all_tokens(
     adapter: Adapter, paragraphs: Paragraphs, memory_budget: int | None
-) -> tuple[Float[Tensor, "paragraph pos"], Tensor]:
-    """Log-probability of every token but the first, and whether it is the greedy choice."""
-    ids = paragraphs.ids
-
-    def one_batch(piece: slice) -> Tensor:
-        logits = adapter.run(ids[piece, :-1]).logits
-        found = read_continuation(logits, ids[piece, 1:].to(adapter.device))
-        return torch.stack([found.log_prob, found.correct.float()], 1).cpu()
-
-    size = rows_that_fit(adapter, ids.shape[1], ids.shape[1], memory_budget)
-    log_prob, correct = map_batches(len(ids), size, one_batch).unbind(1)
-    if not log_prob.isfinite().all():
+) -> Continuation:
+    """Scores of every token but the first, given all tokens before it."""
+    n_pos = paragraphs.ids.shape[1]
+    size = rows_that_fit(adapter, n_pos, n_pos, memory_budget)
+    scores = score_paragraphs(adapter, Paragraphs(paragraphs.ids, n_prefix=1), batch_size=size)
+    if not scores.log_prob.isfinite().all():
         raise InputError("model", "non-finite logits", "load it in float32 and check its weights")
-    return log_prob, correct > 0.5
+    return scores
