@@ -202,10 +202,10 @@ def test_neighbors_are_nearest_in_cosine(neo):
     found = perturb_prefix(neo, paragraphs, replacement="neighbor", draws=2).replacements
     embedding = hf_model("gpt_neo").transformer.wte.weight.detach()
     for row, position in [(0, 0), (3, 7)]:
-        token = paragraphs.ids[batch, position]
+        token = paragraphs.ids[row, position]
         cosine = torch.cosine_similarity(embedding, embedding[token][None], dim=-1)
         cosine[token] = -2
-        assert found[batch, position].tolist() == cosine.argsort(descending=True)[:2].tolist()
+        assert found[row, position].tolist() == cosine.argsort(descending=True)[:2].tolist()
 
 
 def test_second_choice_is_the_most_likely_other_token(neo):
@@ -214,9 +214,9 @@ def test_second_choice_is_the_most_likely_other_token(neo):
     with torch.no_grad():
         logits = hf_model("gpt_neo")(paragraphs.prefix).logits
     for row, position in [(0, 1), (2, 9)]:
-        order = logits[batch, position - 1].argsort(descending=True).tolist()
-        order.remove(int(paragraphs.ids[batch, position]))
-        assert found.replacements[batch, position].tolist() == order[:2]
+        order = logits[row, position - 1].argsort(descending=True).tolist()
+        order.remove(int(paragraphs.ids[row, position]))
+        assert found.replacements[row, position].tolist() == order[:2]
     assert "first token" in found.notes[0]
 
 
