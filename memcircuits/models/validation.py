@@ -1,27 +1,30 @@
-"""Is a model what the analyses take it for? Checked by trying, once per model object.
+"""Is a model what the analyses take it for? It is tried, once per model object.
 
-Wrong numbers without an error are the worst fault of hook-based work: hooks that do nothing,
-tokens that are silently prepended, weights stored in another order. So before anything is measured
-it is made sure that every block has the weight matrices that are edited and differentiated, a model
-is run on a few random tokens, and five statements are tested:
+Wrong numbers without an error are the worst fault of work with hooks: hooks that do nothing, tokens
+that are prepended in silence, weights stored in another order. So before anything is measured,
+every block must have the weight matrices that are edited and differentiated, and a few random
+tokens are run to test five statements:
 
 1. *attention rows*: each row of every attention pattern sums to 1;
 2. *head removal*: zeroing the z of one head of every layer changes that layer's attention output by
    exactly -z @ W_O of that head, and changes the logits;
-3. *batching*: a row alone gives the logits that it gives among others;
+3. *batching*: a row by itself gives the logits that it gives in a batch;
 4. *greedy decoding*: tokens decoded one by one see the logits of one teacher-forced pass;
 5. *plain forward*: the transformers module inside a Bridge gives the same logits.
 
-Each yields the largest difference seen, relative to the size of what is compared; a difference
+Each gives the largest difference found, relative to the size of what is compared; a difference
 above the tolerance makes the model unsupported. The same passes tell at which sites an edit reaches
 the logits. The cost is about a dozen forward passes of eight tokens.
+
+`memcircuits.models.registry.validate_model` runs the checks once per model and keeps the report.
 """
 
 from __future__ import annotations
 
 import warnings
-from collections.abc import Mapping
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field, fields
+from operator import attrgetter
 from typing import Any
 
 import torch
@@ -30,89 +33,106 @@ from torch import Tensor
 
 from memcircuits.core.errors import UnsupportedModel
 from memcircuits.models.adapter import Adapter, Run
-from memcircuits.models.hooks import SITES, ActivationEdit, hook_name
+from memcircuits.models.architecture import Basis
+from memcircuits.models.hooks import SITES, ActivationEdit, Site, hook_name
 
-TOLERANCE, TOLERANCE_HALF = 1e-3, 5e-2
+TOLERANCE = 1e-3
+"""Largest relative difference that passes in float32 and float64."""
 
+TOLERANCE_HALF = 5e-2
+"""Largest relative difference that passes in half precision."""
 
 _LENGTH, _DECODED, _DRAWS = 8, 3, 4
 
 
+def _fact(label: str, read: Callable[[Adapter], Any] | None = None) -> dict[str, Any]:
+    """Metadata of a field of the report: its name for readers, and how it is read from an adapter.
+
+    Without `read` it is the adapter's attribute of the same name.
+    """
+    return {"label": label, "read": read}
+
+
 @dataclass(frozen=True)
 class ModelReport:
-    """What a model is, and how far it was from each statement that the analyses rest on.
+    """What a model is, and how far it was from each statement that the analyses rely on."""
 
-    Attributes:
-        name: of the model, without the path.
-        revision: commit, tag or branch it was loaded at, if one was asked for.
-        kind: `HookedTransformer` or `TransformerBridge`.
-        architecture: name of the transformers class.
-        basis: `raw` or `folded` (`Adapter.basis`).
-        dtype: of the weights.
-        device: kind of device.
-        n_layers: blocks.
-        n_heads: query heads per layer.
-        n_kv_heads: key-value heads per layer.
-        d_model: width of the residual stream.
-        d_head: width of a head.
-        d_vocab: size of the vocabulary.
-        n_ctx: longest paragraph, tokens.
-        local_layers: layers whose attention sees a sliding window only.
-        parallel: whether attention and MLP read the same residual stream.
-        writable: sites where an edit changes the logits.
-        supports_partial_forward: whether forward passes can be continued in the middle; else sweeps are slow.
-        checks: statement -> largest relative difference; None where it could not be tried.
-        tolerance: the largest difference that is let pass.
-    """
+    name: str = field(metadata=_fact("model", attrgetter("label")))
+    """Name of the model, without the path."""
+    revision: str | None = field(metadata=_fact("revision"))
+    """Commit, tag or branch it was loaded at, if one was asked for."""
+    kind: str = field(metadata=_fact("class"))
+    """`HookedTransformer` or `TransformerBridge`."""
+    architecture: str = field(metadata=_fact("architecture"))
+    """Name of the transformers class."""
+    basis: Basis = field(metadata=_fact("basis"))
+    """`raw` or `folded` (`Adapter.basis`)."""
+    dtype: str = field(
+        metadata=_fact("dtype", lambda adapter: str(adapter.dtype).removeprefix("torch."))
+    )
+    """Type of the weights."""
+    device: str = field(metadata=_fact("device", attrgetter("device.type")))
+    """Kind of device."""
+    n_layers: int = field(metadata=_fact("layers"))
+    """Number of blocks."""
+    n_heads: int = field(metadata=_fact("query heads"))
+    """Number of query heads per layer."""
+    n_kv_heads: int = field(metadata=_fact("key-value heads"))
+    """Number of key-value heads per layer."""
+    d_model: int = field(metadata=_fact("d_model"))
+    """Width of the residual stream."""
+    d_head: int = field(metadata=_fact("d_head"))
+    """Width of a head."""
+    d_vocab: int = field(metadata=_fact("d_vocab"))
+    """Size of the vocabulary."""
+    n_ctx: int = field(metadata=_fact("context"))
+    """Longest paragraph, tokens."""
+    local_layers: tuple[int, ...] = field(
+        metadata=_fact("local layers", lambda a: tuple(a.local_layers))
+    )
+    """Layers whose attention sees a sliding window only."""
+    parallel: bool = field(metadata=_fact("parallel blocks"))
+    """Whether attention and MLP read the same residual stream."""
+    writable: tuple[str, ...] = field(metadata=_fact("writable sites"))
+    """Sites where an edit changes the logits."""
+    supports_partial_forward: bool = field(metadata=_fact("can restart"))
+    """Whether forward passes can be continued in the middle; otherwise sweeps are slow."""
+    checks: Mapping[str, float | None] = field(metadata=_fact("checks"))
+    """Statement -> largest relative difference; None where it could not be tried."""
+    tolerance: float = field(metadata=_fact("tolerance"))
+    """Largest relative difference that passes."""
 
-    name: str
-    revision: str | None
-    kind: str
-    architecture: str
-    basis: str
-    dtype: str
-    device: str
-    n_layers: int
-    n_heads: int
-    n_kv_heads: int
-    d_model: int
-    d_head: int
-    d_vocab: int
-    n_ctx: int
-    local_layers: tuple[int, ...]
-    parallel: bool
-    writable: tuple[str, ...]
-    supports_partial_forward: bool
-    checks: Mapping[str, float | None]
-    tolerance: float
+    @classmethod
+    def of(cls, adapter: Adapter, **measured: Any) -> ModelReport:
+        """The report of a model.
+
+        Args:
+            adapter: the model.
+            measured: the fields that an adapter does not have.
+        """
+        values = dict(measured)
+        for each in fields(cls):
+            if each.name not in values:
+                read = each.metadata["read"] or attrgetter(each.name)
+                values[each.name] = read(adapter)
+        return cls(**values)
 
     def facts(self) -> dict[str, Any]:
         """The report in words, ready for JSON."""
-        return {
-            "model": self.name,
-            "revision": self.revision,
-            "class": self.kind,
-            "architecture": self.architecture,
-            "basis": self.basis,
-            "dtype": self.dtype,
-            "device": self.device,
-            "layers": self.n_layers,
-            "query heads": self.n_heads,
-            "key-value heads": self.n_kv_heads,
-            "d_model": self.d_model,
-            "d_head": self.d_head,
-            "d_vocab": self.d_vocab,
-            "context": self.n_ctx,
+        values = {each.metadata["label"]: getattr(self, each.name) for each in fields(self)}
+        return values | {
             "local layers": list(self.local_layers),
-            "parallel blocks": self.parallel,
             "writable sites": list(self.writable),
-            "can restart": self.supports_partial_forward,
             "checks": dict(self.checks),
-            "tolerance": self.tolerance,
         }
 
 
 def run_checks(adapter: Adapter) -> ModelReport:
+    """Test the five statements on a model, whether or not it was tested before.
+
+    Raises:
+        UnsupportedModel: if one does not hold, or a weight matrix is missing.
+    """
     for layer in range(adapter.n_layers):
         for component in adapter.components:
             adapter.weight(layer, component)  # mixtures of experts have no W_in, for one
@@ -120,11 +140,11 @@ def run_checks(adapter: Adapter) -> ModelReport:
         tokens, clean, patterns = _clean_run(adapter)
         removal, writable = _try_edits(adapter, tokens[0], clean)
         checks = {
-            "attention rows": _off_one(patterns),
+            "attention rows": _row_sum_error(patterns),
             "head removal": removal,
             "batching": _difference(adapter.forward(tokens[1:]), clean.logits[1:]),
-            "greedy decoding": _decoded_and_forced(adapter, tokens[:1, : _LENGTH - _DECODED]),
-            "plain forward": _plain_forward(adapter, tokens, clean.logits),
+            "greedy decoding": _decoding_error(adapter, tokens[:1, : _LENGTH - _DECODED]),
+            "plain forward": _plain_forward_error(adapter, tokens, clean.logits),
         }
     tolerance = TOLERANCE if adapter.dtype in (torch.float32, torch.float64) else TOLERANCE_HALF
     for name, difference in checks.items():
@@ -134,28 +154,7 @@ def run_checks(adapter: Adapter) -> ModelReport:
                 f"{adapter.name} ({adapter.architecture})",
                 f"{_REASONS[name]} (off by {difference:.2g} of its size): results would be wrong",
             )
-    return ModelReport(
-        name=adapter.label,
-        revision=adapter.revision,
-        kind=adapter.kind,
-        architecture=adapter.architecture,
-        basis=adapter.basis,
-        dtype=str(adapter.dtype).removeprefix("torch."),
-        device=adapter.device.type,
-        n_layers=adapter.n_layers,
-        n_heads=adapter.n_heads,
-        n_kv_heads=adapter.n_kv_heads,
-        d_model=adapter.d_model,
-        d_head=adapter.d_head,
-        d_vocab=adapter.d_vocab,
-        n_ctx=adapter.n_ctx,
-        local_layers=tuple(adapter.local_layers),
-        parallel=adapter.parallel,
-        writable=writable,
-        supports_partial_forward=adapter.supports_partial_forward,
-        checks=checks,
-        tolerance=tolerance,
-    )
+    return ModelReport.of(adapter, writable=writable, checks=checks, tolerance=tolerance)
 
 
 _REASONS = {
@@ -168,7 +167,7 @@ _REASONS = {
 
 
 def _clean_run(adapter: Adapter) -> tuple[Int[Tensor, "batch pos"], Run, list[Tensor]]:
-    """Two rows of random tokens with finite logits, their z, and the patterns if readable."""
+    """Two rows of random tokens with finite logits, the run with z, and the readable patterns."""
     z = [hook_name("z", layer) for layer in range(adapter.n_layers)]
     names = [hook_name("pattern", layer) for layer in range(adapter.n_layers)]
     names = names if adapter.hook_names.issuperset(names) else []
@@ -190,25 +189,60 @@ def _clean_run(adapter: Adapter) -> tuple[Int[Tensor, "batch pos"], Run, list[Te
 
 def _try_edits(
     adapter: Adapter, tokens: Int[Tensor, " pos"], clean: Run
-) -> tuple[float, tuple[str, ...]]:
-    """One batch of copies of a row, each with another edit; row 0 has none.
+) -> tuple[float, tuple[Site, ...]]:
+    """Remove a head of every layer and change every site, each in a row of one batch.
+
+    Row 0 is unchanged. In row 1 + l one head of layer l is removed. Each row behind those has a
+    site of the first or last layer changed.
 
     Returns:
         The largest relative error of -z @ W_O as the change of an attention output, infinite where
         a head's removal left the logits as they were; and the sites whose edits reach the logits.
     """
-    n_layers = adapter.n_layers
+    heads, outputs = _largest_heads(adapter, clean)
+    layers = dict.fromkeys((0, adapter.n_layers - 1))
     sites = [
         (site, hook_name(site, layer))
-        for layer in sorted({0, n_layers - 1})
+        for layer in layers
         for site in SITES
         if hook_name(site, layer) in adapter.hook_names
     ]
-    n_rows = 1 + n_layers + len(sites)
-    # Per layer the head that writes most, and what it writes.
+    n_batch = 1 + adapter.n_layers + len(sites)
+    rows: dict[str, list[tuple[int, int | None]]] = {}
+    for layer, head in enumerate(heads):
+        rows.setdefault(hook_name("z", layer), []).append((1 + layer, head))
+    for row, (_, name) in enumerate(sites, start=1 + adapter.n_layers):
+        rows.setdefault(name, []).append((row, None))
+
+    with adapter.recording() as record, warnings.catch_warnings():
+        # TransformerLens 4 warns of edits that it discards: finding those is the purpose.
+        warnings.simplefilter("ignore", UserWarning)
+        run = adapter.run(
+            tokens.expand(n_batch, -1),
+            positions=slice(-1, None),
+            edit={name: _edit_rows(n_batch, edited) for name, edited in rows.items()},
+        )
+
+    moved = (run.logits - run.logits[:1]).abs().amax((1, 2)) > 0
+    worst = 0.0
+    for layer, attn_out in enumerate(record.attn_out):
+        change = attn_out[1 + layer] - attn_out[0]
+        error = (change + outputs[layer]).abs().max() / attn_out[0].abs().max().clamp_min(1e-12)
+        worst = max(worst, float(error))
+        if outputs[layer].abs().max() > 0 and not moved[1 + layer]:
+            worst = float("inf")
+    present = {site for site, _ in sites}
+    dead = {site for row, (site, _) in enumerate(sites, 1 + adapter.n_layers) if not moved[row]}
+    return worst, tuple(site for site in SITES if site in present - dead)
+
+
+def _largest_heads(
+    adapter: Adapter, clean: Run
+) -> tuple[list[int], list[Float[Tensor, "pos d_model"]]]:
+    """Per layer the head with the largest output z @ W_O on the first row, and that output."""
     heads: list[int] = []
-    written: list[Float[Tensor, "pos d_model"]] = []
-    for layer in range(n_layers):
+    outputs: list[Float[Tensor, "pos d_model"]] = []
+    for layer in range(adapter.n_layers):
         z = clean.cache[hook_name("z", layer)][0]
         w_o = adapter.weight(layer, "W_O").values
         if w_o.shape[:2] != z.shape[1:]:
@@ -217,42 +251,20 @@ def _try_edits(
                 f"{adapter.name} ({adapter.architecture})",
                 f"z holds {tuple(z.shape[1:])} heads and dimensions, W_O {tuple(w_o.shape[:2])}",
             )
-        each = torch.einsum("phd,hdm->hpm", z.to(w_o.dtype), w_o)
-        heads.append(int(each.float().square().sum((1, 2)).argmax()))
-        written.append(each[heads[layer]])
-    edits: dict[str, list[tuple[int, int | None]]] = {}
-    for layer in range(n_layers):
-        edits.setdefault(hook_name("z", layer), []).append((1 + layer, heads[layer]))
-    for index, (_, name) in enumerate(sites):
-        edits.setdefault(name, []).append((1 + n_layers + index, None))
-    with adapter.recording() as record, warnings.catch_warnings():
-        # TransformerLens 4 warns of edits that it discards: finding those is the purpose.
-        warnings.simplefilter("ignore", UserWarning)
-        run = adapter.run(
-            tokens.expand(n_rows, -1),
-            positions=slice(-1, None),
-            edit={name: _edit_rows(n_rows, wanted) for name, wanted in edits.items()},
-        )
-    moved = (run.logits - run.logits[:1]).abs().amax((1, 2)) > 0
-    worst = 0.0
-    for layer, answer in enumerate(record.attn_out):
-        change = answer[1 + layer] - answer[0]
-        error = (change + written[layer]).abs().max() / answer[0].abs().max().clamp_min(1e-12)
-        worst = max(worst, float(error))
-        if written[layer].abs().max() > 0 and not moved[1 + layer]:
-            worst = float("inf")
-    dead = {site for row, (site, _) in enumerate(sites, 1 + n_layers) if not moved[row]}
-    return worst, tuple(s for s in SITES if s in {site for site, _ in sites} - dead)
+        by_head = torch.einsum("phd,hdm->hpm", z.to(w_o.dtype), w_o)
+        heads.append(int(by_head.float().square().sum((1, 2)).argmax()))
+        outputs.append(by_head[heads[layer]])
+    return heads, outputs
 
 
-def _edit_rows(n_rows: int, wanted: list[tuple[int, int | None]]) -> ActivationEdit:
-    """Zero one head of a row, or (no head) flip the sign of all that the row holds."""
+def _edit_rows(n_batch: int, edited: list[tuple[int, int | None]]) -> ActivationEdit:
+    """Zero one head of a row, or (no head) flip the sign of the whole row."""
 
     def edit(tensor: Tensor) -> Tensor:
-        if tensor.shape[0] != n_rows:  # tokens and rows in one axis: cannot be edited by row
+        if tensor.shape[0] != n_batch:  # tokens and rows in one axis: cannot be edited by row
             return tensor
         tensor = tensor.clone()
-        for row, head in wanted:
+        for row, head in edited:
             if head is None:
                 tensor[row] = -tensor[row]
             else:
@@ -262,13 +274,15 @@ def _edit_rows(n_rows: int, wanted: list[tuple[int, int | None]]) -> ActivationE
     return edit
 
 
-def _off_one(patterns: list[Float[Tensor, "batch head query key"]]) -> float | None:
+def _row_sum_error(patterns: list[Float[Tensor, "batch head query key"]]) -> float | None:
+    """Largest difference from 1 of the sum of an attention row; None if none can be read."""
     if not patterns:
         return None
     return max(float((p.float().sum(-1) - 1).abs().max()) for p in patterns)
 
 
-def _decoded_and_forced(adapter: Adapter, tokens: Int[Tensor, "batch pos"]) -> float:
+def _decoding_error(adapter: Adapter, tokens: Int[Tensor, "batch pos"]) -> float:
+    """Difference of the logits of step-by-step decoding from those of one pass over its tokens."""
     n = tokens.shape[1]
     steps = []
     for _ in range(_DECODED):
@@ -277,16 +291,17 @@ def _decoded_and_forced(adapter: Adapter, tokens: Int[Tensor, "batch pos"]) -> f
     return _difference(torch.cat(steps, 1), adapter.forward(tokens)[:, n - 1 : -1])
 
 
-def _plain_forward(
+def _plain_forward_error(
     adapter: Adapter, tokens: Int[Tensor, "batch pos"], logits: Float[Tensor, "batch pos d_vocab"]
 ) -> float | None:
+    """Difference of the transformers module's logits from the Bridge's; None without a Bridge."""
     if not adapter.is_bridge:
         return None
     plain = adapter.model.original_model(input_ids=tokens, use_cache=False).logits
     return _difference(plain, logits)
 
 
-def _difference(found: Tensor, expected: Tensor) -> float:
+def _difference(logits: Tensor, expected: Tensor) -> float:
     """Largest difference of two sets of logits, relative to the largest logit."""
     scale = expected.float().abs().max().clamp_min(1e-12)
-    return float((found.float() - expected.float()).abs().max() / scale)
+    return float((logits.float() - expected.float()).abs().max() / scale)
