@@ -1,7 +1,8 @@
-"""Work in pieces that fit into memory, whatever the device.
+"""Work in batches that fit into memory, on every device.
 
-Row counts come from a byte budget and an estimate of what one row of a forward pass holds; when the
-estimate was too kind, the piece that ran out of memory is halved and only that piece is redone.
+The size of a batch comes from a budget of bytes and an estimate of what one row of a forward pass
+holds. If the estimate was too optimistic, the batch that ran out of memory is halved, and only that
+batch is done again.
 """
 
 from __future__ import annotations
@@ -16,13 +17,13 @@ from torch import Tensor
 from memcircuits.core.errors import at_least
 from memcircuits.models.adapter import Adapter
 
-_CPU_CAP = 256 * 2**20  # more rows than this are slower, not faster: they leave the caches
+CPU_BATCH = 256 * 2**20
+"""Maximum bytes per batch on CPUs: larger batches leave the caches, which makes them slower."""
 
+CPU_LOGITS = 32 * 2**20
+"""Maximum bytes of logits that are made and read at once on CPUs."""
 
-_CPU_LOGITS = 3 * 32 * 2**20
-
-
-Part = TypeVar("Part")
+Result = TypeVar("Result")
 
 
 def rows_that_fit(
@@ -33,14 +34,15 @@ def rows_that_fit(
     *,
     backward: bool = False,
 ) -> int:
-    """Rows of `n_pos` tokens, unembedded at `n_logits` positions, that fit into the budget.
+    """Number of rows of `n_pos` tokens, unembedded at `n_logits` positions, that fit the budget.
 
     Args:
         adapter: the model.
         n_pos: tokens per row.
         n_logits: positions unembedded per row.
-        memory_budget: bytes; by default a third of the free memory, on CPUs at most 256 MiB.
-        backward: a backward pass follows, which needs the activations of all layers.
+        memory_budget: maximum bytes per batch; by default a third of the free memory, on CPUs at
+            most 256 MiB.
+        backward: whether a backward pass follows, which needs the activations of all layers.
 
     Raises:
         InputError: if the budget is not a positive integer of bytes.
@@ -51,90 +53,117 @@ def rows_that_fit(
     size = torch.finfo(adapter.dtype).bits // 8
     residual = n_pos * (6 * adapter.d_model + 3 * d_mlp) * size
     attention = 3 * adapter.n_heads * n_pos * n_pos * 4
-    logits = 3 * n_logits * adapter.d_vocab * 4
-    budget = memory_budget if memory_budget is not None else default_budget(adapter.device)
     layers = adapter.n_layers if backward else 1
-    return max(1, budget // (layers * (residual + attention) + logits))
+    budget = memory_budget if memory_budget is not None else default_budget(adapter.device)
+    return max(1, budget // (layers * (residual + attention) + _logit_bytes(adapter, n_logits)))
 
 
 def logits_that_fit(adapter: Adapter, n_logits: int, memory_budget: int | None = None) -> int:
-    """Rows, unembedded at `n_logits` positions, whose logits are made and read at once.
+    """Number of rows, unembedded at `n_logits` positions, whose logits are made and read at once.
 
-    On CPUs at most 32 MiB of them: larger blocks are fetched from the system anew every time, which
+    On CPUs at most 32 MiB of logits: larger blocks are allocated by the system every time, which
     costs more than reading them.
     """
     budget = memory_budget if memory_budget is not None else default_budget(adapter.device)
     if adapter.device.type == "cpu":
-        budget = min(budget, _CPU_LOGITS)
-    return max(1, budget // (3 * n_logits * adapter.d_vocab * 4))
+        budget = min(budget, 3 * CPU_LOGITS)
+    return max(1, budget // _logit_bytes(adapter, n_logits))
+
+
+def _logit_bytes(adapter: Adapter, n_logits: int) -> int:
+    """Bytes of one row's logits, of their log-softmax and of one more copy, in float32."""
+    return 3 * n_logits * adapter.d_vocab * 4
 
 
 def default_budget(device: torch.device) -> int:
     """A third of the free memory of `device`, in bytes; on CPUs at most 256 MiB."""
     if device.type == "cuda":
         return torch.cuda.mem_get_info(device)[0] // 3
-    return min(free_memory() // 3, _CPU_CAP)
+    return min(free_memory() // 3, CPU_BATCH)
 
 
 def free_memory() -> int:
-    """Bytes of this machine's memory that can be had, with what the system only caches."""
+    """Free bytes of the computer's memory, including what the system uses as a cache."""
     return int(psutil.virtual_memory().available)
 
 
 def map_batches(
     n: int, size: int, work: Callable[[slice], Tensor], done: Callable[[int], None] | None = None
 ) -> Tensor:
-    """Concatenate `work(piece)` over pieces of `range(n)`, halving a piece that does not fit.
+    """Concatenate `work(batch)` over batches of `range(n)`, halving a batch that does not fit.
+
+    Args:
+        n: number of rows.
+        size: maximum number of rows per batch.
+        work: from the rows of a batch to a tensor whose first axis they are.
+        done: called after every batch with its number of rows, for a progress bar.
 
     Raises:
         MemoryError: if even one row does not fit, with advice.
     """
-    parts = []
-    for piece, part in iter_batches(n, size, work):
-        parts.append(part)
+    results = []
+    for batch, result in iter_batches(n, size, work):
+        results.append(result)
         if done:
-            done(piece.stop - piece.start)
-    return torch.cat(parts)
+            done(batch.stop - batch.start)
+    return torch.cat(results)
 
 
-def iter_batches(n: int, size: int, work: Callable[[slice], Part]) -> Iterator[tuple[slice, Part]]:
-    """Pieces of `range(n)` and `work(piece)`, halving a piece that does not fit.
+def iter_batches(
+    n: int, size: int, work: Callable[[slice], Result]
+) -> Iterator[tuple[slice, Result]]:
+    """Batches of `range(n)` and `work(batch)`, halving a batch that does not fit.
 
-    `work` must have no effect until it is through: a piece that ran out of memory is done again,
-    one of a single row once, now that what the failed attempt held is free.
+    `work` must have no effect before it returns: a batch that ran out of memory is done again in
+    halves. One of a single row is done again once, as the memory of the failed attempt is free by
+    then.
 
     Raises:
         MemoryError: if even one row does not fit, with advice.
     """
-    start = 0
-    again = False
+    start, failed_before = 0, False
     while start < n:
-        piece = slice(start, min(n, start + size))
+        batch = slice(start, min(n, start + size))
+        rows = batch.stop - batch.start
+        results = []
         try:
-            part = [work(piece)]
+            results.append(work(batch))
         except (RuntimeError, MemoryError) as error:
             if not is_out_of_memory(error):
                 raise
-            if again and piece.stop - piece.start == 1:
+            if failed_before and rows == 1:
                 raise MemoryError(
                     "one paragraph does not fit into memory: use shorter paragraphs, a smaller "
                     "dtype or another device"
                 ) from error
-            part = []
         # Outside the handler: the traceback no longer holds the tensors that filled the memory.
-        if not part:
-            again = piece.stop - piece.start == 1
-            size = max(1, (piece.stop - piece.start) // 2)
+        if results:
+            yield batch, results[0]
+            start, failed_before = batch.stop, False
+        else:
+            size, failed_before = max(1, rows // 2), rows == 1
             if torch.cuda.is_available():
                 torch.cuda.empty_cache()
-            continue
-        yield piece, part[0]
-        start, again = piece.stop, False
 
 
 def is_out_of_memory(error: BaseException) -> bool:
     """Whether an exception says that memory ran out, on any device."""
-    text = str(error).lower()
-    return isinstance(error, (torch.OutOfMemoryError, MemoryError)) or (
-        "out of memory" in text or "can't allocate memory" in text or "not enough memory" in text
+    if isinstance(error, (torch.OutOfMemoryError, MemoryError)):
+        return True
+    text = str(error)
+    phrases = ("out of memory", "can't allocate memory", "not enough memory")
+    return any(phrase in text.lower() for phrase in phrases) or _accelerate_says_so(error)
+
+
+def _accelerate_says_so(error: BaseException) -> bool:
+    """Whether accelerate, which knows the messages of more devices, would reduce the batch size."""
+    try:
+        from accelerate.utils.memory import should_reduce_batch_size
+    except ImportError:  # it comes with TransformerLens, but is not a dependency of ours
+        return False
+    message = error.args[0] if len(error.args) == 1 else None
+    return (
+        isinstance(error, Exception)
+        and isinstance(message, str)
+        and bool(should_reduce_batch_size(error))
     )
