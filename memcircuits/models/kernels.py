@@ -1,11 +1,13 @@
 """The same functions in fewer steps, for as long as an analysis runs.
 
-Models spell out functions for which torch has one kernel: GELU's tanh form in eight passes over
-memory, the LayerNorm of a `TransformerBridge` in nine (it has a hook on every part). And on CPUs
-the product with an unembedding matrix, whose number of rows is often odd (50,257), runs at half of
-the rate of other products unless it is done in blocks of rows. On CPUs this is a fifth of an
-analysis, and no number changes by more than rounding. Each replacement is tried on a few numbers
-first and used only where it answers the same; a norm whose inner hooks are in use keeps its steps.
+Models spell out functions for which torch has one kernel: the tanh form of GELU in eight passes
+over memory, the LayerNorm of a `TransformerBridge` in nine (it has a hook on every part). And on
+CPUs the product with an unembedding matrix, whose number of rows is often odd (50,257), runs at
+half the rate of other products unless it is computed in blocks of rows. Together these savings are
+a fifth of an analysis on CPUs, and no number changes by more than rounding.
+
+A replacement is used only where it gives the same values as the module on a few numbers, and a norm
+keeps its steps while there are hooks on its parts.
 """
 
 from __future__ import annotations
@@ -13,50 +15,64 @@ from __future__ import annotations
 import contextlib
 from collections.abc import Callable, Iterator, Sequence
 from functools import partial
-from typing import Any
+from typing import Any, TypeAlias
 
 import torch
 from torch import Tensor, nn
 
-Forward = Callable[..., Tensor]
+Forward: TypeAlias = Callable[..., Tensor]
 
-
-_BLOCK = 1024  # rows of the unembedding
+BLOCK = 1024
+"""Rows of the unembedding matrix per block."""
 
 
 def fused_forwards(model: Any) -> list[tuple[nn.Module, Forward]]:
-    """Modules of a model and what can stand in for their `forward`."""
-    found: list[tuple[nn.Module, Forward]] = []
+    """Modules of a model, each with a quicker function that can replace its `forward`."""
+    candidates: list[tuple[nn.Module, Forward]] = []
     for module in model.modules():
         kind = type(module).__name__
         if kind == "NewGELUActivation":
-            found.append((module, partial(nn.functional.gelu, approximate="tanh")))
+            candidates.append((module, partial(nn.functional.gelu, approximate="tanh")))
         elif kind == "NormalizationBridge" and isinstance(module.original_component, nn.LayerNorm):
-            found.append((module, _norm(module)))
+            candidates.append((module, _fused_norm(module)))
     unembed = getattr(getattr(model, "unembed", None), "original_component", None)
     if type(unembed) is nn.Linear and unembed.weight.device.type == "cpu":
-        found.append((unembed, partial(_blocks, unembed)))
-    return [(module, quick) for module, quick in found if _same(module, quick)]
+        candidates.append((unembed, partial(linear_in_blocks, unembed)))
+    return [(module, forward) for module, forward in candidates if _agrees(module, forward)]
 
 
 @contextlib.contextmanager
 def patched_forwards(forwards: Sequence[tuple[nn.Module, Forward]]) -> Iterator[None]:
-    """Inside, modules use the forwards given; those that have one of their own already keep it."""
+    """Inside, modules use the forwards given; a module whose forward was replaced before keeps it.
+
+    So nesting is safe: only the outermost context installs and removes a forward.
+    """
     # Past `__setattr__`: a Bridge component hands attributes on to the module it wraps.
-    mine = [(vars(module), quick) for module, quick in forwards if "forward" not in vars(module)]
+    free = [
+        (vars(module), forward) for module, forward in forwards if "forward" not in vars(module)
+    ]
     try:
-        for owner, quick in mine:
-            owner["forward"] = quick
+        for attributes, forward in free:
+            attributes["forward"] = forward
         yield
     finally:
-        for owner, _ in mine:
-            owner.pop("forward", None)
+        for attributes, _ in free:
+            attributes.pop("forward", None)
 
 
-def _norm(norm: Any) -> Forward:
-    """A Bridge's LayerNorm in one kernel, unless somebody listens to the parts of it."""
-    plain = norm.forward
-    inner = (norm.hook_scale, norm.hook_normalized)
+def linear_in_blocks(linear: nn.Linear, x: Tensor) -> Tensor:
+    """`linear(x)`, computed for one block of output features at a time."""
+    weights = linear.weight.split(BLOCK)
+    biases = [None] * len(weights) if linear.bias is None else linear.bias.split(BLOCK)
+    return torch.cat(
+        [nn.functional.linear(x, w, b) for w, b in zip(weights, biases, strict=True)], -1
+    )
+
+
+def _fused_norm(norm: Any) -> Forward:
+    """A Bridge's LayerNorm in one kernel, unless there are hooks on its parts."""
+    stepwise = norm.forward
+    inner_points = (norm.hook_scale, norm.hook_normalized)
     eps = getattr(norm.config, "eps", 1e-5)
 
     def forward(x: Tensor, **options: Any) -> Tensor:
@@ -64,9 +80,12 @@ def _norm(norm: Any) -> Forward:
         folded = norm.use_native_layernorm_autograd or getattr(
             norm.config, "layer_norm_folding", False
         )
-        listened = any(h._forward_hooks or h._backward_hooks or h._forward_pre_hooks for h in inner)
-        if folded or listened or not x.dtype == weight.dtype == torch.float32:
-            return plain(x, **options)
+        has_hooks = any(
+            point._forward_hooks or point._backward_hooks or point._forward_pre_hooks
+            for point in inner_points
+        )
+        if folded or has_hooks or not x.dtype == weight.dtype == torch.float32:
+            return stepwise(x, **options)
         return norm.hook_out(
             nn.functional.layer_norm(norm.hook_in(x), x.shape[-1:], weight, bias, eps)
         )
@@ -74,17 +93,8 @@ def _norm(norm: Any) -> Forward:
     return forward
 
 
-def _blocks(linear: nn.Linear, x: Tensor) -> Tensor:
-    """`linear(x)`, a block of the answer's last axis at a time."""
-    weights = linear.weight.split(_BLOCK)
-    biases = [None] * len(weights) if linear.bias is None else linear.bias.split(_BLOCK)
-    return torch.cat(
-        [nn.functional.linear(x, w, b) for w, b in zip(weights, biases, strict=True)], -1
-    )
-
-
-def _same(module: Any, quick: Forward) -> bool:
-    """Whether both answer the same to some numbers."""
+def _agrees(module: Any, forward: Forward) -> bool:
+    """Whether a module and its replacement give the same values for a few numbers."""
     weight = getattr(module, "weight", None)
     size = 8 if weight is None else weight.shape[-1]
     x = torch.linspace(-3, 3, 2 * size).view(1, 2, size)
@@ -92,7 +102,7 @@ def _same(module: Any, quick: Forward) -> bool:
         x = x.to(weight)
     try:
         with torch.no_grad():
-            expected, found = module.forward(x), quick(x)
+            expected, replaced = module.forward(x), forward(x)
     except (TypeError, RuntimeError, AttributeError):
         return False
-    return bool((found - expected).abs().max() <= 1e-5 * expected.abs().max())
+    return bool((replaced - expected).abs().max() <= 1e-5 * expected.abs().max())
