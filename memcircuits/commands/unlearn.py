@@ -78,7 +78,7 @@ def unlearn(
 
     from memcircuits.core.errors import one_of
     from memcircuits.editing.evaluation import compare_edits
-    from memcircuits.editing.masks import CHOICES
+    from memcircuits.editing.masks import MASK_STRATEGIES
     from memcircuits.editing.noise import weight_noise
     from memcircuits.editing.recipe import NATURAL_GRADIENT, STOEHR_2024
     from memcircuits.editing.relearning import recovery_curve
@@ -118,7 +118,7 @@ def unlearn(
     more: dict[str, DataFrame] = {}
     if arms:
         edits = {mask: found}
-        for other in CHOICES:
+        for other in MASK_STRATEGIES:
             used = recipes[recipe]
             if other == "all" and used.curvature == "full":
                 used = replace(used, curvature="diagonal")  # of all together it fits nowhere

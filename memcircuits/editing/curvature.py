@@ -1,20 +1,21 @@
-"""What would a change of weights cost on the controls? A quadratic model that needs no more passes.
+"""What a change of weights costs the controls: a quadratic model of the KL.
 
-For a small change d, KL(original || changed) on the controls is 1/2 d^T F d nats/token, with F the
-Fisher information at the continuations' positions, the mean of s s^T with s the gradient of log p
-of a token that the model itself draws. Two parts of F matter:
+For a small change d of the weights, KL(original || changed) on the controls is 1/2 d^T F d
+nats/token. F is the Fisher information at the continuations' positions: the mean of s s^T, where s
+is the gradient of log p of a token drawn from the model itself. Two parts of F matter:
 
-* its diagonal, which says what each weight costs alone, and so which weights to choose;
-* for the chosen ones, what they cost together. Weights that are chosen for one paragraph push the
-  same way, and what they push the controls feel many times over.
+* its diagonal, the cost of each weight by itself, which decides which weights to choose;
+* for the chosen weights, also the other entries. Weights chosen for one paragraph act in the same
+  direction, so the cost of changing them together is many times the sum of their single costs.
 
-F of m chosen weights has m^2 entries, far more than any sample of s determines. The estimate is the
-sample's, R^T R with one row for each paragraph and draw, plus its own damped diagonal: change in a
-direction that no sampled s has is not free. The steepest way to change something with gradient g
-for the least KL is F^-1 g, by the Woodbury identity a system of as many equations as rows.
+F of m chosen weights has m^2 entries, far more than a sample of s determines. The estimate is
+that of the sample, R^T R with one row of R for each paragraph and draw, plus its own damped
+diagonal, so that a direction without any sampled s also has a cost. The direction that changes a
+quantity with gradient g for the least KL is F^-1 g (the natural gradient). By the Woodbury
+identity it takes the solution of a system with as many equations as R has rows.
 
-The model is good as long as the change is small, and that is what it is used for: the KL that
-counts is always measured, on other controls.
+The model holds for small changes, and it is used for those only: the KL that a budget limits is
+always measured, on other controls.
 """
 
 from __future__ import annotations
@@ -41,43 +42,53 @@ from memcircuits.models.weights import Weight
 class Quadratic:
     """KL on the controls as a function of a change of some weights, nats/token.
 
+    F = diag(`diagonal`) + `gradient_samples`^T `gradient_samples`.
+
     Attributes:
-        own: the diagonal that is added to the rows' products.
-        rows: sampled gradients, scaled so that their products add up to F; none: F is `own`.
+        diagonal: the diagonal that is added to the products of the samples.
+        gradient_samples: sampled gradients, scaled so that the sum of their products estimates F;
+            without any, F is diagonal.
     """
 
-    own: Float[Tensor, " weight"]
-    rows: Float[Tensor, "batch weight"]
+    diagonal: Float[Tensor, " weight"]
+    gradient_samples: Float[Tensor, "sample weight"]
 
     def kl(self, change: Float[Tensor, " weight"]) -> float:
         """1/2 d^T F d, nats/token."""
-        own = (self.own * change.square()).sum()
-        return 0.5 * float(own + (self.rows @ change).square().sum())
+        diagonal = (self.diagonal * change.square()).sum()
+        return 0.5 * float(diagonal + (self.gradient_samples @ change).square().sum())
 
-    def cheapest(self, gradient: Float[Tensor, " weight"]) -> Float[Tensor, " weight"]:
-        """F^-1 g: the direction in which a gain costs least."""
-        alone = gradient / self.own
-        if not len(self.rows):
-            return alone
-        inner = torch.cholesky_solve((self.rows @ alone)[:, None], self._factor)[:, 0]
-        return alone - (self.rows.T @ inner) / self.own
+    def natural_gradient(self, gradient: Float[Tensor, " weight"]) -> Float[Tensor, " weight"]:
+        """F^-1 g: the direction that changes the quantity with this gradient for the least KL."""
+        by_diagonal = gradient / self.diagonal
+        if not len(self.gradient_samples):
+            return by_diagonal
+        right_side = (self.gradient_samples @ by_diagonal)[:, None]
+        solution = torch.cholesky_solve(right_side, self._woodbury_factor)[:, 0]
+        return by_diagonal - (self.gradient_samples.T @ solution) / self.diagonal
 
     @cached_property
-    def _factor(self) -> Tensor:
-        inner = (self.rows / self.own) @ self.rows.T
+    def _woodbury_factor(self) -> Float[Tensor, "sample sample"]:
+        """Cholesky factor of I + R D^-1 R^T."""
+        inner = (self.gradient_samples / self.diagonal) @ self.gradient_samples.T
         return torch.linalg.cholesky(inner + torch.eye(len(inner), device=inner.device))
 
 
 @dataclass(frozen=True)
 class Curvature:
-    """Fisher information of controls, for all candidates by itself and for a mask together.
+    """Fisher information of controls: the diagonal for all candidates, more for a mask.
 
     Attributes:
+        adapter: the model.
         control: the controls.
         weights: the candidate matrices.
-        diagonal: for each the diagonal of F, in the parameter's shape.
-        fingerprint: names the model's weights.
+        diagonal: for each matrix the diagonal of F, in the parameter's shape.
+        fingerprint: identifies the model's weights.
         draws: labels drawn for each position.
+        labels: log p of the drawn labels, for `iter_paragraph_gradients`.
+        memory_budget: maximum bytes per batch.
+        stored_samples: for each matrix all sampled gradients in bfloat16, [sample, weight]; empty
+            if they were not stored.
     """
 
     adapter: Adapter
@@ -88,7 +99,7 @@ class Curvature:
     draws: int
     labels: Callable[[slice, Tensor], Sequence[Tensor]]
     memory_budget: int | None
-    kept: tuple[Tensor, ...] = ()
+    stored_samples: tuple[Tensor, ...] = ()
 
     @classmethod
     def of(
@@ -102,7 +113,7 @@ class Curvature:
         memory_budget: int | None = None,
         keep: bool = False,
     ) -> Curvature:
-        """Pass over the controls once.
+        """Estimate the diagonal in one pass over the controls.
 
         Args:
             adapter: the model.
@@ -110,89 +121,98 @@ class Curvature:
             weights: the candidate matrices.
             draws: labels drawn for each position.
             seed: of the labels.
-            memory_budget: bytes that one batch may take.
-            keep: keep all sampled gradients (in bfloat16), where a third of the free memory holds
-                them, so that further masks need no further pass.
+            memory_budget: maximum bytes per batch.
+            keep: store all sampled gradients (in bfloat16) if a third of the free memory holds
+                them, so that masks chosen later need no further pass.
         """
         labels = drawn_labels(control, draws, torch.Generator().manual_seed(seed))
-        totals = [torch.zeros_like(w.parameter, dtype=torch.float32) for w in weights]
-        size = 2 * len(control) * draws * sum(t.numel() for t in totals)
-        keep = keep and size < free_memory() // 3
-        kept: list[list[Tensor]] = [[] for _ in weights]
-        n = len(control) * draws * control.n_continuation
+        diagonal = [torch.zeros_like(w.parameter, dtype=torch.float32) for w in weights]
+        n_bytes = 2 * len(control) * draws * sum(total.numel() for total in diagonal)
+        keep = keep and n_bytes < free_memory() // 3
+        stored: list[list[Tensor]] = [[] for _ in weights]
+        n_labels = len(control) * draws * control.n_continuation
 
         def reduce(index: int, gradient: Tensor) -> Tensor:
-            # A piece that does not fit is done again: nothing is added here.
+            # A batch that does not fit into memory is repeated: nothing may be accumulated here.
             if keep:
                 return gradient.flatten(1).to("cpu", torch.bfloat16)
             return gradient.float().square().sum(0)
 
-        for _, found in iter_paragraph_gradients(
-            adapter, control, weights, labels, reduce, memory_budget
-        ):
-            for parts in found:
-                for i, (weight, part) in enumerate(zip(weights, parts, strict=True)):
-                    into = weight.split(totals[i])
+        batches = iter_paragraph_gradients(adapter, control, weights, labels, reduce, memory_budget)
+        for _, gradients_per_draw in batches:
+            for gradients in gradients_per_draw:
+                for i, (weight, squares) in enumerate(zip(weights, gradients, strict=True)):
+                    total = weight.split(diagonal[i])
                     if keep:
-                        kept[i].append(part)
-                        part = part.float().square().sum(0).view(into.shape).to(into.device)
-                    into.add_(part / n)
+                        stored[i].append(squares)
+                        squares = squares.float().square().sum(0).view(total.shape)
+                    total.add_(squares.to(total.device) / n_labels)
         return cls(
             adapter=adapter,
             control=control,
             weights=tuple(weights),
-            diagonal=tuple(totals),
+            diagonal=tuple(diagonal),
             fingerprint=adapter.fingerprint(),
             draws=draws,
             labels=labels,
             memory_budget=memory_budget,
-            kept=tuple(torch.cat(parts) for parts in kept) if keep else (),
+            stored_samples=tuple(torch.cat(samples) for samples in stored) if keep else (),
         )
 
     @cached_property
     def roots(self) -> list[Tensor]:
-        """Roots of the damped diagonal, in the parameters' shapes."""
+        """Square roots of the damped diagonal, in the parameters' shapes."""
         return damped_root(self.diagonal)
 
     def root_of(self, weight: Weight) -> Tensor:
-        """The same of one matrix."""
-        return self.roots[self._places[weight.layer, weight.component]]
+        """Square root of the damped diagonal of one matrix, in the parameter's shape."""
+        return self.roots[self._positions[weight.layer, weight.component]]
 
     @cached_property
-    def _places(self) -> dict[tuple[int, str], int]:
+    def _positions(self) -> dict[tuple[int, str], int]:
         return {(w.layer, w.component): i for i, w in enumerate(self.weights)}
 
-    def on(self, mask: Mask, *, together: bool = True, anew: bool = False) -> Quadratic:
+    def restrict_to(self, mask: Mask, *, full: bool = True, resample: bool = False) -> Quadratic:
         """The quadratic model of a mask's weights.
 
         Args:
             mask: the weights.
-            together: not their diagonal alone.
-            anew: sample again, at the weights as they are now.
+            full: with the products of the sampled gradients; otherwise the diagonal only.
+            resample: sample the gradients again, at the present weights.
+
+        Raises:
+            InputError: if the sampled gradients of the mask do not fit into memory.
         """
-        own = mask.gather([self.root_of(w) for w in mask.weights]).square()
-        if not together:
-            return Quadratic(own, own.new_zeros(0, len(own)))
-        size = 4 * len(own) * len(self.control) * self.draws
-        if size > free_memory() // 2:
+        diagonal = mask.gather([self.root_of(w) for w in mask.weights]).square()
+        if not full:
+            return Quadratic(diagonal, diagonal.new_zeros(0, len(diagonal)))
+        n_bytes = 4 * len(diagonal) * len(self.control) * self.draws
+        if n_bytes > free_memory() // 2:
             raise InputError(
                 "curvature",
-                f"{len(own):,} weights together take {size / 2**30:.1f} GiB",
+                f"{len(diagonal):,} weights together take {n_bytes / 2**30:.1f} GiB",
                 'choose a smaller fraction, fewer draws or a recipe with curvature="diagonal"',
             )
-        if self.kept and not anew:
-            mine = [self.kept[self._places[w.layer, w.component]] for w in mask.weights]
-            parts = [m[:, index].float() for m, index in zip(mine, mask.indices, strict=True)]
-            rows = torch.cat(parts, 1).to(own.device)
+        if self.stored_samples and not resample:
+            samples = self._stored(mask).to(diagonal.device)
         else:
-            indices = [index.to(own.device) for index in mask.indices]
-            found = iter_paragraph_gradients(
-                self.adapter,
-                self.control,
-                mask.weights,
-                self.labels,
-                lambda i, gradient: gradient.flatten(1)[:, indices[i]].float(),
-                self.memory_budget,
-            )
-            rows = torch.cat([torch.cat(parts, 1) for _, draws in found for parts in draws])
-        return Quadratic(own, rows / (len(rows) * self.control.n_continuation) ** 0.5)
+            samples = self._sampled(mask, diagonal.device)
+        n_labels = len(samples) * self.control.n_continuation
+        return Quadratic(diagonal, samples / n_labels**0.5)
+
+    def _stored(self, mask: Mask) -> Float[Tensor, "sample weight"]:
+        stored = [self.stored_samples[self._positions[w.layer, w.component]] for w in mask.weights]
+        columns = [s[:, index].float() for s, index in zip(stored, mask.indices, strict=True)]
+        return torch.cat(columns, 1)
+
+    def _sampled(self, mask: Mask, device: torch.device) -> Float[Tensor, "sample weight"]:
+        indices = [index.to(device) for index in mask.indices]
+        batches = iter_paragraph_gradients(
+            self.adapter,
+            self.control,
+            mask.weights,
+            self.labels,
+            lambda i, gradient: gradient.flatten(1)[:, indices[i]].float(),
+            self.memory_budget,
+        )
+        return torch.cat([torch.cat(columns, 1) for _, draws in batches for columns in draws])

@@ -1,9 +1,9 @@
-"""A change of few weights as an object: make it, take it back, save it, write it out as a model.
+"""A change of few weights as an object: apply it, take it back, save it, export it as a model.
 
-An `Edit` stores for each weight matrix the places that were changed and by how much. Inside
-`with edit.apply(model):` the model is the edited one; on leaving, also by an exception or Ctrl-C,
-the original values are written back, so that the model is bit for bit what it was. An edit fits the
-weights it was made for and no others, and checks their fingerprint.
+An `Edit` stores for each weight matrix the positions that changed and by how much. Inside
+`with edit.apply(model):` the model is the edited one. On leaving, also by an exception or Ctrl-C,
+the original values are written back, so that the model is bit for bit what it was. An edit fits
+only the weights that it was made for, and checks their fingerprint.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ import os
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Self
+from typing import TYPE_CHECKING, Any, Self, TypeVar
 
 import torch
 from jaxtyping import Float, Int
@@ -21,6 +21,7 @@ from torch import Tensor
 
 from memcircuits.core.errors import InputError
 from memcircuits.editing.masks import Mask, named_mask
+from memcircuits.models.adapter import Model
 from memcircuits.models.registry import adapt
 from memcircuits.results.provenance import Provenance
 from memcircuits.results.result import Result
@@ -28,23 +29,26 @@ from memcircuits.results.result import Result
 if TYPE_CHECKING:
     import pandas as pd
 
+AnyModel = TypeVar("AnyModel", bound=Model)
+
 
 @dataclass(frozen=True)
 class Edit(Result, kind="edit"):
     """A change of some weights of one model.
 
     Attributes:
-        indices: matrix (`3.W_in`) -> places of the masked weights in its `[head, d_in, d_out]`.
-        deltas: matrix -> change of each, in units of weight; 0 where a masked weight stayed.
+        indices: matrix (`3.W_in`) -> positions of the masked weights in its `[head, d_in, d_out]`.
+        deltas: matrix -> change of each, in units of weight; 0 for a masked weight that did not
+            change.
         norms: matrix -> Euclidean norm of the whole unedited matrix, [1].
-        n_candidates: weights that the mask was chosen from.
-        provenance: where the edit comes from; it names the weights that it fits.
+        n_candidates: number of weights that the mask was chosen from.
+        provenance: where the edit comes from; it identifies the weights that the edit fits.
         history: measure -> [step], measured before each step: `em` and `em_max` (recited tokens,
             mean and largest over the targets), `nll` (nats/token), `kl` (nats/token, on controls
-            held out from the optimisation; NaN where no budget asks for it) and `forget` (the
-            objective's first term); for `edit`
-            also `em_new`. A last row may be that of the change scaled back.
-        kept: the row of it that was kept.
+            held out from the optimisation; NaN where no budget needs it) and `forget` (the
+            objective's first term); for `edit` also `em_new`. A last row may be that of the change
+            scaled back.
+        kept: the row of the history that was kept.
         stopped: why the steps ended: `em`, `kl` or `steps`.
     """
 
@@ -64,7 +68,7 @@ class Edit(Result, kind="edit"):
         for name, index in self.indices.items():
             delta = self.deltas[name]
             if index.is_floating_point() or index.shape != delta.shape or index.ndim != 1:
-                raise InputError(f"indices of {name}", tuple(index.shape), "one place per delta")
+                raise InputError(f"indices of {name}", tuple(index.shape), "give one position per delta")
             if len(index.unique()) != len(index):
                 raise InputError(f"indices of {name}", "repeated", "name each weight once")
             if not delta.isfinite().all():
@@ -77,9 +81,17 @@ class Edit(Result, kind="edit"):
         before: list[Tensor],
         after: list[Tensor],
         provenance: Provenance,
-        **rest: Any,
+        **fields: Any,
     ) -> Self:
-        """The difference of a mask's weights, which now hold `before`."""
+        """The difference between two values of a mask's weights, while the model holds `before`.
+
+        Args:
+            mask: the weights.
+            before: their original values, see `Mask.read`.
+            after: their edited values.
+            provenance: where the edit comes from.
+            **fields: the remaining fields.
+        """
         changes = [a.double() - b.double() for a, b in zip(after, before, strict=True)]
         return cls(
             indices=mask.by_matrix(torch.cat(mask.indices)),
@@ -87,17 +99,17 @@ class Edit(Result, kind="edit"):
             norms={k: w.values.double().norm().view(1).cpu() for k, w in mask.named.items()},
             n_candidates=mask.n_candidates,
             provenance=provenance,
-            **rest,
+            **fields,
         )
 
     @property
     def n_masked(self) -> int:
-        """Weights that the mask allowed to change."""
+        """Number of weights that the mask allowed to change."""
         return sum(len(index) for index in self.indices.values())
 
     @property
     def n_changed(self) -> int:
-        """Weights that changed."""
+        """Number of weights that changed."""
         return sum(int((delta != 0).sum()) for delta in self.deltas.values())
 
     @property
@@ -106,12 +118,12 @@ class Edit(Result, kind="edit"):
         return float(torch.cat(list(self.deltas.values())).norm())
 
     @contextlib.contextmanager
-    def apply(self, model: Any) -> Iterator[Any]:
+    def apply(self, model: AnyModel) -> Iterator[AnyModel]:
         """Inside, `model` is the edited model; afterwards it is bit for bit what it was.
 
         Raises:
-            InputError: if these are not the weights that the edit was made for, or those with
-                LayerNorm folded into them.
+            InputError: if the model has other weights than those that the edit was made for, or
+                the same ones in another basis (LayerNorm folded into them).
         """
         adapter = adapt(model)
         if adapter.basis != self.provenance.basis:
@@ -121,12 +133,12 @@ class Edit(Result, kind="edit"):
                 f"this edit was made in the {self.provenance.basis} basis, where a weight means "
                 "something else; apply it to the model as it was then",
             )
-        fits, found = self.provenance.model["fingerprint"], adapter.fingerprint()
-        if found != fits:
+        expected, fingerprint = self.provenance.model["fingerprint"], adapter.fingerprint()
+        if fingerprint != expected:
             raise InputError(
                 "model",
-                f"weights {found}",
-                f"this edit was made for weights {fits} of {self.provenance.model['name']}; "
+                f"weights {fingerprint}",
+                f"this edit was made for weights {expected} of {self.provenance.model['name']}; "
                 "apply it to those, one edit at a time",
             )
         mask = named_mask(adapter, self.indices, self.n_candidates)
@@ -137,7 +149,7 @@ class Edit(Result, kind="edit"):
     def export(
         self, folder: str | os.PathLike[str], source: str | Path = "organism", **options: Any
     ) -> Path:
-        """Write the edited model as a Hugging Face folder, see `memcircuits.editing.export`."""
+        """Write the edited model as a Hugging Face folder; arguments as `export_edit`."""
         from memcircuits.editing.export import export_edit
 
         return export_edit(self, folder, source, **options)
@@ -171,26 +183,17 @@ class Edit(Result, kind="edit"):
         return frame
 
     def figure(self) -> Any:
-        """The steps: EM and KL, the kept step marked; without a history the change per matrix."""
+        """EM and KL at each step (plotly), or without a history the change of each matrix."""
+        if not self.history:
+            return self._figure_of_changes()
         from memcircuits.display import figures
 
-        if not self.history:
-            table = self.to_frame().pivot(index="layer", columns="component", values="norm")
-            return figures.heatmap(
-                table.to_numpy(),
-                title="Norm of the change",
-                name="norm",
-                units="of weights",
-                col_label="matrix",
-                row_names=[str(layer) for layer in table.index],
-                col_names=[str(component) for component in table.columns],
-            )
+        steps = self.steps()
         panels = {"em": "exact match (tokens)", "kl": "KL of controls (nats/token)"}
-        figure = figures.curves(
-            self.steps(), "step", panels, title="Steps of the edit", x_label="step"
-        )
-        if len(self.steps()) <= 12:
+        figure = figures.curves(steps, "step", panels, title="Steps of the edit", x_label="step")
+        if len(steps) <= 12:
             figure.update_xaxes(dtick=1)
+        # Mark the kept step in both panels; its label stands beside the curve's longer side.
         line = {"dash": "dash", "color": "#6b7280"}
         figure.add_vline(x=self.kept, line=line, row=2, col=1)
         return figure.add_vline(
@@ -199,7 +202,22 @@ class Edit(Result, kind="edit"):
             row=1,
             col=1,
             annotation_text=f"kept: step {self.kept}",
-            annotation_position="top left" if 2 * self.kept > len(self.steps()) else "top right",
+            annotation_position="top left" if 2 * self.kept > len(steps) else "top right",
+        )
+
+    def _figure_of_changes(self) -> Any:
+        """Heatmap of the norm of the change, a row per layer and a column per matrix."""
+        from memcircuits.display import figures
+
+        table = self.to_frame().pivot(index="layer", columns="component", values="norm")
+        return figures.heatmap(
+            table.to_numpy(),
+            title="Norm of the change",
+            name="norm",
+            units="of weights",
+            col_label="matrix",
+            row_names=[str(layer) for layer in table.index],
+            col_names=[str(component) for component in table.columns],
         )
 
     def __str__(self) -> str:

@@ -1,20 +1,18 @@
 """What did an edit do? To its targets, to controls that it never saw, and under attack.
 
 * Targets: EM, NLL, bits, share of tokens still greedy, and whether sampling still finds the text.
-* Others: what else the model recites. An edit that cuts one text out may cut others with it.
+* Others: what else the model recites. An edit that removes one text may remove others with it.
 * Controls: EM of the model's own greedy continuations (complete before any edit, by definition),
   KL(original || edited) along them, NLL of the true text.
 * Held-out text: perplexity.
-* Attacks: the prefix, or others with random tokens replaced, of which the best is taken, since an
-  edit may only have broken the one known way in; and relearning (`recovery_curve`): how many steps
-  of training on *other* paragraphs bring back those that were forgotten and are not trained on?
+* Attacks: EM with random tokens of the prefix replaced, the largest over several draws: an edit may
+  have broken only the one known prefix. `memcircuits.editing.relearning` has the other attack.
 
-Only controls and texts that `unlearn` was not given say anything about what else was lost.
+Only controls and texts that `unlearn` was not given show what else was lost.
 """
 
 from __future__ import annotations
 
-import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
@@ -24,176 +22,40 @@ from jaxtyping import Float
 from torch import Tensor
 
 from memcircuits.core.errors import InputError, at_least
-from memcircuits.core.statistics import DRAWS, bootstrap_interval, bootstrap_means, interval
-from memcircuits.data.paragraphs import Paragraphs
+from memcircuits.data.paragraphs import Paragraphs, ParagraphsLike
 from memcircuits.editing.edit import Edit
+from memcircuits.editing.edit_report import EditReport
 from memcircuits.measure.continuation import (
     continuation_log_probs,
     kl_divergence,
     read_continuation,
 )
 from memcircuits.measure.decoding import greedy_continuations
-from memcircuits.measure.scanning import scan
-from memcircuits.models.adapter import Adapter
+from memcircuits.measure.scanning import Scan, scan
+from memcircuits.models.adapter import Adapter, Model
 from memcircuits.models.batching import map_batches, rows_that_fit
 from memcircuits.models.registry import adapt
 from memcircuits.results.provenance import Provenance
-from memcircuits.results.result import Result
 
 if TYPE_CHECKING:
     import pandas as pd
 
 
-UNITS = {
-    "em": "tokens",
-    "em_attacked": "tokens",
-    "nll": "nats/token",
-    "bits": "bits",
-    "loose_match": "share of tokens",
-    "extraction": "probability",
-    "in_full": "share of paragraphs",
-    "kl": "nats/token",
-    "perplexity": "perplexity",
-}
-
-
-_SETS = {"control/em": "control, own text", "control/kl": "control, own text"}
-
-
-@dataclass(frozen=True)
-class EditReport(Result, kind="edit-report"):
-    """Measures before and after an edit.
-
-    Attributes:
-        samples: `set/measure` -> [moment, paragraph], the moments before and after.
-        n_samples: samples that `extraction` allows.
-        provenance: where the numbers come from.
-    """
-
-    samples: Mapping[str, Float[Tensor, "moment paragraph"]]
-    n_samples: int
-    provenance: Provenance
-
-    def mean(self, name: str) -> tuple[float, float]:
-        """Before and after, mean over paragraphs, for instance of `memorized/em`."""
-        if name not in self.samples:
-            raise InputError("name", repr(name), "choose one of " + ", ".join(self.samples))
-        before, after = self.samples[name].double().mean(-1).tolist()
-        return before, after
-
-    def to_frame(self) -> pd.DataFrame:
-        """Columns `set, measure, units, before, after, change, ci_low, ci_high, n`.
-
-        The interval is that of the mean change, 95 %, over paragraphs; none of a single one.
-        Perplexity is the exponential of the mean NLL. `control, own text` is what the model itself
-        writes after the controls' prefixes.
-        """
-        import pandas as pd
-
-        rows = []
-        for name, (before, after) in self.samples.items():
-            group, _, measure = name.partition("/")
-            n = len(before)
-            generator = torch.Generator().manual_seed(0)
-            draws = bootstrap_means(torch.stack([before, after], -1), DRAWS, generator)
-            moments = torch.stack([before.mean(), after.mean()])
-            if measure == "perplexity":
-                draws, moments = draws.exp(), moments.exp()
-            low, high = interval(draws[:, 1] - draws[:, 0]).tolist()
-            if n == 1:
-                low = high = math.nan
-            rows.append(
-                {
-                    "set": _SETS.get(name, group),
-                    "measure": measure,
-                    "units": UNITS[measure],
-                    "before": float(moments[0]),
-                    "after": float(moments[1]),
-                    "change": float(moments[1] - moments[0]),
-                    "ci_low": low,
-                    "ci_high": high,
-                    "n": n,
-                }
-            )
-        return pd.DataFrame(rows)
-
-    def figure(self) -> Any:
-        """EM before and after, of targets and controls (plotly; the paper's figure 5)."""
-        from memcircuits.display import figures
-
-        return figures.arms(
-            edit_arms({"before": self, "after": self}),
-            title="Recitation before and after the edit",
-        )
-
-    def __str__(self) -> str:
-        em = self.mean("memorized/em")
-        own, kl = self.mean("control/em"), self.mean("control/kl")
-        text = f"memorized EM {em[0]:.1f} -> {em[1]:.1f}, "
-        if "memorized/em_attacked" in self.samples:
-            text += f"with other prefixes {self.mean('memorized/em_attacked')[1]:.1f}, "
-        if "others/in_full" in self.samples:
-            kept = self.samples["others/in_full"]
-            text += f"others still recited {int(kept[1].sum())} of {int(kept[0].sum())}, "
-        return (
-            f"{text}controls' own continuations {own[0]:.1f} -> {own[1]:.1f} tokens, "
-            f"KL {kl[1]:.2g} nats/token"
-        )
-
-
-def edit_arms(reports: Mapping[str, EditReport]) -> pd.DataFrame:
-    """EM of several edits of one model side by side, for `memcircuits.display.figures.bars.arms`.
-
-    Args:
-        reports: name of the arm -> its report. An arm named `before` shows its report's numbers
-            before the edit, all others those after it.
-
-    Returns:
-        Columns `arm, set, value, value_low, value_high` (tokens, 95 % over paragraphs), for the
-        targets, the targets under attack where that was measured, and the controls' own
-        continuations.
-    """
-    import pandas as pd
-
-    sets = {
-        "memorized": "memorized/em",
-        "memorized, under attack": "memorized/em_attacked",
-        "control": "control/em",
-    }
-    rows = []
-    for name, measure in sets.items():
-        for arm, report in reports.items():
-            if measure not in report.samples:
-                continue
-            values = report.samples[measure][0 if arm == "before" else 1].float()
-            low, high = bootstrap_interval(values).tolist()
-            rows.append(
-                {
-                    "arm": arm,
-                    "set": name,
-                    "value": float(values.mean()),
-                    "value_low": low,
-                    "value_high": high,
-                }
-            )
-    return pd.DataFrame(rows)
-
-
-def evaluate_edit(
-    model: Any,
+def evaluate_edit(  # noqa: PLR0913
+    model: Model,
     edit: Edit,
-    memorized: Any,
-    control: Any,
+    memorized: ParagraphsLike,
+    control: ParagraphsLike,
     *,
-    others: Any = None,
-    heldout: Any = None,
+    others: ParagraphsLike | None = None,
+    heldout: ParagraphsLike | None = None,
     attacks: int = 20,
     n_samples: int = 1000,
     seed: int = 0,
     memory_budget: int | None = None,
     progress: bool = True,
 ) -> EditReport:
-    """Measure an edit before and after, see the module's text.
+    """Measure a model before and after an edit; the module's text says what and why.
 
     Args:
         model: the model that the edit was made for.
@@ -206,7 +68,7 @@ def evaluate_edit(
             `em_attacked` is the largest EM among them and the prefix itself. 0: not measured.
         n_samples: samples that `extraction` allows an attacker (Hayes et al. 2024).
         seed: of the perturbations.
-        memory_budget: bytes that one batch may take.
+        memory_budget: maximum bytes per batch.
         progress: show bars on stderr.
 
     Raises:
@@ -215,47 +77,33 @@ def evaluate_edit(
     adapter = adapt(model)
     at_least("attacks", attacks, 0)
     at_least("n_samples", n_samples, 1)
-    options: dict[str, Any] = {"memory_budget": memory_budget, "progress": progress}
     memorized = Paragraphs.of(memorized, model, "memorized")
     control = Paragraphs.of(control, model, "control")
-    further = None if others is None else Paragraphs.of(others, model, "others")
-    text = None if heldout is None else Paragraphs.of(heldout, model, "heldout")
-    own = greedy_continuations(model, control, **options)
-    attacked = random_prefixes(memorized, adapter.d_vocab, attacks, seed) if attacks else None
-
-    def measure() -> dict[str, Tensor]:
-        targets = scan(model, memorized, **options)
-        kept = scan(model, own, **options)
-        found = {
-            "memorized/em": targets.em,
-            "memorized/nll": targets.nll,
-            "memorized/bits": targets.bits,
-            "memorized/loose_match": targets.loose_match,
-            "memorized/extraction": extraction_probability(targets.log_prob, n_samples),
-            "control/em": kept.em,
-            "control/nll": scan(model, control, **options).nll,
-        }
-        if attacked is not None:
-            em = scan(model, attacked, **options).em.view(len(memorized), attacks)
-            found["memorized/em_attacked"] = torch.maximum(em.amax(-1), targets.em)
-        if further is not None:
-            recited = scan(model, further, **options)
-            found["others/em"], found["others/in_full"] = recited.em, recited.is_memorized
-        if text is not None:
-            found["heldout/perplexity"] = _all_tokens(adapter, text, memory_budget)
-        return found
-
-    before = measure()
-    with edit.apply(model):
-        after = measure()
-    kl = edit_divergence(model, edit, own, memory_budget=memory_budget)
+    others = None if others is None else Paragraphs.of(others, model, "others")
+    heldout = None if heldout is None else Paragraphs.of(heldout, model, "heldout")
+    texts = _Texts(
+        adapter=adapter,
+        memorized=memorized,
+        attacked=random_prefixes(memorized, adapter.d_vocab, attacks, seed) if attacks else None,
+        control=control,
+        own=greedy_continuations(adapter, control, memory_budget=memory_budget, progress=progress),
+        others=others,
+        heldout=heldout,
+        n_samples=n_samples,
+        memory_budget=memory_budget,
+        progress=progress,
+    )
+    before = texts.measure()
+    with edit.apply(adapter):
+        after = texts.measure()
+    kl = edit_divergence(adapter, edit, texts.own, memory_budget=memory_budget)
     before["control/kl"], after["control/kl"] = torch.zeros_like(kl), kl
     return EditReport(
         samples={name: torch.stack([before[name].float(), after[name].float()]) for name in before},
         n_samples=n_samples,
         provenance=Provenance.of(
             adapter,
-            {"memorized": memorized, "control": control, "others": further, "heldout": text},
+            {"memorized": memorized, "control": control, "others": others, "heldout": heldout},
             edit=dict(edit.provenance.options),
             attacks=attacks,
             n_samples=n_samples,
@@ -264,19 +112,74 @@ def evaluate_edit(
     )
 
 
-def compare_edits(
-    model: Any, edits: Mapping[str, Edit], memorized: Any, control: Any, **options: Any
-) -> pd.DataFrame:
-    """Edits side by side, and no edit at all: one row per set and measure, one column per arm.
+@dataclass(frozen=True)
+class _Texts:
+    """The texts of `evaluate_edit`; its arguments, and two groups made from them.
 
-    The first row says how many weights each changed.
+    Attributes beside the arguments:
+        attacked: the targets behind perturbed prefixes, consecutive rows for each target.
+        own: the unedited model's greedy continuations of the controls.
+    """
+
+    adapter: Adapter
+    memorized: Paragraphs
+    attacked: Paragraphs | None
+    control: Paragraphs
+    own: Paragraphs
+    others: Paragraphs | None
+    heldout: Paragraphs | None
+    n_samples: int
+    memory_budget: int | None
+    progress: bool
+
+    def measure(self) -> dict[str, Tensor]:
+        """`set/measure` -> a number for each paragraph, at the weights as they are."""
+        targets, own = self._scan(self.memorized), self._scan(self.own)
+        measures = {
+            "memorized/em": targets.em,
+            "memorized/nll": targets.nll,
+            "memorized/bits": targets.bits,
+            "memorized/loose_match": targets.loose_match,
+            "memorized/extraction": extraction_probability(targets.log_prob, self.n_samples),
+            "control/em": own.em,
+            "control/nll": self._scan(self.control).nll,
+        }
+        if self.attacked is not None:
+            em = self._scan(self.attacked).em.view(len(self.memorized), -1)
+            measures["memorized/em_attacked"] = torch.maximum(em.amax(-1), targets.em)
+        if self.others is not None:
+            others = self._scan(self.others)
+            measures["others/em"], measures["others/in_full"] = others.em, others.is_memorized
+        if self.heldout is not None:
+            nll = _all_tokens_nll(self.adapter, self.heldout, self.memory_budget)
+            measures["heldout/perplexity"] = nll  # the report takes the exponential of the mean
+        return measures
+
+    def _scan(self, paragraphs: Paragraphs) -> Scan:
+        return scan(
+            self.adapter, paragraphs, memory_budget=self.memory_budget, progress=self.progress
+        )
+
+
+def compare_edits(
+    model: Model,
+    edits: Mapping[str, Edit],
+    memorized: ParagraphsLike,
+    control: ParagraphsLike,
+    **options: Any,
+) -> pd.DataFrame:
+    """Evaluate several edits of one model side by side, with the unedited model as `no-op`.
 
     Args:
         model: the model that the edits were made for.
         edits: name of the arm -> edit.
-        memorized: what all of them were to forget.
-        control: paragraphs that none was given.
+        memorized: the targets of all edits.
+        control: paragraphs that no edit was given.
         **options: see `evaluate_edit`.
+
+    Returns:
+        One row per set and measure, one column per arm; the first row has the number of changed
+        weights.
     """
     import pandas as pd
 
@@ -303,40 +206,38 @@ def extraction_probability(
 
 
 def edit_divergence(
-    model: Any, edit: Edit, paragraphs: Any, *, memory_budget: int | None = None
+    model: Model, edit: Edit, paragraphs: ParagraphsLike, *, memory_budget: int | None = None
 ) -> Float[Tensor, " paragraph"]:
     """KL(original || edited) along the continuations, nats/token."""
     adapter = adapt(model)
-    paragraphs = Paragraphs.of(paragraphs, model)
-    size = rows_that_fit(
-        adapter, paragraphs.ids.shape[1], 2 * paragraphs.n_continuation, memory_budget
-    )
+    texts = Paragraphs.of(paragraphs, model)
+    # Both models' logits of a batch are in memory at once.
+    size = rows_that_fit(adapter, texts.ids.shape[1], 2 * texts.n_continuation, memory_budget)
 
-    def one_batch(piece: slice) -> Tensor:
-        original = continuation_log_probs(adapter, paragraphs, piece)
-        with edit.apply(model):
-            edited = continuation_log_probs(adapter, paragraphs, piece)
+    def kl_of_batch(batch: slice) -> Tensor:
+        original = continuation_log_probs(adapter, texts, batch)
+        with edit.apply(adapter):
+            edited = continuation_log_probs(adapter, texts, batch)
         return kl_divergence(original, edited).mean(-1).cpu()
 
     with adapter.preserving_state():
-        return map_batches(len(paragraphs), size, one_batch)
+        return map_batches(len(texts), size, kl_of_batch)
 
 
-def _all_tokens(
+def _all_tokens_nll(
     adapter: Adapter, paragraphs: Paragraphs, memory_budget: int | None
 ) -> Float[Tensor, " paragraph"]:
     """Mean NLL of every token but the first, nats/token."""
     n_pos = paragraphs.ids.shape[1]
 
-    def one_batch(piece: slice) -> Tensor:
-        ids = paragraphs.ids[piece]
-        run = adapter.run(ids[:, :-1])
-        return read_continuation(run.logits, ids[:, 1:].to(run.logits.device)).nll.cpu()
+    def nll_of_batch(batch: slice) -> Tensor:
+        ids = paragraphs.ids[batch]
+        logits = adapter.run(ids[:, :-1]).logits
+        return read_continuation(logits, ids[:, 1:].to(logits.device)).nll.cpu()
 
+    size = rows_that_fit(adapter, n_pos, n_pos, memory_budget)
     with adapter.preserving_state():
-        return map_batches(
-            len(paragraphs), rows_that_fit(adapter, n_pos, n_pos, memory_budget), one_batch
-        )
+        return map_batches(len(paragraphs), size, nll_of_batch)
 
 
 def random_prefixes(paragraphs: Paragraphs, d_vocab: int, attacks: int, seed: int) -> Paragraphs:

@@ -1,8 +1,9 @@
-"""Sets of single weights: which ones, their values, and writing them so that they can be put back.
+"""Masks of single weights: choosing, reading, writing and restoring them exactly.
 
-A weight is named by layer, component and its place in `[head, d_in, d_out]`, the same in every
-architecture (see `memcircuits.models.adapter`), so a mask can be saved and found again in another copy of
-the model. Scores decide a mask; a random mask is that of random scores.
+A weight is identified by its layer, its component and its position in `[head, d_in, d_out]`. These
+are the same in every architecture (see `memcircuits.models.weights`), so a saved mask selects the
+same weights in another copy of the model. A mask holds the candidates with the largest scores; a
+random mask is that of random scores.
 """
 
 from __future__ import annotations
@@ -11,17 +12,22 @@ import contextlib
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
+from typing import Literal, get_args
 
 import torch
 from jaxtyping import Float, Int
 from torch import Tensor, nn
 
-from memcircuits.core.errors import InputError, fraction, one_of, sequence
-from memcircuits.core.heads import Head
+from memcircuits.core.errors import InputError, one_of, sequence
+from memcircuits.core.errors import fraction as check_fraction
+from memcircuits.core.heads import Head, HeadLike
 from memcircuits.models.adapter import Adapter
 from memcircuits.models.weights import HEAD_COMPONENTS, Weight
 
-CHOICES = ("top", "random", "random-per-tensor", "all")
+MaskStrategy = Literal["top", "random", "random-per-tensor", "all"]
+"""How a mask is chosen, see `Candidates.choose`."""
+
+MASK_STRATEGIES: tuple[MaskStrategy, ...] = get_args(MaskStrategy)
 
 
 @dataclass(frozen=True)
@@ -30,8 +36,8 @@ class Mask:
 
     Attributes:
         weights: the matrices that hold them.
-        indices: for each matrix the places in the flattened `[head, d_in, d_out]`, ascending.
-        n_candidates: how many weights they were chosen from.
+        indices: for each matrix the positions in the flattened `[head, d_in, d_out]`, ascending.
+        n_candidates: number of weights that the mask was chosen from.
     """
 
     weights: tuple[Weight, ...]
@@ -47,12 +53,17 @@ class Mask:
         return [weight.parameter for weight in self.weights]
 
     @property
+    def device(self) -> torch.device:
+        """The device of the first matrix; `gather` collects there."""
+        return self.weights[0].parameter.device
+
+    @property
     def named(self) -> dict[str, Weight]:
         """The matrices by name, like `3.W_in`."""
         return {f"{weight.layer}.{weight.component}": weight for weight in self.weights}
 
     @cached_property
-    def _places(self) -> list[tuple[Tensor, ...]]:
+    def _positions(self) -> list[tuple[Tensor, ...]]:
         return [
             torch.unravel_index(index.to(weight.parameter.device), weight.values.shape)
             for weight, index in zip(self.weights, self.indices, strict=True)
@@ -60,21 +71,22 @@ class Mask:
 
     def gather(self, tensors: Sequence[Tensor]) -> Float[Tensor, " weight"]:
         """The masked entries of tensors of the parameters' shapes, as float32 on one device."""
-        device = self.weights[0].parameter.device
         parts = [
-            weight.split(tensor.detach())[place].float().to(device)
-            for weight, tensor, place in zip(self.weights, tensors, self._places, strict=True)
+            weight.split(tensor.detach())[position].float().to(self.device)
+            for weight, tensor, position in zip(self.weights, tensors, self._positions, strict=True)
         ]
         return torch.cat(parts)
 
     def read(self) -> list[Tensor]:
-        """The masked weights of each matrix, copied, in their own type."""
-        return [w.values[place] for w, place in zip(self.weights, self._places, strict=True)]
+        """The masked weights of each matrix: copies, in the matrix's own dtype."""
+        return [
+            w.values[position] for w, position in zip(self.weights, self._positions, strict=True)
+        ]
 
     def write(self, values: Sequence[Tensor]) -> None:
         """Overwrite the masked weights, and nothing else."""
-        for weight, place, new in zip(self.weights, self._places, values, strict=True):
-            weight.values[place] = new
+        for weight, position, new in zip(self.weights, self._positions, values, strict=True):
+            weight.values[position] = new
 
     def add(self, original: Sequence[Tensor], delta: Float[Tensor, " weight"]) -> None:
         """Set the masked weights to `original + delta`, summed in float64 and rounded once."""
@@ -88,12 +100,21 @@ class Mask:
 
     @contextlib.contextmanager
     def restored(self) -> Iterator[list[Tensor]]:
-        """Put the masked weights back bit by bit on leaving, also after an exception or Ctrl-C."""
+        """Restore the masked weights bit for bit on leaving, also after an exception or Ctrl-C."""
         original = self.read()
         try:
             yield original
         finally:
             self.write(original)
+
+    def root_mean_squares(self) -> Float[Tensor, " weight"]:
+        """For each masked weight the root mean square of its matrix."""
+        return torch.cat(
+            [
+                weight.values.float().square().mean().sqrt().expand(len(index))
+                for weight, index in zip(self.weights, self.indices, strict=True)
+            ]
+        )
 
     def by_matrix(self, values: Tensor) -> dict[str, Tensor]:
         """Split one value per masked weight by matrix."""
@@ -137,7 +158,7 @@ class Candidates:
         cls,
         adapter: Adapter,
         *,
-        heads: Sequence[Head | str] | None = None,
+        heads: Sequence[HeadLike] | None = None,
         layers: Sequence[int] | None = None,
         components: Sequence[str] | None = None,
     ) -> Candidates:
@@ -151,7 +172,7 @@ class Candidates:
             components: only these, such as `W_in`.
 
         Raises:
-            InputError: if something asked for does not exist, or nothing is left.
+            InputError: if something asked for does not exist, or no weight remains.
         """
         for name, value in {"heads": heads, "layers": layers, "components": components}.items():
             sequence(name, value)
@@ -160,85 +181,76 @@ class Candidates:
         for layer in layers or ():
             if not isinstance(layer, int) or not 0 <= layer < adapter.n_layers:
                 raise InputError("layers", layer, f"layers go from 0 to {adapter.n_layers - 1}")
-        wanted = None if heads is None else [adapter.check_head(head) for head in heads]
-        shared = adapter.n_heads // adapter.n_kv_heads
-        weights, allowed = [], []
-        for layer in range(adapter.n_layers) if layers is None else sorted(set(layers)):
+        allowed_heads = None if heads is None else [adapter.check_head(head) for head in heads]
+        allowed_layers = range(adapter.n_layers) if layers is None else sorted(set(layers))
+        weights, head_indices = [], []
+        for layer in allowed_layers:
             for component in adapter.components:
                 if components is not None and component not in components:
                     continue
                 weight = adapter.weight(layer, component)
-                rows = range(weight.values.shape[0])
-                if wanted is not None:
-                    if component not in HEAD_COMPONENTS:
-                        continue
-                    step = shared if component in ("W_K", "W_V") else 1
-                    mine = {head.head // step for head in wanted if head.layer == layer}
-                    rows = [row for row in rows if row in mine]  # type: ignore[assignment]
-                if len(rows):
+                indices = _allowed_indices(adapter, weight, allowed_heads)
+                if indices:
                     weights.append(weight)
-                    allowed.append(tuple(rows))
+                    head_indices.append(indices)
         if not weights:
             raise InputError(
                 "heads, layers, components",
                 "no weight is left",
                 "the mask needs at least one; widen the choice",
             )
-        return cls(tuple(weights), tuple(allowed))
+        return cls(tuple(weights), tuple(head_indices))
 
     def __len__(self) -> int:
-        return sum(
-            len(heads) * weight.values[0].numel()
-            for weight, heads in zip(self.weights, self.heads, strict=True)
-        )
+        return sum(self._sizes())
 
     def choose(
         self,
-        part: float,
+        fraction: float,
         scores: Sequence[Tensor] | None,
-        how: str = "top",
+        strategy: MaskStrategy = "top",
         generator: torch.Generator | None = None,
     ) -> Mask:
         """Choose a fraction of the candidates.
 
         Args:
-            part: how much of the candidates, in (0, 1]; at least one weight is chosen.
+            fraction: of the candidates, in (0, 1]; at least one weight is chosen.
             scores: for each matrix a tensor of its parameter's shape; not needed for `random` and
                 `all`.
-            how: `top` (largest |score|), `random` (all candidates alike), `random-per-tensor` (from
-                each matrix as many as `top` would choose) or `all`.
+            strategy: `top` (largest |score|), `random` (every candidate equally likely),
+                `random-per-tensor` (from each matrix as many as `top` would choose) or `all`.
             generator: of the random choices.
         """
-        fraction("fraction", part)
-        one_of("mask", how, CHOICES)
-        n = max(1, round(part * len(self)))
-        rows = [torch.tensor(h) for h in self.heads]
-        if how == "all":
-            counts = [len(r) * w.values[0].numel() for r, w in zip(rows, self.weights, strict=True)]
-            return self._mask([torch.arange(count) for count in counts])
-        if how == "random":
+        check_fraction("fraction", fraction)
+        one_of("mask", strategy, MASK_STRATEGIES)
+        n = max(1, round(fraction * len(self)))
+        heads = [torch.tensor(indices) for indices in self.heads]
+        if strategy == "all":
+            return self._mask([torch.arange(size) for size in self._sizes()])
+        if strategy == "random":
             return self._mask(_largest(self._noise(generator), n))
         assert scores is not None
-        flat = [
-            weight.split(score)[row.to(score.device)].flatten().abs()
-            for weight, score, row in zip(self.weights, scores, rows, strict=True)
+        candidate_scores = [
+            weight.split(score)[indices.to(score.device)].flatten().abs()
+            for weight, score, indices in zip(self.weights, scores, heads, strict=True)
         ]
-        chosen = _largest(flat, n)
-        if how == "random-per-tensor":
+        chosen = _largest(candidate_scores, n)
+        if strategy == "random-per-tensor":
             chosen = [
-                noise.topk(len(mine)).indices
-                for noise, mine in zip(self._noise(generator), chosen, strict=True)
+                noise.topk(len(top)).indices
+                for noise, top in zip(self._noise(generator), chosen, strict=True)
             ]
         return self._mask(chosen)
 
+    def _sizes(self) -> list[int]:
+        """Candidates of each matrix."""
+        return [len(h) * w.values[0].numel() for h, w in zip(self.heads, self.weights, strict=True)]
+
     def _noise(self, generator: torch.Generator | None) -> list[Tensor]:
-        return [
-            torch.rand(len(heads) * weight.values[0].numel(), generator=generator)
-            for weight, heads in zip(self.weights, self.heads, strict=True)
-        ]
+        return [torch.rand(size, generator=generator) for size in self._sizes()]
 
     def _mask(self, chosen: Sequence[Tensor]) -> Mask:
-        """From places among the allowed heads to places in the whole matrix."""
+        """From positions among the allowed heads to positions in the whole matrix."""
         weights, indices = [], []
         for weight, heads, index in zip(self.weights, self.heads, chosen, strict=True):
             if not len(index):
@@ -250,8 +262,25 @@ class Candidates:
         return Mask(tuple(weights), tuple(indices), len(self))
 
 
+def _allowed_indices(
+    adapter: Adapter, weight: Weight, allowed: Sequence[Head] | None
+) -> tuple[int, ...]:
+    """Indices in a matrix's head axis that the allowed heads use; all if `allowed` is None."""
+    indices = range(weight.values.shape[0])
+    if allowed is None:
+        return tuple(indices)
+    if weight.component not in HEAD_COMPONENTS:
+        return ()
+    # Under grouped-query attention several heads share one key-value head.
+    heads_per_index = 1
+    if weight.component in ("W_K", "W_V"):
+        heads_per_index = adapter.n_heads // adapter.n_kv_heads
+    used = {head.head // heads_per_index for head in allowed if head.layer == weight.layer}
+    return tuple(index for index in indices if index in used)
+
+
 def _largest(scores: Sequence[Tensor], n: int) -> list[Tensor]:
-    """For each tensor the places of its entries that are among the `n` largest of all."""
+    """For each tensor the positions of its entries that are among the `n` largest of all."""
     best = [score.topk(min(n, len(score))) for score in scores]
     values = torch.cat([b.values.float().cpu() for b in best])
     chosen = values.topk(min(n, len(values))).indices

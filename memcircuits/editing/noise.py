@@ -1,8 +1,8 @@
-"""How precisely must the weights be kept? Gaussian noise on chosen weights, of growing size.
+"""How precisely must the weights be kept? Gaussian noise of growing size on chosen weights.
 
 Noise of relative size s adds to each chosen weight s times the root mean square of its matrix times
-a standard normal number. If the recitation hangs on few weights, noise on those with the largest
-gradients harms it sooner than noise on as many random ones, and sooner than it harms controls.
+a standard normal number. If the recitation depends on few weights, noise on those with the largest
+gradients harms it at smaller sizes than noise on as many random ones, and before it harms controls.
 """
 
 from __future__ import annotations
@@ -17,13 +17,14 @@ from torch import Tensor
 
 from memcircuits.core.errors import InputError, at_least, one_of
 from memcircuits.core.errors import fraction as check_fraction
-from memcircuits.core.heads import Head
+from memcircuits.core.heads import HeadLike
 from memcircuits.core.progress import bar
 from memcircuits.core.statistics import bootstrap_interval
-from memcircuits.data.paragraphs import Paragraphs
-from memcircuits.editing.masks import CHOICES, Candidates
+from memcircuits.data.paragraphs import Paragraphs, ParagraphsLike
+from memcircuits.editing.masks import MASK_STRATEGIES, Candidates, Mask, MaskStrategy
 from memcircuits.measure.gradients import mean_gradient
 from memcircuits.measure.scanning import has_finite_scores, scan
+from memcircuits.models.adapter import Adapter, Model
 from memcircuits.models.registry import adapt
 from memcircuits.results.provenance import Provenance
 from memcircuits.results.result import Result
@@ -40,8 +41,8 @@ class NoiseCurve(Result, kind="noise-curve"):
         sizes: relative sizes, [size].
         em: set (`memorized`, `control`) -> tokens, [size, draw, paragraph].
         nll: set -> nats/token, [size, draw, paragraph].
-        n_weights: weights that got noise.
-        n_candidates: weights they were chosen from.
+        n_weights: number of weights with noise.
+        n_candidates: number of weights that they were chosen from.
         provenance: where the numbers come from.
     """
 
@@ -59,21 +60,17 @@ class NoiseCurve(Result, kind="noise-curve"):
         """
         import pandas as pd
 
-        rows = []
+        frames = []
         for name in self.em:
-            row: dict[str, Tensor] = {}
+            columns = {"set": name, "size": self.sizes.numpy()}
             for measure, values in {"em": self.em[name], "nll": self.nll[name]}.items():
                 per_paragraph = values.float().mean(1)
                 low, high = bootstrap_interval(per_paragraph.T)
-                row |= {measure: per_paragraph.mean(-1)}
-                row |= {f"{measure}_low": low, f"{measure}_high": high}
-            rows.append(
-                pd.DataFrame(
-                    {"set": name, "size": self.sizes.numpy()}
-                    | {key: value.double().numpy() for key, value in row.items()}
-                )
-            )
-        return pd.concat(rows, ignore_index=True)
+                columns[measure] = per_paragraph.mean(-1).double().numpy()
+                columns[f"{measure}_low"] = low.double().numpy()
+                columns[f"{measure}_high"] = high.double().numpy()
+            frames.append(pd.DataFrame(columns))
+        return pd.concat(frames, ignore_index=True)
 
     def figure(self) -> Any:
         """EM and NLL against the size of the noise (plotly)."""
@@ -85,15 +82,15 @@ class NoiseCurve(Result, kind="noise-curve"):
         return f"noise on {self.n_weights:,} of {self.n_candidates:,} weights"
 
 
-def weight_noise(
-    model: Any,
-    memorized: Any,
-    control: Any,
+def weight_noise(  # noqa: PLR0913
+    model: Model,
+    memorized: ParagraphsLike,
+    control: ParagraphsLike,
     *,
     sizes: Sequence[float] = (0.0, 0.01, 0.03, 0.1, 0.3, 1.0),
     fraction: float = 0.001,
-    mask: str = "top",
-    heads: Sequence[Head | str] | None = None,
+    mask: MaskStrategy = "top",
+    heads: Sequence[HeadLike] | None = None,
     layers: Sequence[int] | None = None,
     components: Sequence[str] | None = None,
     draws: int = 3,
@@ -101,14 +98,14 @@ def weight_noise(
     memory_budget: int | None = None,
     progress: bool = True,
 ) -> NoiseCurve:
-    """Add noise to weights and measure what is still recited.
+    """Add noise to weights and measure what is still recited; the model is unchanged afterwards.
 
     Args:
-        model: HookedTransformer or TransformerBridge.
+        model: the model.
         memorized: paragraphs that the model recites; their gradient chooses the weights.
         control: other paragraphs.
         sizes: noise relative to the root mean square of each matrix.
-        fraction: how many of the candidate weights get noise.
+        fraction: fraction of the candidate weights that gets noise.
         mask: `top` by |gradient| of the memorized paragraphs' NLL, `random`, `random-per-tensor`
             or `all`.
         heads: candidates are only these heads' matrices.
@@ -116,61 +113,43 @@ def weight_noise(
         components: candidates are only these, such as `W_V`.
         draws: noise draws for each size, the same ones for every size.
         seed: of noise and random masks.
-        memory_budget: bytes that one batch may take.
+        memory_budget: maximum bytes per batch.
         progress: show a bar on stderr.
 
     Returns:
-        A `NoiseCurve`; the model is as before.
+        A `NoiseCurve`.
 
     Raises:
         InputError: for unusable paragraphs, sizes or masks.
     """
     check_fraction("fraction", fraction)
-    one_of("mask", mask, CHOICES)
+    one_of("mask", mask, MASK_STRATEGIES)
     at_least("draws", draws, 1)
     if not len(sizes) or not all(0 <= size < float("inf") for size in sizes):
         raise InputError("sizes", list(sizes), "give finite numbers from 0 upwards")
     adapter = adapt(model)
-    groups = {
+    given = {
         "memorized": Paragraphs.of(memorized, model, "memorized"),
         "control": Paragraphs.of(control, model, "control"),
     }
     groups = {
         name: group[has_finite_scores(adapter, group, name, memory_budget)]
-        for name, group in groups.items()
+        for name, group in given.items()
     }
     candidates = Candidates.of(adapter, heads=heads, layers=layers, components=components)
     provenance = Provenance.of(
         adapter, dict(groups), sizes=list(sizes), fraction=fraction, mask=mask, seed=seed
     )
+    # Choose the weights, and draw the noise of size 1.
     scores = None
     if mask in ("top", "random-per-tensor"):
-        _, scores = mean_gradient(
-            adapter, groups["memorized"], list(candidates.weights), memory_budget, progress
-        )
+        weights = list(candidates.weights)
+        _, scores = mean_gradient(adapter, groups["memorized"], weights, memory_budget, progress)
     generator = torch.Generator().manual_seed(seed)
     chosen = candidates.choose(fraction, scores, mask, generator)
-    unit = torch.cat(
-        [
-            w.values.float().square().mean().sqrt().cpu().expand(len(index))
-            for w, index in zip(chosen.weights, chosen.indices, strict=True)
-        ]
-    )
-    noise = torch.randn(draws, len(chosen), generator=generator) * unit
-    shape = (len(sizes), draws)
-    em = {name: torch.empty(*shape, len(group)) for name, group in groups.items()}
-    nll = {name: torch.empty(*shape, len(group)) for name, group in groups.items()}
-    with (
-        chosen.restored() as original,
-        bar(len(sizes) * draws, "noise", unit="draw", progress=progress) as shown,
-    ):
-        for i, size in enumerate(sizes):
-            for draw in range(draws):
-                chosen.add(original, size * noise[draw])
-                for name, group in groups.items():
-                    found = scan(model, group, memory_budget=memory_budget, progress=False)
-                    em[name][i, draw], nll[name][i, draw] = found.em.float(), found.nll
-                shown.update()
+    noise = torch.randn(draws, len(chosen), generator=generator)
+    noise *= chosen.root_mean_squares().cpu()
+    em, nll = _scans_under_noise(adapter, groups, chosen, sizes, noise, memory_budget, progress)
     return NoiseCurve(
         sizes=torch.tensor(list(sizes), dtype=torch.float32),
         em=em,
@@ -179,3 +158,30 @@ def weight_noise(
         n_candidates=chosen.n_candidates,
         provenance=provenance,
     )
+
+
+def _scans_under_noise(
+    adapter: Adapter,
+    groups: Mapping[str, Paragraphs],
+    chosen: Mask,
+    sizes: Sequence[float],
+    noise: Float[Tensor, "draw weight"],
+    memory_budget: int | None,
+    progress: bool,
+) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
+    """EM (tokens) and NLL (nats/token) of each group, [size, draw, paragraph]."""
+    shape = (len(sizes), len(noise))
+    em = {name: torch.empty(*shape, len(group)) for name, group in groups.items()}
+    nll = {name: torch.empty(*shape, len(group)) for name, group in groups.items()}
+    with (
+        chosen.restored() as original,
+        bar(len(sizes) * len(noise), "noise", unit="draw", progress=progress) as draws_bar,
+    ):
+        for i, size in enumerate(sizes):
+            for draw, noise_draw in enumerate(noise):
+                chosen.add(original, size * noise_draw)
+                for name, group in groups.items():
+                    result = scan(adapter, group, memory_budget=memory_budget, progress=False)
+                    em[name][i, draw], nll[name][i, draw] = result.em.float(), result.nll
+                draws_bar.update()
+    return em, nll

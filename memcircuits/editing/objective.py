@@ -1,7 +1,27 @@
-"""TODO."""
+"""What `unlearn` and `edit` minimise, and what any search needs to know about its objective.
+
+`search` (`memcircuits.editing.search`) optimises any `Objective`. This module has the one of
+arXiv 2403.19851, equation 3, for both functions:
+
+    forgetting term on the targets  +  kl_weight * KL(original || current) on the controls
+
+Both terms are means per continuation token given the true tokens before it, in nats. `Targets` has
+the first term: for `unlearn` it lowers the probability of the memorized continuation, for `edit` it
+raises that of the new one. `ReferenceDistribution` has the second: the unedited model's
+probabilities of every token. Natural-gradient steps take the second term from the quadratic model
+of `memcircuits.editing.curvature` instead. (At the unedited model the KL is at its minimum and has
+no gradient, so it cannot influence a mask that is chosen there.)
+
+The edit mostly blocks the first tokens of a continuation: a model that takes another first token no
+longer recites, though it may still know the rest. `NATURAL_GRADIENT` with `objective="margin"` and
+`em_below=0` spends the whole KL budget on making every token of the continuation non-greedy.
+"""
 
 from __future__ import annotations
 
+import math
+from abc import ABC, abstractmethod
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
 
 import torch
@@ -10,6 +30,7 @@ from torch import Tensor
 
 from memcircuits.data.paragraphs import Paragraphs
 from memcircuits.editing.masks import Mask
+from memcircuits.editing.recipe import ForgettingTerm
 from memcircuits.measure.continuation import (
     Continuation,
     continuation_log_probs,
@@ -24,97 +45,165 @@ from memcircuits.models.batching import iter_batches, map_batches, rows_that_fit
 
 
 @dataclass(frozen=True)
+class Evaluation:
+    """What the weights that are in the model now do.
+
+    Attributes:
+        row: the row of the history: measure -> value; `kl` is NaN where it was not measured.
+        loss: the value of the objective's first term, nats or nats/token.
+        gradient: its gradient in the masked weights; zeros if it was not asked for.
+        finite: whether all numbers that the search relies on are finite.
+        reached: whether every target does what it should.
+        rejected: whether the KL is over the budget, so that the search must go back.
+        done: whether the search ends if this change is not rejected.
+    """
+
+    row: Mapping[str, float]
+    loss: float
+    gradient: Float[Tensor, " weight"]
+    finite: bool
+    reached: bool
+    rejected: bool
+    done: bool
+
+
+class Objective(ABC):
+    """What a search minimises in the weights of a mask."""
+
+    @abstractmethod
+    def evaluate(self, mask: Mask, *, last: bool, gradient: bool = True) -> Evaluation:
+        """Measure the weights as they are.
+
+        Args:
+            mask: the weights to take the gradient in.
+            last: whether the search can make no further step.
+            gradient: take the gradient.
+        """
+
+    def full_gradient(self, mask: Mask, evaluation: Evaluation) -> Float[Tensor, " weight"]:
+        """The gradient that the next step follows, at the weights as they are."""
+        return evaluation.gradient
+
+    @abstractmethod
+    def prefers(self, new: Evaluation, best: Evaluation | None) -> bool:
+        """Whether a change that is not rejected replaces the best one so far."""
+
+
+@dataclass(frozen=True)
 class Targets:
-    """The paragraphs that are to change, and what is minimised on them."""
+    """The paragraphs that are to change, and the loss on them.
+
+    Attributes:
+        adapter: the model.
+        memorized: the paragraphs to forget.
+        new: for `edit`, the same prefixes with the new continuations.
+        objective: the forgetting term, see `Recipe`.
+        em_below: a paragraph is forgotten if fewer tokens are recited.
+        memory_budget: maximum bytes per batch.
+    """
 
     adapter: Adapter
     memorized: Paragraphs
     new: Paragraphs | None
-    kind: str
+    objective: ForgettingTerm
     em_below: float
     memory_budget: int | None
 
     def __getitem__(self, index: int) -> Targets:
-        """One of them alone."""
-        return replace(
-            self,
-            memorized=self.memorized[[index]],
-            new=None if self.new is None else self.new[[index]],
-        )
+        """A single target."""
+        new = None if self.new is None else self.new[[index]]
+        return replace(self, memorized=self.memorized[[index]], new=new)
+
+    def __len__(self) -> int:
+        return len(self.memorized)
 
     @property
-    def aim(self) -> Paragraphs:
-        """What the objective reads."""
+    def optimized(self) -> Paragraphs:
+        """The paragraphs whose continuation the loss reads."""
         return self.memorized if self.new is None else self.new
 
-    def objective(
-        self, piece: slice, logits: Float[Tensor, "batch pos d_vocab"]
+    def losses(
+        self, batch: slice, logits: Float[Tensor, "batch pos d_vocab"]
     ) -> tuple[Float[Tensor, " batch"], Continuation]:
-        """The loss of each paragraph, and how the model takes the continuation."""
-        tokens = self.aim.continuation[piece].to(logits.device)
-        found = read_continuation(logits, tokens)
+        """The loss of each paragraph, and the scores of its continuation."""
+        tokens = self.optimized.continuation[batch].to(logits.device)
+        scores = read_continuation(logits, tokens)
         sign = 1.0 if self.new is None else -1.0
-        if self.kind == "nll":
-            return sign * found.log_prob.mean(-1), found
-        if self.kind == "margin" or self.new is not None:
+        if self.objective == "nll":
+            return sign * scores.log_prob.mean(-1), scores
+        if self.objective == "margin" or self.new is not None:
             margin = sign * _margin(logits.float(), tokens)
-            return (margin + 1).clamp_min(0).mean(-1), found
-        return found.log_prob.cumsum(-1).exp().sum(-1).log1p(), found
+            return (margin + 1).clamp_min(0).mean(-1), scores
+        return scores.log_prob.cumsum(-1).exp().sum(-1).log1p(), scores
 
-    def alone(self, piece: slice, logits: Tensor) -> list[Tensor]:
-        """For `iter_paragraph_gradients`."""
-        return [self.objective(piece, logits)[0]]
+    def row_losses(self, batch: slice, logits: Tensor) -> list[Float[Tensor, " batch"]]:
+        """The loss of each paragraph, for `iter_paragraph_gradients`."""
+        return [self.losses(batch, logits)[0]]
 
-    def pulls(self, em: Int[Tensor, " batch"]) -> Float[Tensor, " batch"]:
-        """1 for the paragraphs that still count."""
-        if self.kind != "recitation" or self.new is not None:
+    def active_weight(self, em: Int[Tensor, " batch"]) -> Float[Tensor, " batch"]:
+        """Weight of each paragraph in the loss: 0 for one that is forgotten already."""
+        if self.objective != "recitation" or self.new is not None:
             return torch.ones(len(em), device=em.device)
         return (em >= self.em_below).float()
 
-    def reached(self, found: dict[str, Tensor]) -> Bool[Tensor, " batch"]:
-        """Which are forgotten, or which new continuations are recited."""
+    def reached(self, measures: Mapping[str, Tensor]) -> Bool[Tensor, " batch"]:
+        """Which paragraphs are forgotten, or for `edit` which new continuations are recited."""
         if self.new is not None:
-            return found["em_new"] == self.new.n_continuation
-        return found["em"] < self.em_below
+            return measures["em_new"] == self.new.n_continuation
+        return measures["em"] < self.em_below
 
-    def read(
+    def evaluate(
         self, mask: Mask | None = None
     ) -> tuple[dict[str, Tensor], Float[Tensor, " weight"] | None]:
-        """Measures of each at the weights as they are, and the objective's slope in a mask."""
-        aim = self.aim
+        """Measures of each target at the weights as they are, and the loss's gradient in a mask.
+
+        Returns:
+            `forget` (the loss), `nll` (nats/token), `em` and for `edit` `em_new` (tokens), each
+            [target]; the gradient, None without a mask.
+        """
+        paragraphs = self.optimized
         parameters = [] if mask is None else mask.parameters
         total = None
 
-        def work(piece: slice) -> tuple[Tensor, Tensor, Tensor, Tensor | None]:
-            loss, found = self.objective(piece, continuation_logits(self.adapter, aim, piece))
-            slope = None
+        def work(batch: slice) -> tuple[Tensor, Tensor, Tensor, Tensor | None]:
+            logits = continuation_logits(self.adapter, paragraphs, batch)
+            loss, scores = self.losses(batch, logits)
+            gradient = None
             if mask is not None:
-                part = (loss * self.pulls(found.em)).sum() / len(aim)
-                slope = mask.gather(torch.autograd.grad(part, parameters))
-            nll = found.nll.detach()
-            return loss.detach().cpu(), nll.cpu(), found.em.detach().cpu(), slope
+                part = (loss * self.active_weight(scores.em)).sum() / len(paragraphs)
+                gradient = mask.gather(torch.autograd.grad(part, parameters))
+            return loss.detach().cpu(), scores.nll.detach().cpu(), scores.em.cpu(), gradient
 
-        size = rows_that_fit_backward(self.adapter, aim, self.memory_budget)
-        parts: list[list[Tensor]] = [[], [], []]
+        size = rows_that_fit_backward(self.adapter, paragraphs, self.memory_budget)
+        parts: dict[str, list[Tensor]] = {"forget": [], "nll": [], "em": []}
         with self.adapter.preserving_state(grad=parameters):
-            for _, (*measures, slope) in iter_batches(len(aim), size, work):
-                for part, values in zip(parts, measures, strict=True):
-                    part.append(values)
-                if slope is not None:
-                    total = slope if total is None else total + slope
-        found = dict(zip(("forget", "nll", "em"), map(torch.cat, parts), strict=True))
+            for _, (*values, gradient) in iter_batches(len(paragraphs), size, work):
+                for batches, value in zip(parts.values(), values, strict=True):
+                    batches.append(value)
+                if gradient is not None:
+                    total = gradient if total is None else total + gradient
+        measures = {name: torch.cat(batches) for name, batches in parts.items()}
         if self.new is not None:
-            found["em_new"] = found["em"]
-            found["em"] = scan(
+            measures["em_new"] = measures["em"]
+            measures["em"] = scan(
                 self.adapter, self.memorized, memory_budget=self.memory_budget, progress=False
             ).em.cpu()
-        return found, total
+        return measures, total
 
 
-def history_row(found: dict[str, Tensor]) -> dict[str, float]:
-    """A row of the history, but for the KL."""
-    row = {key: float(values.float().mean()) for key, values in found.items()}
-    return row | {"em_max": float(found["em"].max())}
+def history_row(measures: Mapping[str, Tensor]) -> dict[str, float]:
+    """Means over the targets, and the largest EM: a row of the history without the KL."""
+    row = {name: float(values.float().mean()) for name, values in measures.items()}
+    return row | {"em_max": float(measures["em"].max())}
+
+
+def _margin(
+    logits: Float[Tensor, "batch pos d_vocab"], tokens: Int[Tensor, "batch pos"]
+) -> Float[Tensor, "batch pos"]:
+    """Logit of the token minus the largest other logit."""
+    own = logits.gather(-1, tokens[..., None])
+    others = logits.scatter(-1, tokens[..., None], -torch.inf)
+    return own[..., 0] - others.amax(-1)
 
 
 @dataclass(frozen=True)
@@ -128,38 +217,109 @@ class ReferenceDistribution:
     def of(
         cls, adapter: Adapter, paragraphs: Paragraphs, memory_budget: int | None
     ) -> ReferenceDistribution:
+        """Read the distribution of the model as it is now."""
+        size = rows_that_fit(
+            adapter, paragraphs.ids.shape[1], paragraphs.n_continuation, memory_budget
+        )
+
         with adapter.preserving_state():
-            size = rows_that_fit(
-                adapter, paragraphs.ids.shape[1], paragraphs.n_continuation, memory_budget
-            )
             log_p = map_batches(
                 len(paragraphs),
                 size,
-                lambda piece: continuation_log_probs(adapter, paragraphs, piece),
+                lambda batch: continuation_log_probs(adapter, paragraphs, batch),
             )
         return cls(paragraphs, log_p)
 
-    def kl(self, adapter: Adapter, rows: Tensor) -> Float[Tensor, " batch"]:
-        """KL(original || current) of some rows, nats/token."""
+    def kl(self, adapter: Adapter, rows: Int[Tensor, " batch"]) -> Float[Tensor, " batch"]:
+        """KL(original || current) of some of the controls, nats/token."""
         current = continuation_log_probs(adapter, self.paragraphs, rows)
         original = self.log_p[rows.to(self.log_p.device)]
         return kl_divergence(original, current).mean(-1)
 
     def mean_kl(self, adapter: Adapter, memory_budget: int | None) -> float:
-        """The same of all rows together."""
-        held = self.paragraphs
-        size = rows_that_fit(adapter, held.ids.shape[1], held.n_continuation, memory_budget)
-        rows = torch.arange(len(held))
+        """Mean of `kl` over all controls."""
+        n_pos, n_logits = self.paragraphs.ids.shape[1], self.paragraphs.n_continuation
+        size = rows_that_fit(adapter, n_pos, n_logits, memory_budget)
+        rows = torch.arange(len(self.paragraphs))
         with adapter.preserving_state():
-            return float(
-                map_batches(len(held), size, lambda piece: self.kl(adapter, rows[piece])).mean()
-            )
+            kl = map_batches(len(rows), size, lambda batch: self.kl(adapter, rows[batch]))
+        return float(kl.mean())
 
 
-def _margin(
-    logits: Float[Tensor, "batch pos d_vocab"], targets: Tensor
-) -> Float[Tensor, "batch pos"]:
-    """Logit of the target minus the largest other logit."""
-    mine = logits.gather(-1, targets[..., None])
-    others = logits.scatter(-1, targets[..., None], -torch.inf)
-    return mine[..., 0] - others.amax(-1)
+@dataclass(frozen=True)
+class EditObjective(Objective):
+    """The objective of `unlearn` and `edit`.
+
+    Attributes:
+        targets: the paragraphs that are to change.
+        held_out: controls that nothing but the KL budget sees.
+        kl_budget: nats/token on `held_out`; infinity: no limit.
+        seen: controls of the KL term; None leaves the term out.
+        kl_weight: of the KL term.
+        control_batch: controls that are drawn for each gradient of the KL term.
+        generator: of these draws.
+    """
+
+    targets: Targets
+    held_out: ReferenceDistribution
+    kl_budget: float
+    seen: ReferenceDistribution | None
+    kl_weight: float
+    control_batch: int
+    generator: torch.Generator
+
+    def evaluate(self, mask: Mask, *, last: bool, gradient: bool = True) -> Evaluation:
+        """Measure the targets, and the held-out KL where the search needs it.
+
+        Without a budget the KL cannot stop the search, and is measured at its end only.
+        """
+        measures, loss_gradient = self.targets.evaluate(mask if gradient else None)
+        row = history_row(measures)
+        reached = bool(self.targets.reached(measures).all())
+        limited = self.kl_budget < math.inf
+        kl = math.nan
+        if gradient and (limited or last or reached):
+            kl = self.held_out_kl()
+        known = [*row.values(), kl] if limited else list(row.values())
+        if loss_gradient is None:
+            loss_gradient = torch.zeros(len(mask), device=mask.device)
+        return Evaluation(
+            row=row | {"kl": kl},
+            loss=row["forget"],
+            gradient=loss_gradient,
+            finite=all(map(math.isfinite, known)),
+            reached=reached,
+            rejected=kl > self.kl_budget,
+            done=reached or not bool(loss_gradient.any()),
+        )
+
+    def held_out_kl(self) -> float:
+        """KL on the held-out controls at the weights as they are, nats/token."""
+        return self.held_out.mean_kl(self.targets.adapter, self.targets.memory_budget)
+
+    def full_gradient(self, mask: Mask, evaluation: Evaluation) -> Float[Tensor, " weight"]:
+        """Gradient of the loss, and of the KL term where there is one."""
+        if self.seen is None:
+            return evaluation.gradient
+        return evaluation.gradient + self.kl_weight * self._kl_gradient(mask, self.seen)
+
+    def prefers(self, new: Evaluation, best: Evaluation | None) -> bool:
+        """Always: every step forgets more, so the last change within the budget is the best."""
+        return True
+
+    def _kl_gradient(self, mask: Mask, seen: ReferenceDistribution) -> Float[Tensor, " weight"]:
+        """Gradient of the KL of a random batch of the controls."""
+        adapter, parameters = self.targets.adapter, mask.parameters
+        order = torch.randperm(len(seen.paragraphs), generator=self.generator)
+        drawn = order[: self.control_batch]
+        total = torch.zeros(len(mask), device=mask.device)
+
+        def work(batch: slice) -> Tensor:
+            part = seen.kl(adapter, drawn[batch]).sum() / len(drawn)
+            return mask.gather(torch.autograd.grad(part, parameters))
+
+        size = rows_that_fit_backward(adapter, seen.paragraphs, self.targets.memory_budget)
+        with adapter.preserving_state(grad=parameters):
+            for _, gradient in iter_batches(len(drawn), size, work):
+                total += gradient
+        return total

@@ -1,18 +1,18 @@
-"""Ground truth: write paragraphs into chosen weights, so that who finds them can be scored.
+"""Ground truth: plant paragraphs in chosen weights, to score localization methods.
 
-Nobody knows where a public model keeps a paragraph. Here it is known: `plant` fine-tunes chosen
-weights and nothing else until the paragraphs are recited, and says which weights those were.
+Nobody knows where a public model stores a paragraph. `plant` fine-tunes chosen weights and nothing
+else until the paragraphs are recited, and says which weights those were.
 
-1. The place is a fixed mask (`place`): heads, the attention or MLP of a layer, some MLP neurons, or
-   a random fraction of all weights.
-2. The objective is the NLL of the continuations plus `kl_weight` times KL(original || current) on
-   anchors, texts on which the model must not change. Both in nats/token.
-3. Adam moves one number per masked weight, measured in units of its matrix's root mean square, so
-   that one step size serves every layer (in units of weight, heads of higher layers do not learn).
-4. Only the blocks from the lowest masked layer upwards are run: what enters that block does not
-   change (`memcircuits.evidence.interventions` uses the same fact).
-5. It stops when every paragraph is recited in full and the KL on anchors that the objective does
-   not see is within `kl_budget`; failing the budget, the recited step with the lowest KL is kept.
+1. The location is a fixed mask (`memcircuits.editing.placement`): heads, the attention or MLP of a
+   layer, some MLP neurons, or a random fraction of all weights.
+2. The objective (`memcircuits.editing.writing`) is the NLL of the continuations plus `kl_weight`
+   times KL(original || current) on anchors, texts on which the model must not change.
+3. Adam optimises one number per masked weight (`memcircuits.editing.search`), in units of the root
+   mean square of its matrix, so that one learning rate serves every layer. (In units of weight,
+   heads of higher layers do not learn.)
+4. The search stops when every paragraph is recited in full and the KL on held-out anchors is within
+   `kl_budget`. If that is never reached, the step with the lowest KL of those at which everything
+   is recited is kept.
 
 (Writing facts to score their localization: Chang et al. 2024, "INJ", for feed-forward neurons.)
 """
@@ -21,21 +21,23 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
 
 import torch
 from torch import Tensor
 
 from memcircuits.core.errors import InputError, at_least, positive
-from memcircuits.core.heads import Head
-from memcircuits.data.paragraphs import Paragraphs, refuse_overlap
+from memcircuits.core.heads import Head, HeadLike
+from memcircuits.data.paragraphs import Paragraphs, ParagraphsLike, refuse_overlap
 from memcircuits.editing.edit import Edit
-from memcircuits.editing.placement import HEAD_PATTERN, place
-from memcircuits.editing.writing import BatchRows, Writer, written_weights
+from memcircuits.editing.masks import Mask
+from memcircuits.editing.placement import HEAD_PATTERN, select_weights
+from memcircuits.editing.search import AdamSteps, SearchResult, search
+from memcircuits.editing.writing import PartialForward, WritingObjective, sampled_text
+from memcircuits.models.adapter import Adapter, Model
 from memcircuits.models.registry import adapt
 from memcircuits.results.provenance import Provenance
 
-_ANCHORS = 40  # every tenth is held out
+MAX_ANCHORS = 40  # every tenth is held out
 
 
 @dataclass(frozen=True)
@@ -43,10 +45,10 @@ class Truth:
     """What was written.
 
     Attributes:
-        where: the places, as text.
-        heads: heads all or some of whose matrices were written; empty for other places.
+        where: the locations, as text.
+        heads: heads with at least one written matrix; empty for other locations.
         layers: layers that hold a written weight.
-        mask: the exact weights: matrix (`3.W_V`) -> places in its `[head, d_in, d_out]`.
+        mask: the exact weights: matrix (`3.W_V`) -> positions in its `[head, d_in, d_out]`.
     """
 
     where: tuple[str, ...]
@@ -61,7 +63,7 @@ class Planted(Edit, kind="planted"):
 
     Attributes beside `Edit`'s (`history` has `em`, `em_min`, `nll` and `kl`, the KL on anchors that
     the objective does not see, NaN at steps where it was not needed):
-        where: the places, as text.
+        where: the locations, as text.
         ids: the paragraphs, [paragraph, pos].
         n_prefix: tokens of their prefix.
         names: of the paragraphs.
@@ -94,13 +96,13 @@ class Planted(Edit, kind="planted"):
         )
 
 
-def plant(
-    model: Any,
-    paragraphs: Any,
+def plant(  # noqa: PLR0913
+    model: Model,
+    paragraphs: ParagraphsLike,
     *,
-    where: str | Head | Sequence[str | Head],
+    where: HeadLike | Sequence[HeadLike],
     components: Sequence[str] | None = None,
-    control: Any = None,
+    control: ParagraphsLike | None = None,
     steps: int = 400,
     learning_rate: float = 0.06,
     kl_weight: float = 1.0,
@@ -111,33 +113,33 @@ def plant(
 ) -> Planted:
     """Write paragraphs through chosen weights only, until the model recites them.
 
-    The model itself is as before when this returns; use `Planted.apply`.
+    The model is unchanged when this returns; use `Planted.apply`.
 
     Args:
-        model: HookedTransformer or TransformerBridge.
+        model: the model.
         paragraphs: what is to be recited; the model must not recite all of it already.
         where: one or more of `L1H2` (a head's four matrices; of grouped-query models with the keys
             and values of its group), `L1.attn`, `L1.mlp` (a layer's matrices), `neurons:0.01` (that
             fraction of all MLP neurons, drawn by `seed`: what they read and write) and
             `weights:0.001` (that fraction of all weights).
-        components: only these matrices of the places, such as `("W_V",)`.
+        components: only these matrices of the locations, such as `("W_V",)`.
         control: anchors, on which the model must not change; at most 40 are drawn. By default text
             that the model writes itself (sampled).
-        steps: Adam steps at most.
+        steps: maximum number of Adam steps.
         learning_rate: of Adam, relative to the root mean square of each matrix.
         kl_weight: of the KL on the anchors beside the NLL.
-        kl_budget: KL on held-out anchors (nats/token) to be reached before it stops; where `steps`
-            do not suffice for that, the recited step with the lowest KL is kept.
-        seed: of the draws of places, anchors and batches.
-        memory_budget: bytes that one batch may take.
+        kl_budget: KL on held-out anchors (nats/token) at which the search stops; if `steps` do not
+            suffice for that, the step with the lowest KL at which all is recited is kept.
+        seed: of the draws of locations, anchors and batches.
+        memory_budget: maximum bytes per batch.
         progress: show a bar on stderr.
 
     Returns:
         A `Planted`.
 
     Raises:
-        InputError: for unusable paragraphs or places, or if the weights cannot hold the text (the
-            message says how far they came).
+        InputError: for unusable paragraphs or locations, or if the weights cannot store the text
+            (the message says how many tokens were reached).
     """
     at_least("steps", steps, 1)
     at_least("seed", seed, 0)
@@ -149,20 +151,12 @@ def plant(
     paragraphs = Paragraphs.of(paragraphs, model)
     adapter.check_tokens(paragraphs.ids, "paragraphs")
     generator = torch.Generator().manual_seed(seed)
-    names, mask = place(adapter, where, components=components, generator=generator)
-    if control is None:
-        anchors = written_weights(adapter, paragraphs, generator)
-    else:
-        anchors = Paragraphs.of(control, model, "control")
-        adapter.check_tokens(anchors.ids, "control")
-        refuse_overlap(paragraphs, anchors, same="prefix")
-        if len(anchors) < 2:
-            raise InputError("control", "one paragraph", "one is held out: give at least two")
-        anchors = anchors[torch.randperm(len(anchors), generator=generator)[:_ANCHORS]]
+    locations, mask = select_weights(adapter, where, components=components, generator=generator)
+    anchors = _anchors(adapter, paragraphs, control, generator)
     provenance = Provenance.of(
         adapter,
         {"paragraphs": paragraphs, "control": anchors},
-        where=list(names),
+        where=list(locations),
         components=None if components is None else list(components),
         steps=steps,
         learning_rate=learning_rate,
@@ -170,34 +164,17 @@ def plant(
         kl_budget=kl_budget,
         seed=seed,
     )
-    held = max(1, len(anchors) // 10)
-    low = min(weight.layer for weight in mask.weights) if adapter.supports_partial_forward else 0
-    aim, seen, unseen = (
-        BatchRows.of(adapter, group, low, memory_budget)
-        for group in (paragraphs, anchors[held:], anchors[:held])
+    objective = _objective(
+        adapter, mask, paragraphs, anchors, kl_weight, kl_budget, generator, memory_budget
     )
-    for name, found in (("paragraphs", aim), ("control", seen), ("control", unseen)):
-        if found.log_p.isnan().any():
-            raise InputError(
-                name,
-                "paragraphs with non-finite logits",
-                "leave out those where scan(...).finite is False",
-            )
-    writer = Writer(adapter, mask, low, aim, seen, unseen, memory_budget)
+    stepper = AdamSteps(mask.root_mean_squares(), learning_rate, betas=(0.9, 0.99))
     with mask.restored() as original:
-        delta, report = writer.run(
-            original, steps, learning_rate, kl_weight, kl_budget, generator, progress
+        result = search(
+            objective, stepper, mask, original, steps=steps, label="plant", progress=progress
         )
-        if delta is None:
-            best = max(report["history"]["em"].tolist())
-            raise InputError(
-                "where",
-                ", ".join(names),
-                f"its {len(mask):,} weights do not hold the text: mean EM reached "
-                f"{best:.1f} of {paragraphs.n_continuation} tokens in {steps} steps; choose more "
-                "weights, fewer paragraphs or more steps",
-            )
-        mask.add(original, delta)
+        _check_written(result, paragraphs, locations, len(mask), steps)
+        assert result.change is not None
+        mask.add(original, result.change)
         after = mask.read()
     if adapter.fingerprint() != provenance.model["fingerprint"]:
         raise RuntimeError("weights outside the mask changed while it was optimised")
@@ -206,9 +183,80 @@ def plant(
         original,
         after,
         provenance,
-        **report,
-        where=names,
+        **result.report,
+        where=locations,
         ids=paragraphs.ids,
         n_prefix=paragraphs.n_prefix,
         names=paragraphs.names,
     )
+
+
+def _anchors(
+    adapter: Adapter,
+    paragraphs: Paragraphs,
+    control: ParagraphsLike | None,
+    generator: torch.Generator,
+) -> Paragraphs:
+    """The texts on which the model must not change: a draw of those given, or its own text."""
+    if control is None:
+        return sampled_text(adapter, paragraphs, generator)
+    anchors = Paragraphs.of(control, adapter, "control")
+    adapter.check_tokens(anchors.ids, "control")
+    refuse_overlap(paragraphs, anchors, same="prefix")
+    if len(anchors) < 2:
+        raise InputError("control", "one paragraph", "one is held out: give at least two")
+    return anchors[torch.randperm(len(anchors), generator=generator)[:MAX_ANCHORS]]
+
+
+def _objective(
+    adapter: Adapter,
+    mask: Mask,
+    paragraphs: Paragraphs,
+    anchors: Paragraphs,
+    kl_weight: float,
+    kl_budget: float,
+    generator: torch.Generator,
+    memory_budget: int | None,
+) -> WritingObjective:
+    """Run the unedited model on all texts; every tenth anchor is held out.
+
+    Raises:
+        InputError: if its logits are not finite.
+    """
+    n_held_out = max(1, len(anchors) // 10)
+    low = min(weight.layer for weight in mask.weights) if adapter.supports_partial_forward else 0
+    targets, seen, held_out = (
+        PartialForward.of(adapter, group, low, memory_budget)
+        for group in (paragraphs, anchors[n_held_out:], anchors[:n_held_out])
+    )
+    for name, forward in (("paragraphs", targets), ("control", seen), ("control", held_out)):
+        if forward.log_p.isnan().any():
+            raise InputError(
+                name,
+                "paragraphs with non-finite logits",
+                "leave out those where scan(...).finite is False",
+            )
+    return WritingObjective(
+        targets, seen, held_out, kl_weight, kl_budget, generator, memory_budget
+    )
+
+
+def _check_written(
+    result: SearchResult, paragraphs: Paragraphs, locations: Sequence[str], n: int, steps: int
+) -> None:
+    """Raise `InputError` if the text was recited from the start, or never."""
+    if float(result.history["em_min"][0]) == paragraphs.n_continuation:
+        raise InputError(
+            "paragraphs",
+            f"{len(paragraphs)}, all recited already",
+            "give some that the model does not recite",
+        )
+    if result.change is None:
+        best = float(result.history["em"].max())
+        raise InputError(
+            "where",
+            ", ".join(locations),
+            f"its {n:,} weights do not hold the text: mean EM reached "
+            f"{best:.1f} of {paragraphs.n_continuation} tokens in {steps} steps; choose more "
+            "weights, fewer paragraphs or more steps",
+        )

@@ -1,13 +1,41 @@
-"""TODO."""
+"""How a sparse edit is optimised: recipes, and the options that `unlearn` and `edit` share.
+
+`STOEHR_2024` is the recipe of arXiv 2403.19851, equation 3: the forgetting term is 0.1 times the
+log-likelihood of the continuation, the KL of the controls is summed over the positions, and Adam
+follows the gradient of the sum. (Here both terms are means per token, which gives `kl_weight`.)
+
+`NATURAL_GRADIENT`, the default, differs in four points:
+
+* *Objective.* It lowers the expected number of tokens that are recited when sampling,
+  sum over k of p_1 ... p_k, as log(1 + .). The log-likelihood of all the tokens has no lower bound
+  and also pushes down tokens that sampling never reaches. A paragraph that is already forgotten
+  contributes nothing.
+* *Curvature.* The cost for the controls is the quadratic model of `memcircuits.editing.curvature`.
+  Adam changes every masked weight by about the same amount and lets the KL term pull it back. A
+  natural-gradient step F^-1 g is the change that forgets most for its KL; its length is `step_kl`.
+  The mask takes the weights that gain most for their KL.
+* *Scaling back.* At the end the change is scaled back as far as the targets stay forgotten.
+* *One by one.* Each of several targets has a mask and steps of its own, starting from the weights
+  that the earlier targets changed, until all are forgotten. For a step that changes the
+  continuation of forty paragraphs at once the quadratic model underestimates the KL by far. The
+  mask of the edit is the union of the targets' masks.
+"""
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import TYPE_CHECKING, Literal, get_args
 
-OBJECTIVES = ("nll", "margin", "recitation")
+from memcircuits.core.errors import InputError, at_least, fraction, one_of, positive
+from memcircuits.core.heads import HeadLike
+from memcircuits.editing.masks import MaskStrategy
 
+if TYPE_CHECKING:
+    from memcircuits.editing.curvature import Curvature
 
-CURVATURES = ("none", "diagonal", "full")
+ForgettingTerm = Literal["nll", "margin", "recitation"]
+CurvatureKind = Literal["none", "diagonal", "full"]
 
 
 @dataclass(frozen=True)
@@ -15,16 +43,16 @@ class Recipe:
     """How to optimise.
 
     Attributes:
-        steps: steps at most.
+        steps: maximum number of steps.
         objective: the forgetting term, a mean over paragraphs. `nll`: the mean log-likelihood of
-            the tokens. `margin`: the mean over tokens of max(0, 1 + margin), the margin of a
-            token's logit over the next best. `recitation`: log(1 + the expected number of tokens
-            recited when sampling) (`edit` takes `margin` for it).
-        curvature: `none`: Adam on forgetting + kl_weight * KL. `full`: steps by the quadratic model
-            of the KL; `diagonal`: by its diagonal alone.
+            the tokens. `margin`: the mean over tokens of max(0, 1 + margin), the margin being the
+            token's logit minus the largest other logit. `recitation`: log(1 + the expected number
+            of tokens recited when sampling); `edit` uses `margin` in its place.
+        curvature: `none`: Adam on forgetting + kl_weight * KL. `full`: natural-gradient steps by
+            the quadratic model of the KL; `diagonal`: by its diagonal only.
         curved_mask: divide the mask's scores by the root of the Fisher information.
-        step_kl: length of a step, as the KL that the model gives it, nats/token; the length is
-            halved after a step that went too far.
+        step_kl: length of a step, as the KL that the quadratic model predicts, nats/token; the
+            length is halved after a step that increased the loss.
         draws: labels drawn for each position of the controls, for the curvature.
         shrink: scale the result back as far as the targets stay forgotten.
         one_by_one: forget several targets one after another, each with a mask of its own (`edit`
@@ -35,8 +63,8 @@ class Recipe:
     """
 
     steps: int = 10
-    objective: str = "nll"
-    curvature: str = "none"
+    objective: ForgettingTerm = "nll"
+    curvature: CurvatureKind = "none"
     curved_mask: bool = False
     step_kl: float = 3e-5
     draws: int = 4
@@ -46,9 +74,13 @@ class Recipe:
     kl_weight: float = 500.0
     control_batch: int = 10
 
+    @property
+    def needs_curvature(self) -> bool:
+        """Whether the mask or the steps use the Fisher information of the controls."""
+        return self.curvature != "none" or self.curved_mask
+
 
 STOEHR_2024 = Recipe()
-
 
 NATURAL_GRADIENT = Recipe(
     steps=50,
@@ -58,3 +90,38 @@ NATURAL_GRADIENT = Recipe(
     shrink=True,
     one_by_one=True,
 )
+
+
+@dataclass(frozen=True)
+class EditOptions:
+    """The keyword options of `unlearn` and `edit`, checked; `unlearn` documents each.
+
+    Raises:
+        InputError: for an option outside its range.
+    """
+
+    fraction: float
+    mask: MaskStrategy
+    heads: Sequence[HeadLike] | None
+    layers: Sequence[int] | None
+    components: Sequence[str] | None
+    recipe: Recipe
+    em_below: float
+    kl_budget: float | None
+    curvature: Curvature | None
+    seed: int
+    memory_budget: int | None
+    progress: bool
+
+    def __post_init__(self) -> None:
+        fraction("fraction", self.fraction)
+        one_of("mask", self.mask, get_args(MaskStrategy))
+        at_least("seed", self.seed, 0)
+        if self.kl_budget is not None:
+            positive("kl_budget", self.kl_budget)
+        if not isinstance(self.recipe, Recipe):
+            raise InputError("recipe", repr(self.recipe), "pass a Recipe, such as NATURAL_GRADIENT")
+        at_least("steps", self.recipe.steps, 1)
+        at_least("draws", self.recipe.draws, 1)
+        one_of("objective", self.recipe.objective, get_args(ForgettingTerm))
+        one_of("curvature", self.recipe.curvature, get_args(CurvatureKind))

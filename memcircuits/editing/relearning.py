@@ -1,7 +1,15 @@
-"""TODO."""
+"""Relearning as an attack: does training on other text bring forgotten paragraphs back?
+
+An edit that only hides a paragraph may be undone by a few training steps on text that does not
+contain it. `recovery_curve` trains the edited model on other paragraphs and measures the EM of the
+forgotten ones after each step. The unedited model, trained alike, is the control: it shows how much
+of its recitation the same training destroys.
+"""
 
 from __future__ import annotations
 
+import contextlib
+from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -12,10 +20,11 @@ from torch import Tensor
 from memcircuits.core.errors import InputError, at_least
 from memcircuits.core.progress import bar
 from memcircuits.core.statistics import bootstrap_interval
-from memcircuits.data.paragraphs import Paragraphs
+from memcircuits.data.paragraphs import Paragraphs, ParagraphsLike
 from memcircuits.editing.edit import Edit
 from memcircuits.measure.gradients import mean_gradient
 from memcircuits.measure.scanning import scan
+from memcircuits.models.adapter import Adapter, Model
 from memcircuits.models.registry import adapt
 from memcircuits.results.provenance import Provenance
 from memcircuits.results.result import Result
@@ -40,7 +49,7 @@ class Recovery(Result, kind="recovery"):
     provenance: Provenance
 
     def steps_to(self, em: float) -> int | None:
-        """Training steps until the edited model's mean EM reaches `em` tokens; None: never."""
+        """Training steps until the edited model's mean EM reaches `em` tokens; None if never."""
         reached = self.em[0].float().mean(-1) >= em
         return int(self.steps[reached][0]) if reached.any() else None
 
@@ -50,14 +59,14 @@ class Recovery(Result, kind="recovery"):
 
         rows = []
         for arm, values in zip(("edited", "unedited"), self.em, strict=True):
-            bounds = bootstrap_interval(values.T)
+            low, high = bootstrap_interval(values.T)
             rows += [
                 {
                     "arm": arm,
                     "step": int(step),
                     "em": float(values[i].float().mean()),
-                    "ci_low": float(bounds[0, i]),
-                    "ci_high": float(bounds[1, i]),
+                    "ci_low": float(low[i]),
+                    "ci_high": float(high[i]),
                 }
                 for i, step in enumerate(self.steps)
             ]
@@ -81,11 +90,11 @@ class Recovery(Result, kind="recovery"):
         return f"EM {float(em[0]):.1f} -> {float(em[-1]):.1f} after {int(self.steps[-1])} steps"
 
 
-def recovery_curve(
-    model: Any,
+def recovery_curve(  # noqa: PLR0913
+    model: Model,
     edit: Edit,
-    forgotten: Any,
-    trained: Any,
+    forgotten: ParagraphsLike,
+    trained: ParagraphsLike,
     *,
     steps: int = 20,
     learning_rate: float = 1e-4,
@@ -93,20 +102,20 @@ def recovery_curve(
     memory_budget: int | None = None,
     progress: bool = True,
 ) -> Recovery:
-    """How quickly does relearning bring the forgotten back?
+    """Measure how quickly training on other text brings forgotten paragraphs back.
 
     All matrices of the blocks are trained by Adam on `trained`, once starting from the edited and
-    once from the unedited model; afterwards the model is as before.
+    once from the unedited model; the model is unchanged afterwards.
 
     Args:
         model: the model that the edit was made for.
         edit: the edit.
         forgotten: paragraphs that the edit removed and that are not trained on.
-        trained: paragraphs to train on: other text, or the rest of what was removed.
-        steps: Adam steps, each on all of `trained`.
+        trained: paragraphs to train on: other text, or further paragraphs that were removed.
+        steps: number of Adam steps, each on all of `trained`.
         learning_rate: of Adam, in units of weight.
-        every: measure after every so many steps.
-        memory_budget: bytes that one batch may take.
+        every: number of steps between two measurements.
+        memory_budget: maximum bytes per batch.
         progress: show a bar on stderr.
 
     Raises:
@@ -117,10 +126,9 @@ def recovery_curve(
     adapter = adapt(model)
     forgotten = Paragraphs.of(forgotten, model, "forgotten")
     trained = Paragraphs.of(trained, model, "trained")
-    known = set(map(tuple, forgotten.prefix.tolist()))
-    if any(tuple(row) in known for row in trained.prefix.tolist()):
+    forgotten_prefixes = set(map(tuple, forgotten.prefix.tolist()))
+    if any(tuple(prefix) in forgotten_prefixes for prefix in trained.prefix.tolist()):
         raise InputError("trained", "some of the forgotten", "train on other paragraphs")
-    weights = adapter.weights()
     provenance = Provenance.of(
         adapter,
         {"forgotten": forgotten, "trained": trained},
@@ -128,40 +136,66 @@ def recovery_curve(
         steps=steps,
         learning_rate=learning_rate,
     )
-
-    def em() -> Tensor:
-        return scan(model, forgotten, memory_budget=memory_budget, progress=False).em
-
-    def train() -> Tensor:
-        # Parameters of our own on the model's memory: the caller's `.grad` stays as it is.
-        twins = [torch.nn.Parameter(w.parameter.detach()) for w in weights]
-        adam = torch.optim.Adam(twins, lr=learning_rate)
-        curve = [em()]
-        for step in range(1, steps + 1):
-            _, gradients = mean_gradient(adapter, trained, weights, memory_budget, False)
-            for twin, gradient in zip(twins, gradients, strict=True):
-                twin.grad = gradient.to(twin.dtype)
-            adam.step()
-            shown.update()
-            if step % every == 0:
-                curve.append(em())
-        return torch.stack(curve)
-
-    with bar(2 * steps, "relearn", unit="step", progress=progress) as shown:
-        curves = []
-        for edited in (True, False):
-            copies = [w.parameter.detach().clone() for w in weights]
-            try:
-                if edited:
-                    with edit.apply(model):
-                        curves.append(train())
-                else:
-                    curves.append(train())
-            finally:
-                for weight, copy in zip(weights, copies, strict=True):
-                    weight.parameter.detach().copy_(copy)
+    with bar(2 * steps, "relearn", unit="step", progress=progress) as steps_bar:
+        training = _Training(
+            adapter, forgotten, trained, steps, learning_rate, every, memory_budget, steps_bar
+        )
+        with _restored(adapter), edit.apply(adapter):
+            edited = training.run()
+        with _restored(adapter):
+            unedited = training.run()
     return Recovery(
-        em=torch.stack(curves),
+        em=torch.stack([edited, unedited]),
         steps=torch.arange(0, steps + 1, every),
         provenance=provenance,
     )
+
+
+@dataclass(frozen=True)
+class _Training:
+    """Training of all matrices of the blocks; the attributes are arguments of `recovery_curve`."""
+
+    adapter: Adapter
+    forgotten: Paragraphs
+    trained: Paragraphs
+    steps: int
+    learning_rate: float
+    every: int
+    memory_budget: int | None
+    steps_bar: Any
+
+    def run(self) -> Int[Tensor, "step paragraph"]:
+        """EM of the forgotten paragraphs before the training and after each `every` steps."""
+        weights = self.adapter.weights()
+        # Parameters that share the model's memory: the caller's `.grad` stays as it is.
+        parameters = [torch.nn.Parameter(w.parameter.detach()) for w in weights]
+        adam = torch.optim.Adam(parameters, lr=self.learning_rate)
+        curve = [self._em()]
+        for step in range(1, self.steps + 1):
+            _, gradients = mean_gradient(
+                self.adapter, self.trained, weights, self.memory_budget, False
+            )
+            for parameter, gradient in zip(parameters, gradients, strict=True):
+                parameter.grad = gradient.to(parameter.dtype)
+            adam.step()
+            self.steps_bar.update()
+            if step % self.every == 0:
+                curve.append(self._em())
+        return torch.stack(curve)
+
+    def _em(self) -> Int[Tensor, " paragraph"]:
+        return scan(
+            self.adapter, self.forgotten, memory_budget=self.memory_budget, progress=False
+        ).em
+
+
+@contextlib.contextmanager
+def _restored(adapter: Adapter) -> Iterator[None]:
+    """Restore all matrices of the blocks on leaving, also after an exception or Ctrl-C."""
+    weights = adapter.weights()
+    copies = [weight.parameter.detach().clone() for weight in weights]
+    try:
+        yield
+    finally:
+        for weight, copy in zip(weights, copies, strict=True):
+            weight.parameter.detach().copy_(copy)

@@ -1,12 +1,23 @@
-"""TODO."""
+"""The optimiser loop of `unlearn`, `edit` and `plant` for one change of the masked weights.
+
+1. A stepper holds the change d, one number per masked weight. Nothing else can change: each step
+   writes `original + d` into the masked weights.
+2. The objective measures the model with this change: its loss and gradient, and the KL on controls
+   that the objective does not see.
+3. A change over the KL budget is rejected. `TrustRegion` then tries a shorter step from the last
+   accepted change; `AdamSteps` cannot, and the search ends.
+4. A change that is not rejected is kept if the objective prefers it to the best one so far.
+5. The search ends when the objective is reached; otherwise the stepper proposes the next change.
+
+The caller restores the weights (`Mask.restored`), also after an exception or Ctrl-C.
+"""
 
 from __future__ import annotations
 
-import contextlib
 import math
-from collections.abc import Sequence
-from dataclasses import dataclass
-from typing import Any
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from typing import Any, Literal, Protocol
 
 import torch
 from jaxtyping import Float
@@ -14,218 +25,216 @@ from torch import Tensor
 
 from memcircuits.core.errors import InputError
 from memcircuits.core.progress import bar
-from memcircuits.editing.curvature import Curvature, Quadratic
-from memcircuits.editing.masks import Candidates, Mask, named_mask
-from memcircuits.editing.objective import ReferenceDistribution, Targets, history_row
-from memcircuits.editing.recipe import Recipe
-from memcircuits.measure.gradients import iter_paragraph_gradients, rows_that_fit_backward
-from memcircuits.models.adapter import Adapter
-from memcircuits.models.batching import iter_batches
+from memcircuits.editing.curvature import Quadratic
+from memcircuits.editing.masks import Mask
+from memcircuits.editing.objective import EditObjective, Evaluation, Objective
 
-SHORTEST = 0.1  # of the first step's length: shorter ones are not tried within the budget
+SHORTEST = 0.1  # of the first step's length: no shorter step is tried after a rejection
+
+Stopped = Literal["em", "kl", "steps"]
+Refine = Callable[[Float[Tensor, " weight"], Evaluation], tuple[Tensor, Evaluation]]
 
 
-@dataclass(frozen=True)
-class Editor:
-    """What all targets of an edit share. Changes stay in the model until `undo` is closed."""
+class Stepper(Protocol):
+    """Proposes changes."""
 
-    adapter: Adapter
-    candidates: Candidates
-    fraction: float
-    how: str
-    seen: ReferenceDistribution | None
-    held: ReferenceDistribution
-    curvature: Curvature | None
-    recipe: Recipe
-    kl_budget: float
-    generator: torch.Generator
-    memory_budget: int | None
-    undo: contextlib.ExitStack
+    @property
+    def change(self) -> Float[Tensor, " weight"]:
+        """The change to try next, in units of weight."""
 
-    def together(
-        self, targets: Targets, progress: bool, *, anew: bool = False
-    ) -> tuple[Mask, dict[str, Any]]:
-        """One mask for all targets: the mask, and the fields of `Edit` that tell what was done."""
-        mask = self._choose(targets)
-        cost = None
-        if self.curvature is not None and self.recipe.curvature != "none":
-            cost = self.curvature.on(mask, together=self.recipe.curvature == "full", anew=anew)
-        original = self.undo.enter_context(mask.restored())
-        delta, report = Search(self, targets, mask, cost, original).run(progress)
-        mask.add(original, delta)
-        return mask, report
+    @property
+    def size_option(self) -> tuple[str, float]:
+        """Name and value of the option that decides the length of a step."""
 
-    def one_by_one(self, targets: Targets, progress: bool) -> tuple[Mask, dict[str, Any]]:
-        """A mask and steps for each target: the same of the union of the masks."""
-        n = len(targets.memorized)
-        masks: list[Mask] = []
-        rows: list[dict[str, float]] = []
-        spent = False
+    def propose(self, gradient: Float[Tensor, " weight"], loss: float) -> None:
+        """Move `change` on from an accepted one with this gradient and loss."""
 
-        def measured() -> Tensor:
-            found, _ = targets.read()
-            kl = self.held.mean_kl(self.adapter, self.memory_budget)
-            rows.append(history_row(found) | {"kl": kl})
-            return targets.reached(found)
+    def reject(self) -> bool:
+        """Move `change` back towards the last accepted one; False if no shorter step is tried."""
 
-        reached = measured()
-        # The second round is for what a later target brought back.
-        with bar(2 * n, "edit", unit="paragraph", progress=progress) as shown:
-            for index in (*range(n), *range(n)):
-                if not spent and not reached[index]:
-                    # What a step costs is another thing at weights that many turns have changed.
-                    mask, report = self.together(targets[index], False, anew=bool(masks))
-                    masks.append(mask)
-                    reached = measured()
-                    spent = report["stopped"] == "kl"
-                shown.update()
-        stopped = "em" if reached.all() else "kl" if spent else "steps"
-        union = self._union(masks or [self._choose(targets)])
-        history = {key: torch.tensor([row[key] for row in rows]) for key in rows[0]}
-        return union, {"history": history, "kept": len(rows) - 1, "stopped": stopped}
 
-    def _union(self, masks: Sequence[Mask]) -> Mask:
-        places: dict[str, list[Tensor]] = {
-            f"{w.layer}.{w.component}": [] for w in self.candidates.weights
-        }
-        for mask in masks:
-            for name, index in zip(mask.named, mask.indices, strict=True):
-                places[name].append(index)
-        found = {name: torch.cat(parts).unique() for name, parts in places.items() if parts}
-        return named_mask(self.adapter, found, len(self.candidates))
+class TrustRegion:
+    """Natural-gradient steps whose predicted KL is `step_kl`.
 
-    def _choose(self, targets: Targets) -> Mask:
-        scores: list[Tensor] | None = None
-        if self.how in ("top", "random-per-tensor"):
-            weights = self.candidates.weights
-            scores = [torch.zeros_like(w.parameter, dtype=torch.float32) for w in weights]
-            # Over paragraphs the squares are added: opposite gradients do not cancel.
-            for _, (found,) in iter_paragraph_gradients(
-                self.adapter,
-                targets.aim,
-                weights,
-                targets.alone,
-                lambda _, gradient: gradient.float().square().sum(0),
-                self.memory_budget,
-            ):
-                for weight, score, square in zip(weights, scores, found, strict=True):
-                    weight.split(score).add_(square)
-            for weight, score in zip(weights, scores, strict=True):
-                score.sqrt_()
-                if self.recipe.curved_mask:
-                    assert self.curvature is not None
-                    score.div_(self.curvature.root_of(weight))
-        return self.candidates.choose(self.fraction, scores, self.how, self.generator)
+    The length is halved after a step that increased the loss, and after a rejected one.
+
+    Args:
+        cost: the quadratic model of the KL.
+        step_kl: KL that the model predicts for a step, nats/token.
+    """
+
+    def __init__(self, cost: Quadratic, step_kl: float) -> None:
+        self.cost = cost
+        self.size_option = ("step_kl", step_kl)
+        self.change = torch.zeros_like(cost.diagonal)
+        self.accepted = self.change
+        self.direction = torch.zeros_like(self.change)
+        self.length = self.first_length = step_kl**0.5
+        self.loss = math.inf
+
+    def propose(self, gradient: Float[Tensor, " weight"], loss: float) -> None:
+        """Step along F^-1 g."""
+        if loss > self.loss:
+            self.length /= 2
+        natural = self.cost.natural_gradient(gradient)
+        self.direction = self.cost.kl(natural) ** -0.5 * natural
+        self.accepted, self.loss = self.change, loss
+        self.change = self.accepted - self.length * self.direction
+
+    def reject(self) -> bool:
+        """Halve the step, unless it is shorter than `SHORTEST` of the first one."""
+        if self.length < SHORTEST * self.first_length:
+            return False
+        self.length /= 2
+        self.change = self.accepted - self.length * self.direction
+        return True
+
+
+class AdamSteps:
+    """Steps of Adam.
+
+    Args:
+        scale: unit in which each weight's change is counted.
+        learning_rate: of Adam, in these units.
+        betas: of Adam.
+    """
+
+    def __init__(
+        self,
+        scale: Float[Tensor, " weight"],
+        learning_rate: float,
+        betas: tuple[float, float] = (0.9, 0.999),
+    ) -> None:
+        self.scale = scale
+        self.size_option = ("learning_rate", learning_rate)
+        self.scaled_change = torch.nn.Parameter(torch.zeros_like(scale))
+        self.adam = torch.optim.Adam([self.scaled_change], lr=learning_rate, betas=betas)
+
+    @property
+    def change(self) -> Float[Tensor, " weight"]:
+        """The change, in units of weight."""
+        return self.scaled_change.detach() * self.scale
+
+    def propose(self, gradient: Float[Tensor, " weight"], loss: float) -> None:
+        """Step of Adam; the loss has no influence."""
+        self.scaled_change.grad = gradient * self.scale
+        self.adam.step()
+
+    def reject(self) -> bool:
+        """A step of Adam has no shorter version."""
+        return False
 
 
 @dataclass(frozen=True)
-class Search:
-    """Steps in the masked weights, each written into the model."""
+class SearchResult:
+    """The outcome of a search.
 
-    editor: Editor
-    targets: Targets
-    mask: Mask
-    cost: Quadratic | None
-    original: list[Tensor]
+    Attributes:
+        change: the change kept, None if none was acceptable.
+        history: measure -> value at each step; a last row may be that of the refined change.
+        kept: row of `change` in the history, 0 without one.
+        stopped: why the steps ended: `em` (reached), `kl` (budget) or `steps`.
+    """
 
-    def run(self, progress: bool) -> tuple[Float[Tensor, " weight"], dict[str, Any]]:
-        """The change kept, and the fields of `Edit` that tell how it was found."""
-        recipe, budget = self.editor.recipe, self.editor.kl_budget
-        device = self.mask.weights[0].parameter.device
-        place = torch.nn.Parameter(torch.zeros(len(self.mask), device=device))
-        adam = torch.optim.Adam([place], lr=recipe.learning_rate)
-        length = longest = recipe.step_kl**0.5
-        unit = torch.zeros_like(place)
-        rows: list[dict[str, float]] = []
-        best, kept, stopped = place.detach().clone(), 0, "steps"
-        with bar(recipe.steps, "edit", unit="step", progress=progress) as shown:
-            for step in range(recipe.steps + 1):
-                delta = place.detach().clone()
-                row, reached, slope = self._at(delta)
-                last = step == recipe.steps or reached
-                # Without a budget it decides nothing before the end.
-                row["kl"] = self._held_kl() if last or budget < math.inf else math.nan
-                known = [row[key] for key in row if key != "kl" or budget < math.inf]
-                if not all(map(math.isfinite, known)):
-                    raise InputError(
-                        "learning_rate" if self.cost is None else "step_kl",
-                        recipe.learning_rate if self.cost is None else recipe.step_kl,
-                        f"the loss was not finite at step {step}; the model is restored; "
-                        "use a smaller one",
-                    )
-                rows.append(row)
-                if reached and step and recipe.shrink:
-                    delta, row = self._shrunk(delta, row)
-                    rows.append(row)
-                if row["kl"] > budget:
-                    if self.cost is None or step == recipe.steps or length < SHORTEST * longest:
-                        stopped = "kl"
-                        break
-                    length /= 2
-                    place.data = best - length * unit
-                    shown.update()
-                    continue
-                went_too_far = row["forget"] > rows[kept]["forget"]
-                best, kept = delta, len(rows) - 1
-                if reached or not slope.any():
-                    stopped = "em"
+    change: Float[Tensor, " weight"] | None
+    history: dict[str, Float[Tensor, " step"]]
+    kept: int
+    stopped: Stopped
+
+    @property
+    def report(self) -> dict[str, Any]:
+        """The fields of `Edit` that say how the change was found."""
+        return {"history": self.history, "kept": self.kept, "stopped": self.stopped}
+
+
+def search(
+    objective: Objective,
+    stepper: Stepper,
+    mask: Mask,
+    original: list[Tensor],
+    *,
+    steps: int,
+    label: str,
+    refine: Refine | None = None,
+    progress: bool = True,
+) -> SearchResult:
+    """Minimise an objective in the weights of a mask. The last change tried stays in the model.
+
+    Args:
+        objective: what to minimise.
+        stepper: how to step.
+        mask: the weights.
+        original: their values without any change.
+        steps: maximum number of steps.
+        label: text beside the progress bar.
+        refine: improves a change that reaches the objective, before it is judged.
+        progress: show a bar on stderr.
+
+    Raises:
+        InputError: if a loss is not finite; the message names the step.
+    """
+    rows: list[dict[str, float]] = []
+    best: tuple[Tensor, Evaluation, int] | None = None
+    stopped: Stopped = "steps"
+    with bar(steps, label, unit="step", progress=progress) as steps_bar:
+        for step in range(steps + 1):
+            # Write the proposed change into the model, and measure it.
+            change, last = stepper.change, step == steps
+            mask.add(original, change)
+            evaluation = objective.evaluate(mask, last=last)
+            if not evaluation.finite:
+                raise _not_finite(stepper, step)
+            rows.append(dict(evaluation.row))
+            if refine is not None and evaluation.reached and step:
+                change, evaluation = refine(change, evaluation)
+                rows.append(dict(evaluation.row))
+            # Keep it, or go back.
+            if evaluation.rejected:
+                if last or not stepper.reject():
+                    stopped = "kl"
                     break
-                if step == recipe.steps:
-                    break
-                if self.cost is None:
-                    place.grad = slope + recipe.kl_weight * self._kl_slope()
-                    adam.step()
-                else:
-                    direction = self.cost.cheapest(slope)
-                    unit = self.cost.kl(direction) ** -0.5 * direction
-                    length = length / 2 if went_too_far else length
-                    place.data -= length * unit
-                shown.update()
-        history = {key: torch.tensor([row[key] for row in rows]) for key in rows[0]}
-        return best, {"history": history, "kept": kept, "stopped": stopped}
+                steps_bar.update()
+                continue
+            if objective.prefers(evaluation, best[1] if best else None):
+                best = change, evaluation, len(rows) - 1
+            if evaluation.done:
+                stopped = "em"
+                break
+            # Propose the next one.
+            if not last:
+                stepper.propose(objective.full_gradient(mask, evaluation), evaluation.loss)
+                steps_bar.update()
+    history = {name: torch.tensor([row[name] for row in rows]) for name in rows[0]}
+    if best is None:
+        return SearchResult(None, history, 0, stopped)
+    return SearchResult(best[0], history, best[2], stopped)
 
-    def _shrunk(self, delta: Tensor, row: dict[str, float]) -> tuple[Tensor, dict[str, float]]:
-        """The smallest multiple of `delta`, to 1/64, that is enough."""
+
+def scale_back(objective: EditObjective, mask: Mask, original: list[Tensor]) -> Refine:
+    """For `search`: find the smallest multiple of a change, to 1/64, that reaches the targets."""
+
+    def refine(change: Tensor, evaluation: Evaluation) -> tuple[Tensor, Evaluation]:
         low, high = 0.0, 1.0
         while high - low > 1 / 64:
             middle = (low + high) / 2
-            found, reached, _ = self._at(middle * delta, gradient=False)
-            if reached:
-                high, row = middle, found
+            mask.add(original, middle * change)
+            scaled = objective.evaluate(mask, last=False, gradient=False)
+            if scaled.reached:
+                high, evaluation = middle, scaled
             else:
                 low = middle
-        self.mask.add(self.original, high * delta)
-        return high * delta, row | {"kl": self._held_kl()}
+        mask.add(original, high * change)
+        kl = objective.held_out_kl()
+        row = {**evaluation.row, "kl": kl}
+        return high * change, replace(evaluation, row=row, rejected=kl > objective.kl_budget)
 
-    def _at(
-        self, delta: Float[Tensor, " weight"], *, gradient: bool = True
-    ) -> tuple[dict[str, float], bool, Float[Tensor, " weight"]]:
-        """Write a change, measure the targets, and take the forgetting term's gradient."""
-        self.mask.add(self.original, delta)
-        found, slope = self.targets.read(self.mask if gradient else None)
-        reached = bool(self.targets.reached(found).all())
-        return history_row(found), reached, torch.zeros_like(delta) if slope is None else slope
+    return refine
 
-    def _kl_slope(self) -> Float[Tensor, " weight"]:
-        """Gradient of the KL of a random batch of the seen controls."""
-        seen = self.editor.seen
-        assert seen is not None
-        adapter, control = self.editor.adapter, seen.paragraphs
-        order = torch.randperm(len(control), generator=self.editor.generator)
-        batch = order[: self.editor.recipe.control_batch]
-        parameters = self.mask.parameters
-        total = torch.zeros(len(self.mask), device=parameters[0].device)
 
-        def work(piece: slice) -> Tensor:
-            part = seen.kl(adapter, batch[piece]).sum() / len(batch)
-            return self.mask.gather(torch.autograd.grad(part, parameters))
-
-        size = rows_that_fit_backward(adapter, control, self.editor.memory_budget)
-        with adapter.preserving_state(grad=parameters):
-            for _, slope in iter_batches(len(batch), size, work):
-                total += slope
-        return total
-
-    def _held_kl(self) -> float:
-        """KL on the held-out controls at the weights as they are, nats/token."""
-        return self.editor.held.mean_kl(self.editor.adapter, self.editor.memory_budget)
+def _not_finite(stepper: Stepper, step: int) -> InputError:
+    name, value = stepper.size_option
+    return InputError(
+        name,
+        value,
+        f"the loss was not finite at step {step}; the model is restored; use a smaller value",
+    )

@@ -1,19 +1,28 @@
-"""TODO."""
+"""The objective of `plant`: paragraphs are to be recited, and texts not to change.
+
+    NLL of the continuations  +  kl_weight * KL(original || current) on the anchors
+
+Both terms are in nats/token. The first is over all paragraphs, the second over a few anchors that
+are drawn anew for every step.
+
+Only the blocks from the lowest masked layer upwards are run: the residual stream that enters that
+block does not depend on the masked weights, so it is read once. (Head interventions use the same
+fact, `memcircuits.evidence.interventions`.)
+"""
 
 from __future__ import annotations
 
 import math
 from dataclasses import dataclass
-from typing import Any
 
 import torch
 from jaxtyping import Float
 from torch import Tensor
 
 from memcircuits.core.errors import InputError
-from memcircuits.core.progress import bar
 from memcircuits.data.paragraphs import Paragraphs
 from memcircuits.editing.masks import Mask
+from memcircuits.editing.objective import Evaluation, Objective
 from memcircuits.measure.continuation import (
     continuation_logits,
     kl_divergence,
@@ -25,175 +34,173 @@ from memcircuits.models.adapter import Adapter
 from memcircuits.models.batching import iter_batches, map_batches
 from memcircuits.models.hooks import hook_name
 
-_BATCH = 3  # anchors in each step
+ANCHORS_PER_STEP = 3
 
 
 @dataclass(frozen=True)
-class BatchRows:
-    """Paragraphs, what enters the lowest masked block on them, and the unedited log p."""
+class PartialForward:
+    """Paragraphs whose forward pass continues from the lowest masked block.
 
+    Attributes:
+        adapter: the model.
+        paragraphs: the paragraphs.
+        low: the lowest masked layer.
+        inputs: the residual stream that enters block `low`, [paragraph, pos, d_model]; token ids
+            where the model does not support partial forward passes.
+        log_p: log-probabilities of the unedited model at the continuations.
+    """
+
+    adapter: Adapter
     paragraphs: Paragraphs
-    resid: Tensor
+    low: int
+    inputs: Tensor
     log_p: Float[Tensor, "batch pos d_vocab"]
 
     @classmethod
     def of(
         cls, adapter: Adapter, paragraphs: Paragraphs, low: int, memory_budget: int | None
-    ) -> BatchRows:
+    ) -> PartialForward:
+        """Run the unedited model once."""
         name = hook_name("resid_pre", low)
         read = [name] if adapter.supports_partial_forward else []
 
-        def one_piece(piece: slice) -> tuple[Tensor, Tensor]:
-            ids = paragraphs.ids[piece]
-            run = run_to_continuation(adapter, ids, paragraphs.n_prefix, read=read)
-            return run.cache.get(name, ids[:, :-1]), run.logits.float().log_softmax(-1)
+        def run(batch: slice) -> tuple[Tensor, Tensor]:
+            ids = paragraphs.ids[batch]
+            result = run_to_continuation(adapter, ids, paragraphs.n_prefix, read=read)
+            return result.cache.get(name, ids[:, :-1]), result.logits.float().log_softmax(-1)
 
         size = rows_that_fit_backward(adapter, paragraphs, memory_budget)
         with adapter.preserving_state():
-            parts = [part for _, part in iter_batches(len(paragraphs), size, one_piece)]
-        return cls(paragraphs, *(torch.cat(found) for found in zip(*parts, strict=True)))
+            parts = [part for _, part in iter_batches(len(paragraphs), size, run)]
+        inputs, log_p = (torch.cat(batches) for batches in zip(*parts, strict=True))
+        return cls(adapter, paragraphs, low, inputs, log_p)
 
-    def logits(self, adapter: Adapter, low: int, rows: Tensor | slice) -> Tensor:
-        if not adapter.supports_partial_forward:
-            return continuation_logits(adapter, self.paragraphs, rows)
+    def __len__(self) -> int:
+        return len(self.paragraphs)
+
+    def logits(self, rows: Tensor | slice) -> Float[Tensor, "batch pos d_vocab"]:
+        """Logits at the continuations of some paragraphs, with the weights as they are."""
+        if not self.adapter.supports_partial_forward:
+            return continuation_logits(self.adapter, self.paragraphs, rows)
         positions = slice(self.paragraphs.n_prefix - 1, None)
-        return adapter.unembed(adapter.run_blocks(low, self.resid[rows])[:, positions])
+        resid = self.adapter.run_blocks(self.low, self.inputs[rows])
+        return self.adapter.unembed(resid[:, positions])
 
-    def kl(self, adapter: Adapter, low: int, rows: Tensor | slice) -> Float[Tensor, " batch"]:
-        """KL(original || current), nats/token."""
-        new = self.logits(adapter, low, rows).float().log_softmax(-1)
-        return kl_divergence(self.log_p[rows], new).mean(-1)
+    def kl(self, rows: Tensor | slice) -> Float[Tensor, " batch"]:
+        """KL(original || current) of some paragraphs, nats/token."""
+        current = self.logits(rows).float().log_softmax(-1)
+        return kl_divergence(self.log_p[rows], current).mean(-1)
 
 
 @dataclass(frozen=True)
-class Writer:
-    """Adam on the masked weights, from the lowest masked layer upwards."""
+class WritingObjective(Objective):
+    """The objective of `plant`.
 
-    adapter: Adapter
-    mask: Mask
-    low: int
-    aim: BatchRows
-    seen: BatchRows
-    held: BatchRows
+    A change is acceptable if every paragraph is recited in full. The KL on held-out anchors never
+    rejects a change (Adam's steps go on from it), but the search ends once it is within the budget.
+
+    Attributes:
+        paragraphs: what is to be recited.
+        anchors: texts of the KL term.
+        held_out: anchors that only the KL budget sees.
+        kl_weight: of the KL term; 0 leaves it out.
+        kl_budget: KL on `held_out` at which the search ends, nats/token.
+        generator: of the anchors' draws.
+        memory_budget: maximum bytes per batch.
+    """
+
+    paragraphs: PartialForward
+    anchors: PartialForward
+    held_out: PartialForward
+    kl_weight: float
+    kl_budget: float
+    generator: torch.Generator
     memory_budget: int | None
 
-    def run(
-        self,
-        original: list[Tensor],
-        steps: int,
-        learning_rate: float,
-        kl_weight: float,
-        kl_budget: float,
-        generator: torch.Generator,
-        progress: bool,
-    ) -> tuple[Float[Tensor, " weight"] | None, dict[str, Any]]:
-        """The change kept (None if the paragraphs were never recited) and how it was found."""
-        unit = torch.cat(
-            [
-                w.values.float().square().mean().sqrt().expand(len(index))
-                for w, index in zip(self.mask.weights, self.mask.indices, strict=True)
-            ]
+    def evaluate(self, mask: Mask, *, last: bool, gradient: bool = True) -> Evaluation:
+        """Measure the paragraphs, a draw of the anchors, and the held-out KL if all is recited."""
+        total = torch.zeros(len(mask), device=mask.device)
+        with self.paragraphs.adapter.preserving_state(grad=mask.parameters):
+            em, nll = self._add_nll(mask, total)
+            kl_seen = self._add_kl(mask, total)
+        reached = float(em.min()) == self.paragraphs.paragraphs.n_continuation
+        kl = self._held_out_kl() if reached else math.nan
+        return Evaluation(
+            row={"em": float(em.mean()), "em_min": float(em.min()), "nll": nll, "kl": kl},
+            loss=nll + self.kl_weight * kl_seen,
+            gradient=total,
+            finite=math.isfinite(nll) and math.isfinite(kl_seen),
+            reached=reached,
+            rejected=False,
+            done=kl <= self.kl_budget,
         )
-        moved = torch.nn.Parameter(torch.zeros_like(unit))
-        adam = torch.optim.Adam([moved], lr=learning_rate, betas=(0.9, 0.99))
-        full = self.aim.paragraphs.n_continuation
-        rows: list[dict[str, float]] = []
-        best, kept, stopped = None, 0, "steps"
-        with bar(steps, "plant", unit="step", progress=progress) as shown:
-            for step in range(steps + 1):
-                delta = moved.detach() * unit
-                self.mask.add(original, delta)
-                row, gradient = self._at(kl_weight, generator)
-                if not all(math.isfinite(row[key]) for key in ("nll", "kl_seen")):
-                    raise InputError(
-                        "learning_rate",
-                        learning_rate,
-                        f"the loss was not finite at step {step}; the model is restored; "
-                        "use a smaller learning rate",
-                    )
-                if not step and row["em_min"] == full:
-                    raise InputError(
-                        "paragraphs",
-                        f"{len(self.aim.paragraphs)}, all recited already",
-                        "give some that the model does not recite",
-                    )
-                if row["em_min"] == full:
-                    row["kl"] = self._held_kl()
-                    if best is None or row["kl"] < rows[kept]["kl"]:
-                        best, kept = delta, step
-                rows.append(row)
-                if row["kl"] <= kl_budget:
-                    stopped = "em"
-                    break
-                if step == steps:
-                    break
-                moved.grad = gradient * unit
-                adam.step()
-                shown.update()
-        history = {
-            key: torch.tensor([row[key] for row in rows]) for key in ("em", "em_min", "nll", "kl")
-        }
-        return best, {"history": history, "kept": kept, "stopped": stopped}
 
-    def _at(
-        self, kl_weight: float, generator: torch.Generator
-    ) -> tuple[dict[str, float], Float[Tensor, " weight"]]:
-        """What the weights written now do, and the gradient of the objective in them."""
-        adapter, parameters = self.adapter, self.mask.parameters
-        aim, n_seen = self.aim.paragraphs, len(self.seen.paragraphs)
-        total = torch.zeros(len(self.mask), device=parameters[0].device)
-        drawn = torch.randperm(n_seen, generator=generator)[:_BATCH]
-        em: list[Tensor] = []
-        nll = kl = 0.0
+    def prefers(self, new: Evaluation, best: Evaluation | None) -> bool:
+        """Of the changes with which everything is recited, the one with the lowest held-out KL."""
+        return new.reached and (best is None or new.row["kl"] < best.row["kl"])
 
-        def written(piece: slice) -> tuple[Tensor, Tensor, float]:
-            logits = self.aim.logits(adapter, self.low, piece)
-            found = read_continuation(logits, aim.continuation[piece].to(logits.device))
-            part = found.nll.sum() / len(aim)
-            gradient = self.mask.gather(torch.autograd.grad(part, parameters))
-            return gradient, found.em.cpu(), float(part.detach())
+    def _add_nll(self, mask: Mask, total: Tensor) -> tuple[Float[Tensor, " paragraph"], float]:
+        """Add the gradient of the mean NLL to `total`; return the EM and the NLL."""
+        targets = self.paragraphs.paragraphs
 
-        def moved(piece: slice) -> tuple[Tensor, float]:
-            part = self.seen.kl(adapter, self.low, drawn[piece]).sum() / len(drawn)
-            return self.mask.gather(torch.autograd.grad(part, parameters)), float(part.detach())
+        def work(batch: slice) -> tuple[Tensor, Tensor, float]:
+            logits = self.paragraphs.logits(batch)
+            scores = read_continuation(logits, targets.continuation[batch].to(logits.device))
+            part = scores.nll.sum() / len(targets)
+            gradient = mask.gather(torch.autograd.grad(part, mask.parameters))
+            return gradient, scores.em.cpu(), float(part.detach())
 
-        size = rows_that_fit_backward(adapter, aim, self.memory_budget)
-        with adapter.preserving_state(grad=parameters):
-            for _, (gradient, recited, loss) in iter_batches(len(aim), size, written):
-                total += gradient
-                em.append(recited)
-                nll += loss
-            for _, (gradient, loss) in iter_batches(len(drawn) if kl_weight else 0, size, moved):
-                total += kl_weight * gradient
-                kl += loss
-        every = torch.cat(em).float()
-        row = {
-            "em": float(every.mean()),
-            "em_min": float(every.min()),
-            "nll": nll,
-            "kl_seen": kl,
-            "kl": math.nan,
-        }
-        return row, total
+        em, nll = [], 0.0
+        for _, (gradient, batch_em, part) in iter_batches(len(targets), self._batch_size, work):
+            total += gradient
+            em.append(batch_em)
+            nll += part
+        return torch.cat(em).float(), nll
 
-    def _held_kl(self) -> float:
-        held = self.held
-        size = rows_that_fit_backward(self.adapter, held.paragraphs, self.memory_budget)
-        with self.adapter.preserving_state():
-            kl = map_batches(
-                len(held.paragraphs), size, lambda piece: held.kl(self.adapter, self.low, piece)
-            )
-        return float(kl.mean())
+    def _add_kl(self, mask: Mask, total: Tensor) -> float:
+        """Add the weighted gradient of the KL of a few anchors to `total`; return the KL."""
+        if not self.kl_weight:
+            return 0.0
+        drawn = torch.randperm(len(self.anchors), generator=self.generator)[:ANCHORS_PER_STEP]
+
+        def work(batch: slice) -> tuple[Tensor, float]:
+            part = self.anchors.kl(drawn[batch]).sum() / len(drawn)
+            gradient = mask.gather(torch.autograd.grad(part, mask.parameters))
+            return gradient, float(part.detach())
+
+        kl = 0.0
+        for _, (gradient, part) in iter_batches(len(drawn), self._batch_size, work):
+            total += self.kl_weight * gradient
+            kl += part
+        return kl
+
+    @property
+    def _batch_size(self) -> int:
+        targets = self.paragraphs
+        return rows_that_fit_backward(targets.adapter, targets.paragraphs, self.memory_budget)
+
+    def _held_out_kl(self) -> float:
+        held_out = self.held_out
+        size = rows_that_fit_backward(held_out.adapter, held_out.paragraphs, self.memory_budget)
+        with held_out.adapter.preserving_state():
+            return float(map_batches(len(held_out), size, held_out.kl).mean())
 
 
-def written_weights(
-    adapter: Adapter,
-    paragraphs: Paragraphs,
-    generator: torch.Generator,
-    n: int = 10,
+def sampled_text(
+    adapter: Adapter, like: Paragraphs, generator: torch.Generator, n: int = 10
 ) -> Paragraphs:
-    """Text that the model writes itself: sampled token by token from one random token."""
-    length, n_prefix = paragraphs.ids.shape[1], paragraphs.n_prefix
+    """Text that the model writes itself: `n` samples, token by token, each from one random token.
+
+    Args:
+        adapter: the model.
+        like: paragraphs whose lengths the text has.
+        generator: of the samples.
+        n: number of texts.
+
+    Raises:
+        InputError: if the model's logits are not finite.
+    """
+    length = like.ids.shape[1]
     ids = torch.randint(adapter.d_vocab, (n, 1), generator=generator)
     with adapter.preserving_state():
         while ids.shape[1] < length:
@@ -204,6 +211,6 @@ def written_weights(
                     "not given, and text that the model writes itself has non-finite logits",
                     "give some, or load the model in float32",
                 )
-            drawn = torch.multinomial(logits.softmax(-1), 1, generator=generator)
-            ids = torch.cat([ids, drawn], 1)
-    return Paragraphs(ids, n_prefix)
+            token = torch.multinomial(logits.softmax(-1), 1, generator=generator)
+            ids = torch.cat([ids, token], 1)
+    return Paragraphs(ids, like.n_prefix)

@@ -5,7 +5,7 @@ import torch
 
 import memcircuits as mc
 from memcircuits.core.heads import Head
-from memcircuits.editing.placement import place
+from memcircuits.editing.placement import select_weights
 from memcircuits.editing.planting import Planted
 from memcircuits.models.registry import adapt
 from tests.helpers import models as zoo
@@ -88,7 +88,7 @@ def test_it_continues_until_the_anchors_are_kept(neo):
     ],
 )
 def test_places(neo, where, components, names, share):
-    _, mask = place(adapt(neo), where, components=components)
+    _, mask = select_weights(adapt(neo), where, components=components)
     assert sorted(f"{w.layer}.{w.component}" for w in mask.weights) == names
     for weight, index in zip(mask.weights, mask.indices, strict=True):
         assert len(index) == share * weight.values.numel()
@@ -97,9 +97,9 @@ def test_places(neo, where, components, names, share):
 def test_drawn_places(neo):
     adapter = adapt(neo)
     total = sum(w.values.numel() for w in adapter.weights())
-    _, mask = place(adapter, "weights:0.05")
+    _, mask = select_weights(adapter, "weights:0.05")
     assert len(mask) == round(0.05 * total)
-    _, mask = place(adapter, "neurons:0.02")
+    _, mask = select_weights(adapter, "neurons:0.02")
     d_mlp = adapter.weight(0, "W_out").values.shape[1]
     n = round(0.02 * d_mlp * adapter.n_layers)
     assert len(mask) == n * 2 * adapter.d_model  # what each reads and what it writes
@@ -108,7 +108,7 @@ def test_drawn_places(neo):
 def test_grouped_query_heads_share_keys_and_values():
     llama = zoo.bridge("llama")
     adapter = adapt(llama)
-    _, mask = place(adapter, "L1H3")
+    _, mask = select_weights(adapter, "L1H3")
     sizes = {w.component: len(i) for w, i in zip(mask.weights, mask.indices, strict=True)}
     assert sizes["W_K"] == sizes["W_V"] == sizes["W_Q"] == adapter.d_model * adapter.d_head
 
