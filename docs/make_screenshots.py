@@ -22,7 +22,8 @@ from playwright.sync_api import Browser, Page, sync_playwright
 
 import memcircuits as mc
 from memcircuits.display import figures
-from memcircuits.editing.evaluation import edit_arms, evaluate_edit
+from memcircuits.editing.edit_report import edit_arms
+from memcircuits.editing.evaluation import evaluate_edit
 from memcircuits.editing.noise import weight_noise
 from memcircuits.editing.relearning import recovery_curve
 from memcircuits.evidence.patching.sweeps import patch_layers

@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 
     from memcircuits.data.paragraphs import Paragraphs
     from memcircuits.editing.edit import Edit
-    from memcircuits.editing.evaluation import EditReport
+    from memcircuits.editing.edit_report import EditReport
 
 
 def finish(

@@ -1,6 +1,11 @@
 """Can the recitation be removed, or written? Sparse changes of weights.
 
-`masks` says which weights may change, `edit` is a change that can be applied, saved and taken
-back, `unlearning` and `planting` find changes, `evaluation`, `relearning` and `noise` say what they
-did, `export` writes the edited model. May import: `measure` and below; not `evidence`.
+* The result: `masks` are sets of weights, `edit` is a change of them that can be applied, saved
+  and taken back, `export` writes the edited model as a folder.
+* Finding a change: `search` is the optimiser loop. `unlearning` minimises its `objective` by a
+  `recipe`, with the `curvature` of controls, in masks chosen by `editor`. `planting` writes
+  paragraphs instead (`placement` says where, `writing` what is minimised).
+* What a change did: `evaluation` (an `edit_report`), `relearning` and `noise`.
+
+May import: `measure` and below; not `evidence`.
 """

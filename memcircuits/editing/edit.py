@@ -68,7 +68,9 @@ class Edit(Result, kind="edit"):
         for name, index in self.indices.items():
             delta = self.deltas[name]
             if index.is_floating_point() or index.shape != delta.shape or index.ndim != 1:
-                raise InputError(f"indices of {name}", tuple(index.shape), "give one position per delta")
+                raise InputError(
+                    f"indices of {name}", tuple(index.shape), "give one position per delta"
+                )
             if len(index.unique()) != len(index):
                 raise InputError(f"indices of {name}", "repeated", "name each weight once")
             if not delta.isfinite().all():

@@ -156,7 +156,7 @@ class Editor:
         return self.candidates.choose(self.options.fraction, scores, strategy, self.generator)
 
     def _scores(self, targets: Targets) -> list[Tensor]:
-        """Root of the summed squared gradients, over the curvature's root where the recipe says so."""
+        """Root of the summed squared gradients, with `curved_mask` divided by the curvature's."""
         weights = self.candidates.weights
         scores = [torch.zeros_like(w.parameter, dtype=torch.float32) for w in weights]
         # Over paragraphs the squares are added, so that opposite gradients do not cancel.

@@ -1,12 +1,12 @@
 """Write an edited model as a Hugging Face folder that loads without this package.
 
 A booted model cannot be saved by transformers, and several architectures store queries, keys and
-values fused in one matrix that TransformerLens takes apart. So the edit is carried over into a
-fresh copy of the model. Where each edited weight lives in it is found without knowing the
-architecture: a second copy, in float64, has every parameter filled with its own number, and is
-booted; the number that turns up at a weight's place says which entry of which parameter it is.
+values fused in one matrix that TransformerLens takes apart. So the edit is transferred to a
+fresh copy of the model. The entry that each edited weight has there is found without knowledge of
+the architecture: in a second copy, in float64, every entry of every parameter is set to its running
+number, and this copy is booted. The number at a weight's position then identifies its entry.
 
-The folder is written beside its final place, loaded again with transformers, compared with the
+The folder is written beside its final path, loaded again with transformers, compared with the
 edited model, and only then moved there.
 """
 
@@ -37,7 +37,7 @@ def check_new(folder: Path, name: str = "folder") -> None:
 def export_edit(
     edit: Edit, folder: str | os.PathLike[str], source: str | Path = "organism", **options: Any
 ) -> Path:
-    """Write the model `source` with `edit` as a new Hugging Face folder.
+    """Write the model `source` with `edit` as a new Hugging Face folder, and check it.
 
     Args:
         edit: the change.
@@ -51,6 +51,7 @@ def export_edit(
     Raises:
         InputError: if the folder is not empty, `source` does not have the weights that the edit was
             made for, or the edit was made in folded weights.
+        UnsupportedModel: if the exported model differs from the edited one.
     """
     target = Path(folder)
     check_new(target)
@@ -58,6 +59,7 @@ def export_edit(
         raise InputError(
             "edit", "made in folded weights", "only edits of raw weights fit a Hugging Face model"
         )
+    # Edit a booted copy: the values before and after, and the logits to expect.
     options = {"dtype": edit.provenance.model["dtype"], **options, "device": "cpu"}
     plain, tokenizer, label = read_pretrained(source, **options)
     booted, _, _ = read_pretrained(source, **options)
@@ -70,27 +72,27 @@ def export_edit(
         with adapter.preserving_state():
             expected = adapter.forward(probe)
     before = torch.cat([values.double() for values in mask.read()])
-    numbers = _numbers(edit, source, options)
-    _write(plain, numbers, before, after)
+    # Write the edited values into a copy without TransformerLens, save it and load it again.
+    _write(plain, _entry_numbers(edit, source, options), before, after)
     with atomic_folder(target) as temporary:
         with without_bars():
             plain.save_pretrained(temporary)
         tokenizer.save_pretrained(temporary)
         edit.save(temporary / "memcircuits_edit.safetensors")
-        again, _, _ = read_pretrained(temporary, **{**options, "revision": None})
+        exported, _, _ = read_pretrained(temporary, **{**options, "revision": None})
         with torch.no_grad():
-            found = again(probe).logits
+            logits = exported(probe).logits
         scale = float(expected.abs().max())
         tolerance = 1e-4 if expected.dtype == torch.float32 else 5e-2
-        if not float((found - expected).abs().max()) <= tolerance * scale:
+        if not float((logits - expected).abs().max()) <= tolerance * scale:
             raise UnsupportedModel(
-                "model", label, "the exported folder does not answer like the edited model"
+                "model", label, "the exported folder has other logits than the edited model"
             )
     return target
 
 
-def _numbers(edit: Edit, source: str | Path, options: dict[str, Any]) -> Tensor:
-    """For each edited weight, its running number among all entries of the plain parameters."""
+def _entry_numbers(edit: Edit, source: str | Path, options: dict[str, Any]) -> Tensor:
+    """For each edited weight its running number among all entries of the plain parameters."""
     numbered, tokenizer, label = read_pretrained(source, **{**options, "dtype": "float32"})
     numbered.double()  # exact integers up to 2^53
     start = 0
@@ -105,18 +107,18 @@ def _numbers(edit: Edit, source: str | Path, options: dict[str, Any]) -> Tensor:
 
 
 def _write(plain: Any, numbers: Tensor, before: Tensor, after: Tensor) -> None:
-    """Put the edited values into the plain model, where it holds exactly the unedited ones."""
-    start = done = 0
+    """Write the edited values into the plain model, where it holds exactly the unedited ones."""
+    start = n_written = 0
     with torch.no_grad():
         for parameter in plain.parameters():
             stop = start + parameter.numel()
-            mine = (numbers >= start) & (numbers < stop)
-            places = torch.unravel_index(numbers[mine] - start, parameter.shape)
-            if not torch.equal(parameter[places].double(), before[mine]):
+            inside = (numbers >= start) & (numbers < stop)
+            positions = torch.unravel_index(numbers[inside] - start, parameter.shape)
+            if not torch.equal(parameter[positions].double(), before[inside]):
                 raise UnsupportedModel(
                     "model", type(plain).__name__, "TransformerLens changes its weights on loading"
                 )
-            parameter[places] = after[mine].to(parameter.dtype)
-            done += int(mine.sum())
+            parameter[positions] = after[inside].to(parameter.dtype)
+            n_written += int(inside.sum())
             start = stop
-    assert done == len(numbers), "an edited weight has no place in the plain model"
+    assert n_written == len(numbers), "an edited weight has no entry in the plain model"

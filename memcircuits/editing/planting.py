@@ -236,9 +236,7 @@ def _objective(
                 "paragraphs with non-finite logits",
                 "leave out those where scan(...).finite is False",
             )
-    return WritingObjective(
-        targets, seen, held_out, kl_weight, kl_budget, generator, memory_budget
-    )
+    return WritingObjective(targets, seen, held_out, kl_weight, kl_budget, generator, memory_budget)
 
 
 def _check_written(

@@ -37,7 +37,7 @@ SCHEMA = 1
 MODULE_OF_KIND = {
     "activation-gradients": "evidence.gradients.activations",
     "edit": "editing.edit",
-    "edit-report": "editing.evaluation",
+    "edit-report": "editing.edit_report",
     "layer-patches": "evidence.patching.results",
     "minimal-sets": "evidence.triggers.minimal_sets",
     "noise-curve": "editing.noise",

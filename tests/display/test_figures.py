@@ -16,7 +16,7 @@ import torch
 
 from memcircuits.display import figures
 from memcircuits.editing.edit import Edit
-from memcircuits.editing.evaluation import EditReport, edit_arms
+from memcircuits.editing.edit_report import EditReport, edit_arms
 from memcircuits.editing.noise import NoiseCurve
 from memcircuits.editing.relearning import Recovery
 from memcircuits.evidence.rare_tokens import RareTokenAttention

@@ -19,23 +19,23 @@ from tests.helpers import models as zoo
 CONTROL = mc.Paragraphs.from_tokens(zoo.random_ids(10, 22, seed=5), n_prefix=10)
 
 
-def test_the_cheapest_direction_solves_the_system():
+def test_the_natural_gradient_solves_the_system():
     generator = torch.Generator().manual_seed(0)
-    own = torch.rand(30, generator=generator) + 0.1
-    rows = torch.randn(6, 30, generator=generator)
+    diagonal = torch.rand(30, generator=generator) + 0.1
+    samples = torch.randn(6, 30, generator=generator)
     gradient = torch.randn(30, generator=generator)
-    model = Quadratic(own, rows)
-    whole = own.diag() + rows.T @ rows
-    found = model.cheapest(gradient)
-    torch.testing.assert_close(whole @ found, gradient, rtol=1e-4, atol=1e-5)
-    assert model.kl(found) == pytest.approx(float(found @ whole @ found) / 2, rel=1e-4)
+    model = Quadratic(diagonal, samples)
+    fisher = diagonal.diag() + samples.T @ samples
+    natural = model.natural_gradient(gradient)
+    torch.testing.assert_close(fisher @ natural, gradient, rtol=1e-4, atol=1e-5)
+    assert model.kl(natural) == pytest.approx(float(natural @ fisher @ natural) / 2, rel=1e-4)
     # No other direction gains as much for its KL.
-    best = float(gradient @ found) / model.kl(found) ** 0.5
+    best = float(gradient @ natural) / model.kl(natural) ** 0.5
     for _ in range(20):
-        other = found + 0.1 * torch.randn(30, generator=generator)
+        other = natural + 0.1 * torch.randn(30, generator=generator)
         assert float(gradient @ other) / model.kl(other) ** 0.5 <= best * (1 + 1e-5)
-    alone = Quadratic(own, rows[:0])
-    torch.testing.assert_close(alone.cheapest(gradient), gradient / own)
+    diagonal_only = Quadratic(diagonal, samples[:0])
+    torch.testing.assert_close(diagonal_only.natural_gradient(gradient), gradient / diagonal)
 
 
 @pytest.mark.parametrize("name", ["gpt_neo", "gpt2", "llama"])
@@ -46,11 +46,13 @@ def test_it_predicts_the_kl_of_a_change_of_many_weights(name):
     curvature = Curvature.of(adapter, CONTROL, candidates.weights, draws=60, seed=0)
     generator = torch.Generator().manual_seed(0)
     mask = candidates.choose(0.02, None, "random", generator)
-    cost = curvature.on(mask)
+    cost = curvature.restrict_to(mask)
     # A change that all of them share: the diagonal alone would miss most of its cost.
-    change = cost.rows.mul(torch.randn(len(cost.rows), 1, generator=generator)).sum(0).float()
-    change *= (2e-5 / (0.5 * float((cost.rows @ change).square().sum()))) ** 0.5
-    sampled = 0.5 * float((cost.rows @ change).square().sum())
+    samples = cost.gradient_samples
+    signs = torch.randn(len(samples), 1, generator=generator)
+    change = samples.mul(signs).sum(0).float()
+    change *= (2e-5 / (0.5 * float((samples @ change).square().sum()))) ** 0.5
+    sampled = 0.5 * float((samples @ change).square().sum())
 
     def log_p():
         with adapter.preserving_state():
@@ -65,7 +67,7 @@ def test_it_predicts_the_kl_of_a_change_of_many_weights(name):
             measured += float((original.exp() * (original - log_p())).sum(-1).mean()) / 2
     # The direction was made from the sample, so the sample overstates its cost somewhat.
     assert 0.5 < measured / sampled < 1.2
-    diagonal = 0.5 * float((cost.rows.square().sum(0) * change.square()).sum())
+    diagonal = 0.5 * float((samples.square().sum(0) * change.square()).sum())
     assert diagonal < 0.9 * measured
 
 
@@ -77,18 +79,16 @@ def test_kept_gradients_and_a_second_pass_agree(neo):
         Curvature.of(adapter, CONTROL, weights, draws=3, seed=2, keep=keep)
         for keep in (False, True)
     )
-    assert kept.kept
-    one, other = passed.on(mask), kept.on(mask)
-    assert one.rows.shape == (30, len(mask))
-    scale = float(one.rows.abs().max())
+    assert kept.stored_samples
+    one, other = (c.restrict_to(mask).gradient_samples for c in (passed, kept))
+    assert one.shape == (30, len(mask))
+    scale = float(one.abs().max())
     # Batches may come in another order of draws: the products do not depend on it.
-    torch.testing.assert_close(
-        one.rows.T @ one.rows, other.rows.T @ other.rows, rtol=0, atol=0.02 * scale**2
-    )
+    torch.testing.assert_close(one.T @ one, other.T @ other, rtol=0, atol=0.02 * scale**2)
     fisher = fisher_diagonal(adapter, CONTROL, weights, 3, torch.Generator().manual_seed(2))
-    for mine, expected in zip(passed.roots, damped_root(fisher), strict=True):
-        torch.testing.assert_close(mine, expected, rtol=1e-3, atol=1e-6)
-    assert not len(passed.on(mask, together=False).rows)
+    for root, expected in zip(passed.roots, damped_root(fisher), strict=True):
+        torch.testing.assert_close(root, expected, rtol=1e-3, atol=1e-6)
+    assert not len(passed.restrict_to(mask, full=False).gradient_samples)
 
 
 def test_one_curvature_serves_several_edits():

@@ -1,0 +1,116 @@
+"""The commands that change weights, and that of gradients, on a tiny model."""
+
+from __future__ import annotations
+
+import json
+
+import pytest
+from typer.testing import CliRunner
+
+import memcircuits as mc
+from memcircuits.cli import app
+from memcircuits.editing.edit import Edit
+from tests.helpers import models as zoo
+from tests.helpers.editing import UNSEEN
+
+
+@pytest.fixture(scope="module")
+def run(tmp_path_factory):
+    """Run a command on a tiny model in a folder."""
+    folder = tmp_path_factory.mktemp("tiny")
+    zoo.save("gpt_neo", folder / "model")
+    paragraphs = zoo.mixed(zoo.bridge("gpt_neo"), n=8)
+    with (folder / "paragraphs.jsonl").open("w") as file:
+        for name, ids in zip(paragraphs.names, paragraphs.ids.tolist(), strict=True):
+            file.write(json.dumps({"id": name, "ids": ids}) + "\n")
+
+    def call(*arguments: str, as_json: bool = True):
+        shared = ["--model", folder / "model", "--paragraphs", folder / "paragraphs.jsonl"]
+        lengths = ["--n-prefix", "10", "--n-continuation", "12", "--quiet", *["--json"] * as_json]
+        words = [*arguments, *map(str, shared), *lengths]
+        return CliRunner().invoke(app, words, catch_exceptions=False)
+
+    return call
+
+
+@pytest.mark.parametrize("objective", ["nll", "contrastive"])
+def test_gradients_command(run, tmp_path, objective):
+    result = run("gradients", "--objective", objective, "--out", str(tmp_path))
+    assert result.exit_code == 0
+    found = json.loads(result.stdout)
+    sets = {"contrastive"} if objective == "contrastive" else {"memorized", "control"}
+    assert set(found) == sets
+    assert all(0 < group["layer_share"] < 1 for group in found.values())
+    assert len(list(tmp_path.glob("gradients-*.safetensors"))) == len(sets)
+
+
+def test_activations_command(run, tmp_path):
+    result = run("gradients", "--activations", "--out", str(tmp_path))
+    assert result.exit_code == 0
+    found = json.loads(result.stdout)
+    assert set(found) == {"memorized", "control"}
+    assert {row["site"] for row in found["memorized"]} == {"q", "k", "v", "z", "pre", "post"}
+    assert len(list(tmp_path.glob("activations-*.safetensors"))) == 2
+
+
+def test_unlearn_command_compares_arms_and_tries_to_bring_it_back(run, tmp_path):
+    heldout = tmp_path / "heldout.jsonl"
+    lines = [json.dumps({"id": str(i), "ids": ids}) for i, ids in enumerate(UNSEEN.ids.tolist())]
+    heldout.write_text("\n".join(lines))
+    result = run(
+        "unlearn", "--fraction", "0.02", "--kl-budget", "0.05", "--arms", "--recover", "2",
+        "--noise", "--heldout", str(heldout), "--out", str(tmp_path / "out"),
+    )  # fmt: skip
+    assert result.exit_code == 0
+    found = json.loads(result.stdout)
+    arms = {(row["set"], row["measure"]): row for row in found["arms"]}
+    changed = arms["edit", "changed"]
+    assert changed["no-op"] == 0
+    assert 0 < changed["random"] <= 0.02 * changed["all"] / 0.95
+    assert 0 < changed["top"] <= 0.02 * changed["all"] / 0.95
+    em = arms["memorized", "em"]
+    assert em["no-op"] == 12
+    assert em["top"] < 2
+    assert {"random", "random-per-tensor", "all"} <= set(em)
+    assert arms["control, own text", "em"]["no-op"] == 12
+    assert arms["others", "in_full"]["no-op"] == 1
+    assert arms["heldout", "perplexity"]["no-op"] > 1
+    assert [row["step"] for row in found["recovery"] if row["arm"] == "edited"] == [0, 1, 2]
+    assert {row["set"] for row in found["noise"]} == {"memorized", "control"}
+
+
+def test_unlearn_command(run, tmp_path):
+    out, export = tmp_path / "out", tmp_path / "export"
+    result = run(
+        "unlearn", "--targets", "2", "--fraction", "0.02", "--kl-budget", "0.05",
+        "--out", str(out), "--export", str(export),
+    )  # fmt: skip
+    assert result.exit_code == 0
+    found = json.loads(result.stdout)
+    assert found["changed"] <= found["masked"]
+    measures = {(row["set"], row["measure"]): row for row in found["measures"]}
+    assert measures[("memorized", "em")]["before"] == 12
+    assert measures[("memorized", "em")]["after"] < 2
+    assert Edit.load(out / "edit.safetensors").n_changed == found["changed"]
+    assert len(found["paragraphs"]) == 2
+    modes = {path.stat().st_mode & 0o777 for path in export.iterdir()}
+    assert modes == {(export / "config.json").stat().st_mode & 0o777}
+    again = mc.load_model(export)
+    recited = zoo.mixed(zoo.bridge("gpt_neo"), n=8)
+    em = mc.scan(again, recited[:8], progress=False).em
+    assert int((em < 2).sum()) >= 2
+
+
+def test_unlearn_command_says_what_it_edited_and_why_it_ended(run, tmp_path):
+    result = run("unlearn", "--kl-budget", "1e-9", "--out", str(tmp_path), as_json=False)
+    assert "another step would have passed --kl-budget" in result.stdout
+    assert "edited: recited" in result.stdout
+    assert "others still recited" in result.stdout
+
+
+def test_edit_command(run, tmp_path):
+    result = run("edit", "--fraction", "0.2", "--kl-budget", "0.5", "--out", str(tmp_path))
+    assert result.exit_code == 0
+    found = json.loads(result.stdout)
+    assert "em_new" in found["steps"][0]
+    assert (tmp_path / "edit.safetensors").is_file()

@@ -1,0 +1,80 @@
+"""A mask holds the weights that it should, and reads and writes nothing else."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+
+from memcircuits.core.heads import Head
+from memcircuits.editing.masks import Candidates
+from memcircuits.measure.gradients import mean_gradient
+from memcircuits.models.registry import adapt
+from tests.helpers import models as zoo
+from tests.helpers.editing import CONTROL, n_different, quick_edit, same_state, state_of
+
+ARCHITECTURES = sorted(zoo.ARCHITECTURES)
+
+
+def test_the_top_mask_holds_the_largest_gradients(neo):
+    candidates = Candidates.of(adapt(neo))
+    weights = list(candidates.weights)
+    _, gradients = mean_gradient(adapt(neo), CONTROL, weights, progress=False)
+    mask = candidates.choose(0.01, gradients)
+    values = torch.cat([g.abs().flatten() for g in gradients])
+    assert len(mask) == round(0.01 * len(values)) == round(0.01 * mask.n_candidates)
+    gradient_of = {id(w.parameter): g for w, g in zip(weights, gradients, strict=True)}
+    inside = mask.gather([gradient_of[id(parameter)] for parameter in mask.parameters])
+    assert inside.abs().min() >= values.sort(descending=True).values[len(mask) - 1]
+
+
+def test_random_masks_have_the_sizes_they_are_compared_by(neo):
+    adapter = adapt(neo)
+    candidates = Candidates.of(adapter)
+    _, scores = mean_gradient(adapter, CONTROL, list(candidates.weights), progress=False)
+    generator = torch.Generator().manual_seed(0)
+    top = candidates.choose(0.01, scores)
+    anywhere = candidates.choose(0.01, None, "random", generator)
+    matched = candidates.choose(0.01, scores, "random-per-tensor", generator)
+    whole = candidates.choose(1.0, None, "all")
+    assert len(top) == len(anywhere) == len(matched)
+    assert sizes(top) == sizes(matched)
+    assert len(whole) == len(candidates) == sum(w.values.numel() for w in adapter.weights())
+    assert any(not torch.equal(a, b) for a, b in zip(top.indices, matched.indices, strict=True))
+    again = candidates.choose(0.01, None, "random", torch.Generator().manual_seed(0))
+    assert all(torch.equal(a, b) for a, b in zip(anywhere.indices, again.indices, strict=True))
+
+
+def sizes(mask):
+    return {name: len(index) for name, index in zip(mask.named, mask.indices, strict=True)}
+
+
+@pytest.mark.parametrize("name", ["gpt_neo", "gpt2", "llama"])
+def test_a_mask_stays_within_the_heads_layers_and_components_asked_for(name):
+    model = zoo.bridge(name)
+    adapter = adapt(model)
+    memorized = zoo.reciting(model)
+    of_head = quick_edit(model, memorized, fraction=0.1, heads=["L1H3"])
+    assert set(of_head.indices) <= {"1.W_Q", "1.W_K", "1.W_V", "1.W_O"}
+    heads_per_key = adapter.n_heads // adapter.n_kv_heads
+    for matrix_name, index in of_head.indices.items():
+        component = matrix_name.partition(".")[2]
+        head = 3 // heads_per_key if component in ("W_K", "W_V") else 3
+        assert (index // adapter.weight(1, component).values[0].numel() == head).all()
+    of_layers = quick_edit(model, memorized, layers=[0, 2], components=["W_in"])
+    assert set(of_layers.indices) <= {"0.W_in", "2.W_in"}
+    assert Candidates.of(adapter, heads=[Head(0, 0)]).weights[0].layer == 0
+
+
+@pytest.mark.parametrize("name", ARCHITECTURES)
+def test_reading_and_writing_a_mask(name):
+    model = zoo.bridge(name)
+    mask = Candidates.of(adapt(model)).choose(
+        0.05, None, "random", torch.Generator().manual_seed(1)
+    )
+    before = state_of(model)
+    with mask.restored() as original:
+        mask.add(original, torch.ones(len(mask)))
+        assert n_different(before, model.state_dict()) == len(mask)
+        for old, new in zip(original, mask.read(), strict=True):
+            torch.testing.assert_close(new, old + 1)
+    assert same_state(before, model.state_dict())
