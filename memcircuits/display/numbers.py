@@ -20,26 +20,26 @@ def matrix(values: Any, argument: str = "values") -> np.ndarray:
     """A [row, col] array; NaN is allowed and means not measured.
 
     Raises:
-        InputError: it is empty, has other axes, or holds infinities.
+        InputError: if it is empty, has other axes, or holds infinities.
     """
-    found = array(values)
-    if found.ndim != 2 or 0 in found.shape:
-        raise InputError(argument, f"shape {found.shape}", "give a non-empty [row, col] array")
-    if np.isinf(found).any():
+    entries = array(values)
+    if entries.ndim != 2 or 0 in entries.shape:
+        raise InputError(argument, f"shape {entries.shape}", "give a non-empty [row, col] array")
+    if np.isinf(entries).any():
         raise InputError(argument, "infinite", "give finite numbers, NaN for not measured")
-    return found
+    return entries
 
 
 def cells(marks: Any, shape: tuple[int, ...]) -> list[tuple[int, int]]:
     """Marked cells, given as pairs (row, col) or as booleans of the matrix' shape.
 
     Raises:
-        InputError: a pair lies outside the matrix.
+        InputError: if a pair lies outside the matrix.
     """
-    found = np.asarray(marks.cpu() if hasattr(marks, "cpu") else marks)
-    if found.dtype == bool and found.shape == shape:
-        found = np.argwhere(found)
-    pairs = [(int(row), int(col)) for row, col in found.reshape(-1, 2)]
+    marked = np.asarray(marks.cpu() if hasattr(marks, "cpu") else marks)
+    if marked.dtype == bool and marked.shape == shape:
+        marked = np.argwhere(marked)
+    pairs = [(int(row), int(col)) for row, col in marked.reshape(-1, 2)]
     for row, col in pairs:
         if not (0 <= row < shape[0] and 0 <= col < shape[1]):
             raise InputError("marks", (row, col), f"give cells of the {shape} matrix")

@@ -1,6 +1,6 @@
 """Colours, as numbered classes: the policy forbids `style=` attributes, and print needs few.
 
-A value becomes one of `LEVELS` levels, and the level a class (`s0` to `s20` for a
+A value becomes one of `N_LEVELS` levels, and the level a class (`s0` to `s20` for a
 sequential scale, `d0` to `d20` for a diverging one), which the stylesheet colours for light,
 dark and print. Blue to yellow-white and blue against orange stay apart for colour-blind readers;
 series take the palette of Okabe and Ito and differ in dash and marker as well.
@@ -11,13 +11,10 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 
-LEVELS = 21
-
+N_LEVELS = 21
 
 # Okabe and Ito's colours, darkest first; yellow left out because it vanishes on paper.
 SERIES = ("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#56b4e9", "#e69f00")
-
-
 SERIES_DARK = ("#5ab0f0", "#ff9a56", "#3ecfa3", "#e79fc7", "#9bd4ff", "#ffc845")
 
 
@@ -30,13 +27,13 @@ _SCALES = {
 
 
 def level(value: float, low: float, high: float) -> int | None:
-    """Which of the levels a value falls on between `low` and `high`; None when it is NaN."""
+    """The level of a value on a scale from `low` to `high`; None if it is NaN."""
     if math.isnan(value):
         return None
     if high <= low:
         return 0
     share = min(1.0, max(0.0, (value - low) / (high - low)))
-    return round(share * (LEVELS - 1))
+    return round(share * (N_LEVELS - 1))
 
 
 def _channels(colour: str) -> list[int]:
@@ -46,9 +43,9 @@ def _channels(colour: str) -> list[int]:
 def _mix(anchors: Sequence[str], share: float) -> list[int]:
     position = share * (len(anchors) - 1)
     index = min(int(position), len(anchors) - 2)
-    rest = position - index
+    fraction = position - index
     return [
-        round(a + (b - a) * rest)
+        round(a + (b - a) * fraction)
         for a, b in zip(_channels(anchors[index]), _channels(anchors[index + 1]), strict=True)
     ]
 
@@ -68,8 +65,8 @@ def classes(mode: str) -> str:
     for (kind, scale_mode), anchors in _SCALES.items():
         if scale_mode != mode:
             continue
-        for index in range(LEVELS):
-            channels = _mix(anchors, index / (LEVELS - 1))
+        for index in range(N_LEVELS):
+            channels = _mix(anchors, index / (N_LEVELS - 1))
             ink = "#000" if _luminance(channels) > 0.18 else "#fff"
             colour = "#" + "".join(f"{c:02x}" for c in channels)
             paint = f"background:{colour};fill:{colour};color:{ink};--ink:{ink}"

@@ -1,17 +1,17 @@
-"""Turning untrusted text into harmless text: the three doors through which data enters a page.
+"""Turning untrusted text into harmless text: the three ways in which data enters a page.
 
 Tokens come from a corpus and from a model, so they may contain anything: `</script>`, a NUL,
 half of an emoji, a mark that makes the rest of the line run from right to left. A page is safe
-here because data can enter it in three ways only, each of which neutralizes it:
+because data enters it in three ways only, each of which makes it harmless:
 
 1. as *text*, through Jinja2's autoescape, after `clean` has made invisible characters
    visible (`visible` does the same for one token, and shows its spaces and newlines too);
 2. as *data*, through `json_block`: plain ASCII JSON without `<`, `>` or `&`, in a
    `<script type="application/json">` block, which browsers never execute;
-3. as a *number*, formatted by us.
+3. as a *number*, formatted here.
 
-Should something slip through all the same, the page's content-security-policy names the hash of
-each script that may run (`csp_hash`), so that nothing else does.
+As a second defence, the page's content-security-policy names the hash of each script that may run
+(`csp_hash`), so that no other script runs.
 """
 
 from __future__ import annotations
@@ -24,13 +24,10 @@ import unicodedata
 from markupsafe import Markup
 
 MINUS = "\u2212"
-
-
 UNKNOWN = "\u2013"  # what is shown for a number that is missing
 
 
 _MARKS = {" ": "·", "\n": "⏎", "\t": "⇥"}
-
 
 # control, format (joiners, direction marks), surrogate, private, unassigned, line, paragraph
 _INVISIBLE = frozenset({"Cc", "Cf", "Cs", "Co", "Cn", "Zl", "Zp"})
@@ -53,28 +50,28 @@ def clean(text: str) -> str:
 
 
 def visible(token: str, limit: int = 60, *, tell: bool = True) -> str:
-    """One token as a reader should see it: spaces as `·`, a newline as `⏎`.
+    """One token with its invisible characters shown: spaces as `·`, a newline as `⏎`.
 
     Args:
         token: the token's text, as decoded.
-        limit: longer tokens are cut there.
-        tell: say how long a token is that was cut.
+        limit: maximum number of characters; longer tokens are cut.
+        tell: append the length of a token that was cut.
     """
     if not token:
         return "∅"
-    shown = "".join(
+    text = "".join(
         _MARKS.get(c) or (_code(c) if unicodedata.category(c) in _INVISIBLE else c)
         for c in token[:limit]
     )
-    if unicodedata.combining(shown[0]):
-        shown = "◌" + shown
+    if unicodedata.combining(text[0]):
+        text = "◌" + text
     if len(token) > limit:
-        shown += f"… ({len(token):,} characters)" if tell else "…"
-    return shown
+        text += f"… ({len(token):,} characters)" if tell else "…"
+    return text
 
 
 def number(value: float, digits: int = 3) -> str:
-    """A number for people: about `digits` significant digits, no exponent where avoidable."""
+    """A number as text: about `digits` significant digits, an exponent only where it is needed."""
     if value != value:
         return UNKNOWN
     if value == int(value) and abs(value) < 1e15:
@@ -82,25 +79,26 @@ def number(value: float, digits: int = 3) -> str:
     size = abs(value)
     if 1e-3 <= size < 1e6:
         before_point = len(str(int(size))) if size >= 1 else 0
-        shown = f"{value:,.{max(0, digits - before_point)}f}"
+        text = f"{value:,.{max(0, digits - before_point)}f}"
     else:
-        shown = f"{value:.{digits - 1}e}"
-    if not shown.strip("-0.,"):
-        shown = shown.lstrip("-")  # no minus before a zero
-    return shown.replace("-", MINUS)
+        text = f"{value:.{digits - 1}e}"
+    if not text.strip("-0.,"):
+        text = text.lstrip("-")  # no minus before a zero
+    return text.replace("-", MINUS)
 
 
 def short(value: float) -> str:
     """A round number without trailing zeros, for axes and the ends of scales."""
-    shown = number(value)
-    return shown.rstrip("0").rstrip(".") if "." in shown and "e" not in shown else shown
+    text = number(value)
+    is_decimal = "." in text and "e" not in text
+    return text.rstrip("0").rstrip(".") if is_decimal else text
 
 
 def json_block(data: object) -> Markup:
     """JSON that cannot end the script element it is in, whatever strings it holds.
 
     Raises:
-        ValueError: a number in it is NaN or infinite; JSON has neither.
+        ValueError: if a number in it is NaN or infinite, which JSON does not have.
     """
     encoded = json.dumps(data, ensure_ascii=True, allow_nan=False, separators=(",", ":"))
     for character in "<>&":

@@ -43,7 +43,7 @@ from memcircuits.display.pages import (
 )
 from memcircuits.display.pages.page import circuitsvis_bundle
 from memcircuits.display.pages.svg import log_ticks, ticks
-from memcircuits.display.palette import LEVELS, classes, level
+from memcircuits.display.palette import N_LEVELS, classes, level
 from memcircuits.display.text import clean, json_block, number, short, visible
 
 HOSTILE = [
@@ -475,7 +475,7 @@ def test_log_ticks_are_the_values_while_few() -> None:
 def test_levels_stay_on_the_scale(value: float, low: float, high: float) -> None:
     found = level(value, low, high)
     assert found is not None
-    assert 0 <= found < LEVELS
+    assert 0 <= found < N_LEVELS
     assert level(float("nan"), low, high) is None
 
 
@@ -490,7 +490,7 @@ def test_text_on_every_colour_is_readable(mode: str) -> None:
         return float(np.dot([0.2126, 0.7152, 0.0722], linear))
 
     rules = re.findall(r"background:(#\w+);fill:#\w+;color:(#\w+)", classes(mode))
-    assert len(rules) == 2 * LEVELS
+    assert len(rules) == 2 * N_LEVELS
     for ground, ink in rules:
         bright, dark = sorted((luminance(ground), luminance(ink)), reverse=True)
         assert (bright + 0.05) / (dark + 0.05) >= 4.5

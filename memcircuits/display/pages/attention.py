@@ -1,17 +1,17 @@
 """Which tokens a head looks at, as CircuitsVis draws it, in a page that is safe and offline.
 
-CircuitsVis draws attention well, but its own export is not for text one does not trust: it pastes
-tokens into a script unescaped, one of its views sets them as raw HTML, and its notebook output
-asks the network on every display. So the page here takes only its bundled script, inlined once,
-and hands it data through an escaped JSON block. Three further choices:
+CircuitsVis draws attention well, but its own export is not made for untrusted text: it inserts
+tokens into a script without escaping, one of its views sets them as raw HTML, and its notebook
+output loads a script from the network at every display. The page here uses only its bundled script,
+inlined once, and passes it data through an escaped JSON block. Three further choices:
 
 * Patterns are stored as thousandths, row by row, without the zeros a causal model has to the right
   of the diagonal: 12 heads x 100 tokens take about 0.2 MB instead of 2.4.
-* Thumbnails of the heads are drawn by the page in a few milliseconds. CircuitsVis'
-  `AttentionHeads` draws the chosen head only (its own selector would redraw every head at each
-  mouse move), when the reader scrolls to it.
-* Below it stands the paragraph. Click a token to see what it attends to under the chosen head, or
-  colour the text by a number of each token, such as its rarity or log-probability.
+* The page draws thumbnails of the heads in a few milliseconds. CircuitsVis' `AttentionHeads` draws
+  only the chosen head (its own selector would redraw every head at each mouse move), and only when
+  the reader scrolls to it.
+* Below the pattern is the paragraph. A click on a token shows what it attends to under the chosen
+  head; the text can be coloured by a number of each token, such as its rarity or log-probability.
 """
 
 from __future__ import annotations
@@ -38,7 +38,7 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Attention(Block):
-    """An `AttentionView`, drawn when the reader gets there."""
+    """An `AttentionView`, drawn when the reader scrolls to it."""
 
     template: ClassVar[str] = "attention.html.j2"
     scripts: ClassVar[tuple[str, ...]] = ("circuitsvis",)
@@ -57,10 +57,10 @@ class AttentionView:
     """Attention patterns of some heads on one paragraph.
 
     Attributes:
-        patterns: attention probabilities; each row sums to 1 over the keys it may see.
+        patterns: attention probabilities; each row sums to 1 over the keys.
         head_names: one per head, like `"L1H2"`.
         tokens: text of each token, as decoded; newlines and the like are made visible here.
-        n_prefix: how many tokens were given as prompt; the rest is the continuation.
+        n_prefix: number of tokens given as prompt; the continuation follows.
         strips: numbers per token by name, for example
             `{"unigram rarity": Strip(values, "nats")}`.
         compare: another view to set beside this one, such as the perturbed paragraph.
@@ -81,8 +81,14 @@ class AttentionView:
         """Check shapes, numbers and that rows are probabilities.
 
         Raises:
-            InputError: naming the argument, its value and what to pass instead.
+            InputError: if they do not fit one another, or attention is no probability.
         """
+        self._check_shapes()
+        self._check_probabilities()
+        for name, strip in self.strips.items():
+            strip.check(name, len(self.tokens))
+
+    def _check_shapes(self) -> None:
         shape = tuple(self.patterns.shape)
         n_tokens = len(self.tokens)
         if len(shape) != 3 or 0 in shape or shape[1] != shape[2]:
@@ -97,6 +103,8 @@ class AttentionView:
             )
         if not 0 <= self.n_prefix <= n_tokens:
             raise InputError("n_prefix", self.n_prefix, f"give 0 to {n_tokens}, the token count")
+
+    def _check_probabilities(self) -> None:
         values = self._array()
         if not np.isfinite(values).all():
             head, query, key = (int(i) for i in np.argwhere(~np.isfinite(values))[0])
@@ -114,19 +122,17 @@ class AttentionView:
                 f"(smallest value anywhere {values.min():.3g})",
                 "give attention after the softmax: each row sums to 1",
             )
-        for name, strip in self.strips.items():
-            strip.check(name, n_tokens)
 
     def _array(self) -> np.ndarray:
         return array(self.patterns)
 
     def _thousandths(self) -> list[list[list[int]]]:
         """Patterns as whole thousandths, each row without its trailing zeros."""
-        whole = np.rint(self._array() * 1000).astype(int)
-        return [[np.trim_zeros(row, "b").tolist() for row in head] for head in whole]
+        thousandths = np.rint(self._array() * 1000).astype(int)
+        return [[np.trim_zeros(row, "b").tolist() for row in head] for head in thousandths]
 
     def context(self, other: AttentionView | None = None) -> dict[str, Any]:
-        """What the attention template is given; `data` becomes a JSON block.
+        """The variables of the attention template; `data` becomes a JSON block.
 
         Args:
             other: the view beside this one; tokens that differ from it are marked.
@@ -162,7 +168,10 @@ class AttentionView:
         """A page of its own: one file, no network, opened by any browser.
 
         Args:
-            path: where to save it (replaced in one step); None only returns it.
+            path: file to save the page to as well.
+
+        Returns:
+            The page.
         """
         facts = [Facts(self.provenance, title="What was run")] if self.provenance else []
         page = Page(self.title or "Attention", [Attention(self), *facts])
@@ -184,7 +193,7 @@ class AttentionView:
             head: its name or its place in `head_names`.
 
         Raises:
-            InputError: no such head.
+            InputError: if there is no such head.
         """
         from memcircuits.display.figures.heatmaps import attention_pattern
 

@@ -1,7 +1,7 @@
-"""What a page is made of: prose, facts, numbers, tables, charts, token strips, attention.
+"""The blocks of a page: prose, headline numbers, facts and tables; and the base of all blocks.
 
-Each block is a frozen dataclass of plain data that checks itself when made and names the template
-that draws it. A block builds no HTML: it hands its template numbers and text (see
+Each block is a frozen dataclass of plain data that checks itself when it is made and names the
+template that draws it. A block builds no HTML: it gives its template numbers and text (see
 `memcircuits.display.text` for why that keeps the page safe).
 """
 
@@ -20,7 +20,7 @@ from memcircuits.display.text import MINUS, UNKNOWN, number
 
 
 class Span(NamedTuple):
-    """A stretch of marked-up text in `Prose`; made by the functions below."""
+    """Marked-up text in `Prose`; made by the functions below."""
 
     kind: str
     text: str
@@ -28,7 +28,7 @@ class Span(NamedTuple):
 
 
 def strong(text: str) -> Span:
-    """Text of weight."""
+    """Important text."""
     return Span("strong", text)
 
 
@@ -46,7 +46,7 @@ def link(text: str, href: str) -> Span:
     """A link that the reader may follow; the page itself never does.
 
     Raises:
-        InputError: `href` is neither an `https://` address nor a `#section`.
+        InputError: if `href` is neither an `https://` address nor a `#section`.
     """
     if not href.startswith(("https://", "#")):
         raise InputError("href", repr(href), "give an https:// address or a #section of the page")
@@ -74,9 +74,10 @@ class Block:
 class Prose(Block):
     """Paragraphs, each a string or a list of strings and spans.
 
-    >>> Prose(["All of it.", ["Head ", code("L1H2"), " is significant."]], title="In short")
-    ... # doctest: +ELLIPSIS
-    Prose(...)
+    Example:
+        >>> Prose(["All of it.", ["Head ", code("L1H2"), " is significant."]], title="In short")
+        ... # doctest: +ELLIPSIS
+        Prose(...)
     """
 
     template: ClassVar[str] = "prose.html.j2"
@@ -84,14 +85,13 @@ class Prose(Block):
 
     def context(self) -> dict[str, Any]:
         """Every paragraph as a list of spans."""
-        given = [self.paragraphs] if isinstance(self.paragraphs, str) else self.paragraphs
-        spans = [
-            [Span("", part) if isinstance(part, str) else part for part in paragraph]
-            if not isinstance(paragraph, str)
-            else [Span("", paragraph)]
-            for paragraph in given
-        ]
-        return {"paragraphs": spans}
+        paragraphs = [self.paragraphs] if isinstance(self.paragraphs, str) else self.paragraphs
+        return {"paragraphs": [_spans(paragraph) for paragraph in paragraphs]}
+
+
+def _spans(paragraph: Paragraph) -> list[Span]:
+    parts = [paragraph] if isinstance(paragraph, str) else paragraph
+    return [Span("", part) if isinstance(part, str) else part for part in parts]
 
 
 class Number(NamedTuple):
@@ -119,7 +119,7 @@ class Facts(Block):
     """Names and values: what was run, on what, with which versions; and how to run it again.
 
     Attributes:
-        items: shown in this order.
+        items: name -> value, shown in this order.
         commands: shell or Python lines, shown as code to copy.
     """
 
@@ -129,12 +129,11 @@ class Facts(Block):
 
     def context(self) -> dict[str, Any]:
         """Values as text."""
-        return {
-            "items": [
-                (k, number(v, 4) if isinstance(v, float) else str(v)) for k, v in self.items.items()
-            ],
-            "commands": list(self.commands),
-        }
+        items = [
+            (name, number(value, 4) if isinstance(value, float) else str(value))
+            for name, value in self.items.items()
+        ]
+        return {"items": items, "commands": list(self.commands)}
 
 
 @dataclass(frozen=True)
@@ -142,10 +141,10 @@ class Table(Block):
     """A frame as a table that is sorted by clicking a heading and read page by page.
 
     Attributes:
-        frame: the rows, best first: that order is the order without scripts and on paper.
+        frame: the rows, best first: without scripts and on paper, that order remains.
         labels: headings for column names that are not clear by themselves.
         help: what a column means, in a sentence; shown under "What the columns mean".
-        max_rows: rows beyond these are left out, and the page says how many.
+        max_rows: maximum number of rows; the page says how many are left out.
         page_size: rows shown at a time.
         digits: significant digits of numbers.
     """
@@ -165,14 +164,14 @@ class Table(Block):
                 raise InputError(name, value, "give 1 or more")
 
     def _cell(self, value: Any) -> dict[str, Any]:
-        """What a cell shows, and the number it is sorted by where that is not the same."""
+        """The text of a cell, and its sort key where that is not the text."""
         if isinstance(value, (bool, np.bool_)):
             return {"text": "yes" if value else "no", "sort": int(value)}
         if isinstance(value, (int, np.integer)):
             return {"text": f"{value:,}".replace("-", MINUS), "sort": int(value)}
         if isinstance(value, (float, np.floating)):
-            shown = number(float(value), self.digits)
-            return {"text": shown, "sort": "" if math.isnan(value) else f"{float(value):.9g}"}
+            text = number(float(value), self.digits)
+            return {"text": text, "sort": "" if math.isnan(value) else f"{float(value):.9g}"}
         if value is None or value is pd.NA or value is pd.NaT:
             return {"text": UNKNOWN, "sort": ""}
         text = str(value)
@@ -180,22 +179,25 @@ class Table(Block):
 
     def context(self) -> dict[str, Any]:
         """Cells as text and sort key; numeric columns are set flush right."""
-        shown = self.frame.head(self.max_rows)
-        rows = [[self._cell(v) for v in row] for row in shown.itertuples(index=False)]
+        head = self.frame.head(self.max_rows)
+        rows = [[self._cell(value) for value in row] for row in head.itertuples(index=False)]
         columns = [
             {
-                "long": any(len(row[place]["text"]) > 60 for row in rows),
+                "long": any(len(row[index]["text"]) > 60 for row in rows),
                 "label": self.labels.get(str(name), str(name)),
                 "help": self.help.get(str(name), ""),
-                "numeric": pd.api.types.is_numeric_dtype(self.frame[name].dtype)
-                and not pd.api.types.is_bool_dtype(self.frame[name].dtype),
+                "numeric": _is_number(self.frame[name].dtype),
             }
-            for place, name in enumerate(self.frame.columns)
+            for index, name in enumerate(self.frame.columns)
         ]
         return {
             "columns": columns,
             "rows": rows,
             "total": len(self.frame),
-            "left_out": len(self.frame) - len(shown),
+            "left_out": len(self.frame) - len(head),
             "page_size": self.page_size,
         }
+
+
+def _is_number(dtype: Any) -> bool:
+    return pd.api.types.is_numeric_dtype(dtype) and not pd.api.types.is_bool_dtype(dtype)

@@ -1,4 +1,8 @@
-"""TODO."""
+"""Charts on a page: a heatmap of any matrix, lines and bars of a tidy frame.
+
+They are inline SVG (`memcircuits.display.pages.svg`), which needs no script and prints sharply.
+`memcircuits.display.figures` draws the same measurements with plotly, for notebooks and papers.
+"""
 
 from __future__ import annotations
 
@@ -7,6 +11,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
+import numpy as np
 import pandas as pd
 
 from memcircuits.core.errors import InputError
@@ -24,12 +29,12 @@ class Heatmap(Block):
         values: array [row, col]; NaN is shown as not measured.
         name: what the values are, for example "score".
         units: their unit, for example "nats/token".
-        diverging: blue to orange around zero (default: if any value is negative).
+        diverging: colours from blue to orange around zero (default: if any value is negative).
         row_label: name of the rows' axis; `col_label` of the columns'.
         row_names: one per row (default: its number); `col_names` likewise.
         marks: cells to frame, such as significant ones, pairs (row, col) or booleans [row, col];
             `marks_mean` says why.
-        hover: further text per cell, [batch][col].
+        hover: further text per cell, [row][col].
     """
 
     template: ClassVar[str] = "heatmap.html.j2"
@@ -59,25 +64,19 @@ class Heatmap(Block):
     def context(self) -> dict[str, Any]:
         """Cells with colours, labels and hover text."""
         values = matrix(self.values)
-        rows = [str(r) for r in self.row_names or range(values.shape[0])]
-        cols = [str(c) for c in self.col_names or range(values.shape[1])]
-        units = f" {self.units}" if self.units else ""
+        rows = [str(name) for name in self.row_names or range(values.shape[0])]
+        cols = [str(name) for name in self.col_names or range(values.shape[1])]
         tips = [
             [
-                f"{self.row_label} {r}, {self.col_label} {c}: "
-                + (
-                    "not measured"
-                    if math.isnan(values[i, j])
-                    else f"{number(float(values[i, j]), 4)}{units}"
-                )
-                + (f"; {self.hover[i][j]}" if self.hover else "")
-                for j, c in enumerate(cols)
+                f"{self.row_label} {row}, {self.col_label} {col}: {self._cell(values, i, j)}"
+                for j, col in enumerate(cols)
             ]
-            for i, r in enumerate(rows)
+            for i, row in enumerate(rows)
         ]
+        diverging = bool((values < 0).any()) if self.diverging is None else self.diverging
         chart = svg.heatmap(
             values,
-            diverging=bool((values < 0).any()) if self.diverging is None else self.diverging,
+            diverging=diverging,
             rows=rows,
             cols=cols,
             marks=cells(self.marks, values.shape),
@@ -86,16 +85,22 @@ class Heatmap(Block):
         )
         return {"chart": chart}
 
+    def _cell(self, values: np.ndarray, row: int, col: int) -> str:
+        value = float(values[row, col])
+        units = f" {self.units}" if self.units else ""
+        text = "not measured" if math.isnan(value) else f"{number(value, 4)}{units}"
+        return f"{text}; {self.hover[row][col]}" if self.hover else text
+
 
 @dataclass(frozen=True)
 class _Chart(Block):
-    """A tidy frame as series: one per value of `by`, in order of appearance.
+    """Base of charts of a tidy frame: one series per value of `by`, in order of appearance.
 
     Attributes:
         frame: one row per point.
         x: column along the bottom.
         y: column of heights.
-        by: column that tells series apart.
+        by: column that names the series.
         low: column with the lower end of each point's interval; `high` with the upper.
         x_label: what `x` is (default: the column's name); `y_label` likewise.
         units: unit of `y`.
@@ -116,8 +121,8 @@ class _Chart(Block):
         for name in ("x", "y", "by", "low", "high"):
             column = getattr(self, name)
             if column is not None and column not in self.frame.columns:
-                there = ", ".join(str(c) for c in self.frame.columns)
-                raise InputError(name, repr(column), f"give a column of frame: {there}")
+                columns = ", ".join(str(c) for c in self.frame.columns)
+                raise InputError(name, repr(column), f"give a column of frame: {columns}")
         if not len(self.frame):
             raise InputError("frame", "no rows", "leave the block out: there is nothing to draw")
 
@@ -127,8 +132,8 @@ class _Chart(Block):
             # Not groupby: pandas' strings refuse what tokens may hold, such as half an emoji.
             keys = self.frame[self.by].tolist()
             groups = [
-                (str(key), self.frame[[other == key for other in keys]])
-                for key in dict.fromkeys(keys)
+                (str(name), self.frame[[key == name for key in keys]])
+                for name in dict.fromkeys(keys)
             ]
         return [
             svg.Series(

@@ -3,11 +3,11 @@
     page = Page("What this model recites", [Numbers(...), Heatmap(...), Table(...)])
     page.save("report.html")
 
-The templates (`templates/`) hold all markup and escape all they are given; one stylesheet and one
-script (`static/`) serve every block. CircuitsVis' script, 1.3 MB, is inlined once, and only when
-the page shows attention. The content-security-policy in the head admits these scripts and this
+The templates (`templates/`) hold all markup and escape everything that they print; one stylesheet
+and one script (`static/`) serve every block. CircuitsVis' script, 1.3 MB, is inlined once, and only
+if the page shows attention. The content-security-policy in the head admits these scripts and this
 stylesheet by their hashes and nothing else: no other script, no `style=` attribute, no request,
-no form, no frame, and no text assigned as HTML (trusted types) even by those scripts.
+no form, no frame, and no text assigned as HTML (trusted types), not even by those scripts.
 """
 
 from __future__ import annotations
@@ -29,20 +29,20 @@ from memcircuits.display import palette
 from memcircuits.display.pages.blocks import Block
 from memcircuits.display.text import clean, csp_hash, json_block
 
-_HERE = Path(__file__).parent
+_FOLDER = Path(__file__).parent
 
 
-def _finalize(value: Any) -> Any:
-    """Last step before autoescape: whatever a template prints is cleaned, unless it is markup."""
+def _clean_unless_markup(value: Any) -> Any:
+    """Last step before autoescape: everything that a template prints, except markup, is cleaned."""
     return value if isinstance(value, Markup) or not isinstance(value, str) else clean(value)
 
 
 @cache
 def _environment() -> jinja2.Environment:
     environment = jinja2.Environment(
-        loader=jinja2.FileSystemLoader(_HERE / "templates"),
+        loader=jinja2.FileSystemLoader(_FOLDER / "templates"),
         autoescape=True,
-        finalize=_finalize,
+        finalize=_clean_unless_markup,
         undefined=jinja2.StrictUndefined,
         trim_blocks=True,
         lstrip_blocks=True,
@@ -54,7 +54,7 @@ def _environment() -> jinja2.Environment:
 @cache
 def stylesheet() -> str:
     """The page's stylesheet: `static/page.css` with the colour classes filled in."""
-    source = (_HERE / "static" / "page.css").read_text(encoding="utf-8")
+    source = (_FOLDER / "static" / "page.css").read_text(encoding="utf-8")
     return source.replace("/* light */", palette.classes("light")).replace(
         "/* dark */", palette.classes("dark")
     )
@@ -63,22 +63,22 @@ def stylesheet() -> str:
 @cache
 def script() -> str:
     """The page's own script."""
-    return (_HERE / "static" / "page.js").read_text(encoding="utf-8")
+    return (_FOLDER / "static" / "page.js").read_text(encoding="utf-8")
 
 
 @cache
 def circuitsvis_bundle() -> str:
-    r"""CircuitsVis' script from the installed package, with its licence, fit to be inlined.
+    r"""CircuitsVis' script from the installed package, with its licence, ready to be inlined.
 
-    Found without importing the package. A script element ends at the first `</script` even
-    inside a string, so the one in React's code is written `<\/script`, which means the same.
+    The package is not imported. A script element ends at the first `</script`, even inside a
+    string, so the one in React's code is written `<\/script`, which means the same.
 
     Raises:
-        RuntimeError: the package is not installed, or has no bundle where 1.43 has it.
+        RuntimeError: if the package is not installed, or its bundle is not where 1.43 has it.
     """
     spec = importlib.util.find_spec("circuitsvis")
-    places = spec.submodule_search_locations if spec else None
-    path = Path(places[0]) / "dist" / "cdn" / "iife.js" if places else None
+    folders = spec.submodule_search_locations if spec else None
+    path = Path(folders[0]) / "dist" / "cdn" / "iife.js" if folders else None
     if path is None or not path.is_file():
         raise RuntimeError(
             f"CircuitsVis' script is not at {path}: install circuitsvis>=1.43.3 to show attention"
@@ -87,7 +87,7 @@ def circuitsvis_bundle() -> str:
     source = re.sub(r"^//# sourceMappingURL=.*$", "", source, flags=re.MULTILINE)
     source = re.sub(r"<(?=/script|!--)", r"<\\", source, flags=re.IGNORECASE)
     version = importlib.metadata.version("circuitsvis")
-    licence = (_HERE / "static" / "circuitsvis-LICENSE.txt").read_text(encoding="utf-8")
+    licence = (_FOLDER / "static" / "circuitsvis-LICENSE.txt").read_text(encoding="utf-8")
     return f"/*! CircuitsVis {version}, unchanged but for escaping.\n\n{licence}*/\n{source}"
 
 
@@ -97,7 +97,7 @@ class Page:
 
     Attributes:
         title: heading and browser title.
-        blocks: shown in order; those with a title appear in the table of contents.
+        blocks: shown in this order; those with a title appear in the table of contents.
         lead: one or two sentences that tell a newcomer what this is.
         footer: small print.
     """
@@ -109,32 +109,14 @@ class Page:
 
     def render(self) -> str:
         """The whole page as a string; the same blocks give the same bytes."""
-        blocks = [
-            {f.name: getattr(b, f.name) for f in fields(b)} | {"template": b.template} | b.context()
-            for b in self.blocks
-        ]
-        style = stylesheet()
-        scripts = [script()]
-        if any("circuitsvis" in b.scripts for b in self.blocks):
+        style, scripts = stylesheet(), [script()]
+        if any("circuitsvis" in block.scripts for block in self.blocks):
             scripts.insert(0, circuitsvis_bundle())
-        policy = "; ".join(
-            [
-                "default-src 'none'",
-                f"script-src {' '.join(csp_hash(s) for s in scripts)}",
-                f"style-src {csp_hash(style)}",
-                "img-src data:",
-                "connect-src 'none'",
-                "base-uri 'none'",
-                "form-action 'none'",
-                "require-trusted-types-for 'script'",
-                "trusted-types 'none'",
-            ]
-        )
         template = _environment().get_template("page.html.j2")
         return template.render(
             page=self,
-            blocks=blocks,
-            policy=Markup(policy),
+            blocks=[_variables(block) for block in self.blocks],
+            policy=Markup(security_policy(scripts, style)),
             style=Markup(style),
             scripts=[Markup(s) for s in scripts],
         )
@@ -148,12 +130,35 @@ class Page:
         return frame(self.render(), title=self.title, height=900)
 
 
-def frame(page: str, *, title: str, height: int) -> str:
-    """A page in a sandboxed frame that carries it whole: for Lab, classic, VS Code and Colab.
+def _variables(block: Block) -> dict[str, Any]:
+    """What the template of a block sees: its fields, then what `Block.context` computes."""
+    values = {field.name: getattr(block, field.name) for field in fields(block)}
+    return {**values, "template": block.template, **block.context()}
 
-    The frame may run the page's scripts but shares nothing with the notebook, and shows the same
-    in a saved notebook, offline. A front end that strips frames from notebooks it does not trust
-    leaves the sentence inside.
+
+def security_policy(scripts: Sequence[str], style: str) -> str:
+    """The content-security-policy that admits exactly these scripts and this stylesheet."""
+    return "; ".join(
+        [
+            "default-src 'none'",
+            f"script-src {' '.join(csp_hash(source) for source in scripts)}",
+            f"style-src {csp_hash(style)}",
+            "img-src data:",
+            "connect-src 'none'",
+            "base-uri 'none'",
+            "form-action 'none'",
+            "require-trusted-types-for 'script'",
+            "trusted-types 'none'",
+        ]
+    )
+
+
+def frame(page: str, *, title: str, height: int) -> str:
+    """A page inside a sandboxed frame, as notebooks show it (Lab, classic, VS Code and Colab).
+
+    The frame holds the whole page, so that a saved notebook shows it offline. It may run the page's
+    scripts but shares nothing with the notebook. A front end that removes frames from notebooks
+    that it does not trust shows the sentence inside instead.
     """
     markup = Markup(
         '<iframe sandbox="allow-scripts" title="{}" width="100%" height="{}" '

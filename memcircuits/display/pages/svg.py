@@ -8,18 +8,16 @@ templates turn those into SVG, so that labels pass through the same escaping as 
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, TypeAlias
 
 import numpy as np
 
-from memcircuits.display.palette import LEVELS, SERIES, level
+from memcircuits.display.palette import N_LEVELS, SERIES, level
 from memcircuits.display.text import MINUS, UNKNOWN, number, short
 
 WIDTH, HEIGHT = 480, 270
-
-
 LEFT, RIGHT, TOP, BOTTOM = 46, 10, 26, 42
 
 
@@ -31,6 +29,9 @@ FRAME = {
     "bottom": HEIGHT - BOTTOM,
 }
 
+
+Place: TypeAlias = Callable[[float], float]
+"""From a value to its coordinate."""
 
 DASHES = ("", "7 4", "2 4", "9 3 2 3", "12 4", "4 2")
 
@@ -79,7 +80,7 @@ def _finite(series: Sequence[Series]) -> list[float]:
     return numbers
 
 
-def _y_axis(series: Sequence[Series], from_zero: bool) -> tuple[list[dict[str, Any]], Any]:
+def _y_axis(series: Sequence[Series], from_zero: bool) -> tuple[list[dict[str, Any]], Place]:
     numbers = _finite(series) or [0.0, 1.0]
     low, high = min(numbers), max(numbers)
     # Start at zero unless that would squash the data into the top of the chart.
@@ -98,11 +99,13 @@ def _y_axis(series: Sequence[Series], from_zero: bool) -> tuple[list[dict[str, A
 
 
 def _tip(series: Series, index: int, x: Any, x_label: str, units: str) -> str:
-    shown = number(float(x)) if isinstance(x, (int, float, np.number)) else str(x)
-    text = f"{x_label} {shown}: {number(float(series.y[index]))}"
+    at = number(float(x)) if isinstance(x, (int, float, np.number)) else str(x)
+    text = f"{x_label} {at}: {number(float(series.y[index]))}"
     if series.low is not None and series.high is not None:
         text += f" [{number(float(series.low[index]))}, {number(float(series.high[index]))}]"
-    return f"{series.name + ', ' if series.name else ''}{text}{' ' + units if units else ''}"
+    if units:
+        text += f" {units}"
+    return f"{series.name}, {text}" if series.name else text
 
 
 def lines(series: Sequence[Series], *, log_x: bool, x_label: str, units: str) -> dict[str, Any]:
@@ -120,89 +123,116 @@ def lines(series: Sequence[Series], *, log_x: bool, x_label: str, units: str) ->
 
     drawn = []
     for index, one in enumerate(series):
-        points: list[dict[str, Any]] = []
-        runs: list[list[tuple[float, float]]] = []
-        run: list[tuple[float, float]] = []
-        for i, (x, y) in enumerate(zip(one.x, one.y, strict=True)):
-            if not math.isfinite(y):
-                runs, run = [*runs, run], []
-                continue
-            at = (place_x(float(x)), place_y(float(y)))
-            run.append(at)
-            points.append({"x": at[0], "y": at[1], "tip": _tip(one, i, x, x_label, units)})
-        band = ""
-        if one.low is not None and one.high is not None:
-            kept = [
-                (place_x(float(x)), place_y(float(a)), place_y(float(b)))
-                for x, a, b in zip(one.x, one.low, one.high, strict=True)
-                if math.isfinite(a) and math.isfinite(b)
-            ]
-            edge = [(x, high) for x, _, high in kept] + [(x, low) for x, low, _ in kept[::-1]]
-            band = " ".join(f"{x},{y}" for x, y in edge)
+        tips = [_tip(one, i, x, x_label, units) for i, x in enumerate(one.x)]
+        runs = _runs(one, tips, place_x, place_y)
+        points = [point for run in runs for point in run]
         drawn.append(
             {
                 "name": one.name,
                 "colour": index % len(SERIES),
                 "dash": DASHES[index % len(DASHES)],
                 "shape": index % 4,
-                "runs": [" ".join(f"{x},{y}" for x, y in r) for r in [*runs, run] if r],
-                "band": band,
+                "runs": [_path((point["x"], point["y"]) for point in run) for run in runs],
+                "band": _band(one, place_x, place_y),
                 "points": points,
                 "dots": len(points) <= 40,
             }
         )
-    inside = [t for t in x_ticks if left <= t <= right]
     return {
         "series": drawn,
-        "x_ticks": [{"at": place_x(t), "text": short(t)} for t in inside],
+        "x_ticks": [{"at": place_x(t), "text": short(t)} for t in x_ticks if left <= t <= right],
         "y_ticks": y_ticks,
         "zero": None,
     }
 
 
+def _runs(
+    series: Series, tips: Sequence[str], place_x: Place, place_y: Place
+) -> list[list[dict[str, Any]]]:
+    """The points of a line, split where a value is missing."""
+    runs: list[list[dict[str, Any]]] = [[]]
+    for x, y, tip in zip(series.x, series.y, tips, strict=True):
+        if math.isfinite(y):
+            runs[-1].append({"x": place_x(float(x)), "y": place_y(float(y)), "tip": tip})
+        else:
+            runs.append([])
+    return [run for run in runs if run]
+
+
+def _band(series: Series, place_x: Place, place_y: Place) -> str:
+    """The outline of the interval: along its upper bounds, and back along the lower ones."""
+    if series.low is None or series.high is None:
+        return ""
+    bounds = [
+        (place_x(float(x)), place_y(float(low)), place_y(float(high)))
+        for x, low, high in zip(series.x, series.low, series.high, strict=True)
+        if math.isfinite(low) and math.isfinite(high)
+    ]
+    upper = [(x, high) for x, _, high in bounds]
+    lower = [(x, low) for x, low, _ in reversed(bounds)]
+    return _path(upper + lower)
+
+
+def _path(points: Iterable[tuple[float, float]]) -> str:
+    return " ".join(f"{x},{y}" for x, y in points)
+
+
 def bars(series: Sequence[Series], *, x_label: str, units: str) -> dict[str, Any]:
     """Coordinates of grouped bars from zero, with whiskers for intervals."""
     categories = list(dict.fromkeys(str(x) for one in series for x in one.x))
-    labels = [_clip(c) for c in categories]
     y_ticks, place_y = _y_axis(series, from_zero=True)
     slot = (WIDTH - LEFT - RIGHT) / len(categories)
     width = min(44.0, slot * 0.8 / len(series))
-    zero = place_y(0.0)
     drawn = []
     for index, one in enumerate(series):
         boxes = []
         for i, (x, y) in enumerate(zip(one.x, one.y, strict=True)):
-            if not math.isfinite(y):
-                continue
-            middle = LEFT + slot * (categories.index(str(x)) + 0.5)
-            left = middle + (index - len(series) / 2) * width
-            top = place_y(float(y))
-            box: dict[str, Any] = {
-                "x": round(left + 1, 1),
-                "y": min(top, zero),
-                "width": round(width - 2, 1),
-                "height": round(max(abs(top - zero), 0.5), 1),
-                "middle": round(left + width / 2, 1),
-                "tip": _tip(one, i, x, x_label, units),
-            }
-            if one.low is not None and one.high is not None:
-                a, b = float(one.low[i]), float(one.high[i])
-                if math.isfinite(a) and math.isfinite(b):
-                    box |= {"low": place_y(a), "high": place_y(b)}
-            boxes.append(box)
+            if math.isfinite(y):
+                middle = LEFT + slot * (categories.index(str(x)) + 0.5)
+                left = middle + (index - len(series) / 2) * width
+                tip = _tip(one, i, x, x_label, units)
+                boxes.append({**_box(left, width, y, place_y), "tip": tip})
+                boxes[-1] |= _whisker(one, i, place_y)
         drawn.append({"name": one.name, "colour": index % len(SERIES), "boxes": boxes})
-    # Labels need about 8 px a character; leave some out rather than overlap.
-    every = max(1, math.ceil(max(len(c) for c in labels) * 8 / slot))
+    names = [_clip(category) for category in categories]
+    every = _label_step(names, slot)
     return {
         "series": drawn,
         "x_ticks": [
-            {"at": round(LEFT + slot * (i + 0.5), 1), "text": c}
-            for i, c in enumerate(labels)
+            {"at": round(LEFT + slot * (i + 0.5), 1), "text": name}
+            for i, name in enumerate(names)
             if i % every == 0
         ],
         "y_ticks": y_ticks,
-        "zero": zero,
+        "zero": place_y(0.0),
     }
+
+
+def _box(left: float, width: float, y: float, place_y: Place) -> dict[str, Any]:
+    """A bar between zero and a value."""
+    zero, end = place_y(0.0), place_y(float(y))
+    return {
+        "x": round(left + 1, 1),
+        "y": min(end, zero),
+        "width": round(width - 2, 1),
+        "height": round(max(abs(end - zero), 0.5), 1),
+        "middle": round(left + width / 2, 1),
+    }
+
+
+def _whisker(series: Series, index: int, place_y: Place) -> dict[str, float]:
+    """The ends of the interval around a bar; empty where there is none."""
+    if series.low is None or series.high is None:
+        return {}
+    low, high = float(series.low[index]), float(series.high[index])
+    if not (math.isfinite(low) and math.isfinite(high)):
+        return {}
+    return {"low": place_y(low), "high": place_y(high)}
+
+
+def _label_step(names: Sequence[str], spacing: float) -> int:
+    """Show every n-th label: a character is about 8 px wide, and labels must not overlap."""
+    return max(1, math.ceil(max(len(name) for name in names) * 8 / spacing))
 
 
 def _in_cell(value: float, high: float) -> str:
@@ -225,18 +255,14 @@ def heatmap(
     corner: str,
 ) -> dict[str, Any]:
     """Cells of a matrix as levels of a colour scale; NaN cells have no level (not measured)."""
-    finite = values[np.isfinite(values)]
-    low, high = (float(finite.min()), float(finite.max())) if finite.size else (0.0, 1.0)
-    if diverging:
-        high = max(abs(low), abs(high)) or 1.0
-        low = -high
-    elif low >= 0 and low < 0.5 * high:
-        low = 0.0
+    low, high = _colour_range(values, diverging)
     n_rows, n_cols = values.shape
-    rows, cols = [_clip(r) for r in rows], [_clip(c) for c in cols]
+    rows, cols = [_clip(name) for name in rows], [_clip(name) for name in cols]
     side = max(14, min(35, round(620 / n_cols)))
-    kind = "d" if diverging else "s"
-    gutter = max(16 + 8 * max(len(r) for r in rows), 10 + 6 * len(corner))
+    scale = "d" if diverging else "s"
+    gutter = max(16 + 8 * max(len(name) for name in rows), 10 + 6 * len(corner))
+    x_of = [gutter + col * side for col in range(n_cols)]
+    y_of = [22 + (n_rows - 1 - row) * side for row in range(n_rows)]  # row 0 at the bottom
     cells = []
     for i in range(n_rows):
         for j in range(n_cols):
@@ -244,15 +270,15 @@ def heatmap(
             shade = level(value, low, high)
             cells.append(
                 {
-                    "x": gutter + j * side,
-                    "y": 22 + (n_rows - 1 - i) * side,  # row 0 at the bottom, as in the figures
-                    "shade": "none" if shade is None else f"{kind}{shade}",
+                    "x": x_of[j],
+                    "y": y_of[i],
+                    "shade": "none" if shade is None else f"{scale}{shade}",
                     "text": _in_cell(value, high) if side >= 34 else "",
                     "marked": (i, j) in marks,
                     "tip": tips[i][j],
                 }
             )
-    every = max(1, math.ceil(max(len(c) for c in cols) * 8 / side))
+    every = _label_step(cols, side)
     return {
         "cells": cells,
         "side": side,
@@ -260,16 +286,24 @@ def heatmap(
         "height": 22 + n_rows * side + 4,
         "gutter": gutter,
         "corner": corner,
-        "rows": [
-            {"at": 22 + (n_rows - 1 - i) * side + side / 2, "text": r} for i, r in enumerate(rows)
-        ],
+        "rows": [{"at": y_of[i] + side / 2, "text": name} for i, name in enumerate(rows)],
         "cols": [
-            {"at": gutter + j * side + side / 2, "text": c}
-            for j, c in enumerate(cols)
+            {"at": x_of[j] + side / 2, "text": name}
+            for j, name in enumerate(cols)
             if j % every == 0
         ],
-        "ramp": [f"{kind}{i}" for i in range(LEVELS)],
+        "ramp": [f"{scale}{i}" for i in range(N_LEVELS)],
         "low": short(low),
         "high": short(high),
         "gaps": bool(np.isnan(values).any()),
     }
+
+
+def _colour_range(values: np.ndarray, diverging: bool) -> tuple[float, float]:
+    """The values at the ends of the scale: around zero, or from zero unless that hides the data."""
+    finite = values[np.isfinite(values)]
+    low, high = (float(finite.min()), float(finite.max())) if finite.size else (0.0, 1.0)
+    if diverging:
+        limit = max(abs(low), abs(high)) or 1.0
+        return -limit, limit
+    return (0.0, high) if 0 <= low < 0.5 * high else (low, high)

@@ -1,4 +1,8 @@
-"""TODO."""
+"""A paragraph token by token, each token coloured by a number: a strip.
+
+`Tokens` is the block; `strip_tokens` and `strip_scale` also serve the strips below an attention
+view (`memcircuits.display.pages.attention`).
+"""
 
 from __future__ import annotations
 
@@ -30,17 +34,16 @@ class Strip:
 
     def levels(self) -> list[int | None]:
         """The colour level of each token."""
-        values = array(self.values)
-        values = -values if self.reverse else values
+        values = -array(self.values) if self.reverse else array(self.values)
         finite = values[np.isfinite(values)]
-        low, high = (finite.min(), finite.max()) if finite.size else (0.0, 1.0)
-        return [level(float(v), float(low), float(high)) for v in values]
+        low, high = (float(finite.min()), float(finite.max())) if finite.size else (0.0, 1.0)
+        return [level(float(value), low, high) for value in values]
 
     def check(self, name: str, n_tokens: int) -> None:
         """Refuse a strip that does not fit its tokens.
 
         Raises:
-            InputError: another length, or an infinite value.
+            InputError: if the number of values is another, or one is infinite.
         """
         values = array(self.values)
         if values.shape != (n_tokens,):
@@ -57,45 +60,56 @@ def strip_tokens(
     strips: Mapping[str, Strip],
     others: Sequence[str] | None = None,
 ) -> list[dict[str, Any]]:
-    """What the strip template shows for each token: text, part, hover text, first colour.
+    """What the strip template shows of each token: text, part, hover text, level of its colour.
 
-    Where `others` are given, tokens of the prefix are marked that differ from those at their
-    place there, and the first one of the continuation: behind it there is nothing to compare.
+    The colour is that of the first strip. Tokens that differ from those of `others` are marked: all
+    of the prefix, but only the first one of the continuation, because later ones follow from it.
     """
-    first = next(iter(strips.values())).levels() if strips else [None] * len(tokens)
-    shown = []
-    parted = False
+    levels = next(iter(strips.values())).levels() if strips else [None] * len(tokens)
+    numbers = {name: array(strip.values) for name, strip in strips.items()}
+    differs = _differences(tokens, n_prefix, others)
+    entries = []
     for index, token in enumerate(tokens):
-        told = [
-            f"{name} {number(float(array(s.values)[index]))} {s.units}".strip()
-            for name, s in strips.items()
+        tip = [f"token {index} “{visible(token, 24, tell=False)}”"]
+        tip += [
+            f"{name} {number(float(numbers[name][index]))} {strip.units}".strip()
+            for name, strip in strips.items()
         ]
-        differs = others is not None and not parted and (list(others[index : index + 1]) != [token])
-        parted = parted or (differs and index >= n_prefix)
-        if differs:
-            told.append("differs from the paragraph beside it")
-        shown.append(
+        if differs[index]:
+            tip.append("differs from the paragraph beside it")
+        entries.append(
             {
-                "differs": differs,
+                "differs": differs[index],
                 "text": visible(token),
                 "index": index,
                 "prefix": index < n_prefix,
-                "level": first[index],
-                "tip": "; ".join([f"token {index} “{visible(token, 24, tell=False)}”", *told]),
+                "level": levels[index],
+                "tip": "; ".join(tip),
             }
         )
-    return shown
+    return entries
+
+
+def _differences(tokens: Sequence[str], n_prefix: int, others: Sequence[str] | None) -> list[bool]:
+    """Which tokens to mark as different from those of another paragraph."""
+    if others is None:
+        return [False] * len(tokens)
+    differs = [list(others[i : i + 1]) != [token] for i, token in enumerate(tokens)]
+    if True in differs[n_prefix:]:
+        end = differs.index(True, n_prefix) + 1
+        differs[end:] = [False] * (len(tokens) - end)
+    return differs
 
 
 @dataclass(frozen=True)
 class Tokens(Block):
-    """A paragraph's tokens, coloured by one number each; prefix and continuation told apart.
+    """A paragraph's tokens, coloured by one number each; a mark separates the continuation.
 
     Attributes:
         tokens: text of each token.
         strip: the numbers.
         name: what they are.
-        n_prefix: how many tokens were given as prompt.
+        n_prefix: number of tokens given as prompt.
     """
 
     template: ClassVar[str] = "tokens.html.j2"
@@ -120,7 +134,7 @@ class Tokens(Block):
 
 
 def strip_scale(strip: Strip) -> list[str]:
-    """The values at the pale and at the dark end of a strip's colours, as text."""
+    """The values at the light and at the dark end of a strip's colours, as text."""
     values = array(strip.values)
     finite = values[np.isfinite(values)]
     if not finite.size:
