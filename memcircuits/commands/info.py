@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Annotated
+from typing import Annotated, cast
 
 import typer
 
@@ -26,12 +26,16 @@ def info(
 
     Example: memcircuits info EleutherAI/pythia-70m
     """
-    from memcircuits.models.loading import load_model
+    from memcircuits.models.loading import DtypeName, load_model
     from memcircuits.models.registry import validate_model
 
     c.say(f"loading {model}", quiet)
     loaded = load_model(
-        model, revision=revision, device=device, dtype=dtype, trust_remote_code=trust_remote_code
+        model,
+        revision=revision,
+        device=device,
+        dtype=cast(DtypeName, dtype),  # checked by `load_model`
+        trust_remote_code=trust_remote_code,
     )
     report = validate_model(loaded)
     facts = report.facts()

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, cast
 
 import typer
 
@@ -36,12 +36,16 @@ def report(
     import dataclasses
 
     from memcircuits.evidence.ranking import Ranking
-    from memcircuits.models.loading import load_model
+    from memcircuits.models.loading import DtypeName, load_model
 
     found = Ranking.load(ranking)
     c.say(f"loading {model}", quiet)
     loaded = load_model(
-        model, revision=revision, device=device, dtype=dtype, trust_remote_code=trust_remote_code
+        model,
+        revision=revision,
+        device=device,
+        dtype=cast(DtypeName, dtype),  # checked by `load_model`
+        trust_remote_code=trust_remote_code,
     )
     found = dataclasses.replace(found, unigrams=c.unigrams_for(model, unigrams))
     path = found.to_html(

@@ -1,8 +1,13 @@
-"""Get a model: the shipped organism, a local folder, a GGUF file or a name on the hub.
+"""Load a model: the shipped organism, a local folder, a GGUF file or a name on the hub.
 
-All come back as a `TransformerBridge` with eager attention (so that patterns can be read), in
-evaluation mode. Nothing that a folder or repository contains is run unless `trust_remote_code` is
-set, and then only at a pinned revision.
+1. `read_pretrained` finds the files, refuses those that would run code of their own or that lack
+   weights, and reads a transformers model and its tokenizer;
+2. `as_bridge` wraps the model as a `TransformerBridge` with eager attention (so that patterns can
+   be read) in evaluation mode, and checks that it still gives the log-probabilities that it gave
+   before.
+
+Nothing that a folder or repository contains is run unless `trust_remote_code` is set, and then only
+at a pinned revision.
 """
 
 from __future__ import annotations
@@ -13,28 +18,30 @@ import json
 import re
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal, TypeAlias, get_args
 
 import torch
 
 from memcircuits.core.errors import InputError, UnsupportedModel, one_of
 from memcircuits.models.registry import adapt
 
+DtypeName: TypeAlias = Literal["float32", "bfloat16", "float16"]
+"""Types that weights can be loaded in."""
+
+DeviceKind: TypeAlias = Literal["auto", "cpu", "cuda", "mps"]
+"""Kinds of device; `auto` is CUDA if there is one, else the CPU."""
+
 _PLANTED = "organism-planted"
 
-
-_PROBE = torch.arange(3, 11)[None]
-
-
-_DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
+_PROBE = torch.arange(3, 11)[None]  # tokens on which models are compared before and after wrapping
 
 
 def load_model(
     name: str | Path = "organism",
     *,
     revision: str | None = None,
-    device: str = "auto",
-    dtype: str | torch.dtype = "float32",
+    device: DeviceKind | str = "auto",
+    dtype: DtypeName | torch.dtype = "float32",
     trust_remote_code: bool = False,
 ) -> Any:
     """Load a model as a `TransformerBridge`.
@@ -45,15 +52,15 @@ def load_model(
             `.gguf` file (needs the extra `gguf`) or a name on the hub such as
             `EleutherAI/gpt-neo-125m`.
         revision: commit, tag or branch on the hub.
-        device: `auto` (CUDA if there is one, else CPU), `cpu`, `cuda`, `cuda:1` or `mps` (only on
-            request: its numerics are known to differ).
-        dtype: `float32`, `bfloat16` or `float16`.
+        device: a kind, or one of several devices such as `cuda:1`; `mps` only on request, as its
+            numerics are known to differ.
+        dtype: type of the weights.
         trust_remote_code: run the model code of a repository; needs `revision` to be a full commit
             hash.
 
     Raises:
-        InputError: if it is not found, needs remote code, or a value is wrong.
-        UnsupportedModel: if TransformerLens or the analyses cannot take the architecture.
+        InputError: if the model is not found or needs remote code, or an argument is wrong.
+        UnsupportedModel: if TransformerLens or the analyses do not support the architecture.
 
     Example:
         >>> model = mc.load_model("organism", device="cpu")
@@ -70,17 +77,20 @@ def read_pretrained(
     name: str | Path,
     *,
     revision: str | None = None,
-    device: str = "auto",
-    dtype: str | torch.dtype = "float32",
+    device: DeviceKind | str = "auto",
+    dtype: DtypeName | torch.dtype = "float32",
     trust_remote_code: bool = False,
 ) -> tuple[Any, Any, str]:
-    """The transformers model, its tokenizer and a name without the path, see `load_model`."""
+    """The transformers model, its tokenizer and its name without a path.
+
+    Arguments and errors are those of `load_model`.
+    """
     from transformers import AutoModelForCausalLM, AutoTokenizer
 
     device = resolve_device(device)
-    torch_dtype = _resolve_dtype(dtype)
+    torch_dtype = resolve_dtype(dtype)
     source, label, extra = _locate(name)
-    _refuse_remote_code(source, trust_remote_code, revision)
+    refuse_remote_code(source, trust_remote_code, revision)
     common: dict[str, Any] = {"revision": revision} if revision else {}
     common["trust_remote_code"] = trust_remote_code
     try:
@@ -98,7 +108,7 @@ def read_pretrained(
         raise InputError("model", label, f"a package is missing ({_first_line(error)})") from error
     except (MemoryError, torch.OutOfMemoryError):
         raise
-    except Exception as error:  # a folder may hold anything, and every reader has its own errors
+    except Exception as error:  # a folder may hold anything, and every reader has errors of its own
         raise InputError("model", label, f"it cannot be loaded ({_first_line(error)})") from error
     hf_model, info = loaded
     _refuse_missing(hf_model, info, label)
@@ -111,18 +121,18 @@ def read_pretrained(
 
 @contextlib.contextmanager
 def without_bars() -> Iterator[None]:
-    """Silence transformers' bars over tensors: loading a small model shows them for an instant."""
+    """Inside, transformers shows no progress bars: for a small model they would only flash by."""
     from transformers.utils import logging
 
     gguf: Any = importlib.import_module("transformers.modeling_gguf_pytorch_utils")
-    shown, bars = logging.is_progress_bar_enabled(), gguf.tqdm
+    was_enabled, gguf_bar = logging.is_progress_bar_enabled(), gguf.tqdm
     logging.disable_progress_bar()
-    gguf.tqdm = lambda items, **_: items  # this one asks nobody whether it is wanted
+    gguf.tqdm = lambda items, **_: items  # the bar of GGUF files ignores the setting above
     try:
         yield
     finally:
-        gguf.tqdm = bars
-        if shown:
+        gguf.tqdm = gguf_bar
+        if was_enabled:
             logging.enable_progress_bar()
 
 
@@ -130,8 +140,8 @@ def as_bridge(hf_model: Any, tokenizer: Any, *, name: str, revision: str | None 
     """Wrap a transformers model in memory; it is modified in place (TransformerLens does so).
 
     Raises:
-        UnsupportedModel: if TransformerLens cannot wrap it, or then answers otherwise than
-            transformers does.
+        UnsupportedModel: if TransformerLens cannot wrap it, or the wrapped model gives other
+            log-probabilities than the transformers model.
     """
     hf_model.eval()
     expected = _log_probs(hf_model)
@@ -139,8 +149,8 @@ def as_bridge(hf_model: Any, tokenizer: Any, *, name: str, revision: str | None 
     adapter = adapt(bridge, name=name, revision=revision)
     if expected is not None:
         with adapter.preserving_state():
-            found = adapter.forward(_PROBE % adapter.d_vocab).float().log_softmax(-1)
-        off = float((found - expected.to(found)).abs().max())
+            wrapped = adapter.forward(_PROBE % adapter.d_vocab).float().log_softmax(-1)
+        off = float((wrapped - expected.to(wrapped)).abs().max())
         if off > (1e-3 if hf_model.dtype in (torch.float32, torch.float64) else 0.25):
             raise UnsupportedModel(
                 "model",
@@ -152,22 +162,23 @@ def as_bridge(hf_model: Any, tokenizer: Any, *, name: str, revision: str | None 
 
 
 def _log_probs(hf_model: Any) -> torch.Tensor | None:
-    """What the unwrapped model answers to a few tokens, if it is a finite answer."""
+    """Log-probabilities of the unwrapped model on a few tokens; None if they are not finite."""
     ids = (_PROBE % hf_model.config.get_text_config().vocab_size).to(hf_model.device)
     try:
         with torch.no_grad():
             logits: torch.Tensor = hf_model(input_ids=ids, use_cache=False).logits
-    except Exception:  # what is wrong with it is found, and said, where it is wrapped
+    except Exception:  # wrapping the model finds the fault and reports it
         return None
     return logits.float().log_softmax(-1) if logits.isfinite().all() else None
 
 
 def boot(hf_model: Any, tokenizer: Any, name: str) -> Any:
-    """`as_bridge` without the checks that the model computes what it should."""
+    """`as_bridge` without the checks that the wrapped model computes what it should."""
     from transformer_lens.model_bridge import TransformerBridge
 
     hf_model.eval()
-    # A model made from a configuration does not say, and one made from a file may say nonsense.
+    # TransformerLens reads the class from the configuration. A model made from a configuration
+    # does not name it there, and a file may name anything.
     if hf_model.config.architectures != [type(hf_model).__name__]:
         hf_model.config.architectures = [type(hf_model).__name__]
     try:
@@ -196,24 +207,28 @@ def resolve_device(device: str) -> str:
     if device == "auto":
         return "cuda" if torch.cuda.is_available() else "cpu"
     n_cuda = torch.cuda.device_count() if torch.cuda.is_available() else 0
-    here = ["cpu"]
-    here += ["cuda", *(f"cuda:{i}" for i in range(n_cuda))] if n_cuda else []
-    here += ["mps"] if torch.backends.mps.is_available() else []
-    one_of("device", device.partition(":")[0], ("auto", "cpu", "cuda", "mps"))
-    if device not in here:
-        raise InputError("device", device, f"torch finds no such device; use {', '.join(here)}")
+    available = ["cpu"]
+    if n_cuda:
+        available += ["cuda", *(f"cuda:{i}" for i in range(n_cuda))]
+    if torch.backends.mps.is_available():
+        available.append("mps")
+    one_of("device", device.partition(":")[0], get_args(DeviceKind))
+    if device not in available:
+        raise InputError(
+            "device", device, f"torch finds no such device; use {', '.join(available)}"
+        )
     return device
 
 
-def _resolve_dtype(dtype: str | torch.dtype) -> torch.dtype:
-    if isinstance(dtype, torch.dtype):
-        dtype = str(dtype).removeprefix("torch.")
-    one_of("dtype", dtype, _DTYPES)
-    return _DTYPES[dtype]
+def resolve_dtype(dtype: str | torch.dtype) -> torch.dtype:
+    """The type of this name; other types than those of `DtypeName` are an error."""
+    name = str(dtype).removeprefix("torch.") if isinstance(dtype, torch.dtype) else dtype
+    one_of("dtype", name, get_args(DtypeName))
+    return getattr(torch, name)
 
 
 def _locate(name: str | Path) -> tuple[str, str, dict[str, Any]]:
-    """Where transformers finds the model, what it is called, and further arguments it needs."""
+    """Where transformers finds the model, its name, and further arguments to read it with."""
     text = str(name)
     if text in ("organism", _PLANTED):
         from memcircuits.organism import DATA
@@ -223,8 +238,8 @@ def _locate(name: str | Path) -> tuple[str, str, dict[str, Any]]:
     if path.suffix == ".gguf":
         if not _is(path.is_file):
             raise InputError("model", path.name, "there is no such file")
-        found = path.resolve()
-        return str(found.parent), path.name, {"gguf_file": path.name, "local_files_only": True}
+        folder = str(path.resolve().parent)
+        return folder, path.name, {"gguf_file": path.name, "local_files_only": True}
     if text and _is(path.is_dir):
         if not (path / "config.json").is_file():
             raise InputError("model", path.resolve().name, "the folder has no config.json")
@@ -235,15 +250,15 @@ def _locate(name: str | Path) -> tuple[str, str, dict[str, Any]]:
 
 
 def _is(test: Callable[[], bool]) -> bool:
-    """False for names that no file can have (too long, for one)."""
+    """The result of a test of a path; False for names that no file can have (too long ones)."""
     try:
         return test()
     except (OSError, ValueError):
         return False
 
 
-def _refuse_remote_code(source: str, trusted: bool, revision: str | None) -> None:
-    """Remote code needs a pinned revision; a folder that cannot do without it is refused."""
+def refuse_remote_code(source: str, trusted: bool, revision: str | None) -> None:
+    """Refuse remote code without a pinned revision, and folders that need remote code."""
     from transformers import CONFIG_MAPPING
 
     if trusted and not re.fullmatch(r"[0-9a-f]{40}", revision or ""):
@@ -261,7 +276,7 @@ def _refuse_remote_code(source: str, trusted: bool, revision: str | None) -> Non
         raise InputError("model", label, reason) from None
     if not isinstance(config, dict):
         raise InputError("model", label, "its config.json holds no object")
-    known = str(config.get("model_type")) in CONFIG_MAPPING  # then transformers' own code is used
+    known = str(config.get("model_type")) in CONFIG_MAPPING  # transformers has code for it
     if "auto_map" in config and not known:
         raise InputError(
             "model",
@@ -271,7 +286,7 @@ def _refuse_remote_code(source: str, trusted: bool, revision: str | None) -> Non
 
 
 def _refuse_missing(hf_model: Any, info: Mapping[str, Any], label: str) -> None:
-    """Weights that the files lack would be random numbers: transformers only warns."""
+    """Refuse files that lack weights: transformers warns and fills them with random numbers."""
     weights = {name for name, _ in hf_model.named_parameters()}
     missing = sorted(weights & set(info.get("missing_keys", ())))
     if missing:

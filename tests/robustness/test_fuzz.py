@@ -479,8 +479,8 @@ def stub(bridge, results, tmp_path, monkeypatch):
         if str(name) != "tiny":
             return load(name, **options)
         loading.resolve_device(options.get("device", "auto"))
-        loading._resolve_dtype(options.get("dtype", "float32"))
-        loading._refuse_remote_code("", options.get("trust_remote_code"), options.get("revision"))
+        loading.resolve_dtype(options.get("dtype", "float32"))
+        loading.refuse_remote_code("", options.get("trust_remote_code"), options.get("revision"))
         return bridge
 
     monkeypatch.setattr(loading, "load_model", quick)
