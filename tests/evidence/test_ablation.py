@@ -4,7 +4,6 @@ import pytest
 import torch
 
 import memcircuits as mc
-from memcircuits.core.statistics import bootstrap_means, permuted_differences
 from tests.helpers import models as zoo
 
 # Where each architecture's attention output enters its output projection.
@@ -103,19 +102,3 @@ def test_bad_options(neo, options, says):
 def test_resampling_needs_another_paragraph(neo):
     with pytest.raises(mc.InputError, match="resampling needs another"):
         mc.ablate_heads(neo, zoo.mixed(neo)[[0]], mode="resample")
-
-
-def test_bootstrap_means_have_the_spread_of_the_mean():
-    samples = torch.randn(200, 3, generator=torch.Generator().manual_seed(0))
-    means = bootstrap_means(samples, 4000, torch.Generator().manual_seed(1))
-    torch.testing.assert_close(means.mean(0), samples.mean(0), atol=0.01, rtol=0)
-    expected = samples.std(0, correction=0) / 200**0.5
-    torch.testing.assert_close(means.std(0), expected, rtol=0.06, atol=0)
-
-
-def test_permuted_differences_are_exact_on_a_hand_worked_case():
-    first, second = torch.tensor([[0.0]]), torch.tensor([[1.0], [2.0]])
-    null = permuted_differences(first, second, 600, torch.Generator().manual_seed(0))
-    values, counts = null.flatten().round(decimals=4).unique(return_counts=True)
-    assert values.tolist() == [-1.5, 0.0, 1.5]  # each paragraph alone against the other two
-    assert counts.min() > 150

@@ -9,8 +9,6 @@ import torch
 
 import memcircuits as mc
 from memcircuits.evidence.interventions import FALLBACK, HeadEdit, ResumableRun
-from memcircuits.measure.continuation import largest_two, read_continuation
-from memcircuits.models.batching import is_out_of_memory, map_batches
 from memcircuits.models.hooks import hook_name
 from memcircuits.models.registry import adapt
 from tests.helpers import models as zoo
@@ -161,19 +159,6 @@ def test_a_tiny_memory_budget_changes_only_the_pieces(neo):
     torch.testing.assert_close(whole.samples["em"], pieces.samples["em"])
 
 
-def test_out_of_memory_halves_and_redoes_only_that_piece():
-    tried = []
-
-    def work(piece):
-        tried.append((piece.start, piece.stop))
-        if piece.start >= 4 and piece.stop - piece.start > 2:
-            raise torch.OutOfMemoryError("simulated")
-        return torch.arange(piece.start, piece.stop)
-
-    assert map_batches(9, 4, work).tolist() == list(range(9))
-    assert tried == [(0, 4), (4, 8), (4, 6), (6, 8), (8, 9)]
-
-
 def test_an_analysis_survives_running_out_of_memory(neo):
     paragraphs = zoo.mixed(neo, n=2)
     expected = mc.ablate_heads(neo, paragraphs)
@@ -190,20 +175,6 @@ def test_an_analysis_survives_running_out_of_memory(neo):
         found = mc.ablate_heads(neo, paragraphs)
     assert refused
     torch.testing.assert_close(found.samples["nll"], expected.samples["nll"], atol=2e-6, rtol=0)
-
-
-def test_one_row_that_does_not_fit_is_an_error_with_advice():
-    def work(piece):
-        raise torch.OutOfMemoryError("simulated")
-
-    with pytest.raises(MemoryError, match="shorter paragraphs, a smaller dtype or another device"):
-        map_batches(5, 4, work)
-
-
-def test_other_errors_are_not_taken_for_memory():
-    assert not is_out_of_memory(RuntimeError("sizes do not match"))
-    with pytest.raises(RuntimeError, match="sizes"):
-        map_batches(2, 2, lambda piece: (_ for _ in ()).throw(RuntimeError("sizes do not match")))
 
 
 def test_the_callers_hooks_survive(neo):
@@ -233,38 +204,3 @@ def test_ctrl_c_leaves_the_model_whole(neo):
             measure=interrupt,
         )  # fmt: skip
     assert torch.equal(neo(paragraphs.ids), before)
-
-
-@pytest.mark.parametrize("d_vocab", [2, 5, 256, 512, 1000])
-def test_the_two_largest_logits(d_vocab):
-    generator = torch.Generator().manual_seed(d_vocab)
-    logits = torch.randn(40, 3, d_vocab, generator=generator)
-    place, gap = largest_two(logits)
-    top = logits.topk(2)
-    assert torch.equal(place, top.indices[..., 0])
-    assert torch.equal(gap, top.values[..., 0] - top.values[..., 1])
-    ties = torch.randint(0, 3, (200, d_vocab), generator=generator).float()
-    first = [row.index(max(row)) for row in ties.tolist()]
-    assert largest_two(ties)[0].tolist() == first
-
-
-def test_scores_do_not_depend_on_the_pieces(monkeypatch):
-    logits = torch.randn(7, 3, 50, generator=torch.Generator().manual_seed(0))
-    targets = torch.randint(0, 50, (7, 3), generator=torch.Generator().manual_seed(1))
-    whole = read_continuation(logits, targets)
-    monkeypatch.setattr("memcircuits.measure.continuation._PIECE", 1)
-    pieces = read_continuation(logits, targets)
-    assert torch.equal(whole.log_prob, pieces.log_prob)
-    assert torch.equal(whole.correct, pieces.correct)
-    assert torch.equal(whole.margin, pieces.margin)
-
-
-def test_scores_of_a_hand_worked_continuation():
-    logits = torch.tensor([[[0.0, 2.0, 0.0], [1.0, 0.0, 0.0], [0.0, 0.0, 3.0]]])
-    found = read_continuation(logits, torch.tensor([[1, 1, 2]]))
-    e = torch.e
-    expected = [2 - torch.tensor(2 + e**2).log(), -torch.tensor(2 + e).log()]
-    torch.testing.assert_close(found.log_prob[0, :2], torch.stack(expected))
-    assert found.margin.tolist() == [[2.0, 1.0, 3.0]]
-    assert found.em.tolist() == [1]
-    assert found.correct.tolist() == [[True, False, True]]

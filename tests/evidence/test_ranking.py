@@ -7,7 +7,6 @@ import pytest
 import torch
 
 import memcircuits as mc
-from memcircuits.core.statistics import benjamini_hochberg
 from memcircuits.evidence.ablation import Ablation
 from memcircuits.models.registry import adapt
 from tests.helpers import models as zoo
@@ -87,11 +86,6 @@ def test_labels_without_meaning_name_no_head(neo):
         )
         named += int(found.significant.any())
     assert named <= 2
-
-
-def test_benjamini_hochberg_by_hand():
-    q = benjamini_hochberg(torch.tensor([0.01, 0.04, 0.03, 0.20]))
-    torch.testing.assert_close(q, torch.tensor([0.04, 0.16 / 3, 0.16 / 3, 0.20]))
 
 
 def test_files(ranking, neo, tmp_path):
