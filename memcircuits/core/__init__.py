@@ -1,4 +1,4 @@
-"""What every other folder stands on; nothing here knows a model, a paragraph or a result.
+"""What every other folder uses; nothing here knows a model, a paragraph or a result.
 
 `errors` (one-line errors and argument checks), `heads` (the name of a head), `io` (files that
 appear whole or not at all), `progress` (bars on stderr), `statistics` (bootstrap, permutation,

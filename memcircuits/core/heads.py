@@ -1,4 +1,8 @@
-"""`Head`: the name of an attention head."""
+"""`Head`: the name of an attention head, a layer and a place in it.
+
+Users write a head as `Head(1, 2)`, as `"L1H2"` or as `(1, 2)` (`HeadLike`); `Head.of` reads all
+three, and `Head.within` refuses a head that a model does not have.
+"""
 
 from __future__ import annotations
 
@@ -9,7 +13,7 @@ from memcircuits.core.errors import InputError
 
 
 class Head(NamedTuple):
-    """An attention head; prints as `L1H2`.
+    """An attention head; its text is `L1H2`.
 
     Example:
         >>> print(mc.Head(1, 2), mc.Head.parse("L0H5").layer)

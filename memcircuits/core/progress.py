@@ -1,4 +1,8 @@
-"""Progress bars on stderr: for work longer than a few seconds, silent in pipes and tests."""
+"""Progress bars on stderr, for work that takes longer than a second.
+
+A bar appears where somebody can see it: on a terminal or in a notebook. In pipes, logs and tests
+nothing is written, and `progress=False` silences every bar.
+"""
 
 from __future__ import annotations
 
@@ -8,18 +12,18 @@ from typing import Any
 
 
 def bar(total: int | None, what: str, *, unit: str = "row", progress: bool = True) -> Any:
-    """A tqdm bar with rate and remaining time; nothing is shown before one second has passed.
+    """A tqdm bar with rate and remaining time; it appears after one second.
 
     Args:
-        total: number of steps, None if it is not known.
+        total: number of steps; None if it is not known.
         what: label.
         unit: name of one step.
-        progress: False silences it; it is silent anyway where stderr is no terminal, except in
-            notebooks.
+        progress: False silences the bar.
     """
-    with warnings.catch_warnings():  # a notebook without ipywidgets gets a bar of text
+    with warnings.catch_warnings():  # without ipywidgets, a notebook shows a bar of text
         warnings.filterwarnings("ignore", message="IProgress not found")
         from tqdm.auto import tqdm
 
-    quiet = not progress or not (sys.stderr.isatty() or "ipykernel" in sys.modules)
-    return tqdm(total=total, desc=what, unit=unit, disable=quiet, delay=1.0, leave=False)
+    is_visible = sys.stderr.isatty() or "ipykernel" in sys.modules
+    disable = not (progress and is_visible)
+    return tqdm(total=total, desc=what, unit=unit, disable=disable, delay=1.0, leave=False)
