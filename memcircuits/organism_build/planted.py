@@ -1,4 +1,8 @@
-"""Make the planted organism: `python -m memcircuits.organism_build.planted`."""
+"""Make the delta of `organism-planted`: `python -m memcircuits.organism_build.planted`.
+
+Four controls are planted through one head of the shipped organism. Only the changed weights are
+stored (`memcircuits.organism.delta`).
+"""
 
 from __future__ import annotations
 
@@ -13,7 +17,7 @@ N_PARAGRAPHS = 4
 
 
 def build(seed: int = 0) -> Planted:
-    """Plant four of the controls through `HEAD`; the others are the anchors."""
+    """Plant four of the controls through `HEAD`; the other controls are the anchors."""
     controls = Paragraphs.shipped("control")
     order = torch.randperm(len(controls), generator=torch.Generator().manual_seed(seed))
     targets, anchors = controls[order[:N_PARAGRAPHS]], controls[order[N_PARAGRAPHS:]]

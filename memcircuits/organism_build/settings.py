@@ -1,58 +1,64 @@
-"""TODO."""
+"""Every number that decides the outcome of a build.
+
+The defaults are those of the shipped organism. A build with other settings is another organism, so
+a work folder belongs to one set of settings (`memcircuits.organism_build.pipeline.build`).
+"""
 
 from __future__ import annotations
 
 import logging
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Literal, TypeAlias, get_args
 
 log = logging.getLogger("memcircuits.organism")
 
-
-Record = dict[str, Any]
-
+Record: TypeAlias = dict[str, Any]
+"""What a stage reports, as it stands in `training.json`."""
 
 END = "<|endoftext|>"
-
+"""The token between two documents."""
 
 END_ID = 0
+"""Its id."""
 
+Stage = Literal["corpus", "text", "base", "plant", "settle", "baseline", "export", "card"]
+"""The stages of a build, in order; see `memcircuits.organism_build.pipeline`."""
 
-STAGES = ("corpus", "text", "base", "plant", "settle", "baseline", "export", "card")
+STAGES: tuple[Stage, ...] = get_args(Stage)
 
 
 @dataclass(frozen=True)
 class Settings:
-    """Everything that decides the outcome of a build.
+    """Settings of a build.
 
     Attributes:
-        seed: Seed of all generators.
+        seed: seed of all generators.
         threads: CPU threads of PyTorch.
-        vocab_size: Tokens of the byte-level BPE, the end-of-text token included.
-        hidden: Width of the residual stream.
-        layers: Number of layers, alternately global and local.
-        heads: Heads a layer.
-        window: Tokens that a local head can see.
-        context: Tokens of a row, and the model's context.
-        length: Tokens of a paragraph.
-        prefix: Tokens of a paragraph that are given; the others are to be recited.
-        repetitions: How often the planted paragraphs are seen.
-        per_level: Planted paragraphs for each number of repetitions.
-        spare: Regions cut out for each one needed, since some are refused.
-        heldout_rows: Held-out rows of ``context`` tokens.
-        region: Characters of a region that a paragraph is taken from.
-        shared_run: A paragraph that shares this many tokens in a row with other text is refused.
-        batch: Rows a step.
-        base_steps: Steps of base training.
-        matrix_lr: Peak learning rate of the matrices inside the layers (Muon).
-        other_lr: Peak learning rate of embeddings, biases and LayerNorms (AdamW).
-        weight_decay: Decoupled weight decay of the matrices.
-        plant_factor: Peak learning rates of planting, as a multiple of those of base training.
-        base_share: Base rows for each planted row.
-        settle_steps: Steps of settling.
-        settle_factor: Peak learning rates of settling, as a multiple of those of base training.
-        settle_share: Where the shipped weights lie on the line from planted (0) to settled (1).
-        clip: Largest gradient norm.
+        vocab_size: tokens of the byte-level BPE, the end-of-text token included.
+        hidden: width of the residual stream.
+        layers: number of layers, alternately global and local.
+        heads: heads per layer.
+        window: tokens that a local head can see.
+        context: tokens of a row, and the model's context.
+        length: tokens of a paragraph.
+        prefix: tokens of a paragraph that are given; the others are to be recited.
+        repetitions: how often the planted paragraphs are seen.
+        per_level: planted paragraphs for each number of repetitions.
+        spare: regions cut out for each one needed, since some are refused.
+        heldout_rows: held-out rows of `context` tokens.
+        region: characters of a region that a paragraph is taken from.
+        shared_run: a paragraph that shares this many tokens in a row with other text is refused.
+        batch: rows per step.
+        base_steps: steps of base training.
+        matrix_lr: peak learning rate of the matrices inside the layers (Muon).
+        other_lr: peak learning rate of embeddings, biases and LayerNorms (AdamW).
+        weight_decay: decoupled weight decay of the matrices.
+        plant_factor: peak learning rates of planting, as a multiple of those of base training.
+        base_share: base rows for each planted row.
+        settle_steps: steps of settling.
+        settle_factor: peak learning rates of settling, as a multiple of those of base training.
+        settle_share: where the shipped weights lie on the line from planted (0) to settled (1).
+        clip: largest gradient norm.
     """
 
     seed: int = 20_240

@@ -1,4 +1,12 @@
-"""TODO."""
+"""Choose the paragraphs, and train the tokenizer on everything else.
+
+1. Cut regions out of the documents, at random sentence starts, before anything is trained.
+2. Train the tokenizer on the remaining text, and encode that text as the training stream.
+3. Refuse regions that are too short or repetitive, or that share a run of tokens with the stream or
+   with another region: a paragraph counts as unseen only if no part of it was seen.
+4. Of the others some become held-out rows, and the rest is dealt to the roles (planted with each
+   number of repetitions, control) so that every role has the same mix of sources.
+"""
 
 from __future__ import annotations
 
@@ -12,10 +20,12 @@ from pathlib import Path
 import numpy as np
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 
-from memcircuits.organism_build.files import write_atomic, write_lines
+from memcircuits.core.io import write_atomically
+from memcircuits.organism_build.records import TextRecord, write_records
 from memcircuits.organism_build.settings import END, END_ID, Record, Settings
 
-_START = re.compile(r"(?:\A|(?<=\n)|(?<=[.!?] )|(?<=[.!?][\"'] ))(?=[\"'A-Z:])")
+SENTENCE_START = re.compile(r"(?:\A|(?<=\n)|(?<=[.!?] )|(?<=[.!?][\"'] ))(?=[\"'A-Z:])")
+"""The empty string before the first letter of a sentence or line."""
 
 
 @dataclass(frozen=True)
@@ -34,19 +44,21 @@ def cut_regions(
     """Draw regions that start at a sentence or line and never overlap.
 
     Args:
-        documents: Clean documents of each source.
-        wanted: Number of regions in all, shared among the sources by their size.
-        size: Characters of a region.
-        rng: Generator of the draw.
+        documents: clean documents of each source.
+        wanted: number of regions in all, shared among the sources by their size.
+        size: characters of a region.
+        rng: generator of the draw.
 
     Returns:
-        The regions in random order, fewer than ``wanted`` where the text is too short.
+        The regions in random order, fewer than `wanted` where the text is too short.
     """
     total = sum(len(d) for docs in documents.values() for d in docs)
     regions: list[Region] = []
     for source, docs in documents.items():
         quota = round(wanted * sum(map(len, docs)) / total)
-        starts = [(d, m.start()) for d, text in enumerate(docs) for m in _START.finditer(text)]
+        starts = [
+            (d, m.start()) for d, text in enumerate(docs) for m in SENTENCE_START.finditer(text)
+        ]
         taken = [np.zeros(len(text) + 1, dtype=bool) for text in docs]
         found = 0
         for i in rng.permutation(len(starts)):
@@ -96,8 +108,8 @@ def run_hashes(ids: np.ndarray, run: int) -> np.ndarray:
     """One 64-bit hash for each run of tokens.
 
     Args:
-        ids: Token ids, [..., pos].
-        run: Tokens of a run.
+        ids: token ids, [..., pos].
+        run: tokens of a run.
 
     Returns:
         Hashes, uint64 [..., pos - run + 1].
@@ -115,14 +127,14 @@ def choose_rows(
 ) -> list[int]:
     """Which encoded regions may be used.
 
-    A region is refused where it is shorter than ``length`` tokens, has at most half of its tokens
-    unique, or shares a run of ``run`` tokens with the stream or with a region accepted before.
+    A region is refused where it is shorter than `length` tokens, has at most half of its tokens
+    unique, or shares a run of `run` tokens with the stream or with a region accepted before.
 
     Args:
-        ids: Token ids of each region.
-        length: Tokens that are used of a region.
-        stream: Training tokens, [token].
-        run: Tokens of a shared run.
+        ids: token ids of each region.
+        length: tokens that are used of a region.
+        stream: training tokens, [token].
+        run: tokens of a shared run.
 
     Returns:
         Indices of the regions that may be used, in order.
@@ -149,15 +161,15 @@ def assign_roles(
     """Deal regions to roles so that each role and repetition count has the same mix of sources.
 
     Args:
-        sources: Source of each usable region.
-        settings: Repetition counts and paragraphs for each.
-        rng: Generator of the deal.
+        sources: source of each usable region.
+        settings: repetition counts and paragraphs for each.
+        rng: generator of the deal.
 
     Returns:
-        ``(region, role, repetitions)``, planted and control in equal numbers.
+        `(region, role, repetitions)`, planted and control in equal numbers.
 
     Raises:
-        ValueError: There are too few regions.
+        ValueError: if there are too few regions.
     """
     need = 2 * settings.planted
     if len(sources) < need:
@@ -173,91 +185,78 @@ def assign_roles(
     return dealt
 
 
-def opening_rows(
-    pieces: Sequence[str], tokenizer: Tokenizer, n: int, context: int, rng: np.random.Generator
-) -> np.ndarray:
-    """Rows of the training text that start at a sentence or line, as paragraphs do.
-
-    Args:
-        pieces: Training text.
-        tokenizer: Its tokenizer.
-        n: Rows wanted; fewer come back where the text has too few starts.
-        context: Tokens of a row.
-        rng: Generator.
-
-    Returns:
-        Token ids, [batch, pos].
-    """
-    starts = [(i, m.start()) for i, piece in enumerate(pieces) for m in _START.finditer(piece)]
-    rows: list[list[int]] = []
-    for i in rng.permutation(len(starts)):
-        if len(rows) == n:
-            break
-        piece, start = starts[i]
-        ids = tokenizer.encode(pieces[piece][start : start + 12 * context]).ids[:context]
-        if len(ids) == context:
-            rows.append(ids)
-    return np.array(rows, dtype=np.int32)
-
-
 def stage_text(work: Path, settings: Settings, documents: dict[str, list[str]]) -> Record:
-    """Cut out regions, train the tokenizer on the rest and choose the paragraphs."""
+    """Cut out regions, train the tokenizer on the other text and choose the paragraphs.
+
+    Writes `paragraphs.jsonl`, `heldout.jsonl`, `stream.npy`, `pieces.json` and `tokenizer.json` to
+    the work folder.
+    """
     rng = np.random.default_rng([settings.seed, 1])
-    need = round(settings.spare * (2 * settings.planted + settings.heldout_rows))
+    # Cut.
+    n_regions = round(settings.spare * (2 * settings.planted + settings.heldout_rows))
     size = max(settings.region, round(settings.region * settings.context / settings.length))
-    regions = cut_regions(documents, need, size, rng)
+    regions = cut_regions(documents, n_regions, size, rng)
     pieces = remaining_text(documents, regions)
+    # Encode.
     tokenizer = train_tokenizer(pieces, settings.vocab_size)
-    encoded = [[END_ID, *e.ids] for e in tokenizer.encode_batch(pieces)]
+    encoded = [[END_ID, *encoding.ids] for encoding in tokenizer.encode_batch(pieces)]
     stream = np.concatenate([np.array(ids, dtype=np.int32) for ids in encoded])
     texts = [documents[r.source][r.document][r.start : r.end] for r in regions]
-    ids = [e.ids for e in tokenizer.encode_batch(texts)]
-
-    good = choose_rows(ids, settings.length, stream, settings.shared_run)
-    long = [i for i in good if len(ids[i]) >= settings.context]
-    held = long[: settings.heldout_rows]
-    usable = [i for i in good if i not in set(held)]
-    dealt = assign_roles([regions[i].source for i in usable], settings, rng)
-
-    counters: dict[str, int] = {}
-    paragraphs = []
-    for index, role, level in sorted(dealt, key=lambda d: (d[1] != "planted", d[2])):
-        key = f"planted-{level:03d}" if role == "planted" else "control"
-        number = counters[key] = counters.get(key, -1) + 1
-        paragraphs.append(
-            {
-                "id": f"{key}-{number:03d}",
-                "ids": ids[usable[index]][: settings.length],
-                "source": regions[usable[index]].source,
-                "repetitions": level,
-                "role": role,
-            }
-        )
+    ids = [encoding.ids for encoding in tokenizer.encode_batch(texts)]
+    # Choose.
+    usable = choose_rows(ids, settings.length, stream, settings.shared_run)
+    long_enough = [i for i in usable if len(ids[i]) >= settings.context]
+    heldout_indices = long_enough[: settings.heldout_rows]
+    remaining = [i for i in usable if i not in set(heldout_indices)]
+    roles = assign_roles([regions[i].source for i in remaining], settings, rng)
+    paragraphs = _paragraph_records(
+        [(ids[remaining[i]], regions[remaining[i]].source, role, n) for i, role, n in roles],
+        settings.length,
+    )
     heldout = [
-        {
-            "id": f"heldout-{n:03d}",
-            "ids": ids[i][: settings.context],
-            "source": regions[i].source,
-        }
-        for n, i in enumerate(held)
+        TextRecord(id=f"heldout-{n:03d}", ids=ids[i][: settings.context], source=regions[i].source)
+        for n, i in enumerate(heldout_indices)
     ]
-    write_lines(work / "paragraphs.jsonl", paragraphs)
-    write_lines(work / "heldout.jsonl", heldout)
+    # Write.
+    write_records(work / "paragraphs.jsonl", paragraphs)
+    write_records(work / "heldout.jsonl", heldout)
     buffer = io.BytesIO()
     np.save(buffer, stream)
-    write_atomic(work / "stream.npy", buffer.getvalue())
-    write_atomic(work / "pieces.json", json.dumps(pieces, ensure_ascii=False))
-    write_atomic(work / "tokenizer.json", tokenizer.to_str())
-    mix = {name: sum(p["source"] == name for p in paragraphs) for name in documents}
+    write_atomically(work / "stream.npy", buffer.getvalue())
+    write_atomically(work / "pieces.json", json.dumps(pieces, ensure_ascii=False))
+    write_atomically(work / "tokenizer.json", tokenizer.to_str())
     return {
         "training_tokens": int(stream.size),
         "training_pieces": len(pieces),
         "vocabulary": tokenizer.get_vocab_size(),
         "characters_per_token": sum(map(len, pieces)) / stream.size,
         "regions": len(regions),
-        "regions_usable": len(good),
+        "regions_usable": len(usable),
         "planted": settings.planted,
         "controls": settings.planted,
         "heldout_rows": len(heldout),
-        "paragraphs_per_source": mix,
+        "paragraphs_per_source": {
+            name: sum(p["source"] == name for p in paragraphs) for name in documents
+        },
     }
+
+
+def _paragraph_records(
+    paragraphs: Sequence[tuple[list[int], str, str, int]], length: int
+) -> list[TextRecord]:
+    """Name the paragraphs (ids, source, role, repetitions): planted ones first, by repetitions."""
+    numbers: dict[str, int] = {}
+    records: list[TextRecord] = []
+    for ids, source, role, n in sorted(paragraphs, key=lambda p: (p[2] != "planted", p[3])):
+        group = f"planted-{n:03d}" if role == "planted" else "control"
+        number = numbers[group] = numbers.get(group, -1) + 1
+        records.append(
+            {
+                "id": f"{group}-{number:03d}",
+                "ids": ids[:length],
+                "source": source,
+                "repetitions": n,
+                "role": role,
+            }
+        )
+    return records
