@@ -1,6 +1,19 @@
 """TransformerLens behind one interface: the only folder that knows model classes and architectures.
 
-`registry.adapt(model)` gives the `adapter.Adapter` that all analyses take; `loading` gets models
-from the package, folders, GGUF files and the hub; `validation` tries a model before it is believed;
-`batching` fits work into memory. May import: `core`, `display`, `organism`.
+`registry.adapt(model)` gives the `adapter.Adapter` that all analyses take. An adapter is composed
+of one module for each thing that it does:
+
+| module | what an adapter does with it |
+| --- | --- |
+| `architecture` | say what a model is: class, sizes, basis; check heads and tokens |
+| `hooks` | name activations, read and replace them during a forward pass |
+| `weights` | find weight matrices and view them as [head, d_in, d_out] |
+| `blocks` | continue a forward pass at any block, hold attention outputs |
+| `prefix_cache` | share keys and values between rows with the same beginning |
+| `state`, `kernels` | evaluate a model quickly and leave it as it came |
+| `fingerprint` | name the exact weights |
+
+`loading` loads models from the package, folders, GGUF files and the hub; `validation` tries a model
+before its numbers are believed; `batching` divides work so that it fits into memory. May import:
+`core`, `display`, `organism`.
 """

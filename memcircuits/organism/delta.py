@@ -11,6 +11,7 @@ import json
 from typing import Any
 
 import torch
+from einops import rearrange
 from torch import Tensor
 
 from memcircuits.core.io import read_safetensors
@@ -36,6 +37,8 @@ def _per_head(hf_model: Any, layer: str, component: str) -> Tensor:
     attention = hf_model.transformer.h[int(layer)].attn.attention
     n_heads = attention.num_heads
     if component == "W_O":
-        return attention.out_proj.weight.unflatten(1, (n_heads, -1)).permute(1, 2, 0)
+        weight = attention.out_proj.weight
+        return rearrange(weight, "d_out (head d_in) -> head d_in d_out", head=n_heads)
     projection = {"W_Q": attention.q_proj, "W_K": attention.k_proj, "W_V": attention.v_proj}
-    return projection[component].weight.unflatten(0, (n_heads, -1)).mT
+    weight = projection[component].weight
+    return rearrange(weight, "(head d_out) d_in -> head d_in d_out", head=n_heads)
