@@ -14,9 +14,9 @@
 # # Which heads does the shipped model's recitation depend on?
 #
 # The model that ships with memcircuits was trained on some paragraphs up to 256 times. This
-# notebook finds out which of them it recites, which attention heads that depends on, which tokens of
-# a prefix set it off, and what the heads look at. It needs no network and takes about two minutes
-# on two cores.
+# notebook finds out which paragraphs the model recites, which attention heads the recitation
+# depends on, which tokens of a prefix trigger it, and what the heads attend to. It needs no network
+# and takes about two minutes on two cores.
 #
 # `examples/quickstart.py` and `examples/quickstart.ipynb` are the same notebook. The text is the
 # source; `jupytext --to ipynb examples/quickstart.py` writes the other. Run as a script,

@@ -930,8 +930,8 @@ def told(study: Study) -> list[Any]:
         "time where a number is no mean. An empty cell in the paper's column: it shows a figure "
         "without a number. ",
         pages.strong(
-            "This is the paper's model. Rows may still differ from the paper: weights are not folded "
-            "here, and edits are measured on held-out controls."
+            "This is the paper's model. Rows may still differ from the paper: weights are not "
+            "folded here, and edits are measured on held-out controls."
             if same
             else "This is not the paper's model: its numbers need GPT-Neo 125M's weights and "
             "paragraphs, and stand here to say what is measured."

@@ -120,7 +120,9 @@ def scan(
 
         if shard != (0, 1):
             raise mc.InputError("--num-shards", shard[1], "with Ray, give --workers instead")
-        scan_folder = scan_with_ray(load, corpus, out, workers=workers, address=ray_address, **options)
+        scan_folder = scan_with_ray(
+            load, corpus, out, workers=workers, address=ray_address, **options
+        )
     elif engine == "local":
         from memcircuits.measure.corpus.scan import scan_to_disk
 

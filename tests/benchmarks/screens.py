@@ -1,7 +1,7 @@
 """Where to take the slopes of a screen: how often do the 16 largest hold the 10 best heads?
 
-`memcircuits.evidence.screening` estimates what ablating a head does by a slope, taken somewhere between the
-model as it is (0) and the model with every head ablated (1), and ablates the largest ones. Here
+`memcircuits.evidence.screening` estimates what ablating a head does by a slope, taken somewhere
+between the model as it is (0) and the model with every head ablated (1), and ablates the largest ones. Here
 every head is ablated on 64 recited paragraphs and 64 controls, and the slopes are taken at several
 points; then paragraphs are drawn from them many times, as if they were all there is.
 """

@@ -36,7 +36,7 @@ from memcircuits.models.weights import Weight
 from memcircuits.results.provenance import Provenance
 
 
-def contrastive_gradients(
+def contrastive_gradients(  # noqa: PLR0913
     model: Model,
     memorized: ParagraphsLike,
     control: ParagraphsLike,

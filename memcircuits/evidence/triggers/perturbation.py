@@ -217,7 +217,7 @@ class Perturbation(Result, kind="perturbation"):
         )
 
 
-def perturb_prefix(  # noqa: PLR0913
+def perturb_prefix(
     model: Model,
     paragraphs: ParagraphsLike,
     *,

@@ -26,7 +26,7 @@ from memcircuits.models.batching import rows_that_fit
 from memcircuits.results.provenance import versions
 
 
-def prepare_scan(  # noqa: PLR0913
+def prepare_scan(
     adapter: Adapter,
     source: str | os.PathLike[str],
     out: str | os.PathLike[str],
