@@ -13,6 +13,7 @@ from torch import nn
 
 import memcircuits as mc
 from memcircuits.data.windows import Windows
+from memcircuits.editing.edit import Edit
 from memcircuits.editing.evaluation import edit_divergence, evaluate_edit
 from memcircuits.editing.noise import weight_noise
 from memcircuits.editing.recipe import Recipe
@@ -25,8 +26,8 @@ from tests import matrix
 
 
 @functools.cache
-def made(model: nn.Module, name: str) -> Any:
-    """An edit of a model, which some calls are given."""
+def edit_of(model: nn.Module, name: str) -> Edit:
+    """An edit of a model, which some calls are given; made once."""
     paragraphs = matrix.paragraphs(name)
     return mc.unlearn(
         model,
@@ -39,12 +40,12 @@ def made(model: nn.Module, name: str) -> Any:
     )
 
 
-def applied(model: Any, name: str) -> Any:
-    with made(model, name).apply(model):
+def scan_of_the_edited_model(model: Any, name: str) -> Any:
+    with edit_of(model, name).apply(model):
         return mc.scan(model, matrix.paragraphs(name), progress=False)
 
 
-def to_disk(model: Any, name: str) -> bytes:
+def parts_of_a_scan(model: Any, name: str) -> bytes:
     with tempfile.TemporaryDirectory() as folder:
         rows = [{"ids": row} for row in matrix.paragraphs(name).ids.tolist()]
         source = Path(folder, "rows.jsonl")
@@ -62,46 +63,48 @@ def report(model: Any, name: str) -> bytes:
         return ranking.to_html(Path(folder, "report.html")).read_bytes()
 
 
-def on(call: Callable[[Any, mc.Paragraphs], Any]) -> Callable[[Any, str], Any]:
+def of_paragraphs(call: Callable[[Any, mc.Paragraphs], Any]) -> Callable[[Any, str], Any]:
     return lambda model, name: call(model, matrix.paragraphs(name))
 
 
-def public() -> set[str]:
+def public_functions() -> set[str]:
     """The public functions that take a model."""
     return {name for name in mc.__all__ if name.islower()} - {"load_model", "__version__"}
 
 
 # What runs a model: the analyses of the matrix, and all else.
 CALLS: dict[str, Callable[[Any, str], Any]] = {
-    **{name: on(line.measure) for name, line in matrix.ANALYSES.items()},
+    **{name: of_paragraphs(line.measure) for name, line in matrix.ANALYSES.items()},
     "find_memorization_heads, screen, and to_html": report,
-    "contrastive_gradients, curvature": on(
+    "contrastive_gradients, curvature": of_paragraphs(
         lambda m, p: mc.contrastive_gradients(m, p[:3], p[3:], draws=2, progress=False)
     ),
-    "patch_layers": on(
+    "patch_layers": of_paragraphs(
         lambda m, p: patch_layers(m, p, matrix.twins(p), positions=[0, 4], progress=False)
     ),
-    "perturb_prefix, neighbor": on(
+    "perturb_prefix, neighbor": of_paragraphs(
         lambda m, p: mc.perturb_prefix(m, p, replacement="neighbor", progress=False)
     ),
-    "perturb_prefix, second": on(
+    "perturb_prefix, second": of_paragraphs(
         lambda m, p: mc.perturb_prefix(m, p, replacement="second", progress=False)
     ),
-    "greedy_continuations": on(lambda m, p: greedy_continuations(m, p, progress=False)),
-    "minimal_sets": on(lambda m, p: minimal_sets(m, p, max_tokens=2, progress=False)),
-    "weight_noise": on(
+    "greedy_continuations": of_paragraphs(lambda m, p: greedy_continuations(m, p, progress=False)),
+    "minimal_sets": of_paragraphs(lambda m, p: minimal_sets(m, p, max_tokens=2, progress=False)),
+    "weight_noise": of_paragraphs(
         lambda m, p: weight_noise(m, p[:3], p[3:], sizes=(0.1,), draws=2, progress=False)
     ),
-    "attention_view, two": on(lambda m, p: mc.attention_view(m, p[0], compare=p[1])._repr_html_()),
-    "Edit.apply": applied,
+    "attention_view, two": of_paragraphs(
+        lambda m, p: mc.attention_view(m, p[0], compare=p[1])._repr_html_()
+    ),
+    "Edit.apply": scan_of_the_edited_model,
     "evaluate_edit": lambda m, name: evaluate_edit(
-        m, made(m, name), *halves(name), attacks=2, progress=False
+        m, edit_of(m, name), *halves(name), attacks=2, progress=False
     ),
-    "edit_divergence": lambda m, name: edit_divergence(m, made(m, name), halves(name)[1]),
+    "edit_divergence": lambda m, name: edit_divergence(m, edit_of(m, name), halves(name)[1]),
     "recovery_curve": lambda m, name: recovery_curve(
-        m, made(m, name), *halves(name), steps=2, progress=False
+        m, edit_of(m, name), *halves(name), steps=2, progress=False
     ),
-    "scan_to_disk": to_disk,
+    "scan_to_disk": parts_of_a_scan,
 }
 
 

@@ -1,4 +1,6 @@
-"""Run every public analysis with its annotated shapes and types checked (`python -m tests.helpers.shapes MODEL`, see test_shapes.py).
+"""Run public analyses with their annotated shapes and types checked.
+
+`python -m tests.helpers.shapes MODEL`; see tests/robustness/test_shapes.py.
 
 The checker must be installed before the package is imported, and it refuses bad input before the
 package can say what is wrong with it; so it runs in a process of its own.

@@ -24,7 +24,7 @@ from memcircuits.results.provenance import Provenance
 from memcircuits.results.score_map import ScoreMap
 from tests import matrix
 from tests.helpers import models as zoo
-from tests.helpers.calls import public
+from tests.helpers.calls import public_functions
 
 ANY = [(name, variant) for name in zoo.ARCHITECTURES for variant in matrix.VARIANTS]
 HOOKED = pytest.mark.skipif(
@@ -65,7 +65,7 @@ def test_classes_agree_in_the_same_basis(name, basis, analysis):
 
 
 def test_every_public_analysis_is_in_the_matrix():
-    assert public() - {name.partition(",")[0] for name in matrix.ANALYSES} == set()
+    assert public_functions() - {name.partition(",")[0] for name in matrix.ANALYSES} == set()
 
 
 def test_matrix_sees_a_difference():
