@@ -304,7 +304,7 @@ class EditObjective(Objective):
         return evaluation.gradient + self.kl_weight * self._kl_gradient(mask, self.seen)
 
     def prefers(self, new: Evaluation, best: Evaluation | None) -> bool:
-        """Always: every step forgets more, so the last change within the budget is the best."""
+        """Always: the last change within the budget is kept, whatever its loss."""
         return True
 
     def _kl_gradient(self, mask: Mask, seen: ReferenceDistribution) -> Float[Tensor, " weight"]:
