@@ -638,7 +638,8 @@ The reference recipe at several learning rates, on the first {FRONT} paragraphs.
 The default and its relatives on the first {ABLATION} paragraphs, each until the paragraph is
 forgotten (EM < 5) or 50 steps are over, without a budget. *Still greedy*: share of the
 continuation's tokens that are the greedy choice after the true tokens before them. The objective
-counts much: what is cheap is the way in. What the curvature is worth shows within one objective.
+matters most: an edit that mostly blocks the first tokens is the cheapest. The value of the
+curvature shows within one objective.
 
 {table([*HEAD, "still greedy", "forgotten"], ablations)}
 
@@ -671,8 +672,8 @@ take `dataclasses.replace(NATURAL_GRADIENT, objective="margin")` and `em_below=0
 ## All paragraphs in one edit
 
 Ours takes them one by one: each has its own 0.1 % of the weights, chosen and changed at the weights
-that the earlier ones left. *All at once*: one mask and the sum of the objectives, in steps of
-`step_kl=3e-4`; a budget of 0.05 nats/token on the edit's own held-out controls ends both.
+that the earlier paragraphs changed. *All at once*: one mask and the sum of the objectives, in
+steps of `step_kl=3e-4`; a budget of 0.05 nats/token on the edit's own held-out controls ends both.
 
 {table([HEAD[0], "weights (%)", "below 5", *HEAD[2:]], rows_together)}
 

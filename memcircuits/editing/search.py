@@ -29,7 +29,7 @@ from memcircuits.editing.curvature import Quadratic
 from memcircuits.editing.masks import Mask
 from memcircuits.editing.objective import EditObjective, Evaluation, Objective
 
-SHORTEST = 0.1  # of the first step's length: no shorter step is tried after a rejection
+SHORTEST = 0.1  # of the first step's length: a rejected step that is shorter ends the search
 
 Stopped = Literal["em", "kl", "steps"]
 Refine = Callable[[Float[Tensor, " weight"], Evaluation], tuple[Tensor, Evaluation]]
