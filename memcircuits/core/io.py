@@ -55,9 +55,7 @@ def write_if_absent(path: str | os.PathLike[str], data: bytes | str) -> None:
 def atomic_file(path: str | os.PathLike[str]) -> Iterator[Path]:
     """A temporary path to write to; on leaving without an error, its file is moved to `path`.
 
-    Example:
-        >>> with atomic_file(folder / "state.pt") as temporary:
-        ...     torch.save(state, temporary)
+    The body passes it to whatever writes the file, such as `torch.save(state, temporary)`.
 
     Raises:
         InputError: if `path` is a folder.

@@ -116,9 +116,9 @@ def test_heatmap_keeps_values_gaps_and_marks() -> None:
 def test_long_titles_are_broken_into_lines() -> None:
     title = "A memorized paragraph with <b> and a very long name of its own indeed"
     figure = figures.heatmap(np.eye(3), title=title)
-    shown = figure.layout.title.text
-    assert shown.replace("<br>", " ") == title.replace("<b>", "&lt;b&gt;")
-    assert max(map(len, shown.split("<br>"))) <= figure.layout.width // 8
+    lines = figure.layout.title.text
+    assert lines.replace("<br>", " ") == title.replace("<b>", "&lt;b&gt;")
+    assert max(map(len, lines.split("<br>"))) <= figure.layout.width // 8
 
 
 def test_gradient_map_has_the_papers_columns_and_layer_sums() -> None:
@@ -163,8 +163,6 @@ def test_noise_sizes_are_evenly_spaced_and_named() -> None:
     assert list(axis.tickvals) == [0, 1, 2]
 
 
-# ---- every result draws itself ----
-
 PROVENANCE = Provenance({"name": "m", "basis": "raw"}, {}, {}, {})
 
 
@@ -182,16 +180,16 @@ def test_every_result_has_a_figure_of_its_own() -> None:
 def test_noise_curve_draws_means_over_draws_and_paragraphs() -> None:
     em = torch.tensor([[[50.0, 50.0]], [[10.0, 30.0]]])  # [size, draw, paragraph]
     groups = {"memorized": em, "control": em - 5}
-    found = NoiseCurve(torch.tensor([0.0, 0.1]), groups, groups, 10, 1000, PROVENANCE)
-    em_lines = lines_of(found.figure())[:2]
+    curve = NoiseCurve(torch.tensor([0.0, 0.1]), groups, groups, 10, 1000, PROVENANCE)
+    em_lines = lines_of(curve.figure())[:2]
     assert [list(line.y) for line in em_lines] == [[50, 20], [45, 15]]
     assert [line.name for line in em_lines] == ["memorized", "control"]
 
 
 def test_recovery_draws_both_arms() -> None:
     em = torch.tensor([[[0, 2], [4, 6]], [[50, 50], [49, 51]]])
-    found = Recovery(em, torch.tensor([0, 5]), PROVENANCE)
-    edited, unedited = lines_of(found.figure())
+    recovery = Recovery(em, torch.tensor([0, 5]), PROVENANCE)
+    edited, unedited = lines_of(recovery.figure())
     assert (list(edited.x), list(edited.y), list(unedited.y)) == ([0, 5], [1, 5], [50, 50])
 
 
@@ -232,7 +230,7 @@ def test_edit_reports_stand_side_by_side_as_arms() -> None:
 
 
 def test_minimal_sets_draw_stopping_and_starting() -> None:
-    found = MinimalSets(
+    minimal_sets = MinimalSets(
         positions=torch.tensor([[3, -1], [4, 5]]),
         replacements=torch.tensor([[9, -1], [9, 9]]),
         em=torch.tensor([[1, 1], [20, 3]]),
@@ -242,7 +240,7 @@ def test_minimal_sets_draw_stopping_and_starting() -> None:
         names=("a", "b"),
         provenance=PROVENANCE,
     )
-    stop, start = lines_of(found.figure())
+    stop, start = lines_of(minimal_sets.figure())
     assert (list(stop.x), list(stop.y)) == ([0, 1, 2], [45, 10.5, 2])
     assert (list(start.x), list(start.y)) == ([1, 2, 3], [0, 20, 45])
 
@@ -280,24 +278,24 @@ def test_the_null_band_holds_a_head_that_ignores_rarity_and_not_one_that_seeks_i
     counts = torch.randint(1, 10**6, (60, 20), generator=generator)
     ignores = torch.rand(60, 20, generator=generator)
     seeks = 1.0 / (1 + counts.argsort(-1).argsort(-1))
-    found = rare(torch.stack([ignores, seeks], 1)[:, None], counts)
-    blind, keen = (found.by_rank((0, head)) for head in (0, 1))
+    attention = rare(torch.stack([ignores, seeks], 1)[:, None], counts)
+    blind, keen = (attention.by_rank((0, head)) for head in (0, 1))
     inside = blind["attention"].between(blind["null_low"], blind["null_high"])
     assert inside.mean() >= 0.8  # 95 % expected of 20 ranks
     assert keen["attention"][0] > 2 * keen["null_high"][0]
     assert keen["attention"][10] < keen["null_low"][10]
-    figure = found.figure(head=(0, 1))
+    figure = attention.figure(head=(0, 1))
     assert figure.data[0].name == "ranks shuffled within paragraphs"
     assert list(figure.data[-1].y) == keen["attention"].tolist()
-    assert found.figure().layout.shapes == ()  # tau 0 with a null of 0: nothing is framed
+    assert attention.figure().layout.shapes == ()  # tau 0 with a null of 0: nothing is framed
 
 
 def test_text_of_a_result_is_escaped_in_notebooks() -> None:
-    found = ScoreMap("<img src=x>", "<b>", torch.zeros(1, 30), PROVENANCE)
-    shown = found._repr_html_()
-    assert "<img" not in shown
-    assert "<b>" not in shown
-    assert "The first 20 of 30 rows" in shown
+    scores = ScoreMap("<img src=x>", "<b>", torch.zeros(1, 30), PROVENANCE)
+    html = scores._repr_html_()
+    assert "<img" not in html
+    assert "<b>" not in html
+    assert "The first 20 of 30 rows" in html
 
 
 @pytest.mark.parametrize(
