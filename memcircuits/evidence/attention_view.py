@@ -2,7 +2,7 @@
 
 One forward pass reads the attention patterns of the chosen heads. Strips beside the tokens show how
 rare each token is and how well the model predicts it. How the page is drawn, and why it is safe and
-works offline, is told in `memcircuits.display.pages`.
+works offline: see `memcircuits.display.pages`.
 """
 
 from __future__ import annotations
