@@ -49,7 +49,7 @@ Hook: TypeAlias = tuple[str, Callable[..., Any]]
 """Name of an activation, and the function that TransformerLens calls with it."""
 
 
-def hook_name(site: str, layer: int) -> str:
+def hook_name(site: Site, layer: int) -> str:
     """TransformerLens's name of an activation.
 
     Example:

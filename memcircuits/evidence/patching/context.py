@@ -35,7 +35,7 @@ from memcircuits.evidence.patching.metrics import (
 )
 from memcircuits.measure.continuation import run_to_continuation
 from memcircuits.models.adapter import Adapter, Model
-from memcircuits.models.hooks import hook_name
+from memcircuits.models.hooks import Site, hook_name
 from memcircuits.models.registry import adapt
 from memcircuits.results.provenance import Provenance
 
@@ -204,7 +204,7 @@ class PatchingContext:
         )
 
     def run_source(
-        self, group: slice, sites: Sequence[str]
+        self, group: slice, sites: Sequence[Site]
     ) -> tuple[dict[str, Tensor], Float[Tensor, "batch metric"]]:
         """Activations of `sites` in all layers of the source run, by name, and its metrics."""
         names = [hook_name(site, layer) for layer in range(self.adapter.n_layers) for site in sites]

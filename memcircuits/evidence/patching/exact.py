@@ -21,7 +21,7 @@ from memcircuits.evidence.patching.sites import (
     sites_to_read,
     values_to_patch,
 )
-from memcircuits.models.hooks import hook_name
+from memcircuits.models.hooks import Site, hook_name
 
 
 def exact_head_effects(
@@ -43,7 +43,7 @@ def exact_head_effects(
     adapter = context.adapter
     n_layers, n_heads = chosen.shape
     effects = _empty_effects(context, n_layers, n_heads)
-    also_read = ["v"] if site == "pattern" else []
+    also_read: tuple[Site, ...] = ("v",) if site == "pattern" else ()
     for group in context.groups(MAX_PAIRS_HELD):
         metrics = context.metrics(group)
         source_cache, effects.source_metrics[group] = context.run_source(group, sites_to_read(site))
@@ -113,7 +113,7 @@ def _empty_effects(context: PatchingContext, n_layers: int, n_units: int) -> Pat
 
 
 def _record_base(
-    context: PatchingContext, group: slice, memory_budget: int | None, sites: Sequence[str]
+    context: PatchingContext, group: slice, memory_budget: int | None, sites: Sequence[Site]
 ) -> ResumableRun:
     """The base run of a group of pairs, with the activations of `sites` in all layers."""
     return ResumableRun(

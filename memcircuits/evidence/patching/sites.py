@@ -27,7 +27,7 @@ PATCH_HEAD_SITES: tuple[PatchHeadSite, ...] = get_args(PatchHeadSite)
 LAYER_SITES: tuple[LayerSite, ...] = get_args(LayerSite)
 
 
-def sites_to_read(site: PatchHeadSite) -> tuple[str, ...]:
+def sites_to_read(site: PatchHeadSite) -> tuple[PatchHeadSite, ...]:
     """Sites of the source run that patching a head site needs."""
     return ("pattern", "v", "z") if site == "pattern" else (site,)
 

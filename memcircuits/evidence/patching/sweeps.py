@@ -53,7 +53,7 @@ from memcircuits.models.hooks import hook_name
 PatchMethod = Literal["exact", "attribution"]
 
 
-def patch_heads(  # noqa: PLR0913
+def patch_heads(
     model: Model,
     clean: ParagraphsLike,
     corrupted: ParagraphsLike,
@@ -147,7 +147,7 @@ def patch_heads(  # noqa: PLR0913
     )
 
 
-def patch_layers(  # noqa: PLR0913
+def patch_layers(
     model: Model,
     clean: ParagraphsLike,
     corrupted: ParagraphsLike,
