@@ -19,21 +19,21 @@ class Terminal(io.StringIO):
 
 
 def work(total: int | None, **options: bool) -> None:
-    with bar(total, "scan", unit="row", **options) as shown:
+    with bar(total, "scan", unit="row", **options) as progress_bar:
         for _ in range(3):
-            shown.update(10)
+            progress_bar.update(10)
             time.sleep(0.45)
-        shown.update(10)
+        progress_bar.update(10)
 
 
 def test_a_terminal_sees_rate_and_remaining_time(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(sys, "stderr", Terminal())
     work(50)
-    shown = sys.stderr.getvalue()
-    assert "scan:" in shown
-    assert "row/s" in shown
-    assert "<00:" in shown  # time left
-    assert shown.endswith("\r")  # nothing is left behind
+    output = sys.stderr.getvalue()
+    assert "scan:" in output
+    assert "row/s" in output
+    assert "<00:" in output  # time left
+    assert output.endswith("\r")  # nothing is left behind
 
 
 @pytest.mark.parametrize("options", [{"progress": False}, {}])
@@ -47,8 +47,8 @@ def test_silent_on_request_and_in_pipes(
 
 def test_short_work_shows_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(sys, "stderr", Terminal())
-    with bar(3, "quick") as shown:
-        shown.update(3)
+    with bar(3, "quick") as progress_bar:
+        progress_bar.update(3)
     assert sys.stderr.getvalue().strip() == ""
 
 
@@ -57,8 +57,9 @@ def test_every_part_of_the_main_job_counts_to_its_end(neo, monkeypatch, tmp_path
     bars = []
 
     class Counted:
-        def __init__(self, total: int, what: str) -> None:
-            self.total, self.what, self.n = total, what, 0
+        def __init__(self, *, total: int, desc: str, disable: bool, **_: object) -> None:
+            assert not disable
+            self.total, self.what, self.n = total, desc, 0
 
         def __enter__(self):
             bars.append(self)
@@ -70,13 +71,8 @@ def test_every_part_of_the_main_job_counts_to_its_end(neo, monkeypatch, tmp_path
         def update(self, n: int = 1) -> None:
             self.n += n
 
-    def counted(total, what, *, unit="row", progress=True):
-        assert progress
-        return Counted(total, what)
-
-    for name, module in list(sys.modules.items()):
-        if name.startswith("memcircuits.") and getattr(module, "bar", None) is bar:
-            monkeypatch.setattr(module, "bar", counted)
+    monkeypatch.setattr(sys, "stderr", Terminal())
+    monkeypatch.setattr("tqdm.auto.tqdm", Counted)
     ranking = mc.find_memorization_heads(neo, zoo.mixed(neo, n=4), draws=20)
     ranking.to_html(tmp_path / "r.html")
     names = {one.what for one in bars}

@@ -169,9 +169,9 @@ def test_hostile_text_adds_no_element(text: str) -> None:
 @given(st.lists(st.one_of(st.sampled_from(HOSTILE), st.text(max_size=30)), min_size=4, max_size=4))
 def test_generated_text_adds_no_element(texts: list[str]) -> None:
     html = make_page(texts[0] or "plain", texts[1:]).render()
-    found = Structure(without_bundle(html))
-    assert found.elements == plain_structure(texts[0] or "plain")
-    data = [json.loads(block) for block in found.data]
+    structure = Structure(without_bundle(html))
+    assert structure.elements == plain_structure(texts[0] or "plain")
+    data = [json.loads(block) for block in structure.data]
     assert data[0]["tokens"] == [visible(t, 16, tell=False) for t in texts[1:]]
 
 
@@ -193,10 +193,10 @@ def test_json_block_refuses_what_json_lacks(value: float) -> None:
 
 @given(st.text())
 def test_cleaned_text_is_encodable_and_has_no_controls(text: str) -> None:
-    for shown in (clean(text), visible(text)):
-        shown.encode("utf-8")
+    for readable in (clean(text), visible(text)):
+        readable.encode("utf-8")
         assert not re.search(
-            r"[\x00-\x08\x0b-\x1f\x7f-\x9f\u200b-\u200f\u2028-\u202e\ud800-\udfff]", shown
+            r"[\x00-\x08\x0b-\x1f\x7f-\x9f\u200b-\u200f\u2028-\u202e\ud800-\udfff]", readable
         )
 
 
@@ -211,7 +211,7 @@ def test_tokens_show_what_cannot_be_seen() -> None:
 
 
 @pytest.mark.parametrize(
-    ("value", "shown"),
+    ("value", "text"),
     [
         (0.41963, "0.420"),
         (-0.0001, "\u22121.00e\u221204"),
@@ -223,8 +223,8 @@ def test_tokens_show_what_cannot_be_seen() -> None:
         (float("nan"), "\u2013"),
     ],
 )
-def test_numbers_for_people(value: float, shown: str) -> None:
-    assert number(value) == shown
+def test_numbers_for_people(value: float, text: str) -> None:
+    assert number(value) == text
 
 
 def test_short_numbers_lose_zeros() -> None:
@@ -455,11 +455,11 @@ def test_charts_take_gaps_and_constants() -> None:
     st.floats(0, 1e6).filter(lambda width: width == 0 or width > 1e-6),
 )
 def test_ticks_cover_the_range(low: float, width: float) -> None:
-    found = ticks(low, low + width)
-    assert 2 <= len(found) <= 14
+    marks = ticks(low, low + width)
+    assert 2 <= len(marks) <= 14
     slack = 1e-6 * max(1, abs(low), width)
-    assert found[0] <= low + slack
-    assert found[-1] >= low + width - slack
+    assert marks[0] <= low + slack
+    assert marks[-1] >= low + width - slack
 
 
 def test_ticks_about_the_smallest_number() -> None:
@@ -473,9 +473,9 @@ def test_log_ticks_are_the_values_while_few() -> None:
 
 @given(st.floats(-10, 10), st.floats(-10, 10), st.floats(-10, 10))
 def test_levels_stay_on_the_scale(value: float, low: float, high: float) -> None:
-    found = level(value, low, high)
-    assert found is not None
-    assert 0 <= found < N_LEVELS
+    index = level(value, low, high)
+    assert index is not None
+    assert 0 <= index < N_LEVELS
     assert level(float("nan"), low, high) is None
 
 
