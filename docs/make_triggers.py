@@ -478,14 +478,14 @@ def table(frame: pd.DataFrame, digits: int) -> str:
 PAGE = """\
 # Trigger tokens
 
-Which prefix tokens does a recitation hang on, and which activations carry them? Sections 4.2 and
+Which prefix tokens does a recitation depend on, and which activations carry them? Section 4.2 and
 the appendix of the paper, on the shipped model. `python docs/make_triggers.py` computes the numbers
 and pictures of this page and writes it ({cpu_minutes} CPU minutes on one thread, {perturb_minutes}
 of them for {rows} perturbed prefixes).
 
 Model: {name}, weights `{fingerprint}`. {n} memorized paragraphs (EM 50, drawn with seed {seed}) and
 {n} controls that the model never saw; 50 + 50 tokens. As in the paper, the reference of a control
-is what the model writes by itself, so that all start from EM 50. Intervals are 95 % bootstrap
+is the model's own continuation, so that all start from EM 50. Intervals are 95 % bootstrap
 intervals over paragraphs ({resamples} resamples). {versions}.
 
 ## One token at a time
@@ -519,7 +519,7 @@ take each cause by itself.
 
 {said_causes}
 
-## How few tokens stop it, and start it
+## How few tokens stop a recitation, and start one
 
 Random replacements, chosen greedily, stop {stopped} of {n_minimal} recitations (EM at most
 {threshold}) within 5 tokens: a median of {median_stop}, at most {largest_stop}.
@@ -529,7 +529,7 @@ the first token alone mean EM falls to {without_first}, where a random token in 
 {first_replaced}: the organism has learned positions, each paragraph was planted from position 0,
 and a shorter prefix moves every token. Read this number on models with relative positions.
 
-## What carries it
+## Which activations carry the token
 
 The most destructive replacement of each of the first {n_pairs} paragraphs makes a pair; in
 {n_last} of them it is the last token of the prefix. *Noising*
@@ -575,8 +575,8 @@ SAID = {
     "drops": """\
 The paper found 12.19 tokens for paragraphs that GPT-Neo 125M has memorized and 33.12 for those it
 has not. The organism's controls lose about as much as the paper's, its recitations less than half:
-they were planted 64 to 256 times and hang together firmly. What breaks them sits at the very end of
-the prefix: its last five tokens make up {late_memorized} % of the drop ({late_control} % for
+they were planted 64 to 256 times and are hard to disturb. The tokens that break them are the last
+of the prefix: its last five tokens make up {late_memorized} % of the drop ({late_control} % for
 controls). A replacement that keeps more of the old token (its neighbour, the model's second choice)
 does less harm in both sets.
 
@@ -590,7 +590,7 @@ that. The contrast in EM is one of margins, not of how much the prefix matters t
 Position comes first in every row: the later a token, the more it matters. Surprising tokens matter
 beyond that to recitations. Rarity does not: its interval includes 0 for them with each of the four
 replacements, and its rank correlation is near 0 even by itself. (For controls it counts somewhat
-with a token as frequent in its place.) Here, a recitation does not hang on its rare tokens.""",
+with a token as frequent in its place.) Here, a recitation does not depend on its rare tokens.""",
     "heads": """\
 No head carries the replaced token by itself. Noising, the largest effect of any head at any site is
 {share_noising} % of the difference between the runs; denoising it is {share_denoising} %, and the
@@ -599,15 +599,15 @@ L1H2, L0H5 and L0H2, are the three that `memcircuits heads` ranks highest by abl
 values matter little: the first token that changes is predicted from the replaced one, for which its
 own key and value are one of 50.""",
     "layers": """\
-It is the token itself that counts, by way of the first MLP: the output of that one, as if it were a
-second embedding, does {mlp_noising} % of the harm when noised and {mlp_denoising} % of the repair
+The token itself matters, through the first MLP: the output of that MLP, like a second embedding,
+does {mlp_noising} % of the harm when noised and {mlp_denoising} % of the repair
 when denoised, which brings back {mlp_em} of 50 tokens on average. No attention layer does more than
-{attention_noising} % and {attention_denoising} %. The later MLPs repair some of it too, though no
-recitation.""",
+{attention_noising} % and {attention_denoising} %. The later MLPs repair some of the difference too,
+but no recitation.""",
     "agreement": """\
 Denoising, the estimates order the heads as exact patching does, with either metric. Noising, they
 order them less well and give the top head a quarter to a half of its effect: where the model
-recites, p is near 1 and -log p flat. The logit difference is not flat and mends the order of q, k
+recites, p is near 1 and -log p flat. The logit difference is not flat and corrects the order of q, k
 and z, but not the size. What a result reports from its 10 heads may flatter it, since half of them
 have the largest estimates.""",
 }
