@@ -53,7 +53,7 @@ from memcircuits.models.hooks import hook_name
 PatchMethod = Literal["exact", "attribution"]
 
 
-def patch_heads(
+def patch_heads(  # noqa: PLR0913
     model: Model,
     clean: ParagraphsLike,
     corrupted: ParagraphsLike,
@@ -147,7 +147,7 @@ def patch_heads(
     )
 
 
-def patch_layers(
+def patch_layers(  # noqa: PLR0913
     model: Model,
     clean: ParagraphsLike,
     corrupted: ParagraphsLike,

@@ -217,7 +217,7 @@ class Perturbation(Result, kind="perturbation"):
         )
 
 
-def perturb_prefix(
+def perturb_prefix(  # noqa: PLR0913
     model: Model,
     paragraphs: ParagraphsLike,
     *,
