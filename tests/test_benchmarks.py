@@ -32,9 +32,9 @@ def test_contenders_take_turns_and_ratios_are_per_unit():
     turns = []
     ours = sleeping("ours", 0.02, turns, units=4.0)
     theirs = sleeping("theirs", 0.02, turns, units=1.0, target=2.0)
-    found = timing.measure(timing.Job("job", "row", ours, [theirs], 0.0), 3, lambda text: None)
+    result = timing.measure(timing.Job("job", "row", ours, [theirs], 0.0), 3, lambda text: None)
     assert turns == ["ours", "theirs", "ours", "theirs", "theirs", "ours", "ours", "theirs"]
-    row = found["rows"][1]
+    row = result["rows"][1]
     assert row["ratio"] == pytest.approx(4.0, rel=0.2)
     assert row["ratio_low"] <= row["ratio"] <= row["ratio_high"]
     assert row["difference"] == 0.0
@@ -51,8 +51,8 @@ def test_arithmetic_is_counted():
         return torch.ones(10, 20) @ torch.ones(20, 30)
 
     job = timing.Job("job", "row", timing.Contender("ours", run, 2.0), [], 0.0)
-    found = timing.measure(job, 1, lambda text: None)
-    assert found["rows"][0]["gflop_per_unit"] == pytest.approx(2 * 10 * 20 * 30 / 2 / 1e9)
+    result = timing.measure(job, 1, lambda text: None)
+    assert result["rows"][0]["gflop_per_unit"] == pytest.approx(2 * 10 * 20 * 30 / 2 / 1e9)
 
 
 def test_rivals_compute_what_we_compute():
@@ -62,9 +62,9 @@ def test_rivals_compute_what_we_compute():
         ours = job.ours.run(0, job.ours.settings[0])
         for rival in job.rivals:
             for setting in rival.settings:
-                mine, theirs = job.compare(ours, rival.run(0, setting))
-                assert mine.numel(), job.name
-                torch.testing.assert_close(mine, theirs, atol=job.tolerance, rtol=0)
+                our_values, their_values = job.compare(ours, rival.run(0, setting))
+                assert our_values.numel(), job.name
+                torch.testing.assert_close(our_values, their_values, atol=job.tolerance, rtol=0)
 
 
 def test_perturbed_rows_differ_in_one_place():
@@ -170,7 +170,7 @@ def test_the_estimate_by_hand():
     flop = round(capacity.GPU_FLOPS * capacity.GPU_SHARE / 1e6)
     numbers["rows"]["125m"]["flop_per_token"] = flop
     numbers["rows"]["organism"]["host_seconds_per_token"] = 1e-6
-    found = capacity.page(**numbers)
+    text = capacity.page(**numbers)
     hours = 300e9 / (8 * 500_000) / 3600
-    assert f"| 8 | 4,000,000 | {hours:.1f} | {8 * hours:,.0f} |" in found
-    assert "the host takes 50%" in found
+    assert f"| 8 | 4,000,000 | {hours:.1f} | {8 * hours:,.0f} |" in text
+    assert "the host takes 50%" in text

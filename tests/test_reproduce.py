@@ -11,6 +11,7 @@ import torch
 from scipy import stats
 
 import memcircuits as mc
+from memcircuits.evidence.rare_tokens import RareTokenAttention
 from tests.helpers import models as zoo
 
 sys.path.insert(0, str(Path(__file__).parents[1] / "examples"))
@@ -135,7 +136,7 @@ def test_attention_summed_per_rank_falls_by_itself():
     """Even attention: whatever correlation there is comes from ranks that are seldom there."""
     generator = torch.Generator().manual_seed(0)
     counts = torch.randint(1, 30, (50, 20), generator=generator)
-    rare = mc.attention.RareTokenAttention(
+    rare = RareTokenAttention(
         name="",
         units="",
         values=torch.zeros(1, 1),

@@ -18,10 +18,10 @@ os.environ.setdefault("HF_HUB_OFFLINE", "1")
 import torch
 import transformers
 
-from . import growth, memory, page, screens, variants
-from .jobs import all_jobs
-from .subjects import subject
-from .timing import matrix_product_rate, measure
+from tests.benchmarks import growth, memory, page, screens, variants
+from tests.benchmarks.jobs import all_jobs
+from tests.benchmarks.subjects import subject
+from tests.benchmarks.timing import matrix_product_rate, measure
 
 ROUNDS = 5
 DOCS = Path(__file__).parents[2] / "docs"
@@ -76,15 +76,15 @@ def main() -> None:
     for name in names:
         small = name == "random-125m"
         one = subject(name, 16)
-        found = data["subjects"].setdefault(
+        jobs = data["subjects"].setdefault(
             name,
             {"description": DESCRIPTIONS[name], "n_paragraphs": len(one.paragraphs), "jobs": {}},
         )["jobs"]
         for job in all_jobs(one, whole=not small):
-            if job.name in found or (options.only and options.only not in job.name):
+            if job.name in jobs or (options.only and options.only not in job.name):
                 continue
             say(f"{data['seconds']:5.0f} s  {name}: {job.name}")
-            found[job.name] = described(measure(job, rounds, say, warm_up=not small))
+            jobs[job.name] = described(measure(job, rounds, say, warm_up=not small))
             keep()
         if not (small or options.only or name in data["variants"]):
             say(f"{data['seconds']:5.0f} s  {name}: variants of the scan")

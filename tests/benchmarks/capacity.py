@@ -64,8 +64,7 @@ def measure(name: str, windows: int, length: int, folder: Path) -> dict[str, Any
     from memcircuits.measure.corpus import parts
     from memcircuits.measure.corpus import scan as corpus_scan
     from memcircuits.models.registry import adapt
-
-    from .subjects import subject
+    from tests.benchmarks.subjects import subject
 
     model = tiny() if name == "tiny" else subject(name, 2).bridge
     adapter = adapt(model)
@@ -98,16 +97,16 @@ def measure(name: str, windows: int, length: int, folder: Path) -> dict[str, Any
     def prepared(*arguments: Any, **named: Any) -> Any:
         """What is done once, such as hashing the weights, is not a cost of the tokens."""
         nonlocal started
-        found = prepare_scan(*arguments, **named)
+        prepared_scan = prepare_scan(*arguments, **named)
         started = clocks()
-        return found
+        return prepared_scan
 
     def timed(*arguments: Any, **named: Any) -> Any:
         nonlocal in_model
         began = time.thread_time()
-        found = score_paragraphs(*arguments, **named)
+        scores = score_paragraphs(*arguments, **named)
         in_model += time.thread_time() - began
-        return found
+        return scores
 
     watcher = threading.Thread(target=watch)
     watcher.start()
@@ -115,14 +114,14 @@ def measure(name: str, windows: int, length: int, folder: Path) -> dict[str, Any
         mock.patch.object(corpus_scan, "prepare_scan", prepared),
         mock.patch.object(parts, "score_paragraphs", timed),
     ):
-        found = corpus_scan.scan_to_disk(
+        scan_result = corpus_scan.scan_to_disk(
             model, folder / "corpus.jsonl", out, part_records=100, **options
         )
     wall, process, thread = (now - then for now, then in zip(clocks(), started, strict=True))
     stop.set()
     watcher.join()
-    total = found.summary
-    size = sum(part.stat().st_size for part in found.parts)
+    total = scan_result.summary
+    size = sum(part.stat().st_size for part in scan_result.parts)
     weights = sum(p.numel() for p in model.original_model.parameters())
     cfg = model.cfg
     embedded = cfg.d_model * (cfg.d_vocab + cfg.n_ctx)
@@ -141,7 +140,7 @@ def measure(name: str, windows: int, length: int, folder: Path) -> dict[str, Any
         "flop_per_token": per_token,
         "bytes_per_window": size / total["windows"],
         "resident_mib": [round(x) for x in resident],
-        "batch_size": found.manifest["batch_size"],
+        "batch_size": scan_result.manifest["batch_size"],
         "d_vocab": adapter.d_vocab,
     }
 
@@ -149,8 +148,7 @@ def measure(name: str, windows: int, length: int, folder: Path) -> dict[str, Any
 def tiny() -> Any:
     """Two small layers with the organism's vocabulary: quick, where only memory is of interest."""
     from memcircuits.models.loading import as_bridge
-
-    from .subjects import random_neo, subject
+    from tests.benchmarks.subjects import random_neo, subject
 
     tokenizer = subject("organism", 2).bridge.tokenizer
     plain = random_neo(layers=2, heads=4, d_model=64, d_vocab=len(tokenizer))
@@ -173,12 +171,12 @@ def setting() -> dict[str, Any]:
     }
 
 
-def record(page_at: Path, **found: Any) -> None:
+def record(page_at: Path, **numbers: Any) -> None:
     """Add numbers to those that lie beside the page, and write the page again."""
     numbers = page_at.with_suffix(".json")
     data = json.loads(numbers.read_text("utf-8")) if numbers.is_file() else {}
-    rows = data.get("rows", {}) | found.pop("rows", {})
-    data |= found | {"rows": rows}
+    rows = data.get("rows", {}) | numbers.pop("rows", {})
+    data |= numbers | {"rows": rows}
     write_atomically(numbers, json.dumps(data, indent=1) + "\n")
     write_atomically(page_at, page(**data))
 
@@ -194,10 +192,10 @@ def page(
     Args:
         machine: what the scans ran on.
         setting: see `setting`.
-        rows: what `measure` found for each of the three jobs.
-        kills: what `tests/benchmarks/kills.py` found; None if it was not run.
+        rows: what `measure` returned for each of the three jobs.
+        kills: what `tests/benchmarks/kills.py` measured; None if it was not run.
     """
-    from .page import table
+    from tests.benchmarks.page import table
 
     speeds = table(
         [
@@ -308,7 +306,7 @@ def survived(kills: dict[str, Any] | None) -> str:
     """The section about killed scans."""
     if kills is None:
         return ""
-    found = (
+    outcome = (
         "every file is the same, byte by byte, and every row is there once"
         if kills["same"]
         else "**the results differ**"
@@ -322,7 +320,7 @@ def survived(kills: dict[str, Any] | None) -> str:
 `kill -9` at {kills["kills"]} random moments of a scan of {kills["windows"]:,} windows of
 {kills["length"]} tokens by the organism, resumed each time, against the scan that nothing stopped
 ({kills["rows"]:,} rows in {kills["parts"]} parts, {kills["quarantined"]} unusable rows in
-quarantine): {found}. Temporary files that the kills left, and the next run removed:
+quarantine): {outcome}. Temporary files that the kills left, and the next run removed:
 {kills["half_written"]}. Measured by `{command}`.
 """
 
@@ -348,7 +346,7 @@ def main() -> None:
         with tempfile.TemporaryDirectory() as folder:
             print(json.dumps(measure(name, int(windows), int(length), Path(folder))))
         return
-    from .__main__ import machine
+    from tests.benchmarks.__main__ import machine
 
     jobs = {
         "organism": ("organism", given.windows, 100),

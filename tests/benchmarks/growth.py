@@ -11,10 +11,9 @@ from typing import Any
 from memcircuits.core.heads import Head
 from memcircuits.evidence.ablation import Ablation
 from memcircuits.models.loading import as_bridge
-
-from . import rivals
-from .subjects import random_neo, random_paragraphs
-from .timing import Contender, seconds
+from tests.benchmarks import rivals
+from tests.benchmarks.subjects import random_neo, random_paragraphs
+from tests.benchmarks.timing import Contender, seconds
 
 SIZES: dict[str, Sequence[int]] = {
     "paragraphs": (1, 2, 4, 8, 16),
@@ -27,7 +26,7 @@ D_MODEL, D_VOCAB = 128, 2048
 
 def measure(tokenizer: Any, rounds: int, *, quick: bool) -> list[dict[str, Any]]:
     """Seconds to zero-ablate every head, one size grown at a time, the others as in `BASE`."""
-    found = []
+    rows = []
     for axis, sizes in SIZES.items():
         for size in sizes[:2] if quick else sizes:
             shape = BASE | {axis: size}
@@ -57,7 +56,7 @@ def measure(tokenizer: Any, rounds: int, *, quick: bool) -> list[dict[str, Any]]
                 for contender in (ours, theirs):
                     times[contender.name].append(seconds(contender, turn, None))
             for name, values in times.items():
-                found.append(
+                rows.append(
                     {
                         "axis": axis,
                         "size": size,
@@ -65,7 +64,7 @@ def measure(tokenizer: Any, rounds: int, *, quick: bool) -> list[dict[str, Any]]
                         "seconds": statistics.median(values[1:]),
                     }
                 )
-    return found
+    return rows
 
 
 COLOURS = ("#0072b2", "#d55e00")
@@ -87,8 +86,8 @@ def plot(rows: Sequence[dict[str, Any]]) -> str:
     for panel, axis in enumerate(axes):
         left, right = panel * WIDTH + MARGIN, (panel + 1) * WIDTH - 12
         top, bottom = 34, HEIGHT - 12
-        mine = [row for row in rows if row["axis"] == axis]
-        sizes = sorted({row["size"] for row in mine})
+        axis_rows = [row for row in rows if row["axis"] == axis]
+        sizes = sorted({row["size"] for row in axis_rows})
         span = math.log(sizes[-1] / sizes[0]) or 1.0
 
         def x(size: float, left=left, right=right, sizes=sizes, span=span) -> float:
@@ -115,7 +114,7 @@ def plot(rows: Sequence[dict[str, Any]]) -> str:
             f"{html.escape(axis)}</text>"
         )
         for i, name in enumerate(names):
-            points = [(x(r["size"]), y(r["seconds"])) for r in mine if r["name"] == name]
+            points = [(x(r["size"]), y(r["seconds"])) for r in axis_rows if r["name"] == name]
             path = " ".join(f"{a:.1f},{b:.1f}" for a, b in points)
             dash = ' stroke-dasharray="5 3"' if i else ""
             parts.append(

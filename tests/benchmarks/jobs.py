@@ -15,10 +15,9 @@ from memcircuits.evidence.patching.sweeps import patch_heads
 from memcircuits.evidence.screening import head_effects
 from memcircuits.evidence.triggers.perturbation import perturb_prefix
 from memcircuits.measure.scanning import scan as scan_paragraphs
-
-from . import rivals
-from .subjects import Subject
-from .timing import Contender, Job
+from tests.benchmarks import rivals
+from tests.benchmarks.subjects import Subject
+from tests.benchmarks.timing import Contender, Job
 
 QUIET = {"progress": False}
 Heads = list[tuple[int, int]]
@@ -50,8 +49,8 @@ def scan(subject: Subject) -> Job:
     paragraphs, n = subject.paragraphs, len(subject.paragraphs)
 
     def ours(turn: int | None, setting: Any) -> Tensor:
-        found = scan_paragraphs(subject.bridge, paragraphs, **QUIET)
-        return torch.stack([found.em.float(), found.nll], -1)
+        scan_result = scan_paragraphs(subject.bridge, paragraphs, **QUIET)
+        return torch.stack([scan_result.em.float(), scan_result.nll], -1)
 
     def decoded(turn: int | None) -> int | None:
         return _TRIAL if turn is None else None
@@ -161,8 +160,8 @@ def patching(subject: Subject, whole: bool) -> Job:
     heads = every(subject)
 
     def ours(turn: int | None, setting: Any) -> Tensor:
-        found = patch_heads(subject.bridge, clean, corrupted, site="z", **QUIET)
-        return (found.samples["nll"] + found.base["nll"][:, None, None]).mean(0)
+        patches = patch_heads(subject.bridge, clean, corrupted, site="z", **QUIET)
+        return (patches.samples["nll"] + patches.base["nll"][:, None, None]).mean(0)
 
     return Job(
         "exact z patching of heads",
@@ -193,9 +192,9 @@ def screening(subject: Subject, whole: bool) -> Job:
     heads = swept(subject, whole)
 
     def ours(turn: int | None, setting: Any) -> Tensor:
-        found = head_effects(*sets, method="screen", **QUIET)
-        nll = torch.cat([found.nll["memorized"], found.nll["control"]])
-        return nll.where(found.verified, torch.nan)
+        effects = head_effects(*sets, method="screen", **QUIET)
+        nll = torch.cat([effects.nll["memorized"], effects.nll["control"]])
+        return nll.where(effects.verified, torch.nan)
 
     def score(nll: Tensor) -> Tensor:
         return nll[:half].mean(0) - nll[half:].mean(0)
@@ -203,14 +202,14 @@ def screening(subject: Subject, whole: bool) -> Job:
     def compared(ours: Tensor, theirs: Tensor) -> tuple[Tensor, Tensor]:
         if theirs.shape[1] == len(every(subject)):
             best = score(theirs).argsort(descending=True)[:10]
-            found = torch.where(ours[0].isnan(), -torch.inf, score(ours)).flatten()
-            assert set(found.argsort(descending=True)[:10].tolist()) == set(best.tolist()), (
+            our_scores = torch.where(ours[0].isnan(), -torch.inf, score(ours)).flatten()
+            assert set(our_scores.argsort(descending=True)[:10].tolist()) == set(best.tolist()), (
                 "the top ten differ"
             )
         some = heads if theirs.shape[1] == len(heads) else share(heads, 0, whole)
-        mine = torch.stack([ours[:, layer, head] for layer, head in some], -1)
-        seen = ~mine[0].isnan()
-        return mine[:, seen], theirs[:, seen]
+        our_nll = torch.stack([ours[:, layer, head] for layer, head in some], -1)
+        seen = ~our_nll[0].isnan()
+        return our_nll[:, seen], theirs[:, seen]
 
     return Job(
         "top 10 heads, verified exactly",
@@ -240,9 +239,9 @@ def perturbation(subject: Subject, whole: bool) -> Job:
     drawn: dict[str, Tensor] = {}
 
     def ours(turn: int | None, setting: Any) -> Tensor:
-        found = perturb_prefix(subject.bridge, paragraphs, **QUIET)
-        drawn["replacements"] = found.replacements[..., 0]
-        return found.em[..., 0].float()
+        perturbation = perturb_prefix(subject.bridge, paragraphs, **QUIET)
+        drawn["replacements"] = perturbation.replacements[..., 0]
+        return perturbation.em[..., 0].float()
 
     def positions(turn: int | None) -> list[int]:
         return [(3 * i + 5 * (turn or 0) + 1) % n_prefix for i in range(width)]
@@ -275,10 +274,10 @@ def gradients(subject: Subject) -> Job:
     paragraphs = subject.paragraphs[:8]
 
     def ours(turn: int | None, setting: Any) -> Tensor:
-        found = parameter_gradients(
+        gradients = parameter_gradients(
             subject.bridge, paragraphs, average="paragraph", components=rivals.COMPONENTS, **QUIET
         )
-        return torch.stack([found.samples[name] for name in rivals.COMPONENTS], 1)
+        return torch.stack([gradients.samples[name] for name in rivals.COMPONENTS], 1)
 
     return Job(
         "gradients of every head, per paragraph",

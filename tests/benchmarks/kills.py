@@ -24,7 +24,7 @@ from pathlib import Path
 
 import torch
 
-from .capacity import PAGE, record
+from tests.benchmarks.capacity import PAGE, record
 
 
 def write_corpus(path: Path, windows: int, length: int, d_vocab: int, seed: int = 0) -> None:
@@ -51,8 +51,8 @@ def scan(source: Path, out: Path, length: int, part_records: int) -> list[str]:
 def files_of(folder: Path) -> dict[str, bytes]:
     """What the two scans must agree in: everything but the clock."""
     kinds = (folder / "parts", folder / "quarantine")
-    found = {f"{k.name}/{f.name}": f.read_bytes() for k in kinds for f in k.iterdir()}
-    return found | {"manifest.json": (folder / "manifest.json").read_bytes()}
+    files = {f"{k.name}/{f.name}": f.read_bytes() for k in kinds for f in k.iterdir()}
+    return files | {"manifest.json": (folder / "manifest.json").read_bytes()}
 
 
 def main() -> None:

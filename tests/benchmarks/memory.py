@@ -86,7 +86,7 @@ JOBS: dict[str, Callable[[Any], None]] = {
 
 def measure(subject: str, jobs: tuple[str, ...] = tuple(JOBS)) -> dict[str, float]:
     """Peak bytes of each job beyond what the process held before it."""
-    found = {}
+    peaks = {}
     for job in jobs:
         done = subprocess.run(
             [sys.executable, "-m", "tests.benchmarks.memory", job, subject],
@@ -95,12 +95,12 @@ def measure(subject: str, jobs: tuple[str, ...] = tuple(JOBS)) -> dict[str, floa
             text=True,
             check=True,
         )
-        found[job] = json.loads(done.stdout.splitlines()[-1])
-    return found
+        peaks[job] = json.loads(done.stdout.splitlines()[-1])
+    return peaks
 
 
 def main() -> None:
-    from .subjects import subject as make
+    from tests.benchmarks.subjects import subject as make
 
     parser = argparse.ArgumentParser()
     parser.add_argument("job", choices=JOBS)

@@ -8,8 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from memcircuits.core.io import write_atomically
-
-from . import growth, screens
+from tests.benchmarks import growth, screens
 
 LABELS = {
     "scan": "scan",
@@ -69,11 +68,11 @@ def short_table(data: dict[str, Any]) -> str:
         for job in subject["jobs"].values():
             for row in job["rows"][1:]:
                 cells.setdefault((job["job"], row["name"]), {})[name] = f"{row['ratio']:.1f}x"
-    found = table(
+    text = table(
         ["job", "instead of", *subjects],
         ([*key, *(row.get(name, "") for name in subjects)] for key, row in cells.items()),
     )
-    return found if data["complete"] else found + "\n\nOther jobs are not measured yet."
+    return text if data["complete"] else text + "\n\nOther jobs are not measured yet."
 
 
 def markdown(data: dict[str, Any]) -> str:

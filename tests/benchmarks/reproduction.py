@@ -19,8 +19,7 @@ import torch
 from transformers import AutoTokenizer
 
 from memcircuits.organism import DATA
-
-from .subjects import random_neo, random_paragraphs
+from tests.benchmarks.subjects import random_neo, random_paragraphs
 
 sys.path.insert(0, str(Path(__file__).parents[2] / "examples"))
 
@@ -51,19 +50,19 @@ def main() -> None:
         torch.save(random_paragraphs(n, 50257, seed).ids, path)
         options += [f"--{name}", path]
     out = reproduce_paper.main([*map(str, options)])
-    found = json.loads(out.read_text(encoding="utf-8"))
+    report = json.loads(out.read_text(encoding="utf-8"))
     total = dict.fromkeys(("seconds", "processor_seconds"), 0.0)
     print(f"\n{'experiment':20} {'seconds':>9} {'of processors':>14} {'as usual':>9}")
-    for name in found["seconds"]:
+    for name in report["seconds"]:
         scale = {"fine-tuning": EDITS / given.edits} | dict.fromkeys(FIXED, 1.0)
         usual = scale.get(name, USUAL / given.paragraphs)
-        seconds, busy = (found[kind][name] for kind in total)
+        seconds, busy = (report[kind][name] for kind in total)
         print(f"{name:20} {seconds:9.1f} {busy:14.1f} {usual * busy:9.1f}")
         for kind in total:
-            total[kind] += usual * found[kind][name]
+            total[kind] += usual * report[kind][name]
     minutes = " or ".join(f"{value / 60:.0f} minutes in {kind}" for kind, value in total.items())
     print(f"{USUAL} + {USUAL} paragraphs, {EDITS} edits: {minutes}")
-    print(f"{found['peak_memory_gib']} GiB at most, {torch.get_num_threads()} threads")
+    print(f"{report['peak_memory_gib']} GiB at most, {torch.get_num_threads()} threads")
 
 
 if __name__ == "__main__":

@@ -14,7 +14,7 @@ import pandas as pd
 import torch
 from torch import Tensor
 
-from .subjects import N_PREFIX
+from tests.benchmarks.subjects import N_PREFIX
 
 Heads = Sequence[tuple[int, int]]
 
@@ -29,10 +29,10 @@ def nll_of(logits: Tensor, ids: Tensor) -> Tensor:
     return -log_probs.gather(-1, ids[:, N_PREFIX:, None])[..., 0].mean(-1)
 
 
-def matches(found: Tensor, ids: Tensor) -> Tensor:
+def matches(guesses: Tensor, ids: Tensor) -> Tensor:
     """Tokens equal to the continuation before the first mismatch, [row]."""
-    true = ids[:, N_PREFIX : N_PREFIX + found.shape[1]]
-    return (found == true).long().cumprod(-1).sum(-1).float()
+    true = ids[:, N_PREFIX : N_PREFIX + guesses.shape[1]]
+    return (guesses == true).long().cumprod(-1).sum(-1).float()
 
 
 # -- scan: EM and NLL -----------------------------------------------------------------------------
@@ -44,7 +44,7 @@ def scan_lens(model: Any, ids: Tensor, batch: int, n_new: int | None = None) -> 
 
     With `n_new` fewer tokens are decoded, to try a batch size; EM is then of these.
     """
-    found = []
+    scores = []
     for rows in batches(ids, batch):
         text = model.generate(
             rows[:, :N_PREFIX],
@@ -54,14 +54,14 @@ def scan_lens(model: Any, ids: Tensor, batch: int, n_new: int | None = None) -> 
             verbose=False,
         )
         em = matches(text[:, N_PREFIX:], rows)
-        found.append(torch.stack([em, nll_of(model(rows, return_type="logits"), rows)], -1))
-    return torch.cat(found)
+        scores.append(torch.stack([em, nll_of(model(rows, return_type="logits"), rows)], -1))
+    return torch.cat(scores)
 
 
 @torch.no_grad()
 def scan_transformers(model: Any, ids: Tensor, batch: int, n_new: int | None = None) -> Tensor:
     """The same through transformers."""
-    found = []
+    scores = []
     for rows in batches(ids, batch):
         prefix = rows[:, :N_PREFIX]
         text = model.generate(
@@ -73,8 +73,8 @@ def scan_transformers(model: Any, ids: Tensor, batch: int, n_new: int | None = N
             pad_token_id=0,
         )
         em = matches(text[:, N_PREFIX:], rows)
-        found.append(torch.stack([em, nll_of(model(rows).logits, rows)], -1))
-    return torch.cat(found)
+        scores.append(torch.stack([em, nll_of(model(rows).logits, rows)], -1))
+    return torch.cat(scores)
 
 
 # -- ablation: one hooked forward pass per head ---------------------------------------------------
@@ -88,15 +88,15 @@ def zero_head(z: Tensor, hook: Any, head: int) -> Tensor:
 @torch.no_grad()
 def ablate_lens(model: Any, ids: Tensor, batch: int, heads: Heads) -> Tensor:
     """TransformerLens: `run_with_hooks` for every head. NLL [row, head]."""
-    found = []
+    ablated_nll = []
     for rows in batches(ids, batch):
         nll = []
         for layer, head in heads:
             hook = (f"blocks.{layer}.attn.hook_z", partial(zero_head, head=head))
             logits = model.run_with_hooks(rows, return_type="logits", fwd_hooks=[hook])
             nll.append(nll_of(logits, rows))
-        found.append(torch.stack(nll, -1))
-    return torch.cat(found)
+        ablated_nll.append(torch.stack(nll, -1))
+    return torch.cat(ablated_nll)
 
 
 def nnsight_model(plain: Any, tokenizer: Any) -> Any:
@@ -116,7 +116,7 @@ def nnsight_model(plain: Any, tokenizer: Any) -> Any:
 @torch.no_grad()
 def ablate_nnsight(model: Any, ids: Tensor, batch: int, heads: Heads, d_head: int) -> Tensor:
     """nnsight: a trace for every head that zeroes its part of what enters W_O. NLL [row, head]."""
-    found = []
+    ablated_nll = []
     for rows in batches(ids, batch):
         nll = []
         for layer, head in heads:
@@ -125,8 +125,8 @@ def ablate_nnsight(model: Any, ids: Tensor, batch: int, heads: Heads, d_head: in
                 entering.input[:, :, head * d_head : (head + 1) * d_head] = 0.0
                 logits = model.lm_head.output.save()
             nll.append(nll_of(logits, rows))
-        found.append(torch.stack(nll, -1))
-    return torch.cat(found)
+        ablated_nll.append(torch.stack(nll, -1))
+    return torch.cat(ablated_nll)
 
 
 # -- patching: TransformerLens's own module -------------------------------------------------------
@@ -175,13 +175,13 @@ COMPONENTS = ("W_Q", "W_K", "W_V", "W_O")
 
 def gradients_lens(model: Any, ids: Tensor, batch: int) -> Tensor:
     """`loss.backward()` for every paragraph. max |gradient|, [row, component, layer, head]."""
-    found = []
+    maxima = []
     for row in batches(ids, 1):
         model.zero_grad()
         nll_of(model(row, return_type="logits"), row).sum().backward()
-        found.append(torch.stack([head_maxima(model, name) for name in COMPONENTS]))
+        maxima.append(torch.stack([head_maxima(model, name) for name in COMPONENTS]))
     model.zero_grad()
-    return torch.stack(found)
+    return torch.stack(maxima)
 
 
 def head_maxima(model: Any, component: str) -> Tensor:

@@ -1,9 +1,10 @@
 """Where to take the slopes of a screen: how often do the 16 largest hold the 10 best heads?
 
 `memcircuits.evidence.screening` estimates what ablating a head does by a slope, taken somewhere
-between the model as it is (0) and the model with every head ablated (1), and ablates the largest ones. Here
-every head is ablated on 64 recited paragraphs and 64 controls, and the slopes are taken at several
-points; then paragraphs are drawn from them many times, as if they were all there is.
+between the model as it is (0) and the model with every head ablated (1), and ablates the heads with
+the largest slopes. Here every head is ablated on 64 recited paragraphs and 64 controls, and the
+slopes are taken at several points; then paragraphs are drawn from them many times, as if there were
+no others.
 """
 
 from __future__ import annotations
@@ -26,8 +27,10 @@ DRAWS, SEED = 200, 0
 def measure(model: Any, n: int = 64) -> list[dict[str, Any]]:
     """For each point and size, the share of draws in which all of the best are found."""
     generator = torch.Generator().manual_seed(SEED)
-    found = mc.scan(model, mc.Paragraphs.shipped(), progress=False)
-    groups = [group[torch.randperm(len(group), generator=generator)][:n] for group in sets(found)]
+    scan_result = mc.scan(model, mc.Paragraphs.shipped(), progress=False)
+    groups = [
+        group[torch.randperm(len(group), generator=generator)][:n] for group in sets(scan_result)
+    ]
     ablations = [Ablation(model, group, mode="zero") for group in groups]
     exact = list(head_effects(*ablations, progress=False).nll.values())
     slopes = {
@@ -46,10 +49,10 @@ def measure(model: Any, n: int = 64) -> list[dict[str, Any]]:
     return rows
 
 
-def sets(found: mc.Scan) -> list[mc.Paragraphs]:
-    assert found.memorized is not None
-    assert found.control is not None
-    return [found.memorized, found.control]
+def sets(scan_result: mc.Scan) -> list[mc.Paragraphs]:
+    assert scan_result.memorized is not None
+    assert scan_result.control is not None
+    return [scan_result.memorized, scan_result.control]
 
 
 def score(effects: list[Tensor], some: list[Tensor]) -> Tensor:

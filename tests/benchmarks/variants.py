@@ -15,17 +15,16 @@ from torch import Tensor
 from memcircuits.measure.scanning import scan
 from memcircuits.models.loading import as_bridge
 from memcircuits.models.registry import adapt
-
-from .subjects import Subject
-from .timing import Contender, seconds
+from tests.benchmarks.subjects import Subject
+from tests.benchmarks.timing import Contender, seconds
 
 
 def measure(subject: Subject, rounds: int) -> list[dict[str, Any]]:
     """Each variant against the scan as it is: how many times faster, and how much NLL differs."""
 
     def scanned(model: Any, batch_size: int | None = None) -> Tensor:
-        found = scan(model, subject.paragraphs, batch_size=batch_size, progress=False)
-        return torch.stack([found.em.float(), found.nll], -1)
+        scan_result = scan(model, subject.paragraphs, batch_size=batch_size, progress=False)
+        return torch.stack([scan_result.em.float(), scan_result.nll], -1)
 
     def spelled_out() -> Tensor:
         adapter = adapt(subject.bridge)
@@ -59,17 +58,17 @@ def measure(subject: Subject, rounds: int) -> list[dict[str, Any]]:
             contender = Contender(name, lambda turn, setting, run=run: run(), 1)
             times[name].append(seconds(contender, turn, None))
     base = times.pop("as it is")
-    found = [
+    rows = [
         {
             "name": name,
-            "ratio": statistics.median(b / t for b, t in zip(base, mine, strict=True)),
+            "ratio": statistics.median(b / t for b, t in zip(base, variant_times, strict=True)),
             "difference": float((outputs[name] - usual)[:, 1].abs().max()),
             "em_changed": int((outputs[name] - usual)[:, 0].ne(0).sum()),
         }
-        for name, mine in times.items()
+        for name, variant_times in times.items()
     ]
     compiled = compiling(subject, rounds)
-    return found if compiled is None else [*found, compiled]
+    return rows if compiled is None else [*rows, compiled]
 
 
 @torch.no_grad()
