@@ -4,6 +4,7 @@ import pytest
 import torch
 
 import memcircuits as mc
+from memcircuits.data.paragraphs import refuse_overlap
 from tests.helpers import models as zoo
 
 TEXT = " ".join(f"<{i % 101}>" for i in range(120))
@@ -24,7 +25,7 @@ def test_prefix_and_continuation_partition_the_ids():
     )
 
 
-def test_subsets_keep_names_and_facts_in_step():
+def test_subsets_keep_names_and_metadata_in_step():
     paragraphs = mc.Paragraphs(
         zoo.random_ids(4, 60), 50, ("a", "b", "c", "d"), {"repetitions": (1, 2, 3, 4)}
     )
@@ -69,3 +70,36 @@ def test_hash_knows_ids_and_split():
 def test_unusable_input_is_refused(make, says):
     with pytest.raises(mc.InputError, match=says):
         make()
+
+
+def test_a_sample_is_in_order_and_by_the_generator():
+    paragraphs = mc.Paragraphs.from_tokens(zoo.random_ids(30, 22), n_prefix=10)
+    expected = torch.randperm(30, generator=torch.Generator().manual_seed(3))[:7].sort().values
+    sample = paragraphs.sample(7, torch.Generator().manual_seed(3))
+    assert sample.names == tuple(paragraphs.names[i] for i in expected)
+
+
+@pytest.mark.parametrize("n", [None, 30, 31])
+def test_a_sample_of_all_uses_no_random_number(n):
+    paragraphs = mc.Paragraphs.from_tokens(zoo.random_ids(30, 22), n_prefix=10)
+    generator = torch.Generator().manual_seed(3)
+    state = generator.get_state()
+    assert paragraphs.sample(n, generator) is paragraphs
+    assert torch.equal(generator.get_state(), state)
+
+
+def test_overlap_is_of_paragraphs_or_of_prefixes():
+    """Another continuation of the same prefix is another paragraph, but the same input."""
+    ids = zoo.random_ids(4, 22)
+    memorized = mc.Paragraphs.from_tokens(ids[:2], n_prefix=10)
+    other = mc.Paragraphs.from_tokens(ids[2:], n_prefix=10)
+    other_continuation = mc.Paragraphs.from_tokens(
+        torch.cat([ids[:2, :10], ids[2:, 10:]], 1), n_prefix=10
+    )
+    for same in ("paragraph", "prefix"):
+        refuse_overlap(memorized, other, same=same)
+        with pytest.raises(mc.InputError, match=r"control: 1 of its paragraphs"):
+            refuse_overlap(memorized, other + memorized[[1]], same=same)
+    refuse_overlap(memorized, other_continuation, same="paragraph")
+    with pytest.raises(mc.InputError, match="2 of its paragraphs have the prefix"):
+        refuse_overlap(memorized, other_continuation, same="prefix")

@@ -18,25 +18,13 @@ import torch
 import memcircuits as mc
 from memcircuits.data.formats.records import LIMIT, BadRow, Row
 from memcircuits.data.formats.sources import find_sources, read_chunks, read_rows
-from memcircuits.data.windows import Windows, cut, n_unique, retokenization_drift
 from tests.helpers import models as zoo
 
 IDS = zoo.random_ids(5, 24)
 LENGTHS = {"n_prefix": 10, "n_continuation": 12}
 
 
-def paper_data():
-    """The folder of the paper's two files: named by a variable, or `shared/data` further up."""
-    folders = [up / "shared" / "data" for up in Path(__file__).resolve().parents]
-    if "MEMCIRCUITS_PAPER_DATA" in os.environ:
-        folders = [Path(os.environ["MEMCIRCUITS_PAPER_DATA"])]
-    return next((folder for folder in folders if (folder / "50_50_preds.pt").is_file()), None)
-
-
-PAPER = paper_data()
-
-
-def text(ids):
+def text_of(ids):
     return " ".join(f"<{i}>" for i in ids.tolist())
 
 
@@ -77,7 +65,7 @@ def pt_of(value):
     return sink.getvalue()
 
 
-TEXTS = [text(row) for row in IDS]
+TEXTS = [text_of(row) for row in IDS]
 BY_TEXT = lines({"text": t} for t in TEXTS)
 BY_IDS = lines({"ids": row} for row in IDS.tolist())
 FORMATS = {
@@ -102,18 +90,19 @@ FORMATS = {
 @pytest.mark.parametrize("name", FORMATS)
 def test_every_format_gives_the_same_ids(tmp_path, name):
     (tmp_path / name).write_bytes(FORMATS[name])
-    found = mc.Paragraphs.read(tmp_path / name, zoo.tokenizer(), **LENGTHS)
-    assert torch.equal(found.ids, IDS[:, :22])
-    assert found.n_prefix == 10
+    paragraphs = mc.Paragraphs.read(tmp_path / name, zoo.tokenizer(), **LENGTHS)
+    assert torch.equal(paragraphs.ids, IDS[:, :22])
+    assert paragraphs.n_prefix == 10
 
 
 def test_pairs_of_arrays_are_joined_where_they_meet(tmp_path):
     np.save(tmp_path / "train_prefix.npy", IDS[:, :14].numpy().astype(np.uint16))
     np.save(tmp_path / "train_suffix.npy", IDS[:, 14:].numpy().astype(np.uint16))
-    found = mc.Paragraphs.read(tmp_path / "train_prefix.npy", n_prefix=10, n_continuation=8)
-    assert torch.equal(found.ids, IDS[:, 4:22])  # the last 10 of the prefix, the first 8 after it
+    paragraphs = mc.Paragraphs.read(tmp_path / "train_prefix.npy", n_prefix=10, n_continuation=8)
+    # The last 10 of the prefix, and the first 8 after it.
+    assert torch.equal(paragraphs.ids, IDS[:, 4:22])
     folder = mc.Paragraphs.read(tmp_path, n_prefix=10, n_continuation=8)
-    assert torch.equal(folder.ids, found.ids)
+    assert torch.equal(folder.ids, paragraphs.ids)
     with pytest.raises(mc.InputError, match="n_prefix=14"):
         mc.Paragraphs.read(tmp_path / "train_prefix.npy", n_prefix=15, n_continuation=8)
     (tmp_path / "train_suffix.npy").unlink()
@@ -130,8 +119,8 @@ def test_saved_datasets_and_datasets_by_name(tmp_path):
     folder.mkdir()
     (folder / "train.jsonl").write_bytes(BY_TEXT)
     for name in (tmp_path / "one", f"hf:{tmp_path / 'two'}:a", f"hf:{folder}:train"):
-        found = mc.Paragraphs.read(name, zoo.tokenizer(), **LENGTHS)
-        assert torch.equal(found.ids, IDS[:, :22])
+        paragraphs = mc.Paragraphs.read(name, zoo.tokenizer(), **LENGTHS)
+        assert torch.equal(paragraphs.ids, IDS[:, :22])
     assert len(mc.Paragraphs.read(f"hf:{tmp_path / 'two'}:b", zoo.tokenizer(), **LENGTHS)) == 1
     with pytest.raises(mc.InputError, match=r"\(a, b\)"):
         mc.Paragraphs.read(tmp_path / "two", zoo.tokenizer(), **LENGTHS)
@@ -139,19 +128,21 @@ def test_saved_datasets_and_datasets_by_name(tmp_path):
         mc.Paragraphs.read("hf:nobody/has-this", zoo.tokenizer(), **LENGTHS)
 
 
-def test_other_columns_become_facts_and_ids_names(tmp_path):
+def test_other_columns_become_metadata_and_ids_names(tmp_path):
     (tmp_path / "a.csv").write_text(
         'id,text,count,nll,code\n7,"<1> <2> ""<3>",8,0.5,007\nx,<4> <5> <6>,9,1e3,1e999\n'
     )
-    found = mc.Paragraphs.read(tmp_path / "a.csv", zoo.tokenizer(), n_prefix=1, n_continuation=2)
-    assert found.names == ("7", "x")
-    assert found.metadata == {"count": (8, 9), "nll": (0.5, 1000.0), "code": ("007", "1e999")}
+    paragraphs = mc.Paragraphs.read(
+        tmp_path / "a.csv", zoo.tokenizer(), n_prefix=1, n_continuation=2
+    )
+    assert paragraphs.names == ("7", "x")
+    assert paragraphs.metadata == {"count": (8, 9), "nll": (0.5, 1000.0), "code": ("007", "1e999")}
     (tmp_path / "b.jsonl").write_bytes(
         lines([{"index": 3, "tokens": [1, 2, 3], "text": "shown", "odd": "\ud800", "x": [1]}])
     )
-    found = mc.Paragraphs.read(tmp_path / "b.jsonl", n_prefix=1, n_continuation=2)
-    assert found.names == ("3",)
-    assert found.metadata == {"index": (3,), "odd": ("\\ud800",), "x": ([1],)}
+    paragraphs = mc.Paragraphs.read(tmp_path / "b.jsonl", n_prefix=1, n_continuation=2)
+    assert paragraphs.names == ("3",)
+    assert paragraphs.metadata == {"index": (3,), "odd": ("\\ud800",), "x": ([1],)}
 
 
 def test_datasets_on_the_hub_are_streamed_at_the_revision_asked_for(tmp_path, monkeypatch):
@@ -181,12 +172,10 @@ def test_a_folder_is_all_its_files_in_order(tmp_path):
         path = tmp_path / name
         path.write_bytes(gzip.compress(content) if path.suffix == ".gz" else content)
     (tmp_path / ".hidden.jsonl").write_bytes(BY_TEXT)
-    found = mc.Paragraphs.read(tmp_path, zoo.tokenizer(), **LENGTHS)
-    assert found.names == ("a-00001", "b-00001", "deep/a-00001")
-    assert torch.equal(found.ids, IDS[:3, :22])
+    paragraphs = mc.Paragraphs.read(tmp_path, zoo.tokenizer(), **LENGTHS)
+    assert paragraphs.names == ("a-00001", "b-00001", "deep/a-00001")
+    assert torch.equal(paragraphs.ids, IDS[:3, :22])
 
-
-# -- what can be wrong --------------------------------------------------------------------------
 
 GZ, PARQUET = gzip.compress(BY_TEXT), FORMATS["text.parquet"]
 LONG = lines([{"ids": list(range(30))}])
@@ -348,65 +337,6 @@ def test_a_line_of_a_gigabyte_takes_no_memory(tmp_path, name, n_bytes):
     assert len(rows) == n_good + 1
 
 
-# -- windows ------------------------------------------------------------------------------------
-
-
-def row(ids, **more):
-    return Row("here", 1, "r", ids=list(ids), **more)
-
-
-def test_windows_by_hand():
-    found = cut([row(range(10))], None, Windows(2, 3, stride=2, offset=1))
-    assert found.ids.tolist() == [[1, 2, 3, 4, 5], [3, 4, 5, 6, 7], [5, 6, 7, 8, 9]]
-    assert found.names == ["r@1", "r@3", "r@5"]
-    assert cut([row(range(10))], None, Windows(2, 3)).ids.tolist() == [[0, 1, 2, 3, 4]]
-    assert cut([], None, Windows(2, 3)).ids.shape == (0, 5)
-
-
-def test_filters_by_hand():
-    rows = [row([1, 1, 1, 2]), row([1, 2, 3, 4]), row([4, 3, 2, 1]), row([1, 2, 3, 4])]
-    found = cut(rows, zoo.tokenizer(), Windows(2, 2, min_unique=0.5, deduplicate=True))
-    assert found.ids.tolist() == [[1, 2, 3, 4], [4, 3, 2, 1]]
-    assert found.counts.tolist() == [2, 1]
-    assert found.left_out == {"few different tokens": 1, "duplicate": 1}
-    found = cut(rows, zoo.tokenizer(), Windows(2, 2, drop=("<4> <3>",)))
-    assert found.left_out == {"keyword": 1}
-    assert len(found.ids) == 3
-    assert n_unique(torch.tensor([[1, 1, 1, 2], [5, 4, 4, 5]])).tolist() == [2, 2]
-
-
-def test_ids_of_another_tokenizer_are_bad_rows():
-    found = cut([row([1, 2, 101]), row([1, 2, 100])], None, Windows(1, 2), d_vocab=101)
-    assert found.ids.tolist() == [[1, 2, 100]]
-    assert "outside the vocabulary" in found.bad[0].reason
-
-
-@pytest.mark.parametrize(
-    "options",
-    [{"n_prefix": 0}, {"stride": 0}, {"offset": -1}, {"min_unique": 1.0}, {"drop": ("",)}],
-)
-def test_windows_are_checked(options):
-    with pytest.raises(mc.InputError):
-        Windows(**options)
-
-
-def test_drift_counts_texts_that_encode_otherwise():
-    """`<0>` is also what unknown words become, so a tokenizer that loses spaces drifts."""
-
-    class Forgetful:
-        is_fast = False
-
-        def encode(self, text, add_special_tokens=True):
-            return [len(word) for word in text.split()]
-
-        def decode(self, ids, **_):
-            return " ".join("x" * min(i, 5) for i in ids)
-
-    ids = torch.tensor([[1, 2, 3], [4, 5, 6], [7, 1, 1]])
-    assert retokenization_drift(ids, Forgetful()) == 2
-    assert retokenization_drift(IDS, zoo.tokenizer()) == 0
-
-
 def test_chunks_depend_on_the_file_alone(tmp_path):
     path = tmp_path / "a.jsonl"
     path.write_bytes(lines({"ids": [1] * n} for n in (10, 10, 10, 2000, 10)))
@@ -414,34 +344,3 @@ def test_chunks_depend_on_the_file_alone(tmp_path):
     # Two rows, or two KiB: the long row stands alone.
     assert [[number for number, _ in chunk.raw] for chunk in chunks] == [[1, 2], [3], [4], [5]]
     assert [chunk.index for chunk in chunks] == [0, 1, 2, 3]
-
-
-# -- the paper's files --------------------------------------------------------------------------
-
-
-@pytest.mark.skipif(PAPER is None, reason="the paper's files are not here")
-def test_the_papers_paragraphs():
-    found = mc.Paragraphs.read(PAPER / "50_50_preds.pt")
-    assert (len(found), found.n_prefix, found.n_continuation) == (442, 50, 50)
-    assert int(found.ids.max()) < 50257
-    source = find_sources(PAPER / "mem_strings.csv")[0]
-    rows = list(read_rows(source))
-    assert len(rows) == 442
-    assert not any(isinstance(row, BadRow) for row in rows)
-    assert all(row.metadata["em"] == 50.0 for row in rows)
-    assert max(row.metadata["count"] for row in rows) == 40382
-    assert rows[0].name == "4171"
-    assert rows[0].text.startswith("TD>\n</TR>\n</TABLE>\n")
-
-    class Characters:
-        """A tokenizer for a file whose own is not at hand."""
-
-        def encode(self, text, add_special_tokens=True):
-            return [ord(letter) for letter in text]
-
-        def decode(self, ids, **_):
-            return "".join(map(chr, ids))
-
-    texts = mc.Paragraphs.read(PAPER / "mem_strings.csv", Characters())
-    assert len(texts) == 442
-    assert texts.texts(Characters())[0] == rows[0].text[:100]
