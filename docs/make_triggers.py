@@ -118,3 +118,7 @@ def write(given: argparse.Namespace, kept: Kept) -> None:
 def some(paragraphs: mc.Paragraphs, n: int, seed: int) -> mc.Paragraphs:
     """`n` of the paragraphs by the seed, in their order."""
     return paragraphs.sample(n, torch.Generator().manual_seed(seed))
+
+
+if __name__ == "__main__":
+    main()

@@ -232,7 +232,3 @@ recites, p is near 1 and -log p flat. The logit difference is not flat and corre
 k and z, but not the size. What a result reports from its 10 heads may flatter it, since half of them
 have the largest estimates.""",
 }
-
-
-if __name__ == "__main__":
-    main()
