@@ -13,7 +13,8 @@ series ("memorized", "control"). A missing column raises an `InputError` that li
 """
 
 from memcircuits.display.figures.bars import arms, leaderboard, minimal_sets
-from memcircuits.display.figures.curves import (
+from memcircuits.display.figures.heatmaps import attention_pattern, heatmap
+from memcircuits.display.figures.lines import (
     attention_by_rank,
     curves,
     duplication_curve,
@@ -21,7 +22,6 @@ from memcircuits.display.figures.curves import (
     noise_curves,
     perturbation_curves,
 )
-from memcircuits.display.figures.heatmaps import attention_pattern, heatmap
 from memcircuits.display.figures.panels import gradient_map, patching_map
 from memcircuits.display.figures.style import COMPONENTS
 
