@@ -44,7 +44,7 @@ class Groups:
 
 
 @dataclass(frozen=True)
-class Candidates:
+class CandidateParagraphs:
     """The paragraphs of a scan from which one set is chosen.
 
     Attributes:
@@ -68,17 +68,17 @@ class Candidates:
         """NLL of their continuations, nats/token."""
         return self.scan_result.nll[self.rows]
 
-    def draw(self, limit: int | None, generator: torch.Generator) -> Candidates:
+    def draw(self, limit: int | None, generator: torch.Generator) -> CandidateParagraphs:
         """A random subset of at most `limit`, in the order of the scan."""
         if limit is None or len(self) <= limit:
             return self
         drawn = torch.randperm(len(self), generator=generator)[:limit]
-        return Candidates(self.scan_result, self.rows[drawn.sort().values])
+        return CandidateParagraphs(self.scan_result, self.rows[drawn.sort().values])
 
-    def nearest(self, nll: Tensor, limit: int | None) -> Candidates:
+    def nearest(self, nll: Tensor, limit: int | None) -> CandidateParagraphs:
         """The `limit` candidates whose NLL is nearest to `nll`, in the order of the scan."""
         order = (self.nll - nll).abs().argsort(stable=True)
-        return Candidates(self.scan_result, self.rows[order[:limit].sort().values])
+        return CandidateParagraphs(self.scan_result, self.rows[order[:limit].sort().values])
 
 
 def select_groups(
@@ -109,7 +109,7 @@ def select_groups(
         InputError: if no paragraph is memorized, fewer than two controls are usable, or a control
             is in the memorized set.
     """
-    # Candidates for both sets.
+    # CandidateParagraphs for both sets.
     scan_result = scan(adapter, paragraphs, memory_budget=memory_budget, progress=progress)
     memorized = _memorized_candidates(scan_result)
     if control is None:
@@ -145,12 +145,12 @@ def select_groups(
     return Groups(memorized.paragraphs, controls.paragraphs, counts, notes)
 
 
-def _memorized_candidates(scan_result: Scan) -> Candidates:
+def _memorized_candidates(scan_result: Scan) -> CandidateParagraphs:
     if not scan_result.finite.any():
         raise InputError(
             "model", "non-finite logits on every paragraph", "load it in float32, check its weights"
         )
-    candidates = Candidates(scan_result, scan_result.is_memorized.nonzero().flatten())
+    candidates = CandidateParagraphs(scan_result, scan_result.is_memorized.nonzero().flatten())
     if not len(candidates):
         largest, n = int(scan_result.em.max()), scan_result.token_correct.shape[1]
         raise InputError(
@@ -161,9 +161,9 @@ def _memorized_candidates(scan_result: Scan) -> Candidates:
     return candidates
 
 
-def _own_controls(scan_result: Scan) -> Candidates:
+def _own_controls(scan_result: Scan) -> CandidateParagraphs:
     """Controls among the given paragraphs."""
-    candidates = Candidates(scan_result, scan_result.is_control.nonzero().flatten())
+    candidates = CandidateParagraphs(scan_result, scan_result.is_control.nonzero().flatten())
     if len(candidates) < 2:
         raise InputError(
             "paragraphs",
@@ -173,9 +173,9 @@ def _own_controls(scan_result: Scan) -> Candidates:
     return candidates
 
 
-def _given_controls(scan_result: Scan) -> Candidates:
+def _given_controls(scan_result: Scan) -> CandidateParagraphs:
     """Controls that the caller gave: all with finite numbers."""
-    candidates = Candidates(scan_result, scan_result.finite.nonzero().flatten())
+    candidates = CandidateParagraphs(scan_result, scan_result.finite.nonzero().flatten())
     if not len(candidates):
         raise InputError(
             "control", "non-finite logits on every paragraph", "load the model in float32"

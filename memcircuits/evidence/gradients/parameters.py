@@ -40,7 +40,7 @@ if TYPE_CHECKING:
 Average: TypeAlias = Literal["batch", "paragraph"]
 """Pool the gradient of the mean loss, or average the pooled gradients of single paragraphs."""
 
-Objective: TypeAlias = Literal["nll", "contrastive"]
+GradientObjective: TypeAlias = Literal["nll", "contrastive"]
 """Equation 2 (the loss on the paragraphs) or equation 3 (against controls)."""
 
 
@@ -54,7 +54,7 @@ class ParameterGradients(Result, kind="parameter-gradients"):
         pool: see `Pool`.
         loss: mean NLL of the paragraphs, nats/token.
         provenance: where the numbers come from.
-        objective: see `Objective`.
+        objective: see `GradientObjective`.
         units: units of `values`.
         samples: component -> [paragraph, layer, head], where every paragraph has its own gradient;
             `values` is their mean.
@@ -68,7 +68,7 @@ class ParameterGradients(Result, kind="parameter-gradients"):
     pool: Pool
     loss: float
     provenance: Provenance
-    objective: Objective = "nll"
+    objective: GradientObjective = "nll"
     units: str = "nats/token per unit of weight"
     samples: Mapping[str, Float[Tensor, "paragraph layer head"]] = field(default_factory=dict)
     statistics: Mapping[str, Float[Tensor, "statistic layer head"]] = field(default_factory=dict)
