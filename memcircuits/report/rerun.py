@@ -61,7 +61,7 @@ def settings(ranking: Ranking) -> list[Setting]:
     options, model = ranking.provenance.options, ranking.provenance.model
     lengths = {"n_prefix": ranking.n_prefix, "n_continuation": ranking.memorized.n_continuation}
     n_measured, draws = options["max_paragraphs"], options["draws"]
-    match_nll = options.get("match_nll", False)  # absent from rankings of the first version
+    match_nll = options.get("match_nll", False)  # absent from older rankings
     return [
         Setting("load", repr(model["name"]), _unless("organism", "--model", model["name"])),
         _keyword("load", "revision", model["revision"], default=None),
