@@ -17,6 +17,7 @@ from tests.helpers import models as zoo
 sys.path.insert(0, str(Path(__file__).parents[1] / "examples"))
 
 import reproduce_paper as script
+from reproduction import activations, statistics
 
 QUICK = ("sets", "duplication", "perturbation", "gradients", "contrast", "ablation")
 
@@ -125,11 +126,11 @@ def test_the_jackknife_of_a_mean_is_students_interval():
     def mean(some):
         return values[some.ids[:, 0] // 2].mean()[None]
 
-    whole, rest = script.jackknife(paragraphs, mean)
-    (found,) = script.intervals(whole.tolist(), [part.tolist() for part in rest])
+    whole, rest = statistics.jackknife(paragraphs, mean)
+    (found,) = statistics.intervals(whole.tolist(), [part.tolist() for part in rest])
     assert found == pytest.approx((float(values.mean()), low, high))
-    assert script.jackknife(paragraphs[:1], mean)[1] == []
-    assert script.intervals([1.0], []) == [(1.0, None, None)]
+    assert statistics.jackknife(paragraphs[:1], mean)[1] == []
+    assert statistics.intervals([1.0], []) == [(1.0, None, None)]
 
 
 def test_attention_summed_per_rank_falls_by_itself():
@@ -144,6 +145,6 @@ def test_attention_summed_per_rank_falls_by_itself():
         attention=torch.full((50, 1, 1, 20), 0.05),
         counts=counts,
     )
-    ours, null = script.aggregated(rare, mc.Head(0, 0), seed=0)
+    ours, null = activations.aggregated(rare, mc.Head(0, 0), seed=0)
     assert ours < -0.5
     assert math.isclose(ours, null, abs_tol=1e-6)

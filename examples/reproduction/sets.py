@@ -1,0 +1,73 @@
+"""Experiments on what is recited: sets, duplication, perturbation."""
+
+from __future__ import annotations
+
+import torch
+
+import memcircuits as mc
+from reproduction.statistics import mean, rank_correlation, resampled
+from reproduction.study import CannotRun, Outcome, Study, experiment, row
+
+
+@experiment("Sets of paragraphs", "section 3")
+def sets(study: Study) -> Outcome:
+    paper = {"50": "442", "30-49": "141", "11-29": "436", "0-10": "12,422"}
+    note = "counts of the files given" + (", taken as given" if study.as_given else "")
+    n = len(study.everything)
+    found = []
+    for bucket, printed in paper.items():
+        count = len(study.buckets.get(bucket, ()))
+        found.append(row(f"paragraphs with EM {bucket}", printed, count, n, "paragraphs", note))
+    return Outcome(found)
+
+
+@experiment("Duplication", "figure 2")
+def duplication(study: Study) -> Outcome:
+    try:
+        table = study.scan.by_repetitions()
+    except mc.InputError as error:
+        raise CannotRun(f"{error} (the authors' mem_strings.csv has a column count)") from None
+    frame = study.scan.to_frame()
+    times = frame[next(key for key in ("repetitions", "count", "duplicates") if key in frame)]
+    found = []
+    for measure in ("em", "nll"):
+        known = torch.tensor([times.to_list(), frame[measure].to_list()], dtype=torch.float64).T
+        what = f"rank correlation of {measure.upper()} with the times seen in training"
+        found.append(row(what, "", resampled(known, rank_correlation), len(known)))
+    chart = {
+        "frame": table[table["repetitions"] > 0].to_dict("records"),
+        "title": "EM against the times seen in training",
+        "x": "repetitions",
+        "y": "em",
+        "x_label": "times seen in training",
+        "y_label": "EM",
+        "units": "tokens",
+        "log_x": True,
+    }
+    return Outcome(found, [("Lines", chart)])
+
+
+@experiment("Prefix perturbation", "figure 3")
+def perturbation(study: Study) -> Outcome:
+    other = mc.perturb_prefix(study.model, study.own, seed=study.seed, **study.options)
+    notes = ("", "against the model's own greedy continuations, as in the paper")
+    found, points = [], []
+    sets = {"memorized": (study.perturbed, "12.19"), "not memorized": (other, "33.12")}
+    for (name, (result, printed)), note in zip(sets.items(), notes, strict=True):
+        # The paper's code leaves position 0 as it is: its means are over the other positions.
+        value = mean(result.em_drop[:, 1:].mean(1))
+        what = f"EM lost by replacing one prefix token, {name}"
+        found.append(row(what, printed, value, len(result.em), "tokens", note))
+        points += result.curves().assign(set=name).to_dict("records")
+    chart = {
+        "frame": points,
+        "title": "EM left when the token at a position is replaced",
+        "x": "position",
+        "y": "em",
+        "by": "set",
+        "y_label": "EM",
+        "units": "tokens",
+    }
+    if "em_low" in points[0]:
+        chart |= {"low": "em_low", "high": "em_high"}
+    return Outcome(found, [("Lines", chart)])
