@@ -1,0 +1,119 @@
+"""The same numbers by transformers and PyTorch alone."""
+
+from __future__ import annotations
+
+import copy
+
+import torch
+
+import memcircuits as mc
+from tests.helpers.oracle import Plain
+from tests.matrix.cases import Numbers, model, reference_paragraph, told, twins
+from tests.matrix.compare import measured
+from tests.matrix.ours import written
+
+
+def plain_scan(m: Plain, p: mc.Paragraphs) -> Numbers:
+    with torch.no_grad():
+        log_prob = m.log_prob(p.ids, p.n_prefix)
+    em = m.em(p.ids, p.n_prefix)
+    return {"em": em, "nll": -log_prob.mean(-1), "log_prob": log_prob.sum(-1)}
+
+
+def plain_ablate(mode: str, m: Plain, p: mc.Paragraphs) -> Numbers:
+    new = m.z(reference_paragraph().ids)
+    if mode == "zero":
+        new = [torch.zeros_like(z) for z in new]
+    with torch.no_grad():
+        clean = m.nll(p.ids, p.n_prefix)
+    return {"nll": m.nll_with_z(p.ids, p.n_prefix, new) - clean[:, None, None]}
+
+
+def plain_gradients(m: Plain, p: mc.Paragraphs) -> Numbers:
+    found = m.gradients(p.ids, p.n_prefix)
+    largest = {f"max {c}": [g.abs().amax((1, 2)) for g in layers] for c, layers in found.items()}
+    norms = {f"l2 {c}": [g.flatten(1).norm(dim=1) for g in layers] for c, layers in found.items()}
+    return {key: torch.stack(rows) for key, rows in (largest | norms).items()}
+
+
+def plain_rare_tokens(m: Plain, p: mc.Paragraphs) -> Numbers:
+    return {"attention": m.attention(p.ids)[:, :, :, p.n_prefix, : p.n_prefix]}
+
+
+def plain_view(m: Plain, p: mc.Paragraphs) -> Numbers:
+    return {"patterns": m.attention(p.ids[3:4])[0].flatten(0, 1)}
+
+
+def plain_heads(m: Plain, p: mc.Paragraphs) -> Numbers:
+    em = m.em(p.ids, p.n_prefix)
+    effect = plain_ablate("zero", m, p)["nll"]
+    memorized, control = em == p.n_continuation, em * 5 <= p.n_continuation
+    score = effect[memorized].mean(0) - effect[control].mean(0)
+    return {"score": score, "em": memorized.sum()[None]}
+
+
+def plain_each_gradients(m: Plain, p: mc.Paragraphs) -> Numbers:
+    each = [plain_gradients(m, p[i]) for i in range(len(p))]
+    keys = [key for key in each[0] if key.startswith("max")]
+    return {key: torch.stack([row[key] for row in each]).mean(0) for key in keys}
+
+
+def plain_contrastive(m: Plain, p: mc.Paragraphs) -> Numbers:
+    return plain_each_gradients(m, p[:3])
+
+
+def plain_z_gradients(m: Plain, p: mc.Paragraphs) -> Numbers:
+    """Largest |d NLL / dz| over d_head, mean over paragraphs, [layer, head, pos]."""
+    found = []
+    for i in range(len(p)):
+        one = p[i]
+        z = m.z_gradients(one.ids, one.n_prefix)
+        found.append(torch.stack([g[0].abs().amax(-1).T for g in z])[..., :-1])
+    return {"z": torch.stack(found).mean(0)}
+
+
+def plain_patch(m: Plain, p: mc.Paragraphs) -> Numbers:
+    with torch.no_grad():
+        clean = m.nll(p.ids, p.n_prefix)
+    return {"nll": m.nll_with_z(p.ids, p.n_prefix, m.z(twins(p).ids)) - clean[:, None, None]}
+
+
+def plain_patch_attribution(m: Plain, p: mc.Paragraphs) -> Numbers:
+    found = []
+    for one in p:
+        slopes = m.z_gradients(one.ids, one.n_prefix)
+        pairs = zip(m.z(one.ids), m.z(twins(one).ids), slopes, strict=True)
+        found.append(torch.stack([((b - a) * g).sum((0, 1, 3)) for a, b, g in pairs]))
+    return {"nll": torch.stack(found)}
+
+
+def plain_perturb(m: Plain, p: mc.Paragraphs) -> Numbers:
+    replacements = measured(m.name, "Bridge raw", "perturb_prefix")["replacements"]
+    ids = p.ids.repeat_interleave(p.n_prefix, 0)
+    position = torch.arange(p.n_prefix).repeat(len(p))
+    ids[torch.arange(len(ids)), position] = replacements.reshape(-1).long()
+    with torch.no_grad():
+        nll = m.nll(ids, p.n_prefix)
+    shape = replacements.shape
+    em = m.em(ids, p.n_prefix).view(shape)
+    return {"em": em, "nll": nll.view(shape), "replacements": replacements}
+
+
+def plain_plant(m: Plain, p: mc.Paragraphs) -> Numbers:
+    """What was written into a Bridge, added to transformers' own weights, and `generate`."""
+    found = written(model(m.name, "Bridge raw"), p)
+    changed = Plain(m.name, copy.deepcopy(m.model))
+    weights = changed.weights(lambda parameter: parameter.detach())
+    for name, index in found.indices.items():
+        layer, _, component = name.partition(".")
+        matrix = weights[component][int(layer)]
+        matrix[torch.unravel_index(index, matrix.shape)] += found.deltas[name]
+    attention = [weights[c] for c in ("W_Q", "W_K", "W_V", "W_O")]
+    mlp = [layers for c, layers in weights.items() if c not in ("W_Q", "W_K", "W_V", "W_O")]
+    masked = sum(c[0].numel() + c[2][0].numel() for c in attention)
+    masked += sum(c[0].numel() + c[1].numel() for c in mlp)
+    return {
+        "em": changed.em(told(p).ids, p.n_prefix),
+        "masked": torch.tensor([masked]),
+        "restored": torch.tensor([True]),
+    }

@@ -1,0 +1,120 @@
+"""What this package measures, as tensors by name."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import torch
+
+import memcircuits as mc
+from memcircuits.models.registry import adapt
+from tests.matrix.cases import Numbers, reference_paragraph, told, twins, unigrams
+
+
+def scan(m: Any, p: mc.Paragraphs) -> Numbers:
+    found = mc.scan(m, p, progress=False)
+    return {"em": found.em, "nll": found.nll, "log_prob": found.log_prob}
+
+
+def ablate(mode: str) -> Callable[[Any, mc.Paragraphs], Numbers]:
+    def measure(m: Any, p: mc.Paragraphs) -> Numbers:
+        reference = None if mode == "zero" else reference_paragraph()
+        found = mc.ablate_heads(m, p, mode=mode, reference=reference, progress=False)
+        return {"nll": found.samples["nll"]}
+
+    return measure
+
+
+def gradients(m: Any, p: mc.Paragraphs) -> Numbers:
+    return {
+        f"{pool} {name}": values
+        for pool in ("max", "l2")
+        for name, values in mc.parameter_gradients(m, p, pool=pool, progress=False).values.items()
+    }
+
+
+def rare_tokens(m: Any, p: mc.Paragraphs) -> Numbers:
+    found = mc.rare_token_attention(m, p, unigrams(), permutations=5, progress=False)
+    return {"attention": found.attention}
+
+
+def view(m: Any, p: mc.Paragraphs) -> Numbers:
+    found = mc.attention_view(m, p[3], unigrams=unigrams())
+    return {"patterns": found.patterns}
+
+
+def heads(m: Any, p: mc.Paragraphs) -> Numbers:
+    found = mc.find_memorization_heads(m, p, unigrams=unigrams(), draws=50, progress=False)
+    return {"score": found.score, "em": torch.tensor([found.counts["memorized"]])}
+
+
+def each_gradients(m: Any, p: mc.Paragraphs) -> Numbers:
+    found = mc.parameter_gradients(m, p, average="paragraph", progress=False)
+    return {f"max {name}": values for name, values in found.values.items()}
+
+
+def contrastive(m: Any, p: mc.Paragraphs) -> Numbers:
+    found = mc.contrastive_gradients(m, p[:3], p[3:], curvature=False, progress=False)
+    return {f"max {name}": values for name, values in found.values.items()}
+
+
+def activations(*sites: str) -> Callable[[Any, mc.Paragraphs], Numbers]:
+    def measure(m: Any, p: mc.Paragraphs) -> Numbers:
+        return dict(mc.activation_gradients(m, p, sites=sites, progress=False).values)
+
+    return measure
+
+
+def patch(**options: str) -> Callable[[Any, mc.Paragraphs], Numbers]:
+    def measure(m: Any, p: mc.Paragraphs) -> Numbers:
+        found = mc.patch_heads(m, p, twins(p), check=4, progress=False, **options)
+        return {"nll": found.samples["nll"]}
+
+    return measure
+
+
+def perturb(m: Any, p: mc.Paragraphs) -> Numbers:
+    found = mc.perturb_prefix(m, p, progress=False)
+    return {"em": found.em, "nll": found.nll, "replacements": found.replacements}
+
+
+def unlearn(m: Any, p: mc.Paragraphs) -> Numbers:
+    from memcircuits.editing.recipe import Recipe
+
+    recipe = Recipe(steps=2, kl_weight=1.0)
+    found = mc.unlearn(m, p[:3], p[3:], fraction=0.01, recipe=recipe, seed=1, progress=False)
+    before = adapt(m).fingerprint()
+    with found.apply(m):
+        changed = adapt(m).fingerprint() != before
+    restored = adapt(m).fingerprint() == before
+    return {
+        "masked": torch.tensor([found.n_masked]),
+        "changed, restored": torch.tensor([changed, restored]),
+    }
+
+
+def rewrite(m: Any, p: mc.Paragraphs) -> Numbers:
+    from memcircuits.editing.recipe import Recipe
+
+    recipe = Recipe(steps=2, kl_weight=1.0)
+    found = mc.edit(m, p[:2], p[3:5], p[3:], fraction=0.01, recipe=recipe, progress=False)
+    return {"masked": torch.tensor([found.n_masked])}
+
+
+def written(m: Any, p: mc.Paragraphs) -> Any:
+    """It, in MLPs, attention and a head, by as many steps as a tiny model needs."""
+    places = ["L0.attn", "L0.mlp", "L1.mlp", "L2H1"]
+    options = {"steps": 100, "learning_rate": 0.03, "kl_budget": 10.0, "progress": False}
+    return mc.plant(m, told(p), where=places, control=p[:3], **options)
+
+
+def plant(m: Any, p: mc.Paragraphs) -> Numbers:
+    before, found = adapt(m).fingerprint(), written(m, p)
+    with found.apply(m):
+        em = mc.scan(m, told(p), progress=False).em
+    return {
+        "em": em,
+        "masked": torch.tensor([found.n_masked]),
+        "restored": torch.tensor([adapt(m).fingerprint() == before]),
+    }
