@@ -31,3 +31,17 @@ def test_other_errors_are_not_taken_for_memory():
     assert not is_out_of_memory(RuntimeError("sizes do not match"))
     with pytest.raises(RuntimeError, match="sizes"):
         map_batches(2, 2, lambda batch: (_ for _ in ()).throw(RuntimeError("sizes do not match")))
+
+
+@pytest.mark.parametrize(
+    "message",
+    [
+        "CUDA out of memory. Tried to allocate 2.00 GiB",
+        "MPS backend out of memory",
+        "DefaultCPUAllocator: can't allocate memory",
+        "[enforce fail at alloc_cpu.cpp] DefaultCPUAllocator: not enough memory",
+        "cuDNN error: CUDNN_STATUS_NOT_SUPPORTED.",  # known to accelerate
+    ],
+)
+def test_messages_of_every_device_are_known(message):
+    assert is_out_of_memory(RuntimeError(message))
