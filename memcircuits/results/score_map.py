@@ -14,7 +14,7 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
 import torch
 from jaxtyping import Float
@@ -28,6 +28,9 @@ from memcircuits.results.result import Result
 
 if TYPE_CHECKING:
     import pandas as pd
+
+Axis = Literal["head", "kv_head"]
+"""What the second axis of a `ScoreMap` counts: query heads, or the key-value heads they share."""
 
 
 def largest(values: Float[Tensor, "layer head"], k: int) -> list[Head]:
@@ -61,7 +64,7 @@ class ScoreMap(Result, kind="score-map"):
     provenance: Provenance
     samples: Mapping[str, Float[Tensor, "paragraph layer head"]] = field(default_factory=dict)
     notes: tuple[str, ...] = ()
-    axis: str = "head"
+    axis: Axis = "head"
 
     def __post_init__(self) -> None:
         super().__post_init__()
