@@ -217,7 +217,7 @@ class Perturbation(Result, kind="perturbation"):
         )
 
 
-def perturb_prefix(  # noqa: PLR0913
+def perturb_prefix(
     model: Model,
     paragraphs: ParagraphsLike,
     *,
@@ -255,10 +255,10 @@ def perturb_prefix(  # noqa: PLR0913
             non-finite logits.
 
     Example:
-        >>> found = mc.perturb_prefix(model, memorized[:1], replacement="second")
-        >>> found.em.shape  # paragraph, position, draw
+        >>> perturbation = mc.perturb_prefix(model, memorized[:1], replacement="second")
+        >>> perturbation.em.shape  # paragraph, position, draw
         torch.Size([1, 50, 1])
-        >>> clean, corrupted = found.pairs()
+        >>> clean, corrupted = perturbation.pairs()
         >>> int((clean.prefix != corrupted.prefix).sum())
         1
     """
