@@ -2,8 +2,8 @@
 
 `compare.ANALYSES` is the table: to add an analysis, add a line. `ours` measures with this package,
 `by_hand` the same with transformers and PyTorch alone, on the models and paragraphs of `cases`.
-`python -m tests.matrix` measures all of it for the installed transformer-lens and writes its part of
-docs/matrix.md; the parts of other versions stay as they are.
+`python -m tests.matrix` measures all of it for the installed transformer-lens and writes its part
+of docs/matrix.md; the parts of other versions stay as they are.
 """
 
 from tests.matrix.cases import (

@@ -9,8 +9,7 @@ import torch
 import memcircuits as mc
 from tests.helpers.oracle import Plain
 from tests.matrix.cases import Numbers, model, reference_paragraph, told, twins
-from tests.matrix.compare import measured
-from tests.matrix.ours import written
+from tests.matrix.ours import perturb, written
 
 
 def plain_scan(m: Plain, p: mc.Paragraphs) -> Numbers:
@@ -88,7 +87,7 @@ def plain_patch_attribution(m: Plain, p: mc.Paragraphs) -> Numbers:
 
 
 def plain_perturb(m: Plain, p: mc.Paragraphs) -> Numbers:
-    replacements = measured(m.name, "Bridge raw", "perturb_prefix")["replacements"]
+    replacements = perturb(model(m.name, "Bridge raw"), p)["replacements"]
     ids = p.ids.repeat_interleave(p.n_prefix, 0)
     position = torch.arange(p.n_prefix).repeat(len(p))
     ids[torch.arange(len(ids)), position] = replacements.reshape(-1).long()
