@@ -21,7 +21,7 @@ from memcircuits.data.windows import Windows
 from memcircuits.measure.corpus.folder import ScanFolder
 from memcircuits.measure.corpus.scan import scan_to_disk
 from memcircuits.models.registry import adapt
-from tests.data.test_readers import FAULTS
+from tests.data.test_formats import FAULTS
 from tests.helpers import corpus_job
 from tests.helpers import models as zoo
 
@@ -198,7 +198,7 @@ def test_damaged_files_among_good_ones_are_quarantined(neo, tmp_path):
 
 
 def test_a_line_too_long_to_be_a_document_is_quarantined(neo, tmp_path):
-    """A gigabyte goes the same way, see test_readers.py."""
+    """A gigabyte goes the same way, see test_formats.py."""
     source = tmp_path / "a.jsonl"
     corpus_job.write_corpus(source, 5)
     with source.open("r+b") as file:
