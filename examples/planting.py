@@ -66,18 +66,18 @@ print(f"heads {planted.truth.heads}, layers {planted.truth.layers}")
 names = ["zero-ablation", "attribution", "gradient-max", "gradient-fisher", "rare-token-attention"]
 rows = []
 with planted.apply(organism):
-    case = LocalizationTask(organism, targets, control[60:68], unigrams=mc.UnigramTable.shipped())
-    truth = truth_of(case.adapter, planted, "head")
+    task = LocalizationTask(organism, targets, control[60:68], unigrams=mc.UnigramTable.shipped())
+    truth = truth_of(task.adapter, planted, "head")
     for name in [*names, "random"]:
-        scores = localize(case, name, "head")
+        scores = localize(task, name, "head")
         order = scores.argsort(descending=True)
         place = int(truth[order].nonzero()[0]) + 1
-        best = mc.Head(*divmod(int(order[0]), case.adapter.n_heads))
+        best = mc.Head(*divmod(int(order[0]), task.adapter.n_heads))
         rows.append({"localizer": name, "says": str(best), "rank of the written head": place})
 print(pd.DataFrame(rows).to_string(index=False))
 
 # %% [markdown]
-# One case proves little: `memcircuits bench localize` repeats this over many places and kinds of
+# One trial proves little: `memcircuits bench localize` repeats this over many places and kinds of
 # truth. And a paragraph that training has spread over the whole model need not sit where a planted
 # one does.
 #

@@ -25,7 +25,7 @@ from memcircuits.benchmark.kinds import (
     UNIT_OF_KIND,
     PlantedKind,
 )
-from memcircuits.benchmark.metrics import METRICS, metrics, wilson
+from memcircuits.benchmark.metrics import METRICS, Metric, metrics, wilson
 from memcircuits.benchmark.schemas import DeletionCurve, LocalizerScore, PlantedTrial, Trials
 from memcircuits.core.errors import InputError, one_of
 from memcircuits.core.statistics import bootstrap_interval
@@ -214,14 +214,14 @@ def holders_accuracy(trials: Trials) -> pd.DataFrame:
 
 
 def leaderboard_figure(
-    frame: pd.DataFrame, kind: PlantedKind = "head", metric: str = "recall_at_1"
+    frame: pd.DataFrame, kind: PlantedKind = "head", metric: Metric = "recall_at_1"
 ) -> Figure:
     """One kind's rows of `leaderboard` as bars with 95 % intervals.
 
     Args:
         frame: the leaderboard.
         kind: the kind of trial.
-        metric: one of `METRICS`.
+        metric: the length of the bars.
 
     Raises:
         InputError: if the leaderboard has no such kind, or there is no such metric.

@@ -12,7 +12,7 @@ defined place: the last.
 from __future__ import annotations
 
 import math
-from typing import TypedDict
+from typing import Literal, TypedDict, get_args
 
 import torch
 from jaxtyping import Bool, Float
@@ -20,8 +20,10 @@ from torch import Tensor
 
 from memcircuits.core.errors import InputError
 
-METRICS = ("recall_at_1", "recall_at_k", "mrr", "auc")
-"""Names of the metrics, best 1."""
+Metric = Literal["recall_at_1", "recall_at_k", "mrr", "auc"]
+"""A metric of a ranking of units; the best value of each is 1."""
+
+METRICS: tuple[Metric, ...] = get_args(Metric)
 
 
 class Metrics(TypedDict):

@@ -1,4 +1,4 @@
-"""Localizers answer one score per unit, and find what was planted where they can."""
+"""Localizers return one score per unit, and find what was planted where they can."""
 
 import pytest
 import torch
@@ -15,7 +15,9 @@ from memcircuits.benchmark.units import (
 from memcircuits.models.registry import adapt
 from tests.helpers import models as zoo
 
-EVERY = [(name, unit) for name, found in LOCALIZERS.items() for unit in found.units]
+LOCALIZERS_AND_UNITS = [
+    (name, unit) for name, localizer in LOCALIZERS.items() for unit in localizer.units
+]
 
 
 def task_of(model):
@@ -48,7 +50,7 @@ def sizes(adapter):
     }
 
 
-@pytest.mark.parametrize(("name", "unit"), EVERY)
+@pytest.mark.parametrize(("name", "unit"), LOCALIZERS_AND_UNITS)
 def test_one_finite_score_per_unit_the_same_for_the_same_seed(task, name, unit):
     adapter = adapt(task.model)
     before = adapter.fingerprint()
@@ -66,7 +68,7 @@ def test_other_architectures(name):
     model = zoo.bridge(name)
     task = task_of(model)
     with task.planted.apply(model):
-        for localizer, unit in EVERY:
+        for localizer, unit in LOCALIZERS_AND_UNITS:
             scores = localize(task, localizer, unit)
             assert scores.shape == (sizes(adapt(model))[unit],)
             assert scores.isfinite().all()
@@ -107,21 +109,21 @@ def test_pooling_by_hand(neo):
     adapter = adapt(neo)
     generator = torch.Generator().manual_seed(0)
     scores = [torch.randn(w.values.shape, generator=generator) for w in adapter.weights()]
-    mine = [
+    matrices = [
         s[2].abs().flatten()
         for w, s in zip(adapter.weights(), scores, strict=True)
         if w.layer == 1 and w.component in ("W_Q", "W_K", "W_V", "W_O")
     ]
-    every = torch.cat(mine)
-    place = adapter.n_heads + 2
+    head_scores = torch.cat(matrices)
+    l1h2 = adapter.n_heads + 2
     expected = {
-        "max": every.max(),
-        "mean": every.mean(),
-        "sum": every.sum(),
-        "l2": every.square().sum().sqrt(),
+        "max": head_scores.max(),
+        "mean": head_scores.mean(),
+        "sum": head_scores.sum(),
+        "l2": head_scores.square().sum().sqrt(),
     }
-    for how, value in expected.items():
-        torch.testing.assert_close(pool_scores(adapter, scores, "head", how)[place], value)
+    for pooling, value in expected.items():
+        torch.testing.assert_close(pool_scores(adapter, scores, "head", pooling)[l1h2], value)
     out = scores[[f"{w.layer}.{w.component}" for w in adapter.weights()].index("1.W_out")]
     into = scores[[f"{w.layer}.{w.component}" for w in adapter.weights()].index("1.W_in")]
     d_mlp = out.shape[1]
