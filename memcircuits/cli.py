@@ -31,22 +31,23 @@ from memcircuits.commands import (
 )
 
 app = typer.Typer(
-    help="Which paragraphs does a language model recite, and which heads does that hang on?",
+    help="Which paragraphs does a language model recite, and which heads does that depend on?",
     no_args_is_help=True,
     add_completion=False,
     pretty_exceptions_enable=False,
 )
 
 
-def _safely(command: Callable[..., None]) -> Callable[..., None]:
-    command = common.with_source(command)
+def _as_typer_command(command: Callable[..., None]) -> Callable[..., None]:
+    """A command as Typer takes it: single options, and errors in one line."""
+    command = common.with_options(command)
 
     @functools.wraps(command)
-    def wrapped(*args: Any, **kwargs: Any) -> None:
+    def safe_command(*args: Any, **kwargs: Any) -> None:
         with common.errors_in_one_line():
             command(*args, **kwargs)
 
-    return wrapped
+    return safe_command
 
 
 for _command in (
@@ -63,14 +64,14 @@ for _command in (
     plant.plant,
     info.info,
 ):
-    app.command()(_safely(_command))
-_tables = typer.Typer(help="Token counts of a corpus.", no_args_is_help=True)
-_tables.command()(_safely(unigrams.build))
-app.add_typer(_tables, name="unigrams")
-_benches = typer.Typer(help="Benchmarks of the methods themselves.", no_args_is_help=True)
-_benches.callback()(lambda: None)  # a group, though it has one command
-_benches.command()(_safely(bench.localize))
-app.add_typer(_benches, name="bench")
+    app.command()(_as_typer_command(_command))
+_unigrams = typer.Typer(help="Token counts of a corpus.", no_args_is_help=True)
+_unigrams.command()(_as_typer_command(unigrams.build))
+app.add_typer(_unigrams, name="unigrams")
+_bench = typer.Typer(help="Benchmarks of the methods themselves.", no_args_is_help=True)
+_bench.callback()(lambda: None)  # a group, although it has a single command
+_bench.command()(_as_typer_command(bench.localize))
+app.add_typer(_bench, name="bench")
 
 
 def main() -> None:

@@ -1,4 +1,10 @@
-"""The commands of the command line, a module each; `memcircuits.cli` assembles them.
+"""The commands of the command line, one module each; `memcircuits.cli` assembles them.
 
-Heavy packages are imported inside the commands, so that `memcircuits --help` is quick.
+A command translates options into one call of a public function, prints its result and writes its
+files. What several commands share: `inputs` (the model and the paragraphs), `options`, `selection`
+(which paragraphs), `output` (tables, JSON, progress), `edit_report` (for `unlearn` and `edit`), and
+`common` (options in dataclasses, errors in one line).
+
+Packages that take seconds to import are imported inside the functions, so that
+`memcircuits --help` answers at once.
 """

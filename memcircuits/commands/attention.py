@@ -7,34 +7,36 @@ from typing import Annotated
 
 import typer
 
-from memcircuits.commands import common as c
+from memcircuits.commands.inputs import Inputs, unigram_table
+from memcircuits.commands.options import Json, Out, Seed, Top, Unigrams
+from memcircuits.commands.output import print_json, print_table, records, say_written
 from memcircuits.commands.selection import draw, names, numbers, split
 
 
-def attention(
-    source: c.Source,
+def attention(  # noqa: PLR0913
+    inputs: Inputs,
     heads: Annotated[
-        str | None, typer.Option(help="Heads to show, for instance L1H2,L0H3; by default all.")
+        str | None,
+        typer.Option(help="Heads to show, for instance L1H2,L0H3; by default, all."),
     ] = None,
-    shown: Annotated[
+    rows: Annotated[
         str, typer.Option("--rows", help="Rows of --paragraphs to show, for instance 0,7.")
     ] = "",
-    unigrams: Annotated[
-        Path | None, typer.Option(help="Unigram table (.safetensors) that defines rarity.")
-    ] = None,
+    unigrams: Unigrams = None,
     max_paragraphs: Annotated[
-        int, typer.Option(min=2, help="Correlate over at most so many memorized paragraphs.")
+        int,
+        typer.Option(min=2, help="Maximum number of memorized paragraphs in the correlation."),
     ] = 100,
-    out: c.Out = Path("memcircuits-attention"),
-    top: Annotated[int, typer.Option(min=1, help="Rows of the table printed.")] = 10,
-    seed: c.Seed = 0,
-    json: c.Json = False,
+    out: Out = Path("memcircuits-attention"),
+    top: Top = 10,
+    seed: Seed = 0,
+    json: Json = False,
 ) -> None:
     """Show attention as interactive pages, and correlate it with the rarity of tokens.
 
-    Writes attention-ROW.html for each row (by default the first memorized paragraph) and
+    Writes attention-ROW.html for each row (by default, the first memorized paragraph) and
     rare-token-attention.safetensors: the rank correlation (Kendall's tau-b) of attention with token
-    counts, negative for heads that look at rare tokens, held against permuted counts.
+    counts, negative for heads that attend to rare tokens, compared with permuted counts.
 
     Example: memcircuits attention --heads L0H5,L0H3 --rows 0,1
     """
@@ -42,26 +44,28 @@ def attention(
     from memcircuits.core.errors import InputError
     from memcircuits.models.registry import adapt
 
-    loaded, given = source.load()
-    table = source.unigrams(unigrams) or mc.UnigramTable.from_tokens(
-        given.ids, adapt(loaded).d_vocab, source="the given paragraphs"
+    model, paragraphs = inputs.load()
+    table = unigram_table(inputs.model, unigrams) or mc.UnigramTable.from_tokens(
+        paragraphs.ids, adapt(model).d_vocab, source="the given paragraphs"
     )
-    memorized, _ = split(source, loaded, given)
-    rows = numbers("--rows", shown) if shown else [given.names.index(memorized.names[0])]
-    for row in rows or ():
-        if row >= len(given):
-            raise InputError("--rows", row, f"there are {len(given)} paragraphs, from 0")
-        view = mc.attention_view(loaded, given[row], heads=names(heads), unigrams=table)
+    memorized, _ = split(inputs, model, paragraphs)
+    written = []
+    first_memorized = paragraphs.names.index(memorized.names[0])
+    for row in (numbers("--rows", rows) or []) if rows else [first_memorized]:
+        if row >= len(paragraphs):
+            raise InputError("--rows", row, f"there are {len(paragraphs)} paragraphs, from 0")
+        view = mc.attention_view(model, paragraphs[row], heads=names(heads), unigrams=table)
         path = out / f"attention-{row}.html"
         view.to_html(path)
-        c.say(f"wrote {path}", source.quiet)
-    rare = mc.rare_token_attention(
-        loaded, draw(memorized, max_paragraphs, seed), table, seed=seed, progress=not source.quiet
+        written.append(path)
+    correlation = mc.rare_token_attention(
+        model, draw(memorized, max_paragraphs, seed), table, seed=seed, progress=inputs.progress
     )
-    c.say(f"wrote {rare.save(out / 'rare-token-attention.safetensors')}", source.quiet)
-    frame = rare.to_frame().sort_values("value", ignore_index=True)
+    written.append(correlation.save(out / "rare-token-attention.safetensors"))
+    say_written(written, inputs.quiet)
+    frame = correlation.to_frame().sort_values("value", ignore_index=True)
     if json:
-        c.print_json({"unigrams": table.source, "heads": c.records(frame)})
+        print_json({"unigrams": table.source, "heads": records(frame)})
         return
     typer.echo(f"tau-b of attention and token counts ({table.source}); negative: rare tokens")
-    c.print_table(frame.head(top))
+    print_table(frame.head(top))

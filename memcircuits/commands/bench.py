@@ -1,4 +1,4 @@
-"""`memcircuits bench localize`: who finds what was planted? A leaderboard of localizers."""
+"""`memcircuits bench localize`: a leaderboard of methods that look for planted paragraphs."""
 
 from __future__ import annotations
 
@@ -7,30 +7,37 @@ from typing import Annotated
 
 import typer
 
-from memcircuits.commands import common as c
+from memcircuits.commands.inputs import Inputs, unigram_table
+from memcircuits.commands.options import Json, Out, Seed
+from memcircuits.commands.output import print_json, print_table, records, say, say_written
 from memcircuits.commands.selection import names
 
 
-def localize(
-    source: c.Source,
-    out: c.Out = Path("memcircuits-bench"),
-    quick: Annotated[bool, typer.Option("--quick", help="A few trials of each kind.")] = False,
+def localize(  # noqa: PLR0913
+    inputs: Inputs,
+    out: Out = Path("memcircuits-bench"),
+    quick: Annotated[
+        bool, typer.Option("--quick", help="Run only a few trials of each kind.")
+    ] = False,
     localizers: Annotated[
-        str | None, typer.Option(help="Score only these, with commas; by default all.")
+        str | None, typer.Option(help="Score only these, with commas; by default, all.")
     ] = None,
     n_paragraphs: Annotated[
-        int, typer.Option("--planted", min=1, help="Paragraphs written together in each trial.")
+        int,
+        typer.Option("--planted", min=1, help="Number of paragraphs planted in each trial."),
     ] = 1,
     num_shards: Annotated[
-        int, typer.Option(min=1, help="Processes that share the trials, each with its index.")
+        int, typer.Option(min=1, help="Number of processes that share the trials.")
     ] = 1,
-    shard_index: Annotated[int, typer.Option(min=0, help="Which of them this is.")] = 0,
-    seed: c.Seed = 0,
-    json: c.Json = False,
+    shard_index: Annotated[
+        int, typer.Option(min=0, help="Index of this process among them, from 0.")
+    ] = 0,
+    seed: Seed = 0,
+    json: Json = False,
 ) -> None:
-    """Write paragraphs into random places of the model and score every localizer on finding them.
+    """Write paragraphs into random places of the model, and score how localizers find them.
 
-    Every trial is a file in OUT: run the command again to go on where it was. Writes
+    Every trial is a file in OUT: run the command again to continue after an interruption. Writes
     leaderboard.parquet, leaderboard.md, leaderboard.html and leaderboard-figure.html.
 
     Example: memcircuits bench localize --quick --out bench
@@ -45,30 +52,27 @@ def localize(
 
     if shard_index >= num_shards:
         raise InputError("--shard-index", shard_index, f"give less than {num_shards}")
-    loaded, given = source.load()
-    pool = ParagraphPool.of(loaded, given, source.unigrams(None))
+    model, paragraphs = inputs.load()
     run_trials(
-        pool,
+        ParagraphPool.of(model, paragraphs, unigram_table(inputs.model, None)),
         out,
         counts=N_QUICK_TRIALS if quick else N_TRIALS,
         localizers=names(localizers),
         n_paragraphs=n_paragraphs,
         seed=seed,
         shard=(shard_index, num_shards),
-        progress=not source.quiet,
+        progress=inputs.progress,
     )
     if num_shards > 1:
-        c.say(
-            "this share is done; run once more without --num-shards for the leaderboard",
-            source.quiet,
+        say(
+            "this shard is finished; run once more without --num-shards for the leaderboard",
+            inputs.quiet,
         )
         return
     trials = read_trials(out)
     frame = leaderboard(trials)
     if json:
-        c.print_json({"leaderboard": c.records(frame)})
+        print_json({"leaderboard": records(frame)})
     else:
-        columns = ["kind", "localizer", "trials", *METRICS, "forwards"]
-        c.print_table(frame[columns])
-    for path in write_leaderboard(trials, out):
-        c.say(f"wrote {path}", source.quiet)
+        print_table(frame[["kind", "localizer", "trials", *METRICS, "forwards"]])
+    say_written(write_leaderboard(trials, out), inputs.quiet)

@@ -1,81 +1,140 @@
-"""TODO."""
+"""What `unlearn` and `edit` share: the paragraphs of an edit, and the report about it.
+
+Controls are split in two: every second one is given to the search, the others are never seen by it
+and tell what the edit changed. Further memorized paragraphs tell whether it is specific.
+"""
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import typer
 
-from memcircuits.commands import common as c
+from memcircuits.commands.inputs import Inputs
+from memcircuits.commands.options import EditOptions
+from memcircuits.commands.output import print_json, print_table, records, say, say_written
+from memcircuits.commands.selection import draw, heldout_text, split, without
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
-
     from pandas import DataFrame
 
     from memcircuits.data.paragraphs import Paragraphs
     from memcircuits.editing.edit import Edit
     from memcircuits.editing.edit_report import EditReport
 
+_STOPPED = {
+    "kl": "another step would have passed --kl-budget; raise it, or --fraction",
+    "steps": "the maximum number of steps was reached",
+}
 
-def finish(
-    source: c.Source,
-    model: Any,
-    found: Edit,
-    memorized: Paragraphs,
-    control: Paragraphs,
-    others: Paragraphs | None,
-    heldout: Paragraphs | None,
+
+@dataclass(frozen=True)
+class EditTask:
+    """The model and the paragraphs of an edit.
+
+    Attributes:
+        model: the model.
+        paragraphs: all paragraphs given.
+        memorized: those that are memorized.
+        targets: the memorized paragraphs to edit, drawn by the seed.
+        control: the controls that the search is given.
+        unseen: the controls that only the evaluation is given.
+        heldout: texts to measure perplexity on.
+    """
+
+    model: Any
+    paragraphs: Paragraphs
+    memorized: Paragraphs
+    targets: Paragraphs
+    control: Paragraphs
+    unseen: Paragraphs
+    heldout: Paragraphs | None
+
+    @classmethod
+    def load(cls, inputs: Inputs, options: EditOptions) -> EditTask:
+        """Check the options, load the model, and choose the paragraphs."""
+        options.check()
+        model, paragraphs = inputs.load()
+        memorized, control = split(inputs, model, paragraphs, options.control)
+        return cls(
+            model=model,
+            paragraphs=paragraphs,
+            memorized=memorized,
+            targets=draw(memorized, options.targets, options.seed),
+            control=control[::2],
+            unseen=control[1::2],
+            heldout=heldout_text(inputs, model, options.heldout),
+        )
+
+    @property
+    def others(self) -> Paragraphs | None:
+        """The memorized paragraphs that are not edited."""
+        return without(self.memorized, self.targets)
+
+    def evaluate(self, edit: Edit, *, progress: bool) -> EditReport:
+        """Measure an edit on the targets and on everything that should not change."""
+        from memcircuits.editing.evaluation import evaluate_edit
+
+        return evaluate_edit(
+            self.model,
+            edit,
+            self.targets,
+            self.unseen,
+            others=self.others,
+            heldout=self.heldout,
+            progress=progress,
+        )
+
+
+def report_edit(
+    edit: Edit,
+    task: EditTask,
+    inputs: Inputs,
+    *,
     out: Path,
     export: Path | None,
     json: bool,
-    more: Mapping[str, DataFrame] | None = None,
+    tables: Mapping[str, DataFrame] | None = None,
 ) -> None:
-    """Measure an edit, print it and write it."""
-    from memcircuits.editing.evaluation import evaluate_edit
-
-    more = more or {}
-    c.say("measuring the edit", source.quiet)
-    report: EditReport = evaluate_edit(
-        model,
-        found,
-        memorized,
-        control,
-        others=others,
-        heldout=heldout,
-        progress=not source.quiet,
-    )
-    written = [found.save(out / "edit.safetensors")]
+    """Measure an edit, write it, and print the measures and further tables."""
+    say("measuring the edit", inputs.quiet)
+    report = task.evaluate(edit, progress=inputs.progress)
+    written = [edit.save(out / "edit.safetensors")]
     if export is not None:
-        written.append(found.export(export, source.model, revision=source.revision))
+        written.append(edit.export(export, inputs.model, revision=inputs.revision))
     if json:
-        c.print_json(
-            {
-                "summary": str(found),
-                "paragraphs": list(memorized.names),
-                "stopped": found.stopped,
-                "masked": found.n_masked,
-                "changed": found.n_changed,
-                "candidates": found.n_candidates,
-                "norm": found.norm,
-                "matrices": c.records(found.to_frame()),
-                "steps": c.records(found.steps()),
-                "measures": c.records(report.to_frame()),
-                **{name: c.records(frame) for name, frame in more.items()},
-            }
-        )
+        print_json(_as_json(edit, task, report, tables or {}))
     else:
-        c.print_table(report.to_frame())
-        for name, frame in more.items():
-            typer.echo(f"\n{name}:")
-            c.print_table(frame)
-        typer.echo(f"\nedited: {', '.join(memorized.names)}\n{found}\n{report}")
-        if found.stopped != "em":
-            why = {
-                "kl": "another step would have passed --kl-budget; raise it, or --fraction",
-                "steps": "the steps ended",
-            }
-            typer.echo(f"Note: not every target is as was wanted: {why[found.stopped]}.")
-    for path in written:
-        c.say(f"wrote {path}", source.quiet)
+        _print(edit, task, report, tables or {})
+    say_written(written, inputs.quiet)
+
+
+def _as_json(
+    edit: Edit, task: EditTask, report: EditReport, tables: Mapping[str, DataFrame]
+) -> dict[str, Any]:
+    return {
+        "summary": str(edit),
+        "paragraphs": list(task.targets.names),
+        "stopped": edit.stopped,
+        "masked": edit.n_masked,
+        "changed": edit.n_changed,
+        "candidates": edit.n_candidates,
+        "norm": edit.norm,
+        "matrices": records(edit.to_frame()),
+        "steps": records(edit.steps()),
+        "measures": records(report.to_frame()),
+        **{name: records(frame) for name, frame in tables.items()},
+    }
+
+
+def _print(edit: Edit, task: EditTask, report: EditReport, tables: Mapping[str, DataFrame]) -> None:
+    print_table(report.to_frame())
+    for name, frame in tables.items():
+        typer.echo(f"\n{name}:")
+        print_table(frame)
+    typer.echo(f"\nedited: {', '.join(task.targets.names)}\n{edit}\n{report}")
+    if edit.stopped != "em":
+        typer.echo(f"Note: not every target reached its goal: {_STOPPED[edit.stopped]}.")

@@ -1,42 +1,67 @@
-"""`memcircuits heads`: the main job, a ranking of heads with a report."""
+"""`memcircuits heads`: a ranking of heads with a report, the main command."""
 
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from memcircuits.commands import common as c
+from memcircuits.commands.inputs import Inputs, unigram_table
+from memcircuits.commands.options import Control, Json, Out, Seed, Top, Unigrams
+from memcircuits.commands.output import (
+    print_json,
+    print_notes,
+    print_table,
+    records,
+    say_written,
+)
+
+if TYPE_CHECKING:
+    from memcircuits.evidence.ranking import Ranking
+
+_COLUMNS = [
+    "rank",
+    "layer",
+    "head",
+    "score",
+    "ci_low",
+    "ci_high",
+    "q_value",
+    "significant",
+    "em_memorized",
+    "em_control",
+    "gradient",
+    "rare_token_tau",
+]
 
 
-def heads(
-    source: c.Source,
-    control: Annotated[
-        Path | None, typer.Option(help="File of controls; by default paragraphs with a low EM.")
-    ] = None,
-    unigrams: Annotated[
-        Path | None, typer.Option(help="Unigram table (.safetensors) that defines rarity.")
-    ] = None,
-    out: c.Out = Path("memcircuits-heads"),
-    top: Annotated[int, typer.Option(min=1, help="Rows of the table printed.")] = 10,
+def heads(  # noqa: PLR0913
+    inputs: Inputs,
+    control: Control = None,
+    unigrams: Unigrams = None,
+    out: Out = Path("memcircuits-heads"),
+    top: Top = 10,
     mode: Annotated[str, typer.Option(help="Ablation: zero, mean or resample.")] = "zero",
     method: Annotated[
-        str, typer.Option(help="exact, or screen: fewer heads ablated, the others estimated.")
+        str,
+        typer.Option(help="exact, or screen: ablate few heads, estimate the others by gradients."),
     ] = "exact",
     max_paragraphs: Annotated[
         int,
         typer.Option(
-            min=2, help="Measure at most so many memorized paragraphs, and controls (at least 20)."
+            min=2,
+            help="Maximum number of memorized paragraphs measured, and of controls (at least 20).",
         ),
     ] = 100,
     match_nll: Annotated[
-        bool, typer.Option("--match-nll", help="Controls nearest in NLL, not drawn.")
+        bool,
+        typer.Option("--match-nll", help="Choose the controls nearest in NLL, not at random."),
     ] = False,
-    seed: c.Seed = 0,
-    json: c.Json = False,
+    seed: Seed = 0,
+    json: Json = False,
 ) -> None:
-    """Which heads does the recitation hang on? A ranking, report.html and ranking.json.
+    """Which heads does the recitation depend on? A ranking, report.html and ranking.json.
 
     `ranking.safetensors` is the same ranking for `memcircuits report` and `Ranking.load`.
 
@@ -44,56 +69,44 @@ def heads(
     """
     import memcircuits as mc
 
-    loaded, given = source.load()
-    controls = None if control is None else source.read(control, loaded)
+    model, paragraphs = inputs.load()
     ranking = mc.find_memorization_heads(
-        loaded,
-        given,
-        control=controls,
-        unigrams=source.unigrams(unigrams),
+        model,
+        paragraphs,
+        control=None if control is None else inputs.read(control, model),
+        unigrams=unigram_table(inputs.model, unigrams),
         mode=mode,
         method=method,
         max_paragraphs=max_paragraphs,
         match_nll=match_nll,
         seed=seed,
-        progress=not source.quiet,
+        progress=inputs.progress,
     )
     written = [
         ranking.to_json(out / "ranking.json"),
         ranking.save(out / "ranking.safetensors"),
-        ranking.to_html(out / "report.html", progress=not source.quiet),
+        ranking.to_html(out / "report.html", progress=inputs.progress),
     ]
     if json:
-        c.print_json(
+        print_json(
             {
                 "summary": ranking.summary(),
                 "counts": dict(ranking.counts),
-                "heads": c.records(ranking.to_frame()),
+                "heads": records(ranking.to_frame()),
             }
         )
     else:
-        columns = [
-            "rank",
-            "layer",
-            "head",
-            "score",
-            "ci_low",
-            "ci_high",
-            "q_value",
-            "significant",
-            "em_memorized",
-            "em_control",
-            "gradient",
-            "rare_token_tau",
-        ]
-        c.print_table(ranking.to_frame()[columns].head(top))
-        typer.echo(
-            "Without the head: score, more nats/token on memorized paragraphs than on controls "
-            "(95 % interval); em_*, tokens more or fewer recited.\ngradient: largest |dL/dw|, "
-            "nats/token per unit of weight. rare_token_tau < 0: it looks at rare tokens."
-        )
-        typer.echo(ranking.summary())
-        for note in ranking.notes:
-            typer.echo(f"Note: {note}")
-    for path in written:
-        c.say(f"wrote {path}", source.quiet)
+        _print(ranking, top)
+    say_written(written, inputs.quiet)
+
+
+def _print(ranking: Ranking, top: int) -> None:
+    print_table(ranking.to_frame()[_COLUMNS].head(top))
+    typer.echo(
+        "score: increase of the NLL (nats/token) without the head, on memorized paragraphs minus "
+        "on controls, with its 95 % interval;\nem_*: change of the recited tokens without the "
+        "head; gradient: largest |dL/dw|, nats/token per unit of weight;\nrare_token_tau: below 0, "
+        "the head attends to rare tokens."
+    )
+    typer.echo(ranking.summary())
+    print_notes(ranking.notes)

@@ -1,49 +1,107 @@
-"""TODO."""
+"""Options that several commands have, each with its help, and those of the commands that edit."""
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 
-Targets = Annotated[
-    int, typer.Option("--targets", min=1, help="At most so many memorized paragraphs, by --seed.")
-]
-
-
+Out = Annotated[Path, typer.Option(help="Folder for the files that are written.")]
+Json = Annotated[bool, typer.Option("--json", help="Print JSON instead of a table.")]
+Quiet = Annotated[bool, typer.Option("--quiet", "-q", help="Print no progress on stderr.")]
+Seed = Annotated[int, typer.Option(min=0, max=2**31 - 1, help="Seed of all random draws.")]
+Top = Annotated[int, typer.Option(min=1, help="Number of rows printed.")]
 Control = Annotated[
-    Path | None, typer.Option(help="File of controls; by default paragraphs with a low EM.")
+    Path | None, typer.Option(help="File of controls; by default, paragraphs with a low EM.")
 ]
-
-
-Fraction = Annotated[
-    float, typer.Option(help="How many of the candidate weights may change for each paragraph.")
+Unigrams = Annotated[
+    Path | None, typer.Option(help="Unigram table (.safetensors) that defines rarity.")
 ]
-
-
-Heads = Annotated[
-    str | None, typer.Option(help="Only these heads' matrices, for instance L1H2,L0H3.")
-]
-
-
-Layers = Annotated[str | None, typer.Option(help="Only these layers, for instance 0,1.")]
-
-
 Components = Annotated[
-    str | None, typer.Option(help="Only these matrices, for instance W_in,W_out.")
+    str | None, typer.Option(help="Use only these matrices, for instance W_in,W_out.")
 ]
-
-
-KlBudget = Annotated[float, typer.Option(help="KL that held-out controls may show, nats/token.")]
-
-
-Heldout = Annotated[
-    Path | None,
-    typer.Option(help="File of texts whose perplexity is measured; the organism has its own."),
-]
-
-
 Export = Annotated[
     Path | None, typer.Option(help="New folder for the edited model, in Hugging Face format.")
 ]
+RayAddress = Annotated[
+    str | None, typer.Option(help="Address of a Ray cluster; by default, this machine.")
+]
+
+
+def _of_model(text: str, *names: str, **settings: Any) -> Any:
+    return typer.Option(*names, help=text, rich_help_panel="Model and lengths", **settings)
+
+
+Model = Annotated[
+    str,
+    typer.Option(
+        help="organism or organism-planted (shipped), a local folder, a .gguf file or a name on "
+        "the hub.",
+        show_default="organism",
+    ),
+]
+Device = Annotated[str, _of_model("auto, cpu, cuda, cuda:1 or mps.")]
+Dtype = Annotated[str, _of_model("float32, bfloat16 or float16.")]
+Revision = Annotated[str | None, _of_model("Commit, tag or branch on the hub.")]
+TrustRemoteCode = Annotated[
+    bool,
+    _of_model("Run the code of the repository; needs --revision COMMIT.", "--trust-remote-code"),
+]
+Prefix = Annotated[int, _of_model("Number of prefix tokens.", min=1, max=100_000)]
+Continuation = Annotated[int, _of_model("Number of continuation tokens.", min=1, max=100_000)]
+
+
+@dataclass(frozen=True)
+class EditOptions:
+    """The options that `unlearn` and `edit` share."""
+
+    control: Control = None
+    targets: Annotated[
+        int,
+        typer.Option(min=1, help="Maximum number of memorized paragraphs to edit, by --seed."),
+    ] = 1
+    fraction: Annotated[
+        float,
+        typer.Option(help="Fraction of the candidate weights that may change per paragraph."),
+    ] = 0.001
+    heads: Annotated[
+        str | None, typer.Option(help="Use only these heads' matrices, for instance L1H2,L0H3.")
+    ] = None
+    layers: Annotated[str | None, typer.Option(help="Use only these layers, for instance 0,1.")] = (
+        None
+    )
+    components: Components = None
+    kl_budget: Annotated[
+        float, typer.Option(help="Maximum KL on held-out controls, nats/token.")
+    ] = 0.002
+    heldout: Annotated[
+        Path | None,
+        typer.Option(help="File of texts to measure perplexity on; the organism has its own."),
+    ] = None
+    export: Export = None
+    seed: Seed = 0
+
+    def check(self) -> None:
+        """Raise `InputError` for what can be refused before a model is loaded."""
+        from memcircuits.core.errors import fraction, positive
+        from memcircuits.editing.export import check_new
+
+        fraction("--fraction", self.fraction)
+        positive("--kl-budget", self.kl_budget)
+        if self.export is not None:
+            check_new(self.export, "--export")
+
+    def search(self, *, progress: bool) -> dict[str, Any]:
+        """The arguments that say which weights are searched, and how."""
+        from memcircuits.commands.selection import names, numbers
+
+        return {
+            "fraction": self.fraction,
+            "heads": names(self.heads),
+            "layers": numbers("--layers", self.layers),
+            "components": names(self.components),
+            "seed": self.seed,
+            "progress": progress,
+        }

@@ -1,184 +1,251 @@
-"""`memcircuits patch`: which activations carry the recitation."""
+"""`memcircuits patch`: which activations carry the recitation from a clean to a corrupted run."""
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any, TypeAlias
 
 import typer
 
-from memcircuits.commands import common as c
-from memcircuits.commands.selection import draw, names, numbers
+from memcircuits.commands.inputs import Inputs
+from memcircuits.commands.options import Json, Out, Seed
+from memcircuits.commands.output import (
+    print_json,
+    print_notes,
+    print_table,
+    records,
+    say,
+    say_written,
+)
+from memcircuits.commands.selection import choice, draw, names, numbers
 
 if TYPE_CHECKING:
     from memcircuits.data.paragraphs import Paragraphs
     from memcircuits.evidence.patching.results import LayerPatches, PatchMap
 
+    Patches: TypeAlias = PatchMap | LayerPatches
+    PatchesOf: TypeAlias = dict[tuple[str, str], Patches]
+    """By direction and site."""
 
-def patch(
-    source: c.Source,
+
+@dataclass(frozen=True)
+class PatchOptions:
+    """What is patched, where, and what is measured."""
+
     corrupted: Annotated[
         Path | None,
         typer.Option(
-            help="File of perturbed twins of --paragraphs, row by row; by default the most "
+            help="File of corrupted versions of --paragraphs, row by row; by default, the most "
             "destructive single replacements in the memorized paragraphs."
         ),
-    ] = None,
+    ] = None
     site: Annotated[
         str,
         typer.Option(
             help="Heads: q, k, v, z, pattern; layers: resid_pre, resid_mid, attn_out, mlp_out; "
             "several with commas."
         ),
-    ] = "q,k,v,z",
-    direction: Annotated[str, typer.Option(help="noising, denoising or both.")] = "both",
-    metric: Annotated[
-        str, typer.Option(help="first_impacted, nll, logit_diff or em.")
-    ] = "first_impacted",
-    method: Annotated[str, typer.Option(help="Heads: exact or attribution.")] = "exact",
+    ] = "q,k,v,z"
+    direction: Annotated[str, typer.Option(help="noising, denoising or both.")] = "both"
+    metric: Annotated[str, typer.Option(help="first_impacted, nll, logit_diff or em.")] = (
+        "first_impacted"
+    )
+    method: Annotated[str, typer.Option(help="For heads: exact or attribution.")] = "exact"
     positions: Annotated[
-        str, typer.Option(help="Heads are patched at: changed, all, or positions like 0,7.")
-    ] = "changed",
+        str,
+        typer.Option(help="Positions where heads are patched: changed, all, or a list like 0,7."),
+    ] = "changed"
     draws: Annotated[
-        int, typer.Option(min=1, help="Random replacements tried per position for the twins.")
-    ] = 1,
-    max_paragraphs: Annotated[int, typer.Option(min=1, help="At most so many pairs.")] = 20,
-    top: Annotated[int, typer.Option(min=1, help="Rows of each table printed.")] = 5,
-    out: c.Out = Path("memcircuits-patch"),
-    seed: c.Seed = 0,
-    json: c.Json = False,
-) -> None:
-    """Move activations between a paragraph and its perturbed twin, one at a time.
+        int,
+        typer.Option(min=1, help="Number of random replacements tried per position to corrupt."),
+    ] = 1
+    max_paragraphs: Annotated[int, typer.Option(min=1, help="Maximum number of pairs.")] = 20
+    seed: Seed = 0
 
-    The twin is the same paragraph with a prefix token replaced. Noising puts the twin's activation
-    into the paragraph's run, denoising the other way round; printed is what that changes, and which
-    share of the way to the other run it goes. Writes a result per site and direction, and maps.
+    def check(self) -> None:
+        """Raise `InputError` for what can be refused before a model is loaded."""
+        from memcircuits.core.errors import InputError
+        from memcircuits.evidence.patching.context import DIRECTIONS
+        from memcircuits.evidence.patching.metrics import METRIC_UNITS
+        from memcircuits.evidence.patching.sites import LAYER_SITES, PATCH_HEAD_SITES
+
+        for site in self.sites:
+            choice("--site", site, (*PATCH_HEAD_SITES, *LAYER_SITES))
+            if self.method != "exact" and site in LAYER_SITES:
+                raise InputError(
+                    "--method", self.method, f"{site}: layers are patched exactly; leave it out"
+                )
+        choice("--direction", self.direction, (*DIRECTIONS, "both"))
+        choice("--metric", self.metric, METRIC_UNITS)
+        choice("--method", self.method, ("exact", "attribution"))
+        self.parsed_positions  # noqa: B018
+
+    @property
+    def sites(self) -> list[str]:
+        """The sites, one by one."""
+        return names(self.site) or []
+
+    @property
+    def directions(self) -> tuple[str, ...]:
+        """One direction or both."""
+        from memcircuits.evidence.patching.context import DIRECTIONS
+
+        return tuple(DIRECTIONS) if self.direction == "both" else (self.direction,)
+
+    @property
+    def parsed_positions(self) -> Any:
+        """The positions as `patch_heads` takes them."""
+        from memcircuits.core.errors import InputError
+
+        if self.positions in ("changed", "all"):
+            return "changed" if self.positions == "changed" else None
+        if not self.positions.replace(",", "").replace(" ", "").isdigit():
+            raise InputError("--positions", repr(self.positions), "write changed, all or like 0,7")
+        return numbers("--positions", self.positions)
+
+
+def patch(
+    inputs: Inputs,
+    options: PatchOptions,
+    top: Annotated[int, typer.Option(min=1, help="Number of rows printed of each table.")] = 5,
+    out: Out = Path("memcircuits-patch"),
+    json: Json = False,
+) -> None:
+    """Copy activations between a paragraph and its corrupted version, one at a time.
+
+    The corrupted version is the same paragraph with a prefix token replaced. Noising copies its
+    activation into the clean run, denoising copies the clean one into the corrupted run. Printed
+    are the effect, and its share of the difference between both runs. Writes a result per site and
+    direction, and maps.
 
     Example: memcircuits patch --site q,z,resid_pre --direction denoising
     """
-    from memcircuits.core.errors import InputError, one_of
-    from memcircuits.evidence.patching.context import DIRECTIONS
-    from memcircuits.evidence.patching.metrics import METRIC_UNITS
-    from memcircuits.evidence.patching.sites import LAYER_SITES, PATCH_HEAD_SITES
-    from memcircuits.evidence.patching.sweeps import patch_heads, patch_layers
-
-    sites = names(site) or []
-    for one in sites:
-        one_of("--site", one, (*PATCH_HEAD_SITES, *LAYER_SITES))
-        if method != "exact" and one in LAYER_SITES:
-            raise InputError("--method", method, f"{one}: layers are patched exactly; leave it out")
-    one_of("--direction", direction, (*DIRECTIONS, "both"))
-    one_of("--metric", metric, METRIC_UNITS)
-    one_of("--method", method, ("exact", "attribution"))
-    where: str | list[int] | None = positions
-    if positions == "all":
-        where = None
-    elif positions != "changed":
-        if not positions.replace(",", "").replace(" ", "").isdigit():
-            raise InputError("--positions", repr(positions), "write changed, all or like 0,7")
-        where = numbers("--positions", positions)
-    loaded, given = source.load()
-    clean, twins = _pairs(source, loaded, given, corrupted, max_paragraphs, draws, seed)
-    results: dict[tuple[str, str], PatchMap | LayerPatches] = {}
-    for way in DIRECTIONS if direction == "both" else (direction,):
-        options: dict[str, Any] = {"metric": metric, "direction": way, "progress": not source.quiet}
-        head_options = {"positions": where, "method": method, "seed": seed, **options}
-        for one in sites:
-            c.say(f"{way} {one}, {len(clean)} pairs", source.quiet)
-            if one in PATCH_HEAD_SITES:
-                results[way, one] = patch_heads(loaded, clean, twins, site=one, **head_options)
-            else:
-                options["site"] = one
-                results[way, one] = patch_layers(loaded, clean, twins, **options)
-    written = _write(results, out)
+    options.check()
+    model, paragraphs = inputs.load()
+    clean, corrupted = _pairs(inputs, model, paragraphs, options)
+    results = _measure(inputs, model, clean, corrupted, options)
+    written = [
+        result.save(out / f"patch-{direction}-{site}.safetensors")
+        for (direction, site), result in results.items()
+    ]
+    written += _write_maps(results, out)
     if json:
-        c.print_json([_facts(way, one, result) for (way, one), result in results.items()])
+        print_json([_as_json(*key, result) for key, result in results.items()])
     else:
         for result in results.values():
-            frame = result.to_frame().sort_values("share", ascending=False, kind="stable")
-            name = next(iter(result.samples))
-            typer.echo(
-                f"{result.name} over {len(clean)} pairs, changes of {name} [{result.units}] and "
-                f"others; unpatched {float(result.base[name].mean()):.4g}, the other run "
-                f"{float(result.source[name].mean()):.4g}, share: how much of the way there"
-            )
-            c.print_table(frame.head(top))
-            for note in result.notes:
-                typer.echo(f"Note: {note}")
-    for path in written:
-        c.say(f"wrote {path}", source.quiet)
+            _print(result, len(clean), top)
+    say_written(written, inputs.quiet)
 
 
 def _pairs(
-    source: c.Source,
-    model: Any,
-    given: Paragraphs,
-    corrupted: Path | None,
-    most: int,
-    draws: int,
-    seed: int,
+    inputs: Inputs, model: Any, paragraphs: Paragraphs, options: PatchOptions
 ) -> tuple[Paragraphs, Paragraphs]:
+    """Clean paragraphs and their corrupted versions, row by row."""
     from memcircuits.core.errors import InputError
     from memcircuits.evidence.triggers.perturbation import perturb_prefix
     from memcircuits.measure.scanning import scan
 
-    if corrupted is not None:
-        return given[:most], source.read(corrupted, model)[:most]
-    memorized = scan(model, given, progress=not source.quiet).memorized
+    n = options.max_paragraphs
+    if options.corrupted is not None:
+        return paragraphs[:n], inputs.read(options.corrupted, model)[:n]
+    memorized = scan(model, paragraphs, progress=inputs.progress).memorized
     if memorized is None:
         raise InputError(
-            "--paragraphs", f"none of {len(given)} is memorized", "pass --corrupted with twins"
+            "--paragraphs",
+            f"none of {len(paragraphs)} is memorized",
+            "pass corrupted versions with --corrupted",
         )
-    chosen = draw(memorized, most, seed)
-    c.say(f"perturbing {len(chosen)} memorized paragraphs", source.quiet)
-    return perturb_prefix(model, chosen, draws=draws, seed=seed, progress=not source.quiet).pairs()
+    chosen = draw(memorized, n, options.seed)
+    say(f"perturbing {len(chosen)} memorized paragraphs", inputs.quiet)
+    clean, corrupted = perturb_prefix(
+        model, chosen, draws=options.draws, seed=options.seed, progress=inputs.progress
+    ).pairs()
+    return clean, corrupted
 
 
-def _facts(way: str, site: str, result: PatchMap | LayerPatches) -> dict[str, Any]:
-    name = next(iter(result.samples))
-    facts = {
-        "direction": way,
+def _measure(
+    inputs: Inputs, model: Any, clean: Paragraphs, corrupted: Paragraphs, options: PatchOptions
+) -> PatchesOf:
+    """Patch every site in every direction."""
+    from memcircuits.evidence.patching.sites import PATCH_HEAD_SITES
+    from memcircuits.evidence.patching.sweeps import patch_heads, patch_layers
+
+    results: PatchesOf = {}
+    for direction in options.directions:
+        for site in options.sites:
+            say(f"{direction} {site}, {len(clean)} pairs", inputs.quiet)
+            arguments: dict[str, Any] = {"site": site, "direction": direction}
+            arguments |= {"metric": options.metric, "progress": inputs.progress}
+            if site in PATCH_HEAD_SITES:
+                arguments |= {"positions": options.parsed_positions, "method": options.method}
+                arguments |= {"seed": options.seed}
+                results[direction, site] = patch_heads(model, clean, corrupted, **arguments)
+            else:
+                results[direction, site] = patch_layers(model, clean, corrupted, **arguments)
+    return results
+
+
+def _print(result: Patches, n_pairs: int, top: int) -> None:
+    frame = result.to_frame().sort_values("share", ascending=False, kind="stable")
+    metric = next(iter(result.samples))
+    typer.echo(
+        f"{result.name} over {n_pairs} pairs, changes of {metric} [{result.units}] and others; "
+        f"unpatched {float(result.base[metric].mean()):.4g}, the other run "
+        f"{float(result.source[metric].mean()):.4g}; share: fraction of that difference"
+    )
+    print_table(frame.head(top))
+    print_notes(result.notes)
+
+
+def _as_json(direction: str, site: str, result: Patches) -> dict[str, Any]:
+    metric = next(iter(result.samples))
+    data = {
+        "direction": direction,
         "site": site,
-        "metric": name,
+        "metric": metric,
         "units": result.units,
-        "base": float(result.base[name].mean()),
-        "source": float(result.source[name].mean()),
-        "effects": c.records(result.to_frame()),
+        "base": float(result.base[metric].mean()),
+        "source": float(result.source[metric].mean()),
+        "effects": records(result.to_frame()),
         "notes": list(result.notes),
     }
     agreement = getattr(result, "agreement", {})
     if agreement:
-        facts["agreement"] = {k: v if v == v else None for k, v in agreement.items()}
-    return facts
+        data["agreement"] = {k: None if v != v else v for k, v in agreement.items()}
+    return data
 
 
-def _write(results: dict[tuple[str, str], PatchMap | LayerPatches], out: Path) -> list[Path]:
-    from memcircuits.core.io import write_atomically
-    from memcircuits.display import figures
+def _write_maps(results: PatchesOf, out: Path) -> list[Path]:
+    """A page per direction for heads, and one for layers."""
     from memcircuits.evidence.patching.results import PatchMap
 
-    written = [
-        result.save(out / f"patch-{way}-{site}.safetensors")
-        for (way, site), result in results.items()
-    ]
-    for way in dict.fromkeys(way for way, _ in results):
+    written = []
+    for direction in dict.fromkeys(direction for direction, _ in results):
         for column in ("head", "position"):
             maps = {
                 site: result
-                for (w, site), result in results.items()
-                if w == way and isinstance(result, PatchMap) == (column == "head")
+                for (other, site), result in results.items()
+                if other == direction and isinstance(result, PatchMap) == (column == "head")
             }
-            widths = {result.values.shape[1] for result in maps.values()}
-            for width in widths:  # key-value heads have a map of their own
-                panels = {s: r.values for s, r in maps.items() if r.values.shape[1] == width}
-                first = next(iter(maps.values()))
-                figure = figures.patching_map(
-                    panels,
-                    title=f"{way}: {next(iter(first.samples))}",
-                    name="effect",
-                    units=first.units,
-                    col_label=column,
-                )
-                name = f"patch-{way}-{'-'.join(panels)}.html"
-                written.append(write_atomically(out / name, figure.to_html(include_plotlyjs=True)))
+            # Key-value heads may be fewer than query heads; they have a map of their own.
+            for width in {result.values.shape[1] for result in maps.values()}:
+                panels = {s: r for s, r in maps.items() if r.values.shape[1] == width}
+                written.append(_write_map(direction, panels, column, out))
     return written
+
+
+def _write_map(direction: str, panels: dict[str, Patches], column: str, out: Path) -> Path:
+    from memcircuits.core.io import write_atomically
+    from memcircuits.display import figures
+
+    first = next(iter(panels.values()))
+    figure = figures.patching_map(
+        {site: result.values for site, result in panels.items()},
+        title=f"{direction}: {next(iter(first.samples))}",
+        name="effect",
+        units=first.units,
+        col_label=column,
+    )
+    path = out / f"patch-{direction}-{'-'.join(panels)}.html"
+    return write_atomically(path, figure.to_html(include_plotlyjs=True))

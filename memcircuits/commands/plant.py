@@ -1,68 +1,63 @@
-"""`memcircuits plant`: write paragraphs into chosen weights, to know the truth."""
+"""`memcircuits plant`: write paragraphs into chosen weights, so that their place is known."""
 
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from memcircuits.commands import common as c
-from memcircuits.commands.options import Components, Export
+from memcircuits.commands.inputs import Inputs
+from memcircuits.commands.options import Components, Export, Json, Out, Seed
+from memcircuits.commands.output import print_json, print_table, records, say, say_written
 from memcircuits.commands.selection import draw, names, without
 
+if TYPE_CHECKING:
+    from memcircuits.data.paragraphs import Paragraphs
+    from memcircuits.editing.planting import Planted
 
-def plant(
+
+def plant(  # noqa: PLR0913
     where: Annotated[
         str,
         typer.Option(
             help="Places, with commas: L1H2, L1.attn, L1.mlp, neurons:0.01, weights:0.001."
         ),
     ],
-    source: c.Source,
+    inputs: Inputs,
     targets: Annotated[
-        int, typer.Option(min=1, help="So many paragraphs are written, drawn by --seed.")
+        int, typer.Option(min=1, help="Number of paragraphs to write, drawn by --seed.")
     ] = 1,
     components: Components = None,
-    steps: Annotated[int, typer.Option(min=1, help="Adam steps at most.")] = 400,
+    steps: Annotated[int, typer.Option(min=1, help="Maximum number of Adam steps.")] = 400,
     kl_budget: Annotated[
-        float, typer.Option(help="KL on held-out anchors to be reached, nats/token.")
+        float, typer.Option(help="Maximum KL on held-out anchors, nats/token.")
     ] = 0.1,
-    out: c.Out = Path("memcircuits-plant"),
+    out: Out = Path("memcircuits-plant"),
     export: Export = None,
-    seed: c.Seed = 0,
-    json: c.Json = False,
+    seed: Seed = 0,
+    json: Json = False,
 ) -> None:
     """Write paragraphs that the model does not recite into chosen weights, and nowhere else.
 
-    The other paragraphs that it does not recite are the anchors, on which it must not change.
-    Writes planted.safetensors (`memcircuits.editing.planting.Planted.load`, then `.apply(model)`),
-    paragraphs.jsonl (what was written, then the anchors), and with --export a model folder. Then
-    see whether it is found: memcircuits heads --model FOLDER --paragraphs paragraphs.jsonl.
+    The other paragraphs that the model does not recite serve as anchors, on which its predictions
+    must not change. Writes planted.safetensors (`memcircuits.editing.planting.Planted.load`, then
+    `.apply(model)`), paragraphs.jsonl (the planted paragraphs, then the anchors), and with --export
+    a model folder. To see whether a method finds the place, run
+    memcircuits heads --model FOLDER --paragraphs paragraphs.jsonl.
 
     Example: memcircuits plant --where L3H5 --targets 2 --export planted-model
     """
-    import json as text
-
     import memcircuits as mc
-    from memcircuits.core.errors import InputError
-    from memcircuits.core.io import write_atomically
     from memcircuits.editing.export import check_new
 
     if export is not None:
         check_new(export, "--export")
-    loaded, given = source.load()
-    unknown = mc.scan(loaded, given, progress=not source.quiet).control
-    if unknown is None or len(unknown) < targets + 2:
-        n = 0 if unknown is None else len(unknown)
-        raise InputError(
-            "--paragraphs", f"{n} not recited", f"{targets} are written and two must be left"
-        )
-    chosen = draw(unknown, targets, seed)
-    anchors = without(unknown, chosen)
-    assert anchors is not None  # two at least are left
-    found = mc.plant(
-        loaded,
+    model, paragraphs = inputs.load()
+    unknown = mc.scan(model, paragraphs, progress=inputs.progress).control
+    chosen, anchors = _split(unknown, targets, seed)
+    planted = mc.plant(
+        model,
         chosen,
         where=names(where) or (),
         components=names(components),
@@ -70,35 +65,61 @@ def plant(
         steps=steps,
         kl_budget=kl_budget,
         seed=seed,
-        progress=not source.quiet,
+        progress=inputs.progress,
     )
-    rows = [
-        text.dumps({"id": name, "ids": ids})
-        for group in (chosen, anchors)
+    written = [
+        planted.save(out / "planted.safetensors"),
+        _write_paragraphs(out / "paragraphs.jsonl", chosen, anchors),
+    ]
+    if export is not None:
+        written.append(planted.export(export, inputs.model, revision=inputs.revision))
+    if json:
+        print_json(_as_json(planted))
+    else:
+        print_table(planted.to_frame())
+        typer.echo(str(planted))
+    say_written(written, inputs.quiet)
+    if export is not None:
+        found_by = f"--model {export} --paragraphs {out / 'paragraphs.jsonl'}"
+        say(f"is it found? memcircuits heads {found_by}", inputs.quiet)
+
+
+def _split(unknown: Paragraphs | None, targets: int, seed: int) -> tuple[Paragraphs, Paragraphs]:
+    """The paragraphs to write, and the anchors."""
+    from memcircuits.core.errors import InputError
+
+    if unknown is None or len(unknown) < targets + 2:
+        n = 0 if unknown is None else len(unknown)
+        raise InputError(
+            "--paragraphs",
+            f"{n} not recited",
+            f"{targets} are written and at least two must remain as anchors",
+        )
+    chosen = draw(unknown, targets, seed)
+    anchors = without(unknown, chosen)
+    assert anchors is not None  # at least two remain
+    return chosen, anchors
+
+
+def _write_paragraphs(path: Path, *groups: Paragraphs) -> Path:
+    """A file of paragraphs as ids, which any tokenizer leaves as they are."""
+    import json
+
+    from memcircuits.core.io import write_atomically
+
+    lines = [
+        json.dumps({"id": name, "ids": ids}) + "\n"
+        for group in groups
         for name, ids in zip(group.names, group.ids.tolist(), strict=True)
     ]
-    paths = [
-        found.save(out / "planted.safetensors"),
-        write_atomically(out / "paragraphs.jsonl", "\n".join(rows) + "\n"),
-    ]
-    if export is not None:
-        paths.append(found.export(export, source.model, revision=source.revision))
-    frame = found.to_frame()
-    if json:
-        c.print_json(
-            {
-                "summary": str(found),
-                "paragraphs": list(found.names),
-                "heads": [str(head) for head in found.truth.heads],
-                "layers": list(found.truth.layers),
-                "matrices": c.records(frame),
-            }
-        )
-    else:
-        c.print_table(frame)
-        typer.echo(str(found))
-    for path in paths:
-        c.say(f"wrote {path}", source.quiet)
-    if export is not None:
-        where_to = f"--model {export} --paragraphs {out / 'paragraphs.jsonl'}"
-        c.say(f"is it found? memcircuits heads {where_to}", source.quiet)
+    return write_atomically(path, "".join(lines))
+
+
+def _as_json(planted: Planted) -> dict[str, object]:
+    return {
+        "summary": str(planted),
+        "paragraphs": list(planted.names),
+        "heads": [str(head) for head in planted.truth.heads],
+        "layers": list(planted.truth.layers),
+        "matrices": records(planted.to_frame()),
+    }

@@ -4,163 +4,201 @@ from __future__ import annotations
 
 import functools
 import os
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from memcircuits.commands import common as c
+from memcircuits.commands.inputs import Inputs
+from memcircuits.commands.options import Json
+from memcircuits.commands.output import print_json, print_table, records, say
 
 if TYPE_CHECKING:
     import pandas as pd
 
+    from memcircuits.data.windows import Windows
     from memcircuits.measure.corpus.folder import ScanFolder
     from memcircuits.measure.scanning import Scan
 
-
-def _corpus(text: str, *names: str, **more: Any) -> Any:
-    return typer.Option(*names, help=text, rich_help_panel="Corpora, with --out", **more)
+_NOT_PRINTED = ["bits", "loose_match", "min_k", "samples", "bucket", "finite"]
 
 
-Out = Annotated[Path | None, typer.Option(help="Scan a corpus of any size into this folder.")]
-Resume = Annotated[bool, _corpus("Go on with a scan that was stopped.", "--resume")]
-Stride = Annotated[
-    int | None, _corpus("Tokens between windows; by default one window a row.", min=1)
-]
-Offset = Annotated[int, _corpus("Where the first window begins, in tokens.", min=0)]
-MinUnique = Annotated[float, _corpus("Keep windows with a larger share of different tokens.")]
-Drop = Annotated[list[str] | None, _corpus("Leave out windows that contain this; repeatable.")]
-Deduplicate = Annotated[bool, _corpus("Scan exact duplicates once, count them.", "--deduplicate")]
-PartRecords = Annotated[int, _corpus("Rows, and KiB of text, that one part covers.", min=1)]
-ShardIndex = Annotated[int | None, _corpus("This job of a job array, from 0.", min=0)]
-NumShards = Annotated[int | None, _corpus("Jobs of the job array.", min=1)]
-Engine = Annotated[str, _corpus("local, or ray (extra `ray`).")]
-RayAddress = Annotated[str | None, _corpus("A Ray cluster; by default this machine.")]
-Workers = Annotated[int | None, _corpus("Models that Ray holds; by default one per GPU.", min=1)]
+def _of_corpus(text: str, *names: str, **settings: Any) -> Any:
+    return typer.Option(*names, help=text, rich_help_panel="Corpora, with --out", **settings)
+
+
+@dataclass(frozen=True)
+class CorpusOptions:
+    """The options of a scan of a corpus into a folder."""
+
+    out: Annotated[
+        Path | None, typer.Option(help="Scan a corpus of any size into this folder.")
+    ] = None
+    batch_size: Annotated[
+        int | None,
+        typer.Option(min=1, help="Paragraphs per forward pass; by default, as many as fit."),
+    ] = None
+    resume: Annotated[bool, _of_corpus("Continue a scan that was stopped.", "--resume")] = False
+    stride: Annotated[
+        int | None,
+        _of_corpus("Tokens between window starts; by default, one window per row.", min=1),
+    ] = None
+    offset: Annotated[int, _of_corpus("Start of the first window, in tokens.", min=0)] = 0
+    min_unique: Annotated[
+        float, _of_corpus("Minimum fraction of different tokens in a window.")
+    ] = 0.0
+    drop: Annotated[
+        list[str] | None, _of_corpus("Leave out windows that contain this; repeatable.")
+    ] = None
+    deduplicate: Annotated[
+        bool, _of_corpus("Scan exact duplicates once and count them.", "--deduplicate")
+    ] = False
+    part_records: Annotated[
+        int, _of_corpus("Maximum number of rows per part, and of KiB of text.", min=1)
+    ] = 4096
+    shard_index: Annotated[
+        int | None, _of_corpus("Index of this job in a job array, from 0.", min=0)
+    ] = None
+    num_shards: Annotated[int | None, _of_corpus("Number of jobs in the array.", min=1)] = None
+    engine: Annotated[str, _of_corpus("local, or ray (extra `ray`).")] = "local"
+    ray_address: Annotated[
+        str | None, _of_corpus("Address of a Ray cluster; by default, this machine.")
+    ] = None
+    workers: Annotated[
+        int | None,
+        _of_corpus("Number of models that Ray holds; by default, one per GPU.", min=1),
+    ] = None
+
+    def check_unused(self) -> None:
+        """Raise `InputError` if an option needs --out, and it is not given."""
+        from memcircuits.core.errors import InputError
+
+        corpus_only = {
+            "--resume": self.resume,
+            "--stride": self.stride,
+            "--offset": self.offset,
+            "--min-unique": self.min_unique,
+            "--drop": self.drop,
+            "--deduplicate": self.deduplicate,
+            "--num-shards": self.num_shards,
+            "--engine": self.engine if self.engine != "local" else None,
+        }
+        for name, value in corpus_only.items():
+            if value:
+                raise InputError(name, value, "it needs --out FOLDER")
+
+    def windows(self, inputs: Inputs) -> Windows:
+        """What is cut from the rows of the corpus."""
+        from memcircuits.data.windows import Windows
+
+        return Windows(
+            n_prefix=inputs.n_prefix,
+            n_continuation=inputs.n_continuation,
+            stride=self.stride,
+            offset=self.offset,
+            min_unique=self.min_unique,
+            drop=tuple(self.drop or ()),
+            deduplicate=self.deduplicate,
+        )
+
+    def shard(self) -> tuple[int, int]:
+        """Index and number of shards: as given, or set by `accelerate launch` or `torchrun`."""
+        from memcircuits.core.errors import InputError
+
+        index, number = self.shard_index, self.num_shards
+        if (index is None) != (number is None):
+            raise InputError("--shard-index", index, "give --shard-index and --num-shards together")
+        if index is not None and number is not None:
+            return index, number
+        try:
+            return int(os.environ.get("RANK", 0)), int(os.environ.get("WORLD_SIZE", 1))
+        except ValueError as error:
+            raise InputError("RANK", str(error), "unset it, or give --shard-index") from None
 
 
 def scan(
-    source: c.Source,
+    inputs: Inputs,
+    options: CorpusOptions,
     top: Annotated[
-        int, typer.Option(min=0, help="Rows of the table printed, those with most EM first.")
+        int, typer.Option(min=0, help="Number of rows printed, those with the highest EM first.")
     ] = 20,
-    json: c.Json = False,
-    out: Out = None,
-    batch_size: c.BatchSize = None,
-    resume: Resume = False,
-    stride: Stride = None,
-    offset: Offset = 0,
-    min_unique: MinUnique = 0.0,
-    drop: Drop = None,
-    deduplicate: Deduplicate = False,
-    part_records: PartRecords = 4096,
-    shard_index: ShardIndex = None,
-    num_shards: NumShards = None,
-    engine: Engine = "local",
-    ray_address: RayAddress = None,
-    workers: Workers = None,
+    json: Json = False,
 ) -> None:
     """Which paragraphs does the model recite? EM, NLL and margins of every one.
 
     Example: memcircuits scan --model EleutherAI/gpt-neo-125m --paragraphs 50_50_preds.pt
 
-    With --out, windows of a corpus go to parquet files, and a scan that was stopped goes on:
+    With --out, the windows of a corpus are written to parquet files, and a scan that was stopped
+    can be continued:
     memcircuits scan --paragraphs corpus.jsonl.zst --stride 100 --out scan --resume
     """
     import memcircuits as mc
 
-    if out is None:
-        corpus_only = {
-            "--resume": resume,
-            "--stride": stride,
-            "--offset": offset,
-            "--min-unique": min_unique,
-            "--drop": drop,
-            "--deduplicate": deduplicate,
-            "--num-shards": num_shards,
-            "--engine": engine if engine != "local" else None,
-        }
-        for name, value in corpus_only.items():
-            if value:
-                raise mc.InputError(name, value, "it needs --out FOLDER")
-        loaded, given = source.load()
-        found = mc.scan(loaded, given, batch_size=batch_size, progress=not source.quiet)
-        _print_scan(found, json, top)
+    if options.out is not None:
+        _scan_corpus(inputs, options, options.out, json)
         return
+    options.check_unused()
+    model, paragraphs = inputs.load()
+    result = mc.scan(model, paragraphs, batch_size=options.batch_size, progress=inputs.progress)
+    _print_scan(result, json, top)
 
-    from memcircuits.data.windows import Windows
+
+def _scan_corpus(inputs: Inputs, options: CorpusOptions, out: Path, json: bool) -> None:
+    import memcircuits as mc
     from memcircuits.organism import DATA
 
-    source.refuse_missing_paragraphs()
-    corpus = str(source.paragraphs or DATA / "paragraphs.jsonl")
-    windows = Windows(
-        source.n_prefix,
-        source.n_continuation,
-        stride,
-        offset,
-        min_unique,
-        tuple(drop or ()),
-        deduplicate,
-    )
-    options: dict[str, Any] = {
-        "windows": windows,
-        "part_records": part_records,
-        "batch_size": batch_size,
-        "resume": resume,
-        "progress": not source.quiet,
+    inputs.check_paragraphs_given()
+    corpus = str(inputs.paragraphs or DATA / "paragraphs.jsonl")
+    arguments: dict[str, Any] = {
+        "windows": options.windows(inputs),
+        "part_records": options.part_records,
+        "batch_size": options.batch_size,
+        "resume": options.resume,
+        "progress": inputs.progress,
     }
-    shard, local_rank = _shard(shard_index, num_shards)
-    loading = source.loading
-    if source.device == "auto" and local_rank is not None and _cuda():
-        loading["device"] = f"cuda:{local_rank}"
-    c.say(f"loading {source.model}", source.quiet)
-    load = functools.partial(mc.load_model, source.model, **loading)
-    if engine == "ray":
+    shard = options.shard()
+    loading = inputs.loading | _device_of_process(inputs, options)
+    say(f"loading {inputs.model}", inputs.quiet)
+    load = functools.partial(mc.load_model, inputs.model, **loading)
+    if options.engine == "ray":
         from memcircuits.measure.corpus.on_ray import scan_with_ray
 
         if shard != (0, 1):
             raise mc.InputError("--num-shards", shard[1], "with Ray, give --workers instead")
-        scan_folder = scan_with_ray(
-            load, corpus, out, workers=workers, address=ray_address, **options
-        )
-    elif engine == "local":
+        arguments |= {"workers": options.workers, "address": options.ray_address}
+        folder = scan_with_ray(load, corpus, out, **arguments)
+    elif options.engine == "local":
         from memcircuits.measure.corpus.scan import scan_to_disk
 
-        scan_folder = scan_to_disk(load(), corpus, out, shard=shard, **options)
+        folder = scan_to_disk(load(), corpus, out, shard=shard, **arguments)
     else:
-        raise mc.InputError("--engine", engine, "choose local or ray")
-    _print_folder(scan_folder, shard, json)
-    c.say(
-        f"in {out}: memcircuits.measure.corpus.folder.ScanFolder.open({str(out)!r})", source.quiet
-    )
+        raise mc.InputError("--engine", options.engine, "choose local or ray")
+    _print_folder(folder, shard, json)
+    opened = f"memcircuits.measure.corpus.folder.ScanFolder.open({str(out)!r})"
+    say(f"in {out}: {opened}", inputs.quiet)
 
 
-def _shard(index: int | None, number: int | None) -> tuple[tuple[int, int], int | None]:
-    """The shard, and the GPU that `accelerate launch` or `torchrun` gave to this process."""
-    from memcircuits.core.errors import InputError
-
-    if (index is None) != (number is None):
-        raise InputError("--shard-index", index, "give --shard-index and --num-shards together")
-    if index is not None and number is not None:
-        return (index, number), None
-    try:
-        rank, world = int(os.environ.get("RANK", 0)), int(os.environ.get("WORLD_SIZE", 1))
-        local = os.environ.get("LOCAL_RANK")
-        return (rank, world), None if local is None else int(local)
-    except ValueError as error:
-        raise InputError("RANK", str(error), "unset it, or give --shard-index") from None
-
-
-def _cuda() -> bool:
+def _device_of_process(inputs: Inputs, options: CorpusOptions) -> dict[str, Any]:
+    """The GPU that `accelerate launch` or `torchrun` gave to this process, if any."""
     import torch
 
-    return torch.cuda.is_available()
+    from memcircuits.core.errors import InputError
+
+    local_rank = os.environ.get("LOCAL_RANK")
+    if options.shard_index is not None or local_rank is None:
+        return {}
+    if not local_rank.isdigit():
+        raise InputError("LOCAL_RANK", local_rank, "unset it, or give --shard-index")
+    if inputs.device != "auto" or not torch.cuda.is_available():
+        return {}
+    return {"device": f"cuda:{int(local_rank)}"}
 
 
-def _print_folder(found: ScanFolder, shard: tuple[int, int], json: bool) -> None:
-    totals = found.summary
+def _print_folder(folder: ScanFolder, shard: tuple[int, int], json: bool) -> None:
+    totals = folder.summary
     if json:
-        c.print_json({"complete": found.complete, "totals": totals})
+        print_json({"complete": folder.complete, "totals": totals})
         return
     typer.echo(
         f"{totals['windows']} windows of {totals['rows']} rows, {totals['memorized']} memorized, "
@@ -172,32 +210,33 @@ def _print_folder(found: ScanFolder, shard: tuple[int, int], json: bool) -> None
         f"{totals['drifted']} of {totals['drift_sampled']} sampled windows get other ids when "
         "their text is encoded again"
     )
-    if found.complete:
-        seconds, tokens = totals["seconds"], totals["tokens_in_these_seconds"]
-        if tokens:
-            typer.echo(f"{tokens / seconds:,.0f} tokens/s in each process")
-        else:
-            typer.echo("everything was there already")
-    else:
+    if not folder.complete:
         typer.echo(f"shard {shard[0]} of {shard[1]} is finished, others are not")
+        return
+    seconds, tokens = totals["seconds"], totals["tokens_in_these_seconds"]
+    if tokens:
+        typer.echo(f"{tokens / seconds:,.0f} tokens/s in each process")
+    else:
+        typer.echo("all parts existed already")
 
 
-def _print_scan(found: Scan, json: bool, top: int) -> None:
+def _print_scan(result: Scan, json: bool, top: int) -> None:
     from memcircuits.measure.derived import REPETITION_COLUMNS
 
-    frame = found.to_frame()
+    frame = result.to_frame()
     groups = _summary(frame)
     if json:
-        n = found.token_correct.shape[1]
-        c.print_json({"summary": groups, "n_continuation": n, "paragraphs": c.records(frame)})
+        n_continuation = result.token_correct.shape[1]
+        print_json(
+            {"summary": groups, "n_continuation": n_continuation, "paragraphs": records(frame)}
+        )
         return
-    hidden = ["bits", "loose_match", "min_k", "samples", "bucket", "finite"]
-    order = frame.sort_values(["em", "nll"], ascending=[False, True], kind="stable")
-    c.print_table(order.drop(columns=hidden).head(top))
+    ordered = frame.sort_values(["em", "nll"], ascending=[False, True], kind="stable")
+    print_table(ordered.drop(columns=_NOT_PRINTED).head(top))
     if len(frame) > top:
         typer.echo(f"... {len(frame):,} paragraphs; all with --json, or --top {len(frame)}")
-    if any(key in found.metadata for key in REPETITION_COLUMNS):
-        c.print_table(found.by_repetitions())
+    if any(key in result.metadata for key in REPETITION_COLUMNS):
+        print_table(result.by_repetitions())
     for name, group in groups.items():
         typer.echo(
             f"{name}: {group['n']} paragraphs, {group['memorized']} memorized, "

@@ -1,45 +1,36 @@
-"""TODO."""
+"""Which paragraphs, heads or layers a command is about: texts of options become Python values."""
 
 from __future__ import annotations
 
+from collections.abc import Collection
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from memcircuits.commands import common as c
+from memcircuits.commands.inputs import Inputs, is_shipped
 
 if TYPE_CHECKING:
     from memcircuits.data.paragraphs import Paragraphs
 
 
-def heldout_text(source: c.Source, model: Any, path: Path | None) -> Paragraphs | None:
-    """The texts of --heldout, for the organism its own."""
-    from memcircuits.data.paragraphs import Paragraphs
-    from memcircuits.organism import DATA
-
-    if path is None and c.is_shipped(source.model):
-        return Paragraphs.read(DATA / "heldout.jsonl", n_prefix=1, n_continuation=99)[:64]
-    return None if path is None else source.read(path, model)
-
-
 def split(
-    source: c.Source, model: Any, given: Paragraphs, control: Path | None = None
+    inputs: Inputs, model: Any, paragraphs: Paragraphs, control: Path | None = None
 ) -> tuple[Paragraphs, Paragraphs]:
-    """The memorized among the given paragraphs, and the controls."""
+    """The memorized ones among the paragraphs, and the controls (by default also among them)."""
     from memcircuits.core.errors import InputError
     from memcircuits.measure.scanning import scan
 
-    found = scan(model, given, progress=not source.quiet)
-    if found.memorized is None:
+    result = scan(model, paragraphs, progress=inputs.progress)
+    if result.memorized is None:
         raise InputError(
-            "--paragraphs", f"none of {len(given)} is memorized", "give some that are recited"
+            "--paragraphs", f"none of {len(paragraphs)} is memorized", "give some that are recited"
         )
     if control is not None:
-        return found.memorized, source.read(control, model)
-    if found.control is None or len(found.control) < 4:
+        return result.memorized, inputs.read(control, model)
+    if result.control is None or len(result.control) < 4:
         raise InputError(
             "--control", "not given", "fewer than four of the paragraphs can serve as controls"
         )
-    return found.memorized, found.control
+    return result.memorized, result.control
 
 
 def draw(paragraphs: Paragraphs, n: int, seed: int) -> Paragraphs:
@@ -49,16 +40,28 @@ def draw(paragraphs: Paragraphs, n: int, seed: int) -> Paragraphs:
     return paragraphs.sample(n, torch.Generator().manual_seed(seed))
 
 
-def without(paragraphs: Paragraphs, some: Paragraphs) -> Paragraphs | None:
-    """The others."""
-    taken = set(some.names)
-    left = [i for i, name in enumerate(paragraphs.names) if name not in taken]
-    return paragraphs[left] if left else None
+def without(paragraphs: Paragraphs, excluded: Paragraphs) -> Paragraphs | None:
+    """The paragraphs that are not among `excluded`, by name; None if there are none."""
+    names = set(excluded.names)
+    others = [i for i, name in enumerate(paragraphs.names) if name not in names]
+    return paragraphs[others] if others else None
+
+
+def heldout_text(inputs: Inputs, model: Any, path: Path | None) -> Paragraphs | None:
+    """The texts of --heldout; by default the organism's own, None for other models."""
+    from memcircuits.data.paragraphs import Paragraphs
+    from memcircuits.organism import DATA
+
+    if path is not None:
+        return inputs.read(path, model)
+    if is_shipped(inputs.model):
+        return Paragraphs.read(DATA / "heldout.jsonl", n_prefix=1, n_continuation=99)[:64]
+    return None
 
 
 def names(text: str | None) -> list[str] | None:
     """`L1H2,L0H3` as a list."""
-    return None if text is None else [part.strip() for part in text.split(",")]
+    return None if text is None else [name.strip() for name in text.split(",")]
 
 
 def numbers(option: str, text: str | None) -> list[int] | None:
@@ -69,3 +72,11 @@ def numbers(option: str, text: str | None) -> list[int] | None:
     if parts is not None and not all(part.isdigit() for part in parts):
         raise InputError(option, repr(text), "write it like 0,1")
     return None if parts is None else [int(part) for part in parts]
+
+
+def choice(option: str, value: str, allowed: Collection[str]) -> Any:
+    """The value of an option, checked to be one of `allowed`."""
+    from memcircuits.core.errors import one_of
+
+    one_of(option, value, allowed)
+    return value

@@ -7,24 +7,36 @@ from typing import Annotated
 
 import typer
 
-from memcircuits.commands import common as c
+from memcircuits.commands.inputs import load
+from memcircuits.commands.options import (
+    Json,
+    Model,
+    Quiet,
+    RayAddress,
+    Revision,
+    TrustRemoteCode,
+)
+from memcircuits.commands.output import print_json, say_written
 
 
-def build(
+def build(  # noqa: PLR0913
     paragraphs: Annotated[
-        str, typer.Option("--paragraphs", help="File, folder or hf:NAME; whole documents count.")
+        str,
+        typer.Option(
+            "--paragraphs", help="File, folder or hf:NAME; its documents are counted in full."
+        ),
     ],
-    model: c.Model = "organism",
+    model: Model = "organism",
     out: Annotated[Path, typer.Option(help="File to write.")] = Path("unigrams.safetensors"),
-    processes: Annotated[int, typer.Option(min=1, help="Processes that encode and count.")] = 1,
+    processes: Annotated[
+        int, typer.Option(min=1, help="Number of processes that encode and count.")
+    ] = 1,
     engine: Annotated[str, typer.Option(help="local, or ray (extra `ray`).")] = "local",
-    ray_address: Annotated[
-        str | None, typer.Option(help="A Ray cluster; by default this machine.")
-    ] = None,
-    revision: c.Revision = None,
-    trust_remote_code: c.TrustRemoteCode = False,
-    json: c.Json = False,
-    quiet: c.Quiet = False,
+    ray_address: RayAddress = None,
+    revision: Revision = None,
+    trust_remote_code: TrustRemoteCode = False,
+    json: Json = False,
+    quiet: Quiet = False,
 ) -> None:
     """Count how often each token occurs in a corpus; `heads --unigrams` takes the table.
 
@@ -33,36 +45,37 @@ def build(
     import memcircuits as mc
     from memcircuits.data.tokens import vocabulary_size
 
-    c.say(f"loading {model}", quiet)
-    loaded = mc.load_model(
-        model, device="cpu", revision=revision, trust_remote_code=trust_remote_code
+    loaded = load(
+        model, quiet, device="cpu", revision=revision, trust_remote_code=trust_remote_code
     )
-    tokenizer, size = loaded.tokenizer, vocabulary_size(loaded)
-    del loaded
+    tokenizer, d_vocab = loaded.tokenizer, vocabulary_size(loaded)
+    del loaded  # the weights are not needed for counting
     if engine == "ray":
         from memcircuits.measure.corpus.on_ray import count_with_ray
 
         table = count_with_ray(
-            paragraphs, tokenizer, d_vocab=size, address=ray_address, progress=not quiet
+            paragraphs, tokenizer, d_vocab=d_vocab, address=ray_address, progress=not quiet
         )
     elif engine == "local":
         table = mc.UnigramTable.from_corpus(
-            paragraphs, tokenizer, d_vocab=size, processes=processes, progress=not quiet
+            paragraphs, tokenizer, d_vocab=d_vocab, processes=processes, progress=not quiet
         )
     else:
         raise mc.InputError("--engine", engine, "choose local or ray")
     table.save(out)
-    seen = int((table.counts > 0).sum())
+    n_seen = int((table.counts > 0).sum())
     if json:
-        c.print_json(
+        print_json(
             {
                 "n_tokens": table.n_tokens,
-                "d_vocab": size,
-                "seen": seen,
+                "d_vocab": d_vocab,
+                "seen": n_seen,
                 "source": table.source,
                 "tokenizer": table.tokenizer,
             }
         )
     else:
-        typer.echo(f"{table.n_tokens:,} tokens of {table.source}, {seen:,} of {size:,} ids seen")
-    c.say(f"wrote {out}", quiet)
+        typer.echo(
+            f"{table.n_tokens:,} tokens of {table.source}, {n_seen:,} of {d_vocab:,} ids seen"
+        )
+    say_written([out], quiet)

@@ -1,0 +1,113 @@
+"""The model and the paragraphs that a command is about, and the options that name them."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from memcircuits.commands.options import (
+    Continuation,
+    Device,
+    Dtype,
+    Model,
+    Prefix,
+    Quiet,
+    Revision,
+    TrustRemoteCode,
+)
+from memcircuits.commands.output import say
+
+if TYPE_CHECKING:
+    from memcircuits.data.paragraphs import Paragraphs
+    from memcircuits.data.unigrams import UnigramTable
+
+
+@dataclass(frozen=True)
+class Inputs:
+    """The options of every command that takes a model and paragraphs.
+
+    A command has one parameter of this type, called `inputs` (see `common.with_options`).
+    """
+
+    model: Model = "organism"
+    paragraphs: Annotated[
+        Path | None,
+        typer.Option("--paragraphs", help="File of paragraphs; by default, those shipped."),
+    ] = None
+    n_prefix: Prefix = 50
+    n_continuation: Continuation = 50
+    device: Device = "auto"
+    dtype: Dtype = "float32"
+    revision: Revision = None
+    trust_remote_code: TrustRemoteCode = False
+    quiet: Quiet = False
+
+    @property
+    def progress(self) -> bool:
+        """Whether progress is shown."""
+        return not self.quiet
+
+    @property
+    def loading(self) -> dict[str, Any]:
+        """The arguments of `load_model` beside the name."""
+        return {
+            "device": self.device,
+            "dtype": self.dtype,
+            "revision": self.revision,
+            "trust_remote_code": self.trust_remote_code,
+        }
+
+    def load(self) -> tuple[Any, Paragraphs]:
+        """The model and the paragraphs."""
+        from memcircuits.data.paragraphs import Paragraphs
+
+        self.check_paragraphs_given()
+        model = load(self.model, self.quiet, **self.loading)
+        if self.paragraphs is not None:
+            return model, self.read(self.paragraphs, model)
+        is_planted = self.model == "organism-planted"
+        return model, Paragraphs.shipped("control" if is_planted else "all")
+
+    def read(self, path: Path, model: Any) -> Paragraphs:
+        """The paragraphs of another file, of the same lengths."""
+        from memcircuits.data.paragraphs import Paragraphs
+
+        return Paragraphs.read(
+            path, model, n_prefix=self.n_prefix, n_continuation=self.n_continuation
+        )
+
+    def check_paragraphs_given(self) -> None:
+        """Raise `InputError` if paragraphs are missing: those shipped are for the shipped model."""
+        from memcircuits.core.errors import InputError
+
+        if self.paragraphs is None and not is_shipped(self.model):
+            raise InputError(
+                "--paragraphs",
+                "not given",
+                f"the shipped paragraphs are the organism's, not {self.model}'s: give a file",
+            )
+
+
+def load(name: str, quiet: bool, **loading: Any) -> Any:
+    """Load a model by `load_model`, which checks its arguments."""
+    from memcircuits.models.loading import load_model
+
+    say(f"loading {name}", quiet)
+    return load_model(name, **loading)
+
+
+def is_shipped(model: str) -> bool:
+    """Whether a model name means the organism, or its planted variant."""
+    return model in ("organism", "organism-planted")
+
+
+def unigram_table(model: str, path: Path | None) -> UnigramTable | None:
+    """The table of a file; without a file the shipped one for the organism, else None."""
+    from memcircuits.data.unigrams import UnigramTable
+
+    if path is not None:
+        return UnigramTable.read(path)
+    return UnigramTable.shipped() if is_shipped(model) else None
