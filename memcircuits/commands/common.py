@@ -26,11 +26,11 @@ def with_options(command: Callable[..., None]) -> Callable[..., None]:
     The model and the paragraphs come first in `--help`, the other fields of `inputs` last.
     """
     parameters = inspect.signature(command, eval_str=True).parameters
-    groups = {
-        name: (parameter.annotation, inspect.signature(parameter.annotation, eval_str=True))
-        for name, parameter in parameters.items()
-        if dataclasses.is_dataclass(parameter.annotation)
-    }
+    groups: dict[str, tuple[Callable[..., Any], inspect.Signature]] = {}
+    for name, parameter in parameters.items():
+        group: Any = parameter.annotation
+        if isinstance(group, type) and dataclasses.is_dataclass(group):
+            groups[name] = group, inspect.signature(group, eval_str=True)
     shared = dict(groups["inputs"][1].parameters) if "inputs" in groups else {}
     own: dict[str, inspect.Parameter] = {}
     for name, parameter in parameters.items():

@@ -91,7 +91,7 @@ def _edits_of_other_masks(
     """Edits of the same targets with all other choices of weights."""
     from memcircuits.editing.masks import MASK_STRATEGIES
 
-    edits = {}
+    edits: dict[str, Edit] = {}
     for other in MASK_STRATEGIES:
         used = recipe
         if other == "all" and recipe.curvature == "full":
