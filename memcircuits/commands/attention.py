@@ -13,7 +13,7 @@ from memcircuits.commands.output import print_json, print_table, records, say_wr
 from memcircuits.commands.selection import draw, names, numbers, split
 
 
-def attention(  # noqa: PLR0913
+def attention(
     inputs: Inputs,
     heads: Annotated[
         str | None,

@@ -13,7 +13,7 @@ from memcircuits.commands.output import print_json, print_table, records, say, s
 from memcircuits.commands.selection import names
 
 
-def localize(  # noqa: PLR0913
+def localize(
     inputs: Inputs,
     out: Out = Path("memcircuits-bench"),
     quick: Annotated[

@@ -36,7 +36,7 @@ _COLUMNS = [
 ]
 
 
-def heads(  # noqa: PLR0913
+def heads(
     inputs: Inputs,
     control: Control = None,
     unigrams: Unigrams = None,

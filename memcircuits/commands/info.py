@@ -20,7 +20,7 @@ from memcircuits.commands.options import (
 from memcircuits.commands.output import print_json
 
 
-def info(  # noqa: PLR0913
+def info(
     model: Annotated[str, typer.Argument(help="Model name, folder or .gguf file.")] = "organism",
     json: Json = False,
     device: Device = "auto",

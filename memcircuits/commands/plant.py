@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     from memcircuits.editing.planting import Planted
 
 
-def plant(  # noqa: PLR0913
+def plant(
     where: Annotated[
         str,
         typer.Option(

@@ -20,7 +20,7 @@ from memcircuits.commands.options import (
 from memcircuits.commands.output import say_written
 
 
-def report(  # noqa: PLR0913
+def report(
     ranking: Annotated[
         Path, typer.Argument(help="ranking.safetensors, as `memcircuits heads` wrote it.")
     ] = Path("memcircuits-heads/ranking.safetensors"),

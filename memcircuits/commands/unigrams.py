@@ -19,7 +19,7 @@ from memcircuits.commands.options import (
 from memcircuits.commands.output import print_json, say_written
 
 
-def build(  # noqa: PLR0913
+def build(
     paragraphs: Annotated[
         str,
         typer.Option(

@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     from memcircuits.editing.recipe import Recipe
 
 
-def unlearn(  # noqa: PLR0913
+def unlearn(
     inputs: Inputs,
     options: EditOptions,
     mask: Annotated[

@@ -4,10 +4,12 @@ import json
 import subprocess
 import sys
 
+import pandas as pd
 import pytest
 from typer.testing import CliRunner
 
 from memcircuits.cli import app
+from memcircuits.commands import output
 from memcircuits.results.result import Result
 from tests.helpers import models as zoo
 
@@ -197,15 +199,35 @@ def test_ctrl_c_is_status_130(options, monkeypatch):
     assert result.exit_code == 130
 
 
-def test_a_reader_that_has_enough_is_no_error(options):
-    """As in `memcircuits scan | head`: nothing is said about the pipe."""
-    command = [sys.executable, "-m", "memcircuits", "scan", *options, "--json", "--quiet"]
-    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE) as scan:
-        scan.stdout.close()
-        said = scan.stderr.read().decode()
-    assert scan.returncode == 1
+@pytest.mark.parametrize("command", ["scan --json", "scan", "info"])
+def test_a_closed_pipe_ends_a_command_without_a_message(command, options):
+    """As in `memcircuits scan | head`: the reader has enough, which is no error to speak of."""
+    name, *flags = command.split()
+    arguments = options[1:2] if name == "info" else options
+    run = [sys.executable, "-m", "memcircuits", name, *arguments, *flags, "--quiet"]
+    with subprocess.Popen(run, stdout=subprocess.PIPE, stderr=subprocess.PIPE) as process:
+        process.stdout.close()
+        said = process.stderr.read().decode()
+    assert process.returncode == 1
     assert "memcircuits:" not in said
+    assert "Broken pipe" not in said
     assert "Traceback" not in said
+
+
+def test_a_table_is_plain_in_a_pipe_and_fitted_on_a_terminal(monkeypatch, capsys):
+    frame = pd.DataFrame({"name": ["a [red] one", "b"], "nll": [1.23456, float("nan")]})
+    output.print_table(frame)
+    piped = capsys.readouterr().out
+    assert piped.splitlines()[0].split() == ["name", "nll"]
+    assert "1.235" in piped
+    assert not set(piped) & set("\u2500\u2501\u2502\x1b")
+    monkeypatch.setattr(sys.stdout, "isatty", lambda: True)
+    monkeypatch.setenv("COLUMNS", "60")
+    monkeypatch.setenv("NO_COLOR", "1")
+    output.print_table(frame)
+    lines = capsys.readouterr().out.splitlines()
+    assert any("a [red] one" in line and "1.235" in line for line in lines)
+    assert all(len(line) <= 60 for line in lines)
 
 
 def test_help_imports_nothing_heavy():
