@@ -1,4 +1,4 @@
-"""What `unlearn` and `edit` share: the paragraphs of an edit, and the report about it.
+"""What `unlearn` and `edit` share: options, the paragraphs of an edit, and the report about it.
 
 Controls are split in two: every second one is given to the search, the others are never seen by it
 and tell what the edit changed. Further memorized paragraphs tell whether it is specific.
@@ -9,14 +9,14 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from memcircuits.commands.inputs import Inputs
-from memcircuits.commands.options import EditOptions
+from memcircuits.commands.options import Components, Control, Export, Seed
 from memcircuits.commands.output import print_json, print_table, records, say, say_written
-from memcircuits.commands.selection import draw, heldout_text, split, without
+from memcircuits.commands.selection import draw, heldout_text, names, numbers, split, without
 
 if TYPE_CHECKING:
     from pandas import DataFrame
@@ -29,6 +29,58 @@ _STOPPED = {
     "kl": "another step would have passed --kl-budget; raise it, or --fraction",
     "steps": "the maximum number of steps was reached",
 }
+
+
+@dataclass(frozen=True)
+class EditOptions:
+    """The options that `unlearn` and `edit` share."""
+
+    control: Control = None
+    targets: Annotated[
+        int,
+        typer.Option(min=1, help="Maximum number of memorized paragraphs to edit, by --seed."),
+    ] = 1
+    fraction: Annotated[
+        float,
+        typer.Option(help="Fraction of the candidate weights that may change per paragraph."),
+    ] = 0.001
+    heads: Annotated[
+        str | None, typer.Option(help="Use only these heads' matrices, for instance L1H2,L0H3.")
+    ] = None
+    layers: Annotated[str | None, typer.Option(help="Use only these layers, for instance 0,1.")] = (
+        None
+    )
+    components: Components = None
+    kl_budget: Annotated[
+        float, typer.Option(help="Maximum KL on held-out controls, nats/token.")
+    ] = 0.002
+    heldout: Annotated[
+        Path | None,
+        typer.Option(help="File of texts to measure perplexity on; the organism has its own."),
+    ] = None
+    export: Export = None
+    seed: Seed = 0
+
+    def check(self) -> None:
+        """Raise `InputError` for what can be refused before a model is loaded."""
+        from memcircuits.core.errors import fraction, positive
+        from memcircuits.editing.export import check_new
+
+        fraction("--fraction", self.fraction)
+        positive("--kl-budget", self.kl_budget)
+        if self.export is not None:
+            check_new(self.export, "--export")
+
+    def search(self, *, progress: bool) -> dict[str, Any]:
+        """The arguments that say which weights are searched, and how."""
+        return {
+            "fraction": self.fraction,
+            "heads": names(self.heads),
+            "layers": numbers("--layers", self.layers),
+            "components": names(self.components),
+            "seed": self.seed,
+            "progress": progress,
+        }
 
 
 @dataclass(frozen=True)

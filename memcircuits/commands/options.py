@@ -1,8 +1,7 @@
-"""Options that several commands have, each with its help, and those of the commands that edit."""
+"""Options that several commands have, each with its help."""
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -51,57 +50,3 @@ TrustRemoteCode = Annotated[
 ]
 Prefix = Annotated[int, _of_model("Number of prefix tokens.", min=1, max=100_000)]
 Continuation = Annotated[int, _of_model("Number of continuation tokens.", min=1, max=100_000)]
-
-
-@dataclass(frozen=True)
-class EditOptions:
-    """The options that `unlearn` and `edit` share."""
-
-    control: Control = None
-    targets: Annotated[
-        int,
-        typer.Option(min=1, help="Maximum number of memorized paragraphs to edit, by --seed."),
-    ] = 1
-    fraction: Annotated[
-        float,
-        typer.Option(help="Fraction of the candidate weights that may change per paragraph."),
-    ] = 0.001
-    heads: Annotated[
-        str | None, typer.Option(help="Use only these heads' matrices, for instance L1H2,L0H3.")
-    ] = None
-    layers: Annotated[str | None, typer.Option(help="Use only these layers, for instance 0,1.")] = (
-        None
-    )
-    components: Components = None
-    kl_budget: Annotated[
-        float, typer.Option(help="Maximum KL on held-out controls, nats/token.")
-    ] = 0.002
-    heldout: Annotated[
-        Path | None,
-        typer.Option(help="File of texts to measure perplexity on; the organism has its own."),
-    ] = None
-    export: Export = None
-    seed: Seed = 0
-
-    def check(self) -> None:
-        """Raise `InputError` for what can be refused before a model is loaded."""
-        from memcircuits.core.errors import fraction, positive
-        from memcircuits.editing.export import check_new
-
-        fraction("--fraction", self.fraction)
-        positive("--kl-budget", self.kl_budget)
-        if self.export is not None:
-            check_new(self.export, "--export")
-
-    def search(self, *, progress: bool) -> dict[str, Any]:
-        """The arguments that say which weights are searched, and how."""
-        from memcircuits.commands.selection import names, numbers
-
-        return {
-            "fraction": self.fraction,
-            "heads": names(self.heads),
-            "layers": numbers("--layers", self.layers),
-            "components": names(self.components),
-            "seed": self.seed,
-            "progress": progress,
-        }

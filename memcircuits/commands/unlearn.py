@@ -9,9 +9,9 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from memcircuits.commands.edit_report import EditTask, report_edit
+from memcircuits.commands.edit_report import EditOptions, EditTask, report_edit
 from memcircuits.commands.inputs import Inputs
-from memcircuits.commands.options import EditOptions, Json, Out
+from memcircuits.commands.options import Json, Out
 from memcircuits.commands.output import say
 from memcircuits.commands.selection import choice
 
