@@ -217,7 +217,7 @@ class Ablation:
 
 def _read_z(
     adapter: Adapter, ids: Int[Tensor, "batch pos"]
-) -> list[Float[Tensor, "batch pos head d_head"]]:
+) -> list[Float[Tensor, "batch predicting head d_head"]]:
     """The z of every layer; the last token, which predicts nothing, is not run."""
     names = [hook_name("z", layer) for layer in range(adapter.n_layers)]
     run = adapter.run(ids[:, :-1], positions=slice(-1, None), read=names)

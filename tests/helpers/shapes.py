@@ -7,24 +7,13 @@ package can say what is wrong with it; so it runs in a process of its own.
 """
 
 import sys
-import typing
 
-import beartype
-import beartype.roar
 import jaxtyping
 
-
-def checked(function):
-    """beartype, except where an annotation is for static checkers only (`Self`, lazy imports)."""
-    try:
-        typing.get_type_hints(function)
-        return beartype.beartype(function)
-    except (NameError, beartype.roar.BeartypeDecorHintException):
-        return function
-
+from tests.helpers import typechecker
 
 if __name__ == "__main__":
-    jaxtyping.install_import_hook("memcircuits", "tests.helpers.shapes.checked")
+    jaxtyping.install_import_hook("memcircuits", f"{typechecker.__name__}.checked")
     import memcircuits as mc
     from memcircuits.models.registry import validate_model
     from tests.helpers import models as zoo

@@ -243,7 +243,7 @@ class _Samples:
 
     def measure(
         self, paragraphs: Paragraphs
-    ) -> tuple[Float[Tensor, " sample"], list[Float[Tensor, "sample number head"]]]:
+    ) -> tuple[Float[Tensor, " sample"], list[Float[Tensor, "sample number _"]]]:
         """The loss of each sample and, for each weight, what `summarize` makes of its gradient."""
         if self.average == "paragraph":
             return paragraph_gradients(
@@ -265,8 +265,8 @@ class _Samples:
 
 
 def _divide_by_loss(
-    summaries: Sequence[Float[Tensor, "sample number head"]], losses: Float[Tensor, " sample"]
-) -> list[Float[Tensor, "sample number head"]]:
+    summaries: Sequence[Float[Tensor, "sample number _"]], losses: Float[Tensor, " sample"]
+) -> list[Float[Tensor, "sample number _"]]:
     """Summaries per nat of loss; the variance, a square, is divided by the square of the loss."""
     powers = [2.0 if statistic == "variance" else 1.0 for statistic in STATISTICS]
     scale = losses.clamp_min(1e-12)[:, None] ** torch.tensor([1.0, *powers])

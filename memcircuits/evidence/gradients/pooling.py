@@ -68,7 +68,7 @@ def summarize(
 
 
 def layer_summaries(
-    weights: Sequence[Weight], summaries: Sequence[Float[Tensor, "sample number head"]]
+    weights: Sequence[Weight], summaries: Sequence[Float[Tensor, "sample number _"]]
 ) -> dict[str, Summary]:
     """Component -> its `Summary`, from what `summarize` gave for each weight."""
     tables = stack_layers(weights, summaries)
@@ -76,8 +76,8 @@ def layer_summaries(
 
 
 def stack_layers(
-    weights: Sequence[Weight], numbers: Sequence[Float[Tensor, "sample number head"]]
-) -> dict[str, Float[Tensor, "sample number layer head"]]:
+    weights: Sequence[Weight], numbers: Sequence[Float[Tensor, "sample number _"]]
+) -> dict[str, Float[Tensor, "sample number layer _"]]:
     """Component -> the numbers of its weights, layer by layer."""
     layers: dict[str, list[Tensor]] = {}
     for weight, of_weight in zip(weights, numbers, strict=True):
