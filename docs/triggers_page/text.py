@@ -229,6 +229,6 @@ but no recitation.""",
 Denoising, the estimates order the heads as exact patching does, with either metric. Noising, they
 order them less well and give the top head a quarter to a half of its effect: where the model
 recites, p is near 1 and -log p flat. The logit difference is not flat and corrects the order of q,
-k and z, but not the size. What a result reports from its 10 heads may flatter it, since half of them
-have the largest estimates.""",
+k and z, but not the size. The agreement reported from the 10 measured heads may be too high, since
+half of them have the largest estimates.""",
 }

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, get_args
 
 import typer
 
@@ -16,7 +16,7 @@ from memcircuits.commands.output import (
     records,
     say_written,
 )
-from memcircuits.commands.selection import draw, split
+from memcircuits.commands.selection import choice, draw, split
 
 
 def ablate(
@@ -40,16 +40,25 @@ def ablate(
     """
     import memcircuits as mc
     from memcircuits.core.io import write_atomically
+    from memcircuits.evidence.ablation import Mode
 
+    checked_mode = choice("--mode", mode, get_args(Mode))
     model, paragraphs = inputs.load()
     memorized, control = split(inputs, model, paragraphs)
     groups = {
         "memorized": draw(memorized, max_paragraphs, seed),
         "control": draw(control, max_paragraphs, seed),
     }
-    options = {"reference": groups["control"], "seed": seed, "progress": inputs.progress}
     effects = {
-        name: mc.ablate_heads(model, group, mode=mode, **options) for name, group in groups.items()
+        name: mc.ablate_heads(
+            model,
+            group,
+            mode=checked_mode,
+            reference=groups["control"],
+            seed=seed,
+            progress=inputs.progress,
+        )
+        for name, group in groups.items()
     }
     written = []
     for name, effect in effects.items():

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, get_args
 
 import typer
 
@@ -16,6 +16,7 @@ from memcircuits.commands.output import (
     records,
     say_written,
 )
+from memcircuits.commands.selection import choice
 
 if TYPE_CHECKING:
     from memcircuits.evidence.ranking import Ranking
@@ -68,15 +69,19 @@ def heads(
     Example: memcircuits heads --out results
     """
     import memcircuits as mc
+    from memcircuits.evidence.ablation import Mode
+    from memcircuits.evidence.screening import Method
 
+    checked_mode = choice("--mode", mode, get_args(Mode))
+    checked_method = choice("--method", method, get_args(Method))
     model, paragraphs = inputs.load()
     ranking = mc.find_memorization_heads(
         model,
         paragraphs,
         control=None if control is None else inputs.read(control, model),
         unigrams=unigram_table(inputs.model, unigrams),
-        mode=mode,
-        method=method,
+        mode=checked_mode,
+        method=checked_method,
         max_paragraphs=max_paragraphs,
         match_nll=match_nll,
         seed=seed,

@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     from pandas import DataFrame
 
     from memcircuits.editing.edit import Edit
+    from memcircuits.editing.masks import MaskStrategy
     from memcircuits.editing.recipe import Recipe
 
 
@@ -59,9 +60,11 @@ def unlearn(
 
     Example: memcircuits unlearn --targets 3 --kl-budget 0.006 --export forgetful
     """
+    from memcircuits.editing.masks import MASK_STRATEGIES
     from memcircuits.editing.recipe import NATURAL_GRADIENT, STOEHR_2024
     from memcircuits.editing.unlearning import unlearn as find_edit
 
+    strategy: MaskStrategy = choice("--mask", mask, MASK_STRATEGIES)
     recipes = {"natural": NATURAL_GRADIENT, "reference": STOEHR_2024}
     chosen_recipe = recipes[choice("--recipe", recipe, recipes)]
     task = EditTask.load(inputs, options)
@@ -81,7 +84,7 @@ def unlearn(
     if recover:
         tables["recovery"] = _recovery(task, edit, recover, inputs)
     if noise:
-        tables["noise"] = _noise(task, mask, search)
+        tables["noise"] = _noise(task, strategy, search)
     report_edit(edit, task, inputs, out=out, export=options.export, json=json, tables=tables)
 
 
@@ -124,7 +127,7 @@ def _recovery(task: EditTask, edit: Edit, steps: int, inputs: Inputs) -> DataFra
     ).to_frame()
 
 
-def _noise(task: EditTask, mask: str, search: dict[str, Any]) -> DataFrame:
+def _noise(task: EditTask, mask: MaskStrategy, search: dict[str, Any]) -> DataFrame:
     from memcircuits.editing.noise import weight_noise
 
     return weight_noise(task.model, task.targets, task.unseen, mask=mask, **search).to_frame()
