@@ -150,7 +150,7 @@ class Log:
             "line runs on the model that recites them.",
             "",
             f"Measured with {threads} thread(s) on a machine of {cores} cores, processor seconds "
-            f"(elapsed ones hang on what else runs): {cpu:.0f} s in all, "
+            f"(elapsed seconds depend on what else runs): {cpu:.0f} s in all, "
             f"{self.rows[-1].gib:.2f} GiB at most. The last column is the most memory that the "
             "process had used by then.",
             "",

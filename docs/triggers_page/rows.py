@@ -204,7 +204,7 @@ def correlation(a: torch.Tensor, b: torch.Tensor) -> float:
 
 
 def table(frame: pd.DataFrame, digits: int) -> str:
-    """Markdown; floats to so many decimals."""
+    """A table in Markdown; floats are rounded to `digits` decimals."""
 
     def cell(value: Any) -> str:
         return f"{value:.{digits}f}" if isinstance(value, float) else str(value)

@@ -264,9 +264,11 @@ def besides_section(runs: Runs) -> str:
     others = 87 - DEVELOPMENT
     return (
         "## What happens to other recitations\n\nControls are texts that the model does not "
-        "recite. An edit of one paragraph may cut other\nrecitations with it: so many of the "
-        f"{others} other paragraphs reported on here, all recited in full before,\nstill are after "
-        "it. None of them was a control of the edit.\n\n" + table(head, rows) + "\n"
+        "recite. An edit of one paragraph may stop other\nrecitations too. The table counts how "
+        f"many of the {others} other paragraphs reported on here, all recited\nin full before the "
+        "edit, are recited in full after it. None of them was a control of the edit.\n\n"
+        + table(head, rows)
+        + "\n"
     )
 
 
