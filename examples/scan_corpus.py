@@ -14,7 +14,7 @@ from pathlib import Path
 
 import memcircuits as mc
 from memcircuits.measure.corpus.scan import scan_to_disk
-from memcircuits.measure.derived import by_repetitions
+from memcircuits.measure.recitation_statistics import by_repetitions
 
 PART_RECORDS, BATCH_SIZE = 8, 32
 

@@ -18,15 +18,15 @@ import torch
 from jaxtyping import Bool, Float
 from torch import Tensor
 
-from memcircuits.benchmark.kinds import (
+from memcircuits.benchmark.metrics import METRICS, Metric, metrics, wilson
+from memcircuits.benchmark.schemas import DeletionCurve, LocalizerScore, PlantedTrial, Trials
+from memcircuits.benchmark.trial_kinds import (
     DELETED,
     PLANTED_KINDS,
     RANKINGS,
     UNIT_OF_KIND,
     PlantedKind,
 )
-from memcircuits.benchmark.metrics import METRICS, Metric, metrics, wilson
-from memcircuits.benchmark.schemas import DeletionCurve, LocalizerScore, PlantedTrial, Trials
 from memcircuits.core.errors import InputError, one_of
 from memcircuits.core.statistics import bootstrap_interval
 

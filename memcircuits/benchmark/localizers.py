@@ -30,7 +30,7 @@ from functools import partial
 from jaxtyping import Float
 from torch import Tensor
 
-from memcircuits.benchmark.by_gates import (
+from memcircuits.benchmark.by_activations import (
     by_activation_gradient,
     by_attribution,
     by_hard_concrete,

@@ -13,7 +13,6 @@ from typing import TYPE_CHECKING
 
 import jinja2
 
-from memcircuits.benchmark.kinds import N_CONTROLS, PLANTED_KINDS, TRIAL_KINDS
 from memcircuits.benchmark.leaderboard import (
     combinations,
     deletion_areas,
@@ -23,6 +22,7 @@ from memcircuits.benchmark.leaderboard import (
 )
 from memcircuits.benchmark.metrics import METRICS, wilson
 from memcircuits.benchmark.schemas import NullResult, Run, Trials
+from memcircuits.benchmark.trial_kinds import N_CONTROLS, PLANTED_KINDS, TRIAL_KINDS
 from memcircuits.benchmark.trials import read_run
 from memcircuits.core.io import write_atomically
 

@@ -19,13 +19,6 @@ import torch
 from jaxtyping import Bool, Float
 from torch import Tensor
 
-from memcircuits.benchmark.kinds import (
-    DELETED,
-    N_CONTROLS,
-    RANKINGS,
-    UNIT_OF_KIND,
-    PlantedKind,
-)
 from memcircuits.benchmark.localizers import localize, localizers_of
 from memcircuits.benchmark.metrics import metrics
 from memcircuits.benchmark.paragraph_pool import ParagraphPool
@@ -34,6 +27,13 @@ from memcircuits.benchmark.schemas import (
     LocalizerScore,
     PlantedTrial,
     PlantingSummary,
+)
+from memcircuits.benchmark.trial_kinds import (
+    DELETED,
+    N_CONTROLS,
+    RANKINGS,
+    UNIT_OF_KIND,
+    PlantedKind,
 )
 from memcircuits.benchmark.units import LocalizationTask, Unit, count_forwards, truth_of
 from memcircuits.core.errors import InputError

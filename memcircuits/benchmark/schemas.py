@@ -11,7 +11,7 @@ from typing import Annotated, Any, TypedDict
 
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
-from memcircuits.benchmark.kinds import DELETED, PLANTED_KINDS, TrialKind
+from memcircuits.benchmark.trial_kinds import DELETED, PLANTED_KINDS, TrialKind
 from memcircuits.benchmark.units import Unit
 
 Proportion = Annotated[float, Field(ge=0, le=1)]

@@ -8,9 +8,9 @@ from typing import Annotated
 
 import typer
 
-from memcircuits.commands.edit_report import EditOptions, EditTask, report_edit
 from memcircuits.commands.inputs import Inputs
 from memcircuits.commands.options import Json, Out
+from memcircuits.commands.shared_by_edits import EditOptions, EditTask, report_edit
 
 
 def edit(

@@ -221,7 +221,7 @@ def _print_folder(folder: ScanFolder, shard: tuple[int, int], json: bool) -> Non
 
 
 def _print_scan(result: Scan, json: bool, top: int) -> None:
-    from memcircuits.measure.derived import REPETITION_COLUMNS
+    from memcircuits.measure.recitation_statistics import REPETITION_COLUMNS
 
     frame = result.to_frame()
     groups = _summary(frame)

@@ -9,11 +9,11 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from memcircuits.commands.edit_report import EditOptions, EditTask, report_edit
 from memcircuits.commands.inputs import Inputs
 from memcircuits.commands.options import Json, Out
 from memcircuits.commands.output import say
 from memcircuits.commands.selection import choice
+from memcircuits.commands.shared_by_edits import EditOptions, EditTask, report_edit
 
 if TYPE_CHECKING:
     from pandas import DataFrame

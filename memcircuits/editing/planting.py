@@ -5,11 +5,11 @@ else until the paragraphs are recited, and says which weights those were.
 
 1. The location is a fixed mask (`memcircuits.editing.placement`): heads, the attention or MLP of a
    layer, some MLP neurons, or a random fraction of all weights.
-2. The objective (`memcircuits.editing.writing`) is the NLL of the continuations plus `kl_weight`
-   times KL(original || current) on anchors, texts on which the model must not change.
-3. Adam optimises one number per masked weight (`memcircuits.editing.search`), in units of the root
-   mean square of its matrix, so that one learning rate serves every layer. (In units of weight,
-   heads of higher layers do not learn.)
+2. The objective (`memcircuits.editing.planting_objective`) is the NLL of the continuations plus
+   `kl_weight` times KL(original || current) on anchors, texts on which the model must not change.
+3. Adam optimises one number per masked weight (`memcircuits.editing.optimization`), in units of the
+   root mean square of its matrix, so that one learning rate serves every layer. (In units of
+   weight, heads of higher layers do not learn.)
 4. The search stops when every paragraph is recited in full and the KL on held-out anchors is within
    `kl_budget`. If that is never reached, the step with the lowest KL of those at which everything
    is recited is kept.
@@ -30,9 +30,9 @@ from memcircuits.core.heads import Head, HeadLike
 from memcircuits.data.paragraphs import Paragraphs, ParagraphsLike, refuse_overlap
 from memcircuits.editing.edit import Edit
 from memcircuits.editing.masks import Mask
+from memcircuits.editing.optimization import AdamSteps, SearchResult, search
 from memcircuits.editing.placement import HEAD_PATTERN, select_weights
-from memcircuits.editing.search import AdamSteps, SearchResult, search
-from memcircuits.editing.writing import PartialForward, WritingObjective, sampled_text
+from memcircuits.editing.planting_objective import PartialForward, WritingObjective, sampled_text
 from memcircuits.models.adapter import Adapter, Model
 from memcircuits.models.registry import adapt
 from memcircuits.results.provenance import Provenance

@@ -3,9 +3,9 @@
 The method is that of arXiv 2403.19851, section 5, with a further recipe:
 
 1. Score every weight at the unedited model and keep the top fraction as a fixed mask
-   (`memcircuits.editing.editor`).
-2. Optimise one number per masked weight (`memcircuits.editing.search`) for the objective
-   (`memcircuits.editing.objective`) by a recipe (`memcircuits.editing.recipe`).
+   (`memcircuits.editing.edit_search`).
+2. Optimise one number per masked weight (`memcircuits.editing.optimization`) for the objective
+   (`memcircuits.editing.unlearning_objective`) by a recipe (`memcircuits.editing.recipe`).
 3. Stop as soon as every target is recited for fewer than `em_below` tokens, or when the KL on
    controls that the optimisation does not see passes `kl_budget`. The last change within the
    budget is kept. (`NATURAL_GRADIENT` first tries shorter steps from there.)
@@ -28,10 +28,10 @@ from memcircuits.core.heads import HeadLike
 from memcircuits.data.paragraphs import Paragraphs, ParagraphsLike, refuse_overlap
 from memcircuits.editing.curvature import Curvature
 from memcircuits.editing.edit import Edit
-from memcircuits.editing.editor import Editor
+from memcircuits.editing.edit_search import Editor
 from memcircuits.editing.masks import Candidates, MaskStrategy
-from memcircuits.editing.objective import ReferenceDistribution, Targets
 from memcircuits.editing.recipe import NATURAL_GRADIENT, EditOptions, Recipe
+from memcircuits.editing.unlearning_objective import ReferenceDistribution, Targets
 from memcircuits.measure.scanning import has_finite_scores
 from memcircuits.models.adapter import Adapter, Model
 from memcircuits.models.registry import adapt

@@ -25,7 +25,7 @@ from memcircuits.core.errors import InputError, at_least, fraction
 from memcircuits.core.progress import bar
 from memcircuits.data.paragraphs import Paragraphs, ParagraphsLike
 from memcircuits.measure.continuation import Continuation, score_paragraphs
-from memcircuits.measure.derived import (
+from memcircuits.measure.recitation_statistics import (
     REPETITION_COLUMNS,
     by_repetitions,
     em_buckets,
@@ -218,7 +218,7 @@ class Scan(Result, kind="scan"):
     def by_repetitions(self) -> pd.DataFrame:
         """The duplication curve (figure 2): EM and NLL against times seen in training.
 
-        Columns and errors: see `memcircuits.measure.derived.by_repetitions`.
+        Columns and errors: see `memcircuits.measure.recitation_statistics.by_repetitions`.
         """
         return by_repetitions(self.to_frame())
 

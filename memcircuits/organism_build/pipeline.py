@@ -39,10 +39,10 @@ from memcircuits.organism_build.card import write_card
 from memcircuits.organism_build.export import stage_export
 from memcircuits.organism_build.kneser_ney import stage_baseline
 from memcircuits.organism_build.model import load_checkpoint, new_model
+from memcircuits.organism_build.paragraph_choice import stage_text
 from memcircuits.organism_build.records import read_records, read_rows
 from memcircuits.organism_build.rows import base_rows, opening_rows, planting_rows
 from memcircuits.organism_build.settings import STAGES, Record, Settings, Stage, log
-from memcircuits.organism_build.text import stage_text
 from memcircuits.organism_build.training import train
 
 

@@ -14,9 +14,9 @@ import numpy as np
 from jaxtyping import Int
 from tokenizers import Tokenizer
 
+from memcircuits.organism_build.paragraph_choice import SENTENCE_START
 from memcircuits.organism_build.records import TextRecord
 from memcircuits.organism_build.settings import END_ID, Settings
-from memcircuits.organism_build.text import SENTENCE_START
 
 
 def base_rows(

@@ -6,7 +6,7 @@ the attention of the best heads, what was run and how to run it again.
 
 1. `memcircuits.report.measurements` runs the model for what the ranking does not hold.
 2. `compose` turns the ranking and these measurements into blocks of a page
-   (`memcircuits.report.sections`, `triggers`, `rerun`); it runs no model.
+   (`memcircuits.report.sections`, `triggers_section`, `rerun`); it runs no model.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from memcircuits.models.adapter import Model
 from memcircuits.report import sections
 from memcircuits.report.measurements import Measurements, take_measurements
 from memcircuits.report.rerun import commands
-from memcircuits.report.triggers import TOKENS_LOST, tokens_lost, trigger_blocks
+from memcircuits.report.triggers_section import TOKENS_LOST, tokens_lost, trigger_blocks
 
 if TYPE_CHECKING:
     from memcircuits.evidence.ranking import Ranking

@@ -7,7 +7,6 @@ import torch
 from typer.testing import CliRunner
 
 import memcircuits as mc
-from memcircuits.benchmark.kinds import RANKINGS
 from memcircuits.benchmark.leaderboard import (
     combinations,
     deletion_areas,
@@ -19,6 +18,7 @@ from memcircuits.benchmark.other_trials import holders_trial, null_trial
 from memcircuits.benchmark.pages import write_leaderboard
 from memcircuits.benchmark.paragraph_pool import ParagraphPool
 from memcircuits.benchmark.schemas import HoldersTrial, LocalizerScore, PlantedTrial
+from memcircuits.benchmark.trial_kinds import RANKINGS
 from memcircuits.benchmark.trials import read_trials, run_trials
 from memcircuits.cli import app
 from tests.helpers import models as zoo

@@ -8,7 +8,7 @@ import pytest
 import torch
 
 import memcircuits as mc
-from memcircuits.measure.derived import em_buckets, samples_needed
+from memcircuits.measure.recitation_statistics import em_buckets, samples_needed
 from tests.helpers import models as zoo
 
 

@@ -21,10 +21,10 @@ from memcircuits.organism import DATA
 from memcircuits.organism_build.card import card
 from memcircuits.organism_build.export import duplication_curve, shipped_model
 from memcircuits.organism_build.model import load_checkpoint
+from memcircuits.organism_build.paragraph_choice import choose_rows
 from memcircuits.organism_build.pipeline import build
 from memcircuits.organism_build.records import read_records, read_rows
 from memcircuits.organism_build.settings import END, END_ID
-from memcircuits.organism_build.text import choose_rows
 from tests.organism_build.micro import MICRO, MicroBuild
 
 

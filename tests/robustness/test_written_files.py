@@ -10,7 +10,7 @@ import pytest
 from typer.testing import CliRunner
 
 import memcircuits as mc
-from memcircuits.benchmark import kinds
+from memcircuits.benchmark import trial_kinds
 from memcircuits.cli import app
 from memcircuits.models.loading import load_model
 from memcircuits.results.result import Result
@@ -94,7 +94,7 @@ def test_commands_write_inside_out_and_nothing_of_this_machine(
     monkeypatch.chdir(work)
     before = tree(tmp_path, original)
     # The benchmark's own numbers of trials take hours; a trial of two kinds writes the same files.
-    monkeypatch.setattr(kinds, "N_TRIALS", {"block": 1, "null": 1})
+    monkeypatch.setattr(trial_kinds, "N_TRIALS", {"block": 1, "null": 1})
     given = {
         "--model": original / "model",
         "--paragraphs": original / "paragraphs.jsonl",

@@ -2,8 +2,8 @@
 
 Rows are read part by part in the order of the corpus, so the result does not depend on how many
 processes wrote them or how often the scan was interrupted. Measures that follow from EM and
-log-probability are computed when a table is read (`memcircuits.measure.derived`) and take no space
-on disk. An unfinished scan can be read as well.
+log-probability are computed when a table is read (`memcircuits.measure.recitation_statistics`) and
+take no space on disk. An unfinished scan can be read as well.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ from memcircuits.core.errors import InputError
 from memcircuits.data.paragraphs import Paragraphs
 from memcircuits.measure.corpus.manifest import read_manifest
 from memcircuits.measure.corpus.parts import part_counts
-from memcircuits.measure.derived import by_repetitions, em_buckets, samples_needed
+from memcircuits.measure.recitation_statistics import by_repetitions, em_buckets, samples_needed
 
 if TYPE_CHECKING:
     import pandas as pd

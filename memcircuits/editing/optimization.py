@@ -27,7 +27,7 @@ from memcircuits.core.errors import InputError
 from memcircuits.core.progress import bar
 from memcircuits.editing.curvature import Quadratic
 from memcircuits.editing.masks import Mask
-from memcircuits.editing.objective import EditObjective, Evaluation, Objective
+from memcircuits.editing.unlearning_objective import EditObjective, Evaluation, Objective
 
 SHORTEST = 0.1  # of the first step's length: a rejected step that is shorter ends the search
 

@@ -19,14 +19,7 @@ from torch import Tensor
 from memcircuits.core.progress import bar
 from memcircuits.editing.curvature import Curvature
 from memcircuits.editing.masks import Candidates, Mask, named_mask
-from memcircuits.editing.objective import (
-    EditObjective,
-    ReferenceDistribution,
-    Targets,
-    history_row,
-)
-from memcircuits.editing.recipe import EditOptions
-from memcircuits.editing.search import (
+from memcircuits.editing.optimization import (
     AdamSteps,
     SearchResult,
     Stepper,
@@ -34,6 +27,13 @@ from memcircuits.editing.search import (
     TrustRegion,
     scale_back,
     search,
+)
+from memcircuits.editing.recipe import EditOptions
+from memcircuits.editing.unlearning_objective import (
+    EditObjective,
+    ReferenceDistribution,
+    Targets,
+    history_row,
 )
 from memcircuits.measure.gradients import iter_paragraph_gradients
 from memcircuits.models.adapter import Adapter

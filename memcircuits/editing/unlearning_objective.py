@@ -1,6 +1,6 @@
 """What `unlearn` and `edit` minimise, and what any search needs to know about its objective.
 
-`search` (`memcircuits.editing.search`) optimises any `Objective`. This module has the one of
+`search` (`memcircuits.editing.optimization`) optimises any `Objective`. This module has the one of
 arXiv 2403.19851, equation 3, for both functions:
 
     forgetting term on the targets  +  kl_weight * KL(original || current) on the controls

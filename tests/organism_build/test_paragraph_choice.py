@@ -8,13 +8,13 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
-from memcircuits.organism_build import text
+from memcircuits.organism_build import paragraph_choice
 from tests.organism_build.micro import MICRO, prose
 
 
 def test_regions_start_at_sentences_and_do_not_overlap() -> None:
     documents = {"a": [prose(5000, 4), prose(2000, 5)], "b": [prose(3000, 6)]}
-    regions = text.cut_regions(documents, 20, 100, np.random.default_rng(0))
+    regions = paragraph_choice.cut_regions(documents, 20, 100, np.random.default_rng(0))
     assert len(regions) == pytest.approx(20, abs=1)
     for region in regions:
         document = documents[region.source][region.document]
@@ -30,8 +30,8 @@ def test_regions_start_at_sentences_and_do_not_overlap() -> None:
 
 def test_remaining_text_is_the_documents_without_the_regions() -> None:
     documents = {"a": ["One two. Cut this. Three."], "b": ["Whole."]}
-    regions = [text.Region("a", 0, 9, 18)]
-    assert text.remaining_text(documents, regions) == ["One two.", "Three.", "Whole."]
+    regions = [paragraph_choice.Region("a", 0, 9, 18)]
+    assert paragraph_choice.remaining_text(documents, regions) == ["One two.", "Three.", "Whole."]
 
 
 def test_choice_refuses_short_repetitive_and_shared_rows() -> None:
@@ -44,11 +44,11 @@ def test_choice_refuses_short_repetitive_and_shared_rows() -> None:
         [21, 22, 150, 151, 25, 26, 27, 28],  # shares two only: good
         [31, 32, 33, 34, 35, 4, 5, 6],  # shares three tokens with the first
     ]
-    assert text.choose_rows(rows, 8, stream, 3) == [0, 4]
+    assert paragraph_choice.choose_rows(rows, 8, stream, 3) == [0, 4]
 
 
 def test_run_hashes_tell_runs_apart_and_find_equal_ones() -> None:
-    hashes = text.run_hashes(np.array([1, 2, 3, 1, 2, 3, 2]), 3)
+    hashes = paragraph_choice.run_hashes(np.array([1, 2, 3, 1, 2, 3, 2]), 3)
     assert hashes[0] == hashes[3]
     assert len(set(hashes.tolist())) == 4
 
@@ -56,11 +56,11 @@ def test_run_hashes_tell_runs_apart_and_find_equal_ones() -> None:
 def test_roles_are_dealt_evenly() -> None:
     settings = replace(MICRO, per_level=10)
     sources = ["a"] * 40 + ["b"] * 20
-    dealt = text.assign_roles(sources, settings, np.random.default_rng(0))
+    dealt = paragraph_choice.assign_roles(sources, settings, np.random.default_rng(0))
     assert len({region for region, _, _ in dealt}) == 40
     counts = Counter((role, level) for _, role, level in dealt)
     assert counts == {("planted", 1): 10, ("planted", 3): 10, ("control", 0): 20}
     mix = Counter((role, sources[region]) for region, role, _ in dealt)
     assert abs(mix["planted", "a"] - mix["control", "a"]) <= 2
     with pytest.raises(ValueError, match="spare"):
-        text.assign_roles(sources[:30], settings, np.random.default_rng(0))
+        paragraph_choice.assign_roles(sources[:30], settings, np.random.default_rng(0))
