@@ -1,4 +1,4 @@
-"""Which paragraphs does a language model recite, and which heads and weights store them?
+"""Which paragraphs does a language model recite, and where does the recitation live?
 
 The folders, from the lowest layer to the highest; each imports only from those above it in this
 table (docs/architecture.md):
@@ -12,7 +12,7 @@ table (docs/architecture.md):
 | `data` | files become paragraphs: a prefix and a continuation in token ids |
 | `results` | what every analysis returns: typed, saved, with its provenance |
 | `measure` | what is recited: EM, NLL and gradients, of paragraphs and whole corpora |
-| `evidence` | where it is stored: ablation, gradients, attention, patching, triggers; the ranking |
+| `evidence` | what it depends on: ablation, gradients, attention, patching, triggers; the ranking |
 | `editing` | can it be removed: sparse edits of weights, their effects, planted paragraphs |
 | `report` | the page of a ranking |
 | `benchmark` | does a method find the right place: planted paragraphs as ground truth |
