@@ -24,6 +24,8 @@ if TYPE_CHECKING:
     from memcircuits.data.paragraphs import Paragraphs
     from memcircuits.data.unigrams import UnigramTable
 
+SHIPPED_LENGTH = 50  # tokens of prefix and of continuation
+
 
 @dataclass(frozen=True)
 class Inputs:
@@ -37,8 +39,8 @@ class Inputs:
         Path | None,
         typer.Option("--paragraphs", help="File of paragraphs; by default, those shipped."),
     ] = None
-    n_prefix: Prefix = 50
-    n_continuation: Continuation = 50
+    n_prefix: Prefix = SHIPPED_LENGTH
+    n_continuation: Continuation = SHIPPED_LENGTH
     device: Device = "auto"
     dtype: Dtype = "float32"
     revision: Revision = None
@@ -80,7 +82,10 @@ class Inputs:
         )
 
     def check_paragraphs_given(self) -> None:
-        """Raise `InputError` if paragraphs are missing: those shipped are for the shipped model."""
+        """Raise `InputError` if the shipped paragraphs would be used where they do not fit.
+
+        They are for the shipped model, and their lengths are fixed.
+        """
         from memcircuits.core.errors import InputError
 
         if self.paragraphs is None and not is_shipped(self.model):
@@ -89,6 +94,12 @@ class Inputs:
                 "not given",
                 f"the shipped paragraphs are the organism's, not {self.model}'s: give a file",
             )
+        lengths = {"--n-prefix": self.n_prefix, "--n-continuation": self.n_continuation}
+        for option, length in lengths.items():
+            if self.paragraphs is None and length != SHIPPED_LENGTH:
+                raise InputError(
+                    option, length, "the shipped paragraphs have 50 + 50 tokens: give a file"
+                )
 
 
 def load(name: str, quiet: bool, **loading: Any) -> Any:

@@ -27,8 +27,11 @@ def split(
     if control is not None:
         return result.memorized, inputs.read(control, model)
     if result.control is None or len(result.control) < 4:
+        n = 0 if result.control is None else len(result.control)
         raise InputError(
-            "--control", "not given", "fewer than four of the paragraphs can serve as controls"
+            "--paragraphs",
+            f"{n} of {len(paragraphs)} can serve as controls",
+            "add paragraphs that the model does not recite, at least four",
         )
     return result.memorized, result.control
 

@@ -242,3 +242,10 @@ def test_help_imports_nothing_heavy():
     )
     found = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert found.stdout.strip() == "[]"
+
+
+@pytest.mark.parametrize("option", ["--n-prefix", "--n-continuation"])
+def test_lengths_that_the_shipped_paragraphs_do_not_have_are_refused(option):
+    result = runner.invoke(app, ["scan", option, "10"])
+    assert result.exit_code == 2
+    assert f"{option}: 10; the shipped paragraphs have 50 + 50 tokens" in result.stderr

@@ -101,10 +101,16 @@ def _array(path: Path) -> Any:
 
 def read_pt(source: Source) -> Iterator[RawRow]:
     """Rows of an integer tensor [paragraph, pos]."""
+    import pickle
+
     import torch
 
-    with errors_as_unusable("not a plain tensor file, and nothing in it was run"):
-        ids = torch.load(source.path, map_location="cpu", weights_only=True)
+    problem = "not a plain tensor file, and nothing in it was run"
+    with errors_as_unusable(problem):
+        try:
+            ids = torch.load(source.path, map_location="cpu", weights_only=True)
+        except pickle.UnpicklingError:  # torch's text advises to run what is in it
+            raise Unusable(f"{problem}; save a tensor of ids") from None
     integer = isinstance(ids, torch.Tensor) and not (
         ids.is_floating_point() or ids.is_complex() or ids.dtype == torch.bool or ids.is_quantized
     )
