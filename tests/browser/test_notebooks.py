@@ -37,7 +37,7 @@ memorized, control = every[list(range(6))], every[list(range(6, 12))]
 # Each ends with a result; the words are in what it shows.
 CELLS = {
     "mc.scan(model, every)": "12 paragraphs, 6 memorized",
-    "ranking = mc.find_memorization_heads(model, every, draws=50)\nranking": "stand",
+    "ranking = mc.find_memorization_heads(model, every, draws=50)\nranking": "significant",
     "ranking.scores": "memorization score",
     "mc.ablate_heads(model, memorized)": "zero ablation",
     "mc.parameter_gradients(model, memorized)": "lower-half share",
