@@ -39,7 +39,7 @@ print(scan)
 # ## The paragraph
 #
 # Of the paragraphs that were trained on 64 times, the recited one that the model is least sure of:
-# here something can be seen to hang in the balance. The margin of a token is how far its logit is
+# its recitation is the easiest to disturb. The margin of a token is how far its logit is
 # above the next best.
 
 # %%

@@ -80,8 +80,8 @@ def plant(
         typer.echo(str(planted))
     say_written(written, inputs.quiet)
     if export is not None:
-        found_by = f"--model {export} --paragraphs {out / 'paragraphs.jsonl'}"
-        say(f"is it found? memcircuits heads {found_by}", inputs.quiet)
+        options_to_find = f"--model {export} --paragraphs {out / 'paragraphs.jsonl'}"
+        say(f"to look for them: memcircuits heads {options_to_find}", inputs.quiet)
 
 
 def _split(unknown: Paragraphs | None, targets: int, seed: int) -> tuple[Paragraphs, Paragraphs]:

@@ -96,7 +96,7 @@ def find_memorization_heads(  # noqa: PLR0913
         A `Ranking` over all layers and heads, in nats/token.
 
     Raises:
-        InputError: if no paragraph is memorized, fewer than two controls are at hand,
+        InputError: if no paragraph is memorized, fewer than two controls are available,
             all numbers are non-finite, or the paragraphs do not fit the model.
 
     Example:

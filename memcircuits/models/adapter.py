@@ -244,12 +244,12 @@ class Adapter(ModelFacts):
         try:
             with self.preserving_state():
                 full = self.run(tokens, **options)
-                found = shortcut(full)
+                continued = shortcut(full)
         except _CANNOT_RUN:
             return False
         tolerance = 1e-5 if self.dtype == torch.float32 else 2e-2
         largest = tolerance * full.logits.abs().max()
-        return all(bool((logits - full.logits).abs().max() <= largest) for logits in found)
+        return all(bool((logits - full.logits).abs().max() <= largest) for logits in continued)
 
     def prefix_keys_and_values(self, tokens: Int[Tensor, "batch pos"]) -> KeysValues:
         """Keys and values of every layer, which rows that begin like these need not compute.

@@ -60,16 +60,16 @@ def cut_regions(
             (d, m.start()) for d, text in enumerate(docs) for m in SENTENCE_START.finditer(text)
         ]
         taken = [np.zeros(len(text) + 1, dtype=bool) for text in docs]
-        found = 0
+        n_cut = 0
         for i in rng.permutation(len(starts)):
-            if found == quota:
+            if n_cut == quota:
                 break
             document, start = starts[i]
             end = start + size
             if end <= len(docs[document]) and not taken[document][start:end].any():
                 taken[document][start:end] = True
                 regions.append(Region(source, document, start, end))
-                found += 1
+                n_cut += 1
     return [regions[i] for i in rng.permutation(len(regions))]
 
 

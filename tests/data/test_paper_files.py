@@ -1,4 +1,4 @@
-"""The two files of paragraphs that the paper published, where they are at hand."""
+"""The two files of paragraphs that the paper published, where they are available."""
 
 import os
 from pathlib import Path
@@ -37,7 +37,7 @@ def test_the_papers_paragraphs():
     assert rows[0].text.startswith("TD>\n</TR>\n</TABLE>\n")
 
     class Characters:
-        """A tokenizer for a file whose own is not at hand."""
+        """A tokenizer for a file whose own is not available."""
 
         def encode(self, text, add_special_tokens=True):
             return [ord(letter) for letter in text]
