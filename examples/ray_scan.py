@@ -27,11 +27,13 @@ def main(folder: Path) -> None:
     write_corpus(corpus)
     load = functools.partial(mc.load_model, device="cpu")  # called once in every worker
     options = {"part_records": 16, "progress": False}
-    found = scan_with_ray(load, corpus, folder / "ray", workers=2, **options)
-    print(f"with Ray: {len(found.parts)} parts, {found.summary}")
+    scanned = scan_with_ray(load, corpus, folder / "ray", workers=2, **options)
+    print(f"with Ray: {len(scanned.parts)} parts, {scanned.summary}")
 
     alone = scan_to_disk(load(), corpus, folder / "alone", **options)
-    ours, theirs = (scan.to_frame().sort_values("id", ignore_index=True) for scan in (found, alone))
+    ours, theirs = (
+        scan.to_frame().sort_values("id", ignore_index=True) for scan in (scanned, alone)
+    )
     print(
         "the same paragraphs and EM without Ray:", ours[["id", "em"]].equals(theirs[["id", "em"]])
     )

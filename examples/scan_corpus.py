@@ -55,20 +55,20 @@ def main(folder: Path, figure: Path = Path("duplication.html")) -> None:
 
     model = mc.load_model(device="cpu")
     options = {"part_records": PART_RECORDS, "batch_size": BATCH_SIZE, "progress": False}
-    found = scan_to_disk(model, corpus, out, resume=True, **options)
-    print(f"killed with {done} parts there, resumed: {len(found.parts)} parts, {found.summary}")
-    for row in found.quarantine():
+    scanned = scan_to_disk(model, corpus, out, resume=True, **options)
+    print(f"killed with {done} parts there, resumed: {len(scanned.parts)} parts, {scanned.summary}")
+    for row in scanned.quarantine():
         print(f"unusable: {row['where']}: {row['reason']}")
 
     for index in range(3):
         shards = scan_to_disk(model, corpus, folder / "shards", shard=(index, 3), **options)
-    frame = found.to_frame()
+    frame = scanned.to_frame()
     print("three shards give the same rows:", shards.to_frame().equals(frame))
 
     print(by_repetitions(frame).round(3).to_string(index=False))
     best = frame.sort_values("nll").head(5)
     print(best[["id", "em", "bits", "samples", "min_k", "bucket"]].round(3).to_string(index=False))
-    found.figure().write_html(figure)
+    scanned.figure().write_html(figure)
     print(f"wrote {figure}")
 
 

@@ -33,9 +33,9 @@ def blocks(page):
 def test_code_blocks_run_in_order(page, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     names: dict = {}
-    found = blocks(page)
-    assert found
-    for block in found:
+    code_blocks = blocks(page)
+    assert code_blocks
+    for block in code_blocks:
         exec(compile(block, page, "exec"), names)
 
 
@@ -72,10 +72,10 @@ def test_examples_in_docstrings():
         "control": mc.Paragraphs.shipped("control")[:4],
     }
     tried = failed = 0
-    for found in pkgutil.walk_packages(mc.__path__, "memcircuits."):
-        source = importlib.util.find_spec(found.name).origin
+    for outcome in pkgutil.walk_packages(mc.__path__, "memcircuits."):
+        source = importlib.util.find_spec(outcome.name).origin
         if ">>>" in Path(source).read_text(encoding="utf-8"):
-            module = importlib.import_module(found.name)
+            module = importlib.import_module(outcome.name)
             flags = doctest.ELLIPSIS | doctest.NORMALIZE_WHITESPACE
             result = doctest.testmod(module, extraglobs=given, optionflags=flags)
             tried, failed = tried + result.attempted, failed + result.failed

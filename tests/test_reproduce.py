@@ -39,18 +39,18 @@ def run(files, out, *more, only=QUICK):
     return json.loads(script.main([*map(str, options)]).read_text())
 
 
-def rows(found, experiment):
-    return [row for row in found["rows"] if row["experiment"] == experiment]
+def rows(result, experiment):
+    return [row for row in result["rows"] if row["experiment"] == experiment]
 
 
 @pytest.fixture(scope="module")
-def found(files, tmp_path_factory):
+def result(files, tmp_path_factory):
     out = tmp_path_factory.mktemp("out")
     return run(files, out), out
 
 
-def test_numbers_are_those_of_the_library(found, files):
-    data, _ = found
+def test_numbers_are_those_of_the_library(result, files):
+    data, _ = result
     model = mc.load_model(files / "tiny")
     recited = mc.Paragraphs.read(files / "recited.pt", model)
     drops = mc.perturb_prefix(model, recited).em_drop
@@ -69,8 +69,8 @@ def test_numbers_are_those_of_the_library(found, files):
     assert counts["paragraphs with EM 50"] == counts["paragraphs with EM 0-10"] == 6
 
 
-def test_what_cannot_be_had_says_why(found):
-    data, out = found
+def test_what_cannot_be_had_says_why(result):
+    data, out = result
     (row,) = rows(data, "Duplication")
     assert row["ours"] is None
     assert "mem_strings.csv" in row["note"]
@@ -82,8 +82,8 @@ def test_what_cannot_be_had_says_why(found):
     assert row["note"][:40] in page
 
 
-def test_every_row_can_be_repeated(found):
-    data, _ = found
+def test_every_row_can_be_repeated(result):
+    data, _ = result
     for row in data["rows"]:
         assert row["command"].startswith("python examples/reproduce_paper.py --model tiny")
         assert row["source"]
@@ -92,8 +92,8 @@ def test_every_row_can_be_repeated(found):
     assert data["settings"]["model"]["fingerprint"]
 
 
-def test_it_goes_on_where_it_was(found, files, monkeypatch):
-    data, out = found
+def test_it_goes_on_where_it_was(result, files, monkeypatch):
+    data, out = result
 
     def refuse(study):
         raise AssertionError("measured again")
@@ -127,8 +127,8 @@ def test_the_jackknife_of_a_mean_is_students_interval():
         return values[some.ids[:, 0] // 2].mean()[None]
 
     whole, rest = statistics.jackknife(paragraphs, mean)
-    (found,) = statistics.intervals(whole.tolist(), [part.tolist() for part in rest])
-    assert found == pytest.approx((float(values.mean()), low, high))
+    (result,) = statistics.intervals(whole.tolist(), [part.tolist() for part in rest])
+    assert result == pytest.approx((float(values.mean()), low, high))
     assert statistics.jackknife(paragraphs[:1], mean)[1] == []
     assert statistics.intervals([1.0], []) == [(1.0, None, None)]
 

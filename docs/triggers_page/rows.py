@@ -18,7 +18,7 @@ from triggers_page.kept import RESAMPLES, SITES, Estimates, Kept, Layers, Maps, 
 
 def carried(maps: Maps, layers: Layers) -> dict[str, str]:
     """How much of the difference between the runs heads and layers carry, %, and EM regained."""
-    found = {}
+    result = {}
     for way in DIRECTIONS:
         whole = layers[way, "mlp_out"].source["first_impacted"].mean()
         whole = whole - layers[way, "mlp_out"].base["first_impacted"].mean()
@@ -27,10 +27,10 @@ def carried(maps: Maps, layers: Layers) -> dict[str, str]:
             "mlp": layers[way, "mlp_out"].values[0, 0] / whole,
             "attention": (layers[way, "attn_out"].values / whole).max(),
         }
-        found |= {f"{name}_{way}": f"{100 * float(share):.1f}" for name, share in shares.items()}
+        result |= {f"{name}_{way}": f"{100 * float(share):.1f}" for name, share in shares.items()}
     heads = max(float(maps["denoising", site].samples["em"].max()) for site in SITES)
     mlp = float(layers["denoising", "mlp_out"].samples["em"][:, 0].mean())
-    return found | {"restored": f"{heads:.0f}", "mlp_em": f"{mlp:.0f}"}
+    return result | {"restored": f"{heads:.0f}", "mlp_em": f"{mlp:.0f}"}
 
 
 def share_unique(ids: torch.Tensor) -> float:
@@ -112,8 +112,8 @@ def cause_rows(results: Results, kept: Kept, seed: int) -> pd.DataFrame:
     for (name, kind), result in results.items():
         path = kept.folder / f"causes-{name}-{kind}.json"
         if not path.exists():
-            found = result.causes(unigrams, resamples=RESAMPLES, seed=seed)
-            path.write_text(found.to_json(orient="records"))
+            outcome = result.causes(unigrams, resamples=RESAMPLES, seed=seed)
+            path.write_text(outcome.to_json(orient="records"))
         rows += [
             {
                 "replacement": kind,

@@ -10,18 +10,18 @@ def relearning(runs: Runs) -> str:
     parts = []
     titles = {"half": "the other half of the forgotten", "text": "other text"}
     for name, title in titles.items():
-        found = runs.get(f"relearn/{name}")
-        if found is None:
+        result = runs.get(f"relearn/{name}")
+        if result is None:
             continue
         cells: dict[int, list[str]] = {}
-        for r in found["rows"]:
+        for r in result["rows"]:
             value = f"{r['em']:.1f} [{r['ci_low']:.1f}, {r['ci_high']:.1f}]"
             cells.setdefault(r["step"], []).append(value)
         lines = [[str(step), *values] for step, values in cells.items()]
-        half = found["to_25"]
+        half = result["to_25"]
         back = f"back after {half} step{'' if half == 1 else 's'}" if half else "not back by then"
         parts.append(
-            f"Trained on {title} ({found['n']} paragraphs in each step), EM of {found['n']} "
+            f"Trained on {title} ({result['n']} paragraphs in each step), EM of {result['n']} "
             f"forgotten ones; half of it is {back}.\n\n"
             + table(["step", "edited", "unedited"], lines)
         )
@@ -38,9 +38,9 @@ def relearning(runs: Runs) -> str:
 def noise_section(runs: Runs) -> str:
     rows, weights = [], 0
     for mask in ("top", "random"):
-        found = runs.get(f"noise/{mask}")
-        if found is not None:
-            weights = found["weights"]
+        result = runs.get(f"noise/{mask}")
+        if result is not None:
+            weights = result["weights"]
             rows += [
                 [
                     f"{mask} 0.1 %",
@@ -49,7 +49,7 @@ def noise_section(runs: Runs) -> str:
                     f"{r['em']:.1f} [{r['em_low']:.1f}, {r['em_high']:.1f}]",
                     f"{r['nll']:.3f} [{r['nll_low']:.3f}, {r['nll_high']:.3f}]",
                 ]
-                for r in found["rows"]
+                for r in result["rows"]
             ]
     if not rows:
         return ""

@@ -93,19 +93,19 @@ def edited(
         return s.controls() | s.target(target)
     start = time.process_time()
     if variant == "natural" and len(target) > 1:
-        found = all_forgotten()
+        result = all_forgotten()
     else:
-        found = make(target, arm, rate, variant, em_below, fraction)
+        result = make(target, arm, rate, variant, em_below, fraction)
     seconds = time.process_time() - start
-    with found.apply(s.model):
+    with result.apply(s.model):
         measured = s.controls() | s.target(target)
     return measured | {
         "edit_seconds": seconds,
-        "steps": len(found.history["em"]) - 1,
-        "stopped": found.stopped,
-        "masked": found.n_masked,
-        "candidates": found.n_candidates,
-        "norm": found.norm,
+        "steps": len(result.history["em"]) - 1,
+        "stopped": result.stopped,
+        "masked": result.n_masked,
+        "candidates": result.n_candidates,
+        "norm": result.norm,
     }
 
 
@@ -140,20 +140,20 @@ def relearned(text: str) -> dict[str, Any]:
     s = setting()
     half = len(s.targets) // 2
     trained = s.targets[half:] if text == "half" else s.control[:half]
-    found = all_forgotten()
+    result = all_forgotten()
     curve = recovery_curve(
-        s.model, found, s.targets[:half], trained, steps=10, every=1, progress=False
+        s.model, result, s.targets[:half], trained, steps=10, every=1, progress=False
     )
     return {"rows": curve.to_frame().to_dict("records"), "n": half, "to_25": curve.steps_to(25)}
 
 
 def noisy(mask: str) -> dict[str, Any]:
     s = setting()
-    found = weight_noise(
+    noise = weight_noise(
         s.model, s.targets[:16], s.unseen[:16], mask=mask, seed=SEED, progress=False
     )
-    rows = found.to_frame().to_dict("records")
-    return {"rows": rows, "weights": found.n_weights, "n": 16}
+    rows = noise.to_frame().to_dict("records")
+    return {"rows": rows, "weights": noise.n_weights, "n": 16}
 
 
 def share(bucket: str) -> dict[str, Any]:
@@ -257,9 +257,9 @@ def perform(number: int, work: Path, only: str) -> None:
         if path.exists() or not re.match(only, name):
             continue
         start = time.process_time()
-        found = run()
-        found |= {"seconds": time.process_time() - start, "fingerprint": setting().fingerprint}
+        outcome = run()
+        outcome |= {"seconds": time.process_time() - start, "fingerprint": setting().fingerprint}
         path.parent.mkdir(parents=True, exist_ok=True)
         with tempfile.NamedTemporaryFile("w", dir=work, suffix=".part", delete=False) as file:
-            json.dump(found, file)
+            json.dump(outcome, file)
         os.replace(file.name, path)

@@ -276,9 +276,9 @@ def reference_at_low_em(runs: Runs, natural: list[dict[str, Any]]) -> list[list[
     """Each arm at its best rate for each paragraph that it forgets, and ours on the same ones."""
     rows = []
     for arm, rates in RATES.items():
-        found = [read(runs, f"{arm}-{rate:g}") for rate in rates]
+        result = [read(runs, f"{arm}-{rate:g}") for rate in rates]
         best = {}
-        for i, mine in enumerate(zip(*found, strict=False)):
+        for i, mine in enumerate(zip(*result, strict=False)):
             forgetting = [run["own"] for run in mine if mean([run], "em") < 5]
             if forgetting and mean([natural[i]], "em") < 5:
                 best[i] = max(forgetting)
@@ -286,7 +286,7 @@ def reference_at_low_em(runs: Runs, natural: list[dict[str, Any]]) -> list[list[
         rows.append(
             [
                 ARMS[arm],
-                f"{len(best)} of {len(found[0])}",
+                f"{len(best)} of {len(result[0])}",
                 interval(best.values(), 1) if best else "",
                 interval((natural[i]["own"] for i in best), 1) if best else "",
                 f"{ours / theirs:.2f}" if best else "",

@@ -127,25 +127,25 @@ class Setting:
         """What unseen controls and held-out text are like at the weights as they are."""
         original, logits = self.original, self.logits(self.own)
         kl = (original.exp() * (original - logits.log_softmax(-1))).sum(-1).mean()
-        found = read_continuation(logits, self.own.continuation)
+        result = read_continuation(logits, self.own.continuation)
         heldout = mc.scan(self.model, self.heldout, progress=False).nll.mean()
         return {
             "kl": float(kl),
-            "own": float(found.em.float().mean()),
+            "own": float(result.em.float().mean()),
             "heldout": float(heldout),
         }
 
     def target(self, paragraphs: mc.Paragraphs) -> dict[str, list[float]]:
-        found = mc.scan(self.model, paragraphs, progress=False)
+        scan_result = mc.scan(self.model, paragraphs, progress=False)
         attacked = random_prefixes(paragraphs, self.adapter.d_vocab, ATTACKS, SEED)
         em = mc.scan(self.model, attacked, progress=False).em.view(len(paragraphs), -1)
         return {
-            "em": found.em.tolist(),
-            "nll": found.nll.tolist(),
-            "bits": found.bits.tolist(),
-            "loose": found.loose_match.tolist(),
-            "extraction": extraction_probability(found.log_prob, 1000).tolist(),
-            "attacked": torch.maximum(em.amax(-1), found.em).tolist(),
+            "em": scan_result.em.tolist(),
+            "nll": scan_result.nll.tolist(),
+            "bits": scan_result.bits.tolist(),
+            "loose": scan_result.loose_match.tolist(),
+            "extraction": extraction_probability(scan_result.log_prob, 1000).tolist(),
+            "attacked": torch.maximum(em.amax(-1), scan_result.em).tolist(),
         }
 
 

@@ -17,7 +17,7 @@ from reproduction.study import CHECKED, Outcome, Study, experiment, heatmap, is_
 
 @experiment("Activation gradients", "figures 6 and 10")
 def activation_gradients(study: Study) -> Outcome:
-    found, charts = [], []
+    outcome, charts = [], []
     for name, paragraphs in {"memorized": study.memorized, "controls": study.control}.items():
         folds = [
             (len(fold), mc.activation_gradients(study.model, fold, **study.options).values)
@@ -28,7 +28,7 @@ def activation_gradients(study: Study) -> Outcome:
             rest = [[lower_half(parts.sum(0) - part)] for part in parts]
             (value,) = intervals([lower_half(parts.sum(0))], rest if len(rest) > 1 else [])
             what = f"share of the lower half of the layers in |dL/d{site}|, {name}"
-            found.append(row(what, "", value, len(paragraphs), "%"))
+            outcome.append(row(what, "", value, len(paragraphs), "%"))
     clean, corrupted = study.pairs
     at_token: dict[str, list[Tensor]] = {}
     for i, pair in enumerate(clean):
@@ -45,16 +45,18 @@ def activation_gradients(study: Study) -> Outcome:
         note = f"the largest in {share:.0f} % of the pairs"
         note += "" if low is None else f" ({low:.0f} to {high:.0f})"
         what = f"head with the largest |dL/d{site}| at the perturbed token"
-        found.append(row(what, "", str(best), len(each), note=f"{note}; L of the first wrong one"))
+        outcome.append(
+            row(what, "", str(best), len(each), note=f"{note}; L of the first wrong one")
+        )
         title = f"|dL/d{site}| at the perturbed token"
         charts.append(heatmap(title, heads, "gradient", "nats per unit", best))
-    return Outcome(found, charts)
+    return Outcome(outcome, charts)
 
 
 @experiment("Activation patching", "appendix")
 def patching(study: Study) -> Outcome:
     clean, corrupted = study.pairs
-    found, charts = [], []
+    outcome, charts = [], []
     for direction in ("noising", "denoising"):
         for site in HEAD_SITES:
             result = mc.patch_heads(
@@ -80,11 +82,11 @@ def patching(study: Study) -> Outcome:
                 )
             value = mean(result.samples["first_impacted"][:, best.layer, best.head])
             what = f"{direction}, {site} at the perturbed token: best head {best}"
-            found.append(row(what, "", value, len(clean), "nats", note))
+            outcome.append(row(what, "", value, len(clean), "nats", note))
             if site == "v":  # what others read from the perturbed token
                 title = f"{direction.capitalize()} v of each head at the perturbed token"
                 charts.append(heatmap(title, result.values, "effect", "nats"))
-    return Outcome(found, charts)
+    return Outcome(outcome, charts)
 
 
 @experiment("Patching of layers", "appendix")
@@ -100,8 +102,8 @@ def layer_patching(study: Study) -> Outcome:
     note = "of what it carries below the first layer, on the first wrong token; noising"
     title = f"Residual stream by layer and position: {clean.names[0]}"
     kind, chart = heatmap(title, effects[0], "effect", "nats")
-    found = [row(what, "", layer, len(clean), note=note)]
-    return Outcome(found, [(kind, chart | {"col_label": "position"})])
+    rows = [row(what, "", layer, len(clean), note=note)]
+    return Outcome(rows, [(kind, chart | {"col_label": "position"})])
 
 
 @experiment("Attention to rare tokens", "figures 6 and 7")
@@ -109,7 +111,7 @@ def rare_tokens(study: Study) -> Outcome:
     result = study.rare
     best = top_head(-result.values)
     n, papers = len(result.attention), is_papers(study)
-    found = []
+    rows = []
     for head in sorted({best} | ({mc.Head(1, 2)} if papers else set())):
         ours, null = aggregated(result, head, study.seed)
         what = f"correlation of frequency rank and attention summed per rank, {head}"
@@ -118,17 +120,17 @@ def rare_tokens(study: Study) -> Outcome:
             "ranks are often empty"
         )
         printed = "-0.97" if papers and head == (1, 2) else "-0.97 (L1H2)"
-        found.append(row(what, printed, ours, n, note=note))
+        rows.append(row(what, printed, ours, n, note=note))
     value = mean(result.samples["tau"][:, best.layer, best.head])
     what = f"attention and count within a paragraph, {best}, the most negative head"
     note = f"p = {float(result.p_value[best]):.2g} against counts permuted within paragraphs"
     note = "; ".join((note, *result.notes))
-    found.append(row(what, "", value, n, "tau-b", note))
+    rows.append(row(what, "", value, n, "tau-b", note))
     note = f"mean over all heads {float(result.entropy.mean()):.2f}"
     what = f"entropy of the attention of {best} to the prefix"
-    found.append(row(what, "", float(result.entropy[best]), n, "nats", note))
+    rows.append(row(what, "", float(result.entropy[best]), n, "nats", note))
     title = "Attention to common (+) or rare (-) tokens"
-    return Outcome(found, [heatmap(title, result.values, "tau-b", "", best)])
+    return Outcome(rows, [heatmap(title, result.values, "tau-b", "", best)])
 
 
 def aggregated(result: RareTokenAttention, head: mc.Head, seed: int) -> tuple[float, float]:

@@ -16,7 +16,7 @@ from reproduction.study import Outcome, Study, experiment, row
 def noise(study: Study) -> Outcome:
     sizes = (0.0, 0.1, 0.3, 1.0, 3.0, 10.0)
     tried = f"sizes tried: {', '.join(f'{size:g}' for size in sizes)}"
-    found, points = [], []
+    result, points = [], []
     for mask in ("top", "random"):
         curve = weight_noise(
             study.model,
@@ -37,7 +37,7 @@ def noise(study: Study) -> Outcome:
                 value, note = None, "nothing is recited without noise"
             what = f"noise on the {mask} 0.1 % of weights that halves the EM of {name}"
             n, units = curve.em[str(name)].shape[-1], "of a matrix' root mean square"
-            found.append(row(what, "", value, n, units, note))
+            result.append(row(what, "", value, n, units, note))
     chart = {
         "frame": points,
         "title": "EM against the size of the noise",
@@ -47,17 +47,17 @@ def noise(study: Study) -> Outcome:
         "y_label": "EM",
         "units": "tokens",
     }
-    return Outcome(found, [("Lines", chart)])
+    return Outcome(result, [("Lines", chart)])
 
 
 @experiment("Description", "authors' notebooks")
 def description(study: Study) -> Outcome:
-    found = []
+    rows = []
     for name, paragraphs in {"memorized": study.memorized, "controls": study.control}.items():
         scan, n = mc.scan(study.model, paragraphs, **study.options), len(paragraphs)
         least = "mean log p of the least likely fifth of the tokens"
         margin = mean(scan.token_margin.mean(1))
-        found += [
+        rows += [
             row(f"NLL of the continuation, {name}", "", mean(scan.nll), n, "nats/token"),
             row(f"distance of the two largest logits, {name}", "", margin, n, "logits"),
             row(f"{least}, {name}", "", mean(scan.min_k()), n, "nats"),
@@ -65,14 +65,14 @@ def description(study: Study) -> Outcome:
     cosine = activation_cosine(study)
     what = "cosine of mean z, memorized and controls, mean over heads"
     note = f"smallest {float(cosine.min()):.2f} in {top_head(-cosine)}"
-    found.append(row(what, "", float(cosine.mean()), len(study.memorized), note=note))
+    rows.append(row(what, "", float(cosine.mean()), len(study.memorized), note=note))
     some = study.draw(study.memorized, 20)
     second = mc.perturb_prefix(
         study.model, some, replacement="second", seed=study.seed, **study.options
     )
     what = "EM lost by putting in the model's second choice of a prefix token, memorized"
-    found.append(row(what, "", mean(second.em_drop[:, 1:].mean(1)), len(some), "tokens"))
-    return Outcome(found)
+    rows.append(row(what, "", mean(second.em_drop[:, 1:].mean(1)), len(some), "tokens"))
+    return Outcome(rows)
 
 
 @experiment("Are these heads needed?", "not in the paper")
@@ -85,11 +85,11 @@ def ablation(study: Study) -> Outcome:
         "memorized": (study.memorized, ""),
         "controls": (study.own, "their own greedy continuations"),
     }
-    found = []
+    rows = []
     for why, head in heads.items():
         for name, (paragraphs, note) in sets.items():
             effect = Ablation(study.model, paragraphs, mode="zero").effects([head], **study.options)
             what = f"EM lost without {head} ({why}), {name}"
             value = mean(-effect[:, 0, 1])
-            found.append(row(what, "", value, len(paragraphs), "tokens", note))
-    return Outcome(found)
+            rows.append(row(what, "", value, len(paragraphs), "tokens", note))
+    return Outcome(rows)

@@ -34,7 +34,7 @@ def run(study: Study, names: Iterable[str]) -> list[dict[str, Any]]:
             outcome = Outcome([Finding("not run", note=str(error))])
         seconds = time.perf_counter() - started
         say(f"{name}: {seconds:.1f} s")
-        found = {
+        values = {
             "name": name,
             "title": chosen.title,
             "source": chosen.source,
@@ -43,7 +43,7 @@ def run(study: Study, names: Iterable[str]) -> list[dict[str, Any]]:
             "seconds": round(seconds, 1),
             "processor_seconds": round(time.process_time() - busy, 1),
         }
-        found = json.loads(json.dumps(plain(found), allow_nan=False))
-        write_atomically(path, json.dumps(found))
-        done.append(found)
+        values = json.loads(json.dumps(plain(values), allow_nan=False))
+        write_atomically(path, json.dumps(values))
+        done.append(values)
     return done

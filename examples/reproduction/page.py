@@ -116,8 +116,8 @@ def block(kind: str, settings: dict[str, Any]) -> pages.Block:
         ]
     if "marks" in settings:
         settings["marks"] = [tuple(mark) for mark in settings["marks"]]
-    found: pages.Block = getattr(pages, kind)(**settings)
-    return found
+    result: pages.Block = getattr(pages, kind)(**settings)
+    return result
 
 
 def shown(value: Any) -> str:

@@ -14,11 +14,11 @@ def sets(study: Study) -> Outcome:
     paper = {"50": "442", "30-49": "141", "11-29": "436", "0-10": "12,422"}
     note = "counts of the files given" + (", taken as given" if study.as_given else "")
     n = len(study.everything)
-    found = []
+    rows = []
     for bucket, printed in paper.items():
         count = len(study.buckets.get(bucket, ()))
-        found.append(row(f"paragraphs with EM {bucket}", printed, count, n, "paragraphs", note))
-    return Outcome(found)
+        rows.append(row(f"paragraphs with EM {bucket}", printed, count, n, "paragraphs", note))
+    return Outcome(rows)
 
 
 @experiment("Duplication", "figure 2")
@@ -29,11 +29,11 @@ def duplication(study: Study) -> Outcome:
         raise CannotRun(f"{error} (the authors' mem_strings.csv has a column count)") from None
     frame = study.scan.to_frame()
     times = frame[next(key for key in ("repetitions", "count", "duplicates") if key in frame)]
-    found = []
+    rows = []
     for measure in ("em", "nll"):
         known = torch.tensor([times.to_list(), frame[measure].to_list()], dtype=torch.float64).T
         what = f"rank correlation of {measure.upper()} with the times seen in training"
-        found.append(row(what, "", resampled(known, rank_correlation), len(known)))
+        rows.append(row(what, "", resampled(known, rank_correlation), len(known)))
     chart = {
         "frame": table[table["repetitions"] > 0].to_dict("records"),
         "title": "EM against the times seen in training",
@@ -44,20 +44,20 @@ def duplication(study: Study) -> Outcome:
         "units": "tokens",
         "log_x": True,
     }
-    return Outcome(found, [("Lines", chart)])
+    return Outcome(rows, [("Lines", chart)])
 
 
 @experiment("Prefix perturbation", "figure 3")
 def perturbation(study: Study) -> Outcome:
     other = mc.perturb_prefix(study.model, study.own, seed=study.seed, **study.options)
     notes = ("", "against the model's own greedy continuations, as in the paper")
-    found, points = [], []
+    outcome, points = [], []
     sets = {"memorized": (study.perturbed, "12.19"), "not memorized": (other, "33.12")}
     for (name, (result, printed)), note in zip(sets.items(), notes, strict=True):
         # The paper's code leaves position 0 as it is: its means are over the other positions.
         value = mean(result.em_drop[:, 1:].mean(1))
         what = f"EM lost by replacing one prefix token, {name}"
-        found.append(row(what, printed, value, len(result.em), "tokens", note))
+        outcome.append(row(what, printed, value, len(result.em), "tokens", note))
         points += result.curves().assign(set=name).to_dict("records")
     chart = {
         "frame": points,
@@ -70,4 +70,4 @@ def perturbation(study: Study) -> Outcome:
     }
     if "em_low" in points[0]:
         chart |= {"low": "em_low", "high": "em_high"}
-    return Outcome(found, [("Lines", chart)])
+    return Outcome(outcome, [("Lines", chart)])

@@ -153,12 +153,12 @@ class Study:
         if self.as_given:
             names = ["50"] * len(self.given) + ["0-10"] * (len(names) - len(self.given))
         fine = self.scan.finite.tolist()
-        found = {}
+        values = {}
         for name in ("0-10", "11-29", "30-49", "50"):
             rows = [i for i, bucket in enumerate(names) if bucket == name and fine[i]]
             if rows:
-                found[name] = self.everything[rows]
-        return found
+                values[name] = self.everything[rows]
+        return values
 
     def draw(self, paragraphs: mc.Paragraphs, limit: int | None = None) -> mc.Paragraphs:
         """At most `limit` of them, at random by the seed."""

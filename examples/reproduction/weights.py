@@ -31,7 +31,7 @@ def gradients(study: Study) -> Outcome:
         "50": ("9.71", "59"),
     }
     note = "the sum grows with the loss; the share does not, and is the number to compare"
-    found, points = [], []
+    result, points = [], []
 
     def layers(some: mc.Paragraphs) -> Tensor:
         return mc.parameter_gradients(study.model, some, **study.options).layers
@@ -59,7 +59,7 @@ def gradients(study: Study) -> Outcome:
         for what, printed, value, units, told in zip(
             names, (total, share), values, ("", "%"), notes, strict=True
         ):
-            found.append(row(what, printed, value, n, units, told))
+            result.append(row(what, printed, value, n, units, told))
     chart = {
         "frame": points,
         "title": "Gradient by layer",
@@ -69,7 +69,7 @@ def gradients(study: Study) -> Outcome:
         "y_label": "share of the gradient",
         "units": "%",
     }
-    return Outcome(found, [("Bars", chart)])
+    return Outcome(result, [("Bars", chart)])
 
 
 @experiment("Contrastive gradients", "equation 3")
@@ -83,13 +83,13 @@ def contrast(study: Study) -> Outcome:
     told = "at the original weights the KL term has no gradient: this is the NLL's alone"
     spread = f"from {cosine.min():.2f} to {cosine.max():.2f} by component"
     what = "cosine of memorized and other gradients, mean over components"
-    found = [
+    rows = [
         row("head with the largest gradient", "L1H2", str(best), n, note=told),
         row("paragraphs whose own largest is that head", "", agreeing(each, best), n, "%"),
         row(what, "", float(cosine.mean()), n, note=spread),
     ]
     chart = heatmap("Largest |gradient| of each head", heads, "gradient", result.units, best)
-    return Outcome(found, [chart])
+    return Outcome(rows, [chart])
 
 
 @experiment("Sparse fine-tuning", "figure 5")
@@ -113,7 +113,7 @@ def fine_tuning(study: Study) -> Outcome:
         "exactly the masked weights change; the controls are others than those of the edit, with "
         "their own continuations (the paper's are those in its KL term)"
     )
-    found, points = [], []
+    result, points = [], []
     for (job, mask), printed in paper.items():
         em = torch.empty(2, n)
         for i in range(n):
@@ -130,7 +130,7 @@ def fine_tuning(study: Study) -> Outcome:
         for group, values, number in zip(("the target", "controls"), em, printed, strict=True):
             value = mean(values)
             what = f"EM of {group} after {arm}"
-            found.append(row(what, number, value, n, "tokens", "" if found else note))
+            result.append(row(what, number, value, n, "tokens", "" if result else note))
             points.append({"arm": arm, "EM": value[0], "of": f"{group}, here"})
             points.append({"arm": arm, "EM": float(number), "of": f"{group}, paper"})
     chart = {
@@ -141,4 +141,4 @@ def fine_tuning(study: Study) -> Outcome:
         "by": "of",
         "units": "tokens",
     }
-    return Outcome(found, [("Bars", chart)])
+    return Outcome(result, [("Bars", chart)])

@@ -9,7 +9,7 @@ fingerprint must be exact and cheap:
    or, like `torch.hash_tensor`, do not see the order of the words);
 2. SHA-256 of all names, shapes and sums gives the digits.
 
-Reading 125 million weights takes 0.2 seconds on one core, and an analysis asks several times. So
+Reading all weights takes time in proportion to their number, and an analysis asks several times. So
 `WeightsFingerprint` keeps the digits until a tensor changes, which it tells from what PyTorch knows
 of a tensor: its storage, its layout and `_version`, the number of in-place changes. Changes through
 views or under `torch.no_grad` count there, and so do all edits of this package. Two kinds of writes

@@ -43,8 +43,9 @@ CELLS = {
     "mc.parameter_gradients(model, memorized)": "lower-half share",
     "mc.activation_gradients(model, memorized)": "activation gradients",
     "mc.rare_token_attention(model, every)": "tau-b",
-    "found = mc.perturb_prefix(model, memorized, draws=2)\nfound": "mean EM drop",
-    "pairs = found.pairs()\nmc.patch_heads(model, pairs.clean, pairs.corrupted)": "4 layers x 4",
+    "perturbed = mc.perturb_prefix(model, memorized, draws=2)\nperturbed": "mean EM drop",
+    "pairs = perturbed.pairs()\n"
+    "mc.patch_heads(model, pairs.clean, pairs.corrupted)": "4 layers x 4",
     "patch_layers(model, pairs.clean, pairs.corrupted)": "positions",
     "minimal_sets(model, memorized)": "stopped",
     "change = mc.unlearn(model, memorized[:2], control, fraction=0.01, recipe=Recipe(steps=2))\n"

@@ -80,9 +80,9 @@ def test_perturb_measures_controls_against_their_own_continuation(options, tmp_p
     for row in data["drop"]:
         assert row["ci_low"] <= row["em_drop"] <= row["ci_high"]
         saved = f"perturbation-{row['replacement']}-{row['set']}.safetensors"
-        found = Result.load(out / saved)
-        assert found.baseline_em.tolist() == [12, 12, 12]
-        assert row["em_drop"] == pytest.approx(float(found.em_drop.mean()))
+        loaded = Result.load(out / saved)
+        assert loaded.baseline_em.tolist() == [12, 12, 12]
+        assert row["em_drop"] == pytest.approx(float(loaded.em_drop.mean()))
     assert len(data["causes"]) == 12
     assert {name: len(rows) for name, rows in data["minimal_sets"].items()} == {
         "memorized": 3, "control": 3,
@@ -240,8 +240,10 @@ def test_help_imports_nothing_heavy():
         "heavy = {'torch', 'transformers', 'transformer_lens', 'pandas', 'plotly', 'scipy'}\n"
         "print(sorted(heavy & set(sys.modules)))\n"
     )
-    found = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
-    assert found.stdout.strip() == "[]"
+    outcome = subprocess.run(
+        [sys.executable, "-c", code], capture_output=True, text=True, check=True
+    )
+    assert outcome.stdout.strip() == "[]"
 
 
 @pytest.mark.parametrize("option", ["--n-prefix", "--n-continuation"])

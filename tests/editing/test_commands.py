@@ -37,19 +37,19 @@ def run(tmp_path_factory):
 def test_gradients_command(run, tmp_path, objective):
     result = run("gradients", "--objective", objective, "--out", str(tmp_path))
     assert result.exit_code == 0
-    found = json.loads(result.stdout)
+    record = json.loads(result.stdout)
     sets = {"contrastive"} if objective == "contrastive" else {"memorized", "control"}
-    assert set(found) == sets
-    assert all(0 < group["layer_share"] < 1 for group in found.values())
+    assert set(record) == sets
+    assert all(0 < group["layer_share"] < 1 for group in record.values())
     assert len(list(tmp_path.glob("gradients-*.safetensors"))) == len(sets)
 
 
 def test_activations_command(run, tmp_path):
     result = run("gradients", "--activations", "--out", str(tmp_path))
     assert result.exit_code == 0
-    found = json.loads(result.stdout)
-    assert set(found) == {"memorized", "control"}
-    assert {row["site"] for row in found["memorized"]} == {"q", "k", "v", "z", "pre", "post"}
+    record = json.loads(result.stdout)
+    assert set(record) == {"memorized", "control"}
+    assert {row["site"] for row in record["memorized"]} == {"q", "k", "v", "z", "pre", "post"}
     assert len(list(tmp_path.glob("activations-*.safetensors"))) == 2
 
 
@@ -62,8 +62,8 @@ def test_unlearn_command_compares_arms_and_tries_to_bring_it_back(run, tmp_path)
         "--noise", "--heldout", str(heldout), "--out", str(tmp_path / "out"),
     )  # fmt: skip
     assert result.exit_code == 0
-    found = json.loads(result.stdout)
-    arms = {(row["set"], row["measure"]): row for row in found["arms"]}
+    record = json.loads(result.stdout)
+    arms = {(row["set"], row["measure"]): row for row in record["arms"]}
     changed = arms["edit", "changed"]
     assert changed["no-op"] == 0
     assert 0 < changed["random"] <= 0.02 * changed["all"] / 0.95
@@ -75,8 +75,8 @@ def test_unlearn_command_compares_arms_and_tries_to_bring_it_back(run, tmp_path)
     assert arms["control, own text", "em"]["no-op"] == 12
     assert arms["others", "in_full"]["no-op"] == 1
     assert arms["heldout", "perplexity"]["no-op"] > 1
-    assert [row["step"] for row in found["recovery"] if row["arm"] == "edited"] == [0, 1, 2]
-    assert {row["set"] for row in found["noise"]} == {"memorized", "control"}
+    assert [row["step"] for row in record["recovery"] if row["arm"] == "edited"] == [0, 1, 2]
+    assert {row["set"] for row in record["noise"]} == {"memorized", "control"}
 
 
 def test_unlearn_command(run, tmp_path):
@@ -86,13 +86,13 @@ def test_unlearn_command(run, tmp_path):
         "--out", str(out), "--export", str(export),
     )  # fmt: skip
     assert result.exit_code == 0
-    found = json.loads(result.stdout)
-    assert found["changed"] <= found["masked"]
-    measures = {(row["set"], row["measure"]): row for row in found["measures"]}
+    record = json.loads(result.stdout)
+    assert record["changed"] <= record["masked"]
+    measures = {(row["set"], row["measure"]): row for row in record["measures"]}
     assert measures[("memorized", "em")]["before"] == 12
     assert measures[("memorized", "em")]["after"] < 2
-    assert Edit.load(out / "edit.safetensors").n_changed == found["changed"]
-    assert len(found["paragraphs"]) == 2
+    assert Edit.load(out / "edit.safetensors").n_changed == record["changed"]
+    assert len(record["paragraphs"]) == 2
     modes = {path.stat().st_mode & 0o777 for path in export.iterdir()}
     assert modes == {(export / "config.json").stat().st_mode & 0o777}
     again = mc.load_model(export)
@@ -111,6 +111,6 @@ def test_unlearn_command_says_what_it_edited_and_why_it_ended(run, tmp_path):
 def test_edit_command(run, tmp_path):
     result = run("edit", "--fraction", "0.2", "--kl-budget", "0.5", "--out", str(tmp_path))
     assert result.exit_code == 0
-    found = json.loads(result.stdout)
-    assert "em_new" in found["steps"][0]
+    record = json.loads(result.stdout)
+    assert "em_new" in record["steps"][0]
     assert (tmp_path / "edit.safetensors").is_file()

@@ -97,9 +97,9 @@ def test_one_curvature_serves_several_edits():
     shared = control_curvature(model, CONTROL, draws=NATURAL_GRADIENT.draws)
     options = {"fraction": 0.02, "kl_budget": 0.05, "progress": False}
     for target in memorized[:2]:
-        found = unlearn(model, target, CONTROL, curvature=shared, **options)
-        assert found.stopped == "em"
-        with found.apply(model):
+        edit = unlearn(model, target, CONTROL, curvature=shared, **options)
+        assert edit.stopped == "em"
+        with edit.apply(model):
             assert int(mc.scan(model, target, progress=False).em) < 1.2
     with pytest.raises(InputError, match=r"^curvature: of other"):
         unlearn(model, memorized, CONTROL[:6], curvature=shared, **options)

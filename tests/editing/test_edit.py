@@ -24,21 +24,21 @@ ARCHITECTURES = sorted(zoo.ARCHITECTURES)
 def test_exactly_the_masked_weights_change_and_come_back(name):
     model = zoo.bridge(name)
     before = state_of(model)
-    found = quick_edit(model, zoo.reciting(model), fraction=0.005)
+    result = quick_edit(model, zoo.reciting(model), fraction=0.005)
     assert same_state(before, model.state_dict())
     total = sum(w.values.numel() for w in adapt(model).weights())
-    assert found.n_candidates == total
-    assert found.n_masked == round(0.005 * total)
-    with found.apply(model) as edited:
+    assert result.n_candidates == total
+    assert result.n_masked == round(0.005 * total)
+    with result.apply(model) as edited:
         assert edited is model
         changes = {k: t - before[k] for k, t in model.state_dict().items()}
     assert same_state(before, model.state_dict())
-    assert 0 < sum(int((c != 0).sum()) for c in changes.values()) == found.n_changed
-    assert found.n_changed <= found.n_masked
+    assert 0 < sum(int((c != 0).sum()) for c in changes.values()) == result.n_changed
+    assert result.n_changed <= result.n_masked
     norm = sum(float(c.double().square().sum()) for c in changes.values()) ** 0.5
-    assert found.norm == pytest.approx(norm, rel=1e-6)
-    frame = found.to_frame()
-    assert frame["changed"].sum() == found.n_changed
+    assert result.norm == pytest.approx(norm, rel=1e-6)
+    frame = result.to_frame()
+    assert frame["changed"].sum() == result.n_changed
     assert (frame["norm"] ** 2).sum() ** 0.5 == pytest.approx(norm, rel=1e-5)
 
 
@@ -53,26 +53,26 @@ def test_hooked_transformers_are_edited_alike():
     for name, index in one.indices.items():
         assert len(set(index.tolist()) ^ set(other.indices[name].tolist())) <= 0.1 * len(index)
     with one.apply(model):
-        found = mc.scan(model, memorized, progress=False).nll
+        result = mc.scan(model, memorized, progress=False).nll
     with other.apply(bridge):
         expected = mc.scan(bridge, memorized, progress=False).nll
-    torch.testing.assert_close(found, expected, rtol=1e-3, atol=1e-3)
+    torch.testing.assert_close(result, expected, rtol=1e-3, atol=1e-3)
 
 
 def test_bfloat16_models_come_back_too():
     model = as_bridge(zoo.hf_model("gpt_neo").bfloat16(), zoo.tokenizer(), name="tiny-half")
     before = state_of(model)
-    found = quick_edit(model, zoo.reciting(model), fraction=0.01)
-    with found.apply(model):
+    result = quick_edit(model, zoo.reciting(model), fraction=0.01)
+    with result.apply(model):
         changed = n_different(before, model.state_dict())
-    assert changed == found.n_changed > 0
+    assert changed == result.n_changed > 0
     assert same_state(before, model.state_dict())
 
 
 def test_restored_after_an_exception(neo_edit):
-    model, _, found = neo_edit
+    model, _, result = neo_edit
     before = state_of(model)
-    with pytest.raises(RuntimeError, match="mine"), found.apply(model):
+    with pytest.raises(RuntimeError, match="mine"), result.apply(model):
         raise RuntimeError("mine")
     assert same_state(before, model.state_dict())
 
@@ -112,27 +112,27 @@ def test_divergence_names_the_step_and_restores(neo_edit, monkeypatch):
 
 
 def test_an_edit_fits_only_its_own_weights(neo_edit):
-    model, _, found = neo_edit
-    with pytest.raises(InputError, match="made for weights"), found.apply(zoo.bridge("gpt2")):
+    model, _, result = neo_edit
+    with pytest.raises(InputError, match="made for weights"), result.apply(zoo.bridge("gpt2")):
         pass
     other = zoo.bridge("gpt_neo", seed=1)
-    with pytest.raises(InputError, match="made for weights"), found.apply(other):
+    with pytest.raises(InputError, match="made for weights"), result.apply(other):
         pass
     with (
-        found.apply(model),
+        result.apply(model),
         pytest.raises(InputError, match="one edit at a time"),
-        found.apply(model),
+        result.apply(model),
     ):
         pass
 
 
 def test_save_and_load(neo_edit, tmp_path):
-    model, _, found = neo_edit
-    again = Edit.load(found.save(tmp_path / "edit.safetensors"))
-    assert again.provenance == found.provenance
-    assert again.to_frame().equals(found.to_frame())
-    assert again.steps().equals(found.steps())
-    with found.apply(model):
+    model, _, result = neo_edit
+    again = Edit.load(result.save(tmp_path / "edit.safetensors"))
+    assert again.provenance == result.provenance
+    assert again.to_frame().equals(result.to_frame())
+    assert again.steps().equals(result.steps())
+    with result.apply(model):
         expected = state_of(model)
     with again.apply(model):
         assert same_state(expected, model.state_dict())
@@ -143,7 +143,7 @@ def test_save_and_load(neo_edit, tmp_path):
 
 
 def test_deltas_must_be_finite(neo_edit):
-    _, _, found = neo_edit
-    deltas = {name: torch.full_like(delta, torch.nan) for name, delta in found.deltas.items()}
+    _, _, result = neo_edit
+    deltas = {name: torch.full_like(delta, torch.nan) for name, delta in result.deltas.items()}
     with pytest.raises(InputError, match="not finite"):
-        dataclasses.replace(found, deltas=deltas)
+        dataclasses.replace(result, deltas=deltas)

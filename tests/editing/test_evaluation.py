@@ -16,9 +16,9 @@ from tests.helpers.editing import CONTROL, UNSEEN, same_state, state_of
 
 
 def test_an_empty_edit_changes_no_measure(neo_edit):
-    model, memorized, found = neo_edit
+    model, memorized, result = neo_edit
     nothing = dataclasses.replace(
-        found, deltas={k: torch.zeros_like(v) for k, v in found.deltas.items()}
+        result, deltas={k: torch.zeros_like(v) for k, v in result.deltas.items()}
     )
     report = evaluate_edit(
         model, nothing, memorized, UNSEEN, heldout=UNSEEN, attacks=3, progress=False
@@ -33,14 +33,21 @@ def test_an_empty_edit_changes_no_measure(neo_edit):
 
 
 def test_the_report_agrees_with_scans_by_hand(neo_edit, tmp_path):
-    model, memorized, found = neo_edit
+    model, memorized, result = neo_edit
     report = evaluate_edit(
-        model, found, memorized, UNSEEN, heldout=UNSEEN, others=memorized, attacks=5, progress=False
+        model,
+        result,
+        memorized,
+        UNSEEN,
+        heldout=UNSEEN,
+        others=memorized,
+        attacks=5,
+        progress=False,
     )
     em, attacked = (report.samples[f"memorized/{name}"] for name in ("em", "em_attacked"))
     assert (attacked >= em).all()
     assert torch.equal(report.samples["others/em"], em)
-    with found.apply(model):
+    with result.apply(model):
         scan = mc.scan(model, memorized, progress=False)
         text = mc.scan(model, mc.Paragraphs(UNSEEN.ids, 1), progress=False)
     assert report.mean("memorized/em")[1] == pytest.approx(float(scan.em.float().mean()))
@@ -56,16 +63,16 @@ def test_the_report_agrees_with_scans_by_hand(neo_edit, tmp_path):
 
 def test_extraction_probability_by_hand():
     p = torch.tensor([0.5, 1.0, 0.0])
-    found = extraction_probability(p.log(), 2)
-    assert found.tolist() == pytest.approx([0.75, 1.0, 0.0])
+    result = extraction_probability(p.log(), 2)
+    assert result.tolist() == pytest.approx([0.75, 1.0, 0.0])
 
 
 def test_relearning_brings_it_back_and_leaves_no_trace(neo_edit):
-    model, memorized, found = neo_edit
+    model, memorized, result = neo_edit
     before = state_of(model)
     curve = recovery_curve(
         model,
-        found,
+        result,
         memorized[2:],
         memorized[:2],
         steps=4,
@@ -83,21 +90,21 @@ def test_relearning_brings_it_back_and_leaves_no_trace(neo_edit):
     frame = curve.to_frame()
     assert len(frame) == 6
     with pytest.raises(InputError, match=r"^trained:"):
-        recovery_curve(model, found, memorized, memorized[:1], progress=False)
+        recovery_curve(model, result, memorized, memorized[:1], progress=False)
 
 
 def test_noise_of_size_zero_is_no_noise_and_large_noise_ends_the_recitation(neo_edit):
     model, memorized, _ = neo_edit
     before = state_of(model)
-    found = weight_noise(
+    noise = weight_noise(
         model, memorized, CONTROL, sizes=(0.0, 0.3, 3.0), fraction=0.05, draws=2, progress=False
     )
     assert same_state(before, model.state_dict())
-    assert (found.em["memorized"][0] == 12).all()
+    assert (noise.em["memorized"][0] == 12).all()
     control = mc.scan(model, CONTROL, progress=False).nll
-    torch.testing.assert_close(found.nll["control"][0], control.expand(2, -1))
-    assert float(found.em["memorized"][2].mean()) < 6
-    frame = found.to_frame()
+    torch.testing.assert_close(noise.nll["control"][0], control.expand(2, -1))
+    assert float(noise.em["memorized"][2].mean()) < 6
+    frame = noise.to_frame()
     assert list(frame["set"].unique()) == ["memorized", "control"]
     assert len(frame) == 6
     everywhere = weight_noise(

@@ -48,8 +48,8 @@ def test_only_the_chosen_weights_are_written_and_all_of_it_is_taken_back(any_bri
 
 def test_the_same_seed_writes_the_same_bits(neo):
     def once(seed):
-        found = mc.plant(neo, unknown(), where="weights:0.2", seed=seed, **LOOSE)
-        return torch.cat(list(found.deltas.values())), found.truth.mask
+        planted = mc.plant(neo, unknown(), where="weights:0.2", seed=seed, **LOOSE)
+        return torch.cat(list(planted.deltas.values())), planted.truth.mask
 
     first, again, other = once(0), once(0), once(1)
     assert torch.equal(first[0], again[0])

@@ -18,68 +18,68 @@ from tests.helpers.editing import CONTROL, FORGET, UNSEEN, quick_edit, same_stat
 
 
 def test_the_targets_are_forgotten_and_unseen_controls_kept(neo_edit):
-    model, memorized, found = neo_edit
+    model, memorized, result = neo_edit
     assert (mc.scan(model, memorized, progress=False).em == 12).all()
-    with found.apply(model):
+    with result.apply(model):
         em = mc.scan(model, memorized, progress=False).em
-    assert found.stopped == "em"
+    assert result.stopped == "em"
     assert int(em.max()) < 1.2
-    assert float(found.history["em"][found.kept]) == pytest.approx(float(em.float().mean()))
-    assert float(found.history["kl"][found.kept]) <= 0.05
-    assert float(found.history["kl"][0]) == pytest.approx(0, abs=1e-6)
-    assert float(edit_divergence(model, found, UNSEEN).mean()) < 0.2
+    assert float(result.history["em"][result.kept]) == pytest.approx(float(em.float().mean()))
+    assert float(result.history["kl"][result.kept]) <= 0.05
+    assert float(result.history["kl"][0]) == pytest.approx(0, abs=1e-6)
+    assert float(edit_divergence(model, result, UNSEEN).mean()) < 0.2
 
 
 def test_a_change_as_large_in_random_directions_does_far_less(neo_edit):
-    model, memorized, found = neo_edit
+    model, memorized, result = neo_edit
     generator = torch.Generator().manual_seed(0)
-    noise = {name: torch.randn(len(d), generator=generator) for name, d in found.deltas.items()}
-    scaled = {name: n * found.deltas[name].norm() / n.norm() for name, n in noise.items()}
-    random = dataclasses.replace(found, deltas=scaled)
-    assert random.norm == pytest.approx(found.norm, rel=1e-4)
+    noise = {name: torch.randn(len(d), generator=generator) for name, d in result.deltas.items()}
+    scaled = {name: n * result.deltas[name].norm() / n.norm() for name, n in noise.items()}
+    random = dataclasses.replace(result, deltas=scaled)
+    assert random.norm == pytest.approx(result.norm, rel=1e-4)
     with random.apply(model):
         assert float(mc.scan(model, memorized, progress=False).em.float().mean()) > 6
 
 
 def test_several_targets_are_forgotten_one_by_one(neo_edit):
-    model, memorized, found = neo_edit
-    n = round(FORGET["fraction"] * found.n_candidates)
-    assert len(found.history["em"]) <= 1 + len(memorized)  # a row for each that had to be edited
-    assert n < found.n_masked <= n * (len(found.history["em"]) - 1)  # the union of their masks
+    model, memorized, result = neo_edit
+    n = round(FORGET["fraction"] * result.n_candidates)
+    assert len(result.history["em"]) <= 1 + len(memorized)  # a row for each that had to be edited
+    assert n < result.n_masked <= n * (len(result.history["em"]) - 1)  # the union of their masks
     # The KL is that of all turns together, on the controls held out by the same seed.
     _, held = split_control(CONTROL, seed=0)
-    kl = float(edit_divergence(model, found, held).mean())
-    assert float(found.history["kl"][-1]) == pytest.approx(kl, rel=1e-4)
+    kl = float(edit_divergence(model, result, held).mean())
+    assert float(result.history["kl"][-1]) == pytest.approx(kl, rel=1e-4)
     alone = mc.unlearn(model, memorized[:1], CONTROL, **FORGET)
     assert alone.n_masked == n
-    rate = found.history["em"]
+    rate = result.history["em"]
     assert (rate[1:] < rate[:-1]).all()
 
 
 def test_one_by_one_stops_within_the_budget_of_all(neo_edit):
-    model, memorized, found = neo_edit
-    kl = found.history["kl"]
+    model, memorized, result = neo_edit
+    kl = result.history["kl"]
     budget = float(0.9 * kl[-2] + 0.1 * kl[-1])
     stopped = mc.unlearn(model, memorized, CONTROL, **FORGET | {"kl_budget": budget})
     assert stopped.stopped == "kl"
     assert float(stopped.history["kl"].max()) <= budget
     before = len(kl) - 1  # the turns before the last are the same
     for name, rows in stopped.history.items():
-        torch.testing.assert_close(rows[:before], found.history[name][:before])
+        torch.testing.assert_close(rows[:before], result.history[name][:before])
 
 
 def test_nothing_to_forget_changes_nothing(neo_edit):
     model, memorized, _ = neo_edit
-    found = mc.unlearn(model, memorized, CONTROL, **FORGET, em_below=13)
-    assert (found.n_changed, found.stopped) == (0, "em")
-    assert found.history["em"].tolist() == [12]
+    edit = mc.unlearn(model, memorized, CONTROL, **FORGET, em_below=13)
+    assert (edit.n_changed, edit.stopped) == (0, "em")
+    assert edit.history["em"].tolist() == [12]
 
 
 def test_without_an_em_that_is_enough_all_targets_share_a_mask(neo_edit):
     model, memorized, _ = neo_edit
     recipe = dataclasses.replace(NATURAL_GRADIENT, steps=2, objective="margin")
-    found = mc.unlearn(model, memorized, CONTROL, **FORGET, em_below=0, recipe=recipe)
-    assert found.n_masked == round(FORGET["fraction"] * found.n_candidates)
+    edit = mc.unlearn(model, memorized, CONTROL, **FORGET, em_below=0, recipe=recipe)
+    assert edit.n_masked == round(FORGET["fraction"] * edit.n_candidates)
 
 
 def test_an_interrupt_in_a_later_turn_takes_back_the_earlier_ones(neo_edit, monkeypatch):
@@ -104,7 +104,7 @@ def test_edit_gives_prefixes_another_continuation():
     model = zoo.bridge("gpt_neo")
     memorized = zoo.reciting(model, n=2)
     wanted = mc.Paragraphs(zoo.random_ids(2, 22, seed=9), 10)
-    found = mc.edit(
+    result = mc.edit(
         model,
         memorized,
         wanted,
@@ -114,12 +114,12 @@ def test_edit_gives_prefixes_another_continuation():
         progress=False,
         recipe=dataclasses.replace(NATURAL_GRADIENT, steps=200, step_kl=3e-3),
     )
-    assert found.stopped == "em"
+    assert result.stopped == "em"
     new = mc.Paragraphs(torch.cat([memorized.prefix, wanted.continuation], 1), 10)
-    with found.apply(model):
+    with result.apply(model):
         assert (mc.scan(model, new, progress=False).em == 12).all()
         assert (mc.scan(model, memorized, progress=False).em < 12).all()
-    assert float(found.history["em_new"][found.kept]) == 12
+    assert float(result.history["em_new"][result.kept]) == 12
 
 
 def test_the_kl_budget_stops_the_reference_recipe(neo_edit):
@@ -139,18 +139,18 @@ def test_shorter_steps_are_tried_within_the_budget(neo_edit):
     recipe = dataclasses.replace(NATURAL_GRADIENT, steps=8)
     one = quick_edit(model, memorized, recipe=dataclasses.replace(recipe, steps=1), em_below=0)
     first = float(one.history["kl"][1])
-    found = quick_edit(model, memorized, recipe=recipe, em_below=0, kl_budget=first / 2)
-    kl = found.history["kl"]
+    result = quick_edit(model, memorized, recipe=recipe, em_below=0, kl_budget=first / 2)
+    kl = result.history["kl"]
     assert kl[1] == pytest.approx(first, rel=1e-3)  # refused, and nothing would be left
-    assert found.stopped == "kl"
-    assert found.kept > 1
-    assert first / 8 < kl[found.kept] <= first / 2
-    forget = found.history["forget"]
-    assert forget[found.kept] < forget[0]
+    assert result.stopped == "kl"
+    assert result.kept > 1
+    assert first / 8 < kl[result.kept] <= first / 2
+    forget = result.history["forget"]
+    assert forget[result.kept] < forget[0]
 
 
 def test_shrinking_keeps_the_targets_forgotten(neo_edit):
-    model, memorized, found = neo_edit
+    model, memorized, result = neo_edit
     whole = mc.unlearn(
         model,
         memorized,
@@ -158,19 +158,19 @@ def test_shrinking_keeps_the_targets_forgotten(neo_edit):
         recipe=dataclasses.replace(NATURAL_GRADIENT, shrink=False),
         **FORGET,
     )
-    assert found.norm <= whole.norm
-    assert float(found.history["kl"][found.kept]) <= float(whole.history["kl"][whole.kept])
-    assert float(found.history["em_max"][found.kept]) < 1.2
+    assert result.norm <= whole.norm
+    assert float(result.history["kl"][result.kept]) <= float(whole.history["kl"][whole.kept])
+    assert float(result.history["em_max"][result.kept]) < 1.2
 
 
 def test_the_same_seed_gives_the_same_edit(neo_edit):
-    model, memorized, found = neo_edit
+    model, memorized, result = neo_edit
     state = torch.get_rng_state()
     again = mc.unlearn(model, memorized, CONTROL, **FORGET)
     assert torch.equal(torch.get_rng_state(), state)
-    assert all(torch.equal(again.deltas[name], delta) for name, delta in found.deltas.items())
+    assert all(torch.equal(again.deltas[name], delta) for name, delta in result.deltas.items())
     other = mc.unlearn(model, memorized, CONTROL, **FORGET, seed=1)
-    assert set(other.deltas) != set(found.deltas) or other.norm != found.norm
+    assert set(other.deltas) != set(result.deltas) or other.norm != result.norm
 
 
 @pytest.mark.parametrize(

@@ -45,36 +45,36 @@ def nll_with_head_replaced(name, paragraphs, layer, head, replace):
 def test_zero_ablation_equals_a_plain_hook(name):
     model = zoo.bridge(name)
     paragraphs = zoo.mixed(model)
-    found = mc.ablate_heads(model, paragraphs).samples["nll"]
+    result = mc.ablate_heads(model, paragraphs).samples["nll"]
     clean = nll_with_head_replaced(name, paragraphs, None, 0, None)
     for layer, head in [(0, 0), (1, 3), (2, 2)]:
         ablated = nll_with_head_replaced(name, paragraphs, layer, head, torch.zeros_like)
-        torch.testing.assert_close(found[:, layer, head], ablated - clean, atol=1e-5, rtol=0)
-        assert found[:, layer, head].abs().max() > 1e-4
+        torch.testing.assert_close(result[:, layer, head], ablated - clean, atol=1e-5, rtol=0)
+        assert result[:, layer, head].abs().max() > 1e-4
 
 
 def test_mean_ablation_equals_a_plain_hook(neo):
     paragraphs = zoo.mixed(neo)
-    found = mc.ablate_heads(neo, paragraphs, mode="mean").samples["nll"]
+    result = mc.ablate_heads(neo, paragraphs, mode="mean").samples["nll"]
     clean = nll_with_head_replaced("gpt_neo", paragraphs, None, 0, None)
     ablated = nll_with_head_replaced(
         "gpt_neo", paragraphs, 1, 2, lambda z: z.mean(0, keepdim=True).expand_as(z)
     )
-    torch.testing.assert_close(found[:, 1, 2], ablated - clean, atol=1e-5, rtol=0)
+    torch.testing.assert_close(result[:, 1, 2], ablated - clean, atol=1e-5, rtol=0)
 
 
 def test_resampling_a_paragraph_with_itself_changes_nothing(neo):
     paragraphs = zoo.mixed(neo)[[0]]
-    found = mc.ablate_heads(neo, paragraphs, mode="resample", reference=paragraphs)
-    torch.testing.assert_close(found.values, torch.zeros_like(found.values), atol=1e-6, rtol=0)
+    effects = mc.ablate_heads(neo, paragraphs, mode="resample", reference=paragraphs)
+    torch.testing.assert_close(effects.values, torch.zeros_like(effects.values), atol=1e-6, rtol=0)
 
 
 def test_resampling_takes_the_z_of_another_paragraph(neo):
     pair = zoo.mixed(neo)[[0, 4]]
-    found = mc.ablate_heads(neo, pair, mode="resample").samples["nll"]  # each gets the other's
+    result = mc.ablate_heads(neo, pair, mode="resample").samples["nll"]  # each gets the other's
     clean = nll_with_head_replaced("gpt_neo", pair, None, 0, None)
     swapped = nll_with_head_replaced("gpt_neo", pair, 2, 1, lambda z: z.flip(0))
-    torch.testing.assert_close(found[:, 2, 1], swapped - clean, atol=1e-5, rtol=0)
+    torch.testing.assert_close(result[:, 2, 1], swapped - clean, atol=1e-5, rtol=0)
 
 
 def test_em_effect_counts_tokens(neo):

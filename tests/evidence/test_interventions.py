@@ -77,13 +77,13 @@ def test_any_replacement_in_any_layer_equals_a_full_forward(any_bridge):
             HeadEdit((1,), z.reshape(*shape, 1, adapter.d_head))
             for z, shape in zip(news, shapes, strict=True)
         ]
-        found = edited(run, layer, edits)
-        for new, one in zip(news, found, strict=True):
+        result = edited(run, layer, edits)
+        for new, one in zip(news, result, strict=True):
             z = new if new.ndim == 1 else torch.cat([new, new[..., -1:, :]], -2)
             expected = full_forward(any_bridge, paragraphs, layer, 1, z)
             torch.testing.assert_close(one[:, 0], expected[:, 0], atol=2e-5, rtol=0)
             torch.testing.assert_close(one[:, 1], expected[:, 1])
-        assert (found[:, :, 0] - run.clean()[:, 0]).abs().max() > 1e-3
+        assert (result[:, :, 0] - run.clean()[:, 0]).abs().max() > 1e-3
 
 
 @pytest.mark.skipif(not zoo.has_hooked(), reason="transformer-lens 4 has no HookedTransformer")
@@ -95,10 +95,10 @@ def test_hooked_transformers_support_partial_forwards_too(name):
     assert run.partial_forward
     for layer in range(adapt(model).n_layers):
         zero = torch.zeros(1, 1, 1, adapt(model).d_head)
-        found = edited(run, layer, [HeadEdit((2,), zero)])[0]
+        result = edited(run, layer, [HeadEdit((2,), zero)])[0]
         expected = full_forward(model, paragraphs, layer, 2, zero[0, 0, 0])
-        torch.testing.assert_close(found[:, 0], expected[:, 0], atol=2e-5, rtol=0)
-        torch.testing.assert_close(found[:, 1], expected[:, 1])
+        torch.testing.assert_close(result[:, 0], expected[:, 0], atol=2e-5, rtol=0)
+        torch.testing.assert_close(result[:, 1], expected[:, 1])
 
 
 @pytest.mark.parametrize("mode", ["zero", "mean", "resample"])
@@ -117,18 +117,18 @@ def test_several_heads_in_one_edit(neo):
     paragraphs = zoo.mixed(neo, n=2)
     run = resumable(neo, paragraphs)
     z = torch.randn(1, 1, 2, 8, generator=torch.Generator().manual_seed(0))
-    found = edited(run, 1, [HeadEdit((0, 3), z)])
+    result = edited(run, 1, [HeadEdit((0, 3), z)])
     with without_partial_forward(neo):
         slow = edited(resumable(neo, paragraphs), 1, [HeadEdit((0, 3), z)])
-    torch.testing.assert_close(found, slow, atol=2e-5, rtol=0)
+    torch.testing.assert_close(result, slow, atol=2e-5, rtol=0)
 
 
 def test_no_change_is_no_effect(any_bridge):
     paragraphs = zoo.mixed(any_bridge, n=2)
     run = resumable(any_bridge, paragraphs)
     for layer in range(adapt(any_bridge).n_layers):
-        found = edited(run, layer, [HeadEdit((0,), run.z[layer][:, :, [0]])])[0]
-        torch.testing.assert_close(found, run.clean(), atol=1e-5, rtol=0)
+        result = edited(run, layer, [HeadEdit((0,), run.z[layer][:, :, [0]])])[0]
+        torch.testing.assert_close(result, run.clean(), atol=1e-5, rtol=0)
 
 
 def test_another_measure(neo):
@@ -139,11 +139,11 @@ def test_another_measure(neo):
     def first_token(logits, rows):
         return logits[:, 0].log_softmax(-1).gather(-1, run.targets[rows, :1])
 
-    found = edited(run, 0, [zero], measure=first_token)
-    assert found.shape == (1, 4, 1)
+    result = edited(run, 0, [zero], measure=first_token)
+    assert result.shape == (1, 4, 1)
     with without_partial_forward(neo):
         slow = edited(resumable(neo, paragraphs), 0, [zero], measure=first_token)
-    torch.testing.assert_close(found, slow, atol=2e-5, rtol=0)
+    torch.testing.assert_close(result, slow, atol=2e-5, rtol=0)
 
 
 def test_a_tiny_memory_budget_changes_only_the_pieces(neo):
@@ -172,9 +172,9 @@ def test_an_analysis_survives_running_out_of_memory(neo):
 
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(adapter, "run_blocks", narrow)
-        found = mc.ablate_heads(neo, paragraphs)
+        effects = mc.ablate_heads(neo, paragraphs)
     assert refused
-    torch.testing.assert_close(found.samples["nll"], expected.samples["nll"], atol=2e-6, rtol=0)
+    torch.testing.assert_close(effects.samples["nll"], expected.samples["nll"], atol=2e-6, rtol=0)
 
 
 def test_the_callers_hooks_survive(neo):

@@ -61,18 +61,18 @@ def test_a_head_that_only_memorized_paragraphs_need_is_significant(neo, monkeypa
     memorized = set(map(tuple, zoo.reciting(neo, n=8).ids.tolist()))
 
     def rigged(ablation, heads, **options):
-        found = plain(ablation, heads, **options)
+        result = plain(ablation, heads, **options)
         group = ablation.paragraphs.ids.tolist()
         is_memorized = torch.tensor([tuple(row) in memorized for row in group])
-        found[is_memorized, heads.index(mc.Head(3, 1)), 0] += 2.0
-        return found
+        result[is_memorized, heads.index(mc.Head(3, 1)), 0] += 2.0
+        return result
 
     monkeypatch.setattr(Ablation, "effects", rigged)
-    found = mc.find_memorization_heads(neo, paragraphs, draws=2000)
-    assert found.top(1) == [mc.Head(3, 1)]
-    assert found.significant[3, 1]
-    assert found.ci[0, 3, 1] > 0
-    assert "L3H1" in found.summary()
+    ranking = mc.find_memorization_heads(neo, paragraphs, draws=2000)
+    assert ranking.top(1) == [mc.Head(3, 1)]
+    assert ranking.significant[3, 1]
+    assert ranking.ci[0, 3, 1] > 0
+    assert "L3H1" in ranking.summary()
 
 
 def test_labels_without_meaning_name_no_head(neo):
@@ -81,10 +81,10 @@ def test_labels_without_meaning_name_no_head(neo):
     for seed in range(10):
         model = zoo.bridge("gpt_neo", seed=seed)
         recited = zoo.reciting(model, n=16, seed=seed)
-        found = mc.find_memorization_heads(
+        ranking = mc.find_memorization_heads(
             model, recited[list(range(8))], control=recited[list(range(8, 16))], draws=400
         )
-        named += int(found.significant.any())
+        named += int(ranking.significant.any())
     assert named <= 2
 
 
@@ -147,11 +147,11 @@ def test_controls_nearest_in_nll(neo):
     paragraphs = zoo.mixed(neo, n=3)[:3] + mc.Paragraphs.from_tokens(
         zoo.random_ids(40, 22, seed=8), n_prefix=10
     )
-    found = mc.scan(neo, paragraphs, progress=False)
+    scan_result = mc.scan(neo, paragraphs, progress=False)
     ranking = mc.find_memorization_heads(
         neo, paragraphs, match_nll=True, max_paragraphs=5, draws=10, progress=False
     )
-    distance = (found.nll[3:] - found.nll[:3].mean()).abs()
+    distance = (scan_result.nll[3:] - scan_result.nll[:3].mean()).abs()
     expected = paragraphs.ids[3:][distance.argsort()[:20].sort().values]
     assert torch.equal(ranking.control_ids, expected)
     assert any("nearest in NLL" in note for note in ranking.notes)

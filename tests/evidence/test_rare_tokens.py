@@ -33,20 +33,20 @@ def test_hand_made_pattern():
 
 def test_attention_is_the_models_own(neo):
     paragraphs = zoo.mixed(neo)
-    found = mc.rare_token_attention(neo, paragraphs, permutations=10)
+    result = mc.rare_token_attention(neo, paragraphs, permutations=10)
     with torch.no_grad():
         patterns = zoo.hf_model("gpt_neo")(paragraphs.ids, output_attentions=True).attentions
     for layer, pattern in enumerate(patterns):
         torch.testing.assert_close(
-            found.attention[:, layer], pattern[:, :, 10, :10], atol=1e-5, rtol=0
+            result.attention[:, layer], pattern[:, :, 10, :10], atol=1e-5, rtol=0
         )
     expected = [
-        scipy.stats.kendalltau(found.attention[p, 2, 1], found.counts[p], variant="b").statistic
+        scipy.stats.kendalltau(result.attention[p, 2, 1], result.counts[p], variant="b").statistic
         for p in range(len(paragraphs))
     ]
-    assert found[(2, 1)] == pytest.approx(np.mean(expected), abs=1e-5)
-    assert (found.entropy >= 0).all()
-    assert (found.entropy <= np.log(10) + 1e-5).all()
+    assert result[(2, 1)] == pytest.approx(np.mean(expected), abs=1e-5)
+    assert (result.entropy >= 0).all()
+    assert (result.entropy <= np.log(10) + 1e-5).all()
 
 
 def test_a_head_that_prefers_rare_tokens_is_found(neo, monkeypatch):
@@ -64,10 +64,10 @@ def test_a_head_that_prefers_rare_tokens_is_found(neo, monkeypatch):
         return run
 
     monkeypatch.setattr(adapter, "run", rigged)
-    found = mc.rare_token_attention(neo, paragraphs, unigrams)
-    assert found[(1, 2)] < -0.95
-    assert found.p_value[1, 2] < 0.01
-    assert int(found.values.argmin()) == 1 * 4 + 2
+    attention = mc.rare_token_attention(neo, paragraphs, unigrams)
+    assert attention[(1, 2)] < -0.95
+    assert attention.p_value[1, 2] < 0.01
+    assert int(attention.values.argmin()) == 1 * 4 + 2
 
 
 def test_null_is_calibrated():
@@ -80,9 +80,9 @@ def test_null_is_calibrated():
         counts = mc.UnigramTable(
             torch.randint(1, 10**6, (101,), generator=torch.Generator().manual_seed(seed)), "noise"
         )
-        found = mc.rare_token_attention(model, paragraphs, counts, seed=seed)
-        small += int((found.p_value < 0.05).sum())
-        total += found.p_value.numel()
+        attention = mc.rare_token_attention(model, paragraphs, counts, seed=seed)
+        small += int((attention.p_value < 0.05).sum())
+        total += attention.p_value.numel()
     assert small <= 0.2 * total
 
 
@@ -97,5 +97,5 @@ def test_table_of_another_tokenizer_is_refused(neo):
 
 
 def test_without_a_table_the_result_says_so(neo):
-    found = mc.rare_token_attention(neo, zoo.mixed(neo), permutations=5)
-    assert "counted in the paragraphs" in found.notes[0]
+    attention = mc.rare_token_attention(neo, zoo.mixed(neo), permutations=5)
+    assert "counted in the paragraphs" in attention.notes[0]

@@ -57,10 +57,10 @@ def test_attributions_do_not_need_trainable_weights(neo):
     expected = screening.attributions(Ablation(neo, paragraphs, mode="zero"), progress=False)
     frozen = zoo.bridge("gpt_neo")
     frozen.requires_grad_(False)
-    found = screening.attributions(
+    result = screening.attributions(
         Ablation(frozen, paragraphs, mode="zero"), memory_budget=1, progress=False
     )
-    torch.testing.assert_close(found, expected, atol=1e-5, rtol=1e-5)
+    torch.testing.assert_close(result, expected, atol=1e-5, rtol=1e-5)
     assert not any(p.requires_grad or p.grad is not None for p in frozen.parameters())
 
 
@@ -124,9 +124,9 @@ def test_heads_come_up_when_an_estimate_was_too_high(neo, monkeypatch, narrow):
         return (sign * fake).expand(4, -1, -1).clone()
 
     monkeypatch.setattr(screening, "attributions", wrong)
-    found = mc.find_memorization_heads(neo, paragraphs, method="screen", draws=10)
+    ranking = mc.find_memorization_heads(neo, paragraphs, method="screen", draws=10)
     order = score.flatten().argsort(descending=True)[:3].tolist()
-    assert found.top(3) == [Head(i // 4, i % 4) for i in order]
+    assert ranking.top(3) == [Head(i // 4, i % 4) for i in order]
 
 
 def test_a_screened_ranking_saves_and_reports(neo, narrow, tmp_path):

@@ -57,8 +57,8 @@ class Plain:
     def attention(self, ids: Tensor) -> Tensor:
         """[row, layer, head, query, key]."""
         with torch.no_grad():
-            found = self.model(input_ids=ids, use_cache=False, output_attentions=True)
-        return torch.stack(found.attentions, 1)
+            result = self.model(input_ids=ids, use_cache=False, output_attentions=True)
+        return torch.stack(result.attentions, 1)
 
     def em(self, ids: Tensor, n_prefix: int) -> Tensor:
         """Tokens decoded greedily by `generate` that match before the first mismatch."""
@@ -91,8 +91,8 @@ class Plain:
         """Show z [batch, pos, head, d_head] of a layer to `change`, which may replace it."""
 
         def hook(_: nn.Module, args: tuple[Tensor, ...]) -> tuple[Tensor, ...] | None:
-            found = change(args[0].unflatten(-1, (self.n_heads, -1)))
-            return None if found is None else (found.flatten(-2), *args[1:])
+            result = change(args[0].unflatten(-1, (self.n_heads, -1)))
+            return None if result is None else (result.flatten(-2), *args[1:])
 
         handle = self.out[layer].register_forward_pre_hook(hook)
         try:
@@ -125,7 +125,7 @@ class Plain:
 
     def nll_with_z(self, ids: Tensor, n_prefix: int, new: list[Tensor]) -> Tensor:
         """NLL after replacing each head's z in turn by `new`, [row, layer, head]."""
-        found = torch.empty(len(ids), self.n_layers, self.n_heads)
+        result = torch.empty(len(ids), self.n_layers, self.n_heads)
         for layer in range(self.n_layers):
             for head in range(self.n_heads):
 
@@ -135,24 +135,24 @@ class Plain:
                     return z
 
                 with self.head_input(layer, change), torch.no_grad():
-                    found[:, layer, head] = self.nll(ids, n_prefix)
-        return found
+                    result[:, layer, head] = self.nll(ids, n_prefix)
+        return result
 
     # -- weights --------------------------------------------------------------------------------
 
     def weights(self, of: Callable[[nn.Parameter], Tensor]) -> dict[str, list[Tensor]]:
         """component -> per layer [head, d_in, d_out] of the parameters' values or gradients."""
-        found: dict[str, list[Tensor]] = {}
+        values: dict[str, list[Tensor]] = {}
         for block, out in zip(self.blocks, self.out, strict=True):
             for component, matrix in self._attention(block, of).items():
-                found.setdefault(component, []).append(matrix)
-            found.setdefault("W_O", []).append(
+                values.setdefault(component, []).append(matrix)
+            values.setdefault("W_O", []).append(
                 _in_out(out, of).unflatten(0, (self.n_heads, -1))  # [head, d_head, d_model]
             )
             for component, place in _MLPS[self.name].items():
                 matrix = _in_out(block.get_submodule(place), of)
-                found.setdefault(component, []).append(matrix[None])
-        return found
+                values.setdefault(component, []).append(matrix[None])
+        return values
 
     def _attention(self, block: Any, of: Callable[[nn.Parameter], Tensor]) -> dict[str, Tensor]:
         if self.name == "gpt2":  # q, k and v side by side
@@ -175,8 +175,8 @@ class Plain:
         self.model.requires_grad_(True)
         parameters = list(self.model.parameters())
         loss = self.nll(ids, n_prefix).mean()
-        found = torch.autograd.grad(loss, parameters, allow_unused=True)
-        by_id = {id(p): g for p, g in zip(parameters, found, strict=True)}
+        result = torch.autograd.grad(loss, parameters, allow_unused=True)
+        by_id = {id(p): g for p, g in zip(parameters, result, strict=True)}
         return self.weights(lambda parameter: by_id[id(parameter)])
 
 

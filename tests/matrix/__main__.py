@@ -58,15 +58,15 @@ def other_lines() -> list[str]:
         source = zoo.other(name)
         kind = type(source).__name__
         try:
-            found = as_bridge(source, zoo.tokenizer(), name="tiny")
-            mc.find_memorization_heads(found, zoo.mixed(found), draws=20, progress=False)
+            result = as_bridge(source, zoo.tokenizer(), name="tiny")
+            mc.find_memorization_heads(result, zoo.mixed(result), draws=20, progress=False)
         except UnsupportedModel as error:
             reason = str(error).split("; ", 1)[1].partition(" (Could not")[0]
             refused.append(f"| {kind} | {reason.partition('. Available')[0]} |")
         else:
             slow = (
                 ""
-                if adapt(found).supports_partial_forward
+                if adapt(result).supports_partial_forward
                 else " (slower: not continued in the middle)"
             )
             works.append(f"{kind}{slow}")

@@ -29,9 +29,9 @@ def plain_ablate(mode: str, m: Plain, p: mc.Paragraphs) -> Numbers:
 
 
 def plain_gradients(m: Plain, p: mc.Paragraphs) -> Numbers:
-    found = m.gradients(p.ids, p.n_prefix)
-    largest = {f"max {c}": [g.abs().amax((1, 2)) for g in layers] for c, layers in found.items()}
-    norms = {f"l2 {c}": [g.flatten(1).norm(dim=1) for g in layers] for c, layers in found.items()}
+    result = m.gradients(p.ids, p.n_prefix)
+    largest = {f"max {c}": [g.abs().amax((1, 2)) for g in layers] for c, layers in result.items()}
+    norms = {f"l2 {c}": [g.flatten(1).norm(dim=1) for g in layers] for c, layers in result.items()}
     return {key: torch.stack(rows) for key, rows in (largest | norms).items()}
 
 
@@ -63,12 +63,12 @@ def plain_contrastive(m: Plain, p: mc.Paragraphs) -> Numbers:
 
 def plain_z_gradients(m: Plain, p: mc.Paragraphs) -> Numbers:
     """Largest |d NLL / dz| over d_head, mean over paragraphs, [layer, head, pos]."""
-    found = []
+    rows = []
     for i in range(len(p)):
         one = p[i]
         z = m.z_gradients(one.ids, one.n_prefix)
-        found.append(torch.stack([g[0].abs().amax(-1).T for g in z])[..., :-1])
-    return {"z": torch.stack(found).mean(0)}
+        rows.append(torch.stack([g[0].abs().amax(-1).T for g in z])[..., :-1])
+    return {"z": torch.stack(rows).mean(0)}
 
 
 def plain_patch(m: Plain, p: mc.Paragraphs) -> Numbers:
@@ -78,12 +78,12 @@ def plain_patch(m: Plain, p: mc.Paragraphs) -> Numbers:
 
 
 def plain_patch_attribution(m: Plain, p: mc.Paragraphs) -> Numbers:
-    found = []
+    rows = []
     for one in p:
         slopes = m.z_gradients(one.ids, one.n_prefix)
         pairs = zip(m.z(one.ids), m.z(twins(one).ids), slopes, strict=True)
-        found.append(torch.stack([((b - a) * g).sum((0, 1, 3)) for a, b, g in pairs]))
-    return {"nll": torch.stack(found)}
+        rows.append(torch.stack([((b - a) * g).sum((0, 1, 3)) for a, b, g in pairs]))
+    return {"nll": torch.stack(rows)}
 
 
 def plain_perturb(m: Plain, p: mc.Paragraphs) -> Numbers:
@@ -100,13 +100,13 @@ def plain_perturb(m: Plain, p: mc.Paragraphs) -> Numbers:
 
 def plain_plant(m: Plain, p: mc.Paragraphs) -> Numbers:
     """What was written into a Bridge, added to transformers' own weights, and `generate`."""
-    found = written(model(m.name, "Bridge raw"), p)
+    result = written(model(m.name, "Bridge raw"), p)
     changed = Plain(m.name, copy.deepcopy(m.model))
     weights = changed.weights(lambda parameter: parameter.detach())
-    for name, index in found.indices.items():
+    for name, index in result.indices.items():
         layer, _, component = name.partition(".")
         matrix = weights[component][int(layer)]
-        matrix[torch.unravel_index(index, matrix.shape)] += found.deltas[name]
+        matrix[torch.unravel_index(index, matrix.shape)] += result.deltas[name]
     attention = [weights[c] for c in ("W_Q", "W_K", "W_V", "W_O")]
     mlp = [layers for c, layers in weights.items() if c not in ("W_Q", "W_K", "W_V", "W_O")]
     masked = sum(c[0].numel() + c[2][0].numel() for c in attention)

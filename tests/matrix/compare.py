@@ -112,12 +112,12 @@ def expected(name: str, analysis: str) -> Numbers:
     return reference(plain(name), paragraphs(name))
 
 
-def difference(found: Numbers, other: Numbers, relative: bool) -> float:
+def difference(result: Numbers, other: Numbers, relative: bool) -> float:
     """Largest difference; infinite where EM or shapes differ."""
     worst = 0.0
-    if found.keys() != other.keys():
+    if result.keys() != other.keys():
         return math.inf
-    for key, value in found.items():
+    for key, value in result.items():
         if value.shape != other[key].shape:
             return math.inf
         off = float((value.double() - other[key].double()).abs().max())
@@ -137,10 +137,10 @@ def counterpart(variant: str) -> str:
 
 def compared(name: str, variant: str, analysis: str) -> float | None:
     """The difference from plain PyTorch, or (folded) from the other class; None if neither is."""
-    line, found = ANALYSES[analysis], measured(name, variant, analysis)
-    assert all(value.isfinite().all() for value in found.values()), (name, variant, analysis)
+    line, result = ANALYSES[analysis], measured(name, variant, analysis)
+    assert all(value.isfinite().all() for value in result.values()), (name, variant, analysis)
     if line.plain is not None and variant.split()[1] in line.bases:
-        return difference(found, expected(name, analysis), line.relative)
+        return difference(result, expected(name, analysis), line.relative)
     if counterpart(variant) in variants():
-        return difference(found, measured(name, counterpart(variant), analysis), line.relative)
+        return difference(result, measured(name, counterpart(variant), analysis), line.relative)
     return None

@@ -13,15 +13,15 @@ from tests.matrix.cases import Numbers, reference_paragraph, told, twins, unigra
 
 
 def scan(m: Any, p: mc.Paragraphs) -> Numbers:
-    found = mc.scan(m, p, progress=False)
-    return {"em": found.em, "nll": found.nll, "log_prob": found.log_prob}
+    scan_result = mc.scan(m, p, progress=False)
+    return {"em": scan_result.em, "nll": scan_result.nll, "log_prob": scan_result.log_prob}
 
 
 def ablate(mode: str) -> Callable[[Any, mc.Paragraphs], Numbers]:
     def measure(m: Any, p: mc.Paragraphs) -> Numbers:
         reference = None if mode == "zero" else reference_paragraph()
-        found = mc.ablate_heads(m, p, mode=mode, reference=reference, progress=False)
-        return {"nll": found.samples["nll"]}
+        effects = mc.ablate_heads(m, p, mode=mode, reference=reference, progress=False)
+        return {"nll": effects.samples["nll"]}
 
     return measure
 
@@ -35,28 +35,28 @@ def gradients(m: Any, p: mc.Paragraphs) -> Numbers:
 
 
 def rare_tokens(m: Any, p: mc.Paragraphs) -> Numbers:
-    found = mc.rare_token_attention(m, p, unigrams(), permutations=5, progress=False)
-    return {"attention": found.attention}
+    result = mc.rare_token_attention(m, p, unigrams(), permutations=5, progress=False)
+    return {"attention": result.attention}
 
 
 def view(m: Any, p: mc.Paragraphs) -> Numbers:
-    found = mc.attention_view(m, p[3], unigrams=unigrams())
-    return {"patterns": found.patterns}
+    result = mc.attention_view(m, p[3], unigrams=unigrams())
+    return {"patterns": result.patterns}
 
 
 def heads(m: Any, p: mc.Paragraphs) -> Numbers:
-    found = mc.find_memorization_heads(m, p, unigrams=unigrams(), draws=50, progress=False)
-    return {"score": found.score, "em": torch.tensor([found.counts["memorized"]])}
+    ranking = mc.find_memorization_heads(m, p, unigrams=unigrams(), draws=50, progress=False)
+    return {"score": ranking.score, "em": torch.tensor([ranking.counts["memorized"]])}
 
 
 def each_gradients(m: Any, p: mc.Paragraphs) -> Numbers:
-    found = mc.parameter_gradients(m, p, average="paragraph", progress=False)
-    return {f"max {name}": values for name, values in found.values.items()}
+    gradients = mc.parameter_gradients(m, p, average="paragraph", progress=False)
+    return {f"max {name}": values for name, values in gradients.values.items()}
 
 
 def contrastive(m: Any, p: mc.Paragraphs) -> Numbers:
-    found = mc.contrastive_gradients(m, p[:3], p[3:], curvature=False, progress=False)
-    return {f"max {name}": values for name, values in found.values.items()}
+    gradients = mc.contrastive_gradients(m, p[:3], p[3:], curvature=False, progress=False)
+    return {f"max {name}": values for name, values in gradients.values.items()}
 
 
 def activations(*sites: str) -> Callable[[Any, mc.Paragraphs], Numbers]:
@@ -68,28 +68,28 @@ def activations(*sites: str) -> Callable[[Any, mc.Paragraphs], Numbers]:
 
 def patch(**options: str) -> Callable[[Any, mc.Paragraphs], Numbers]:
     def measure(m: Any, p: mc.Paragraphs) -> Numbers:
-        found = mc.patch_heads(m, p, twins(p), check=4, progress=False, **options)
-        return {"nll": found.samples["nll"]}
+        patches = mc.patch_heads(m, p, twins(p), check=4, progress=False, **options)
+        return {"nll": patches.samples["nll"]}
 
     return measure
 
 
 def perturb(m: Any, p: mc.Paragraphs) -> Numbers:
-    found = mc.perturb_prefix(m, p, progress=False)
-    return {"em": found.em, "nll": found.nll, "replacements": found.replacements}
+    perturbed = mc.perturb_prefix(m, p, progress=False)
+    return {"em": perturbed.em, "nll": perturbed.nll, "replacements": perturbed.replacements}
 
 
 def unlearn(m: Any, p: mc.Paragraphs) -> Numbers:
     from memcircuits.editing.recipe import Recipe
 
     recipe = Recipe(steps=2, kl_weight=1.0)
-    found = mc.unlearn(m, p[:3], p[3:], fraction=0.01, recipe=recipe, seed=1, progress=False)
+    edit = mc.unlearn(m, p[:3], p[3:], fraction=0.01, recipe=recipe, seed=1, progress=False)
     before = adapt(m).fingerprint()
-    with found.apply(m):
+    with edit.apply(m):
         changed = adapt(m).fingerprint() != before
     restored = adapt(m).fingerprint() == before
     return {
-        "masked": torch.tensor([found.n_masked]),
+        "masked": torch.tensor([edit.n_masked]),
         "changed, restored": torch.tensor([changed, restored]),
     }
 
@@ -98,8 +98,8 @@ def rewrite(m: Any, p: mc.Paragraphs) -> Numbers:
     from memcircuits.editing.recipe import Recipe
 
     recipe = Recipe(steps=2, kl_weight=1.0)
-    found = mc.edit(m, p[:2], p[3:5], p[3:], fraction=0.01, recipe=recipe, progress=False)
-    return {"masked": torch.tensor([found.n_masked])}
+    result = mc.edit(m, p[:2], p[3:5], p[3:], fraction=0.01, recipe=recipe, progress=False)
+    return {"masked": torch.tensor([result.n_masked])}
 
 
 def written(m: Any, p: mc.Paragraphs) -> Any:
@@ -110,11 +110,11 @@ def written(m: Any, p: mc.Paragraphs) -> Any:
 
 
 def plant(m: Any, p: mc.Paragraphs) -> Numbers:
-    before, found = adapt(m).fingerprint(), written(m, p)
-    with found.apply(m):
+    before, result = adapt(m).fingerprint(), written(m, p)
+    with result.apply(m):
         em = mc.scan(m, told(p), progress=False).em
     return {
         "em": em,
-        "masked": torch.tensor([found.n_masked]),
+        "masked": torch.tensor([result.n_masked]),
         "restored": torch.tensor([adapt(m).fingerprint() == before]),
     }

@@ -16,10 +16,10 @@ from tests.helpers import models as zoo
 def by_hand(neo):
     """A scan whose numbers are chosen: two paragraphs, four continuation tokens."""
     paragraphs = mc.Paragraphs.from_tokens(zoo.random_ids(2, 14), n_prefix=10)
-    found = mc.scan(neo, paragraphs)
+    scan_result = mc.scan(neo, paragraphs)
     log_prob = torch.tensor([[0.5, 0.25, 1.0, 1.0], [0.5, 0.5, 0.5, 0.125]]).log()
     correct = torch.tensor([[True, False, True, True], [True, True, True, True]])
-    return dataclasses.replace(found, token_log_prob=log_prob, token_correct=correct)
+    return dataclasses.replace(scan_result, token_log_prob=log_prob, token_correct=correct)
 
 
 def test_bits(by_hand):
@@ -52,10 +52,10 @@ def test_k_extractability_of_recited_paragraphs(neo, k):
     """k tokens of prefix, k of continuation: what the benchmarks of that length ask."""
     recited = zoo.reciting(neo, n=2, n_prefix=64, n_continuation=64)
     ids = recited.ids[:, 64 - k : 64 + k] if k < 64 else recited.ids
-    found = mc.scan(neo, mc.Paragraphs.from_tokens(ids, n_prefix=k))
-    assert torch.equal(found.extractable(k), found.em == k)
+    scan_result = mc.scan(neo, mc.Paragraphs.from_tokens(ids, n_prefix=k))
+    assert torch.equal(scan_result.extractable(k), scan_result.em == k)
     if k == 64:
-        assert found.extractable(k).all()
+        assert scan_result.extractable(k).all()
 
 
 def test_samples_by_hand(by_hand):
@@ -67,12 +67,12 @@ def test_samples_by_hand(by_hand):
 
 
 def test_samples_at_the_edges():
-    found = samples_needed(np.array([0.0, -1e-12, -700.0, -800.0, np.nan]), 0.9)
-    assert found[:2].tolist() == [1, 1]
-    assert np.isfinite(found[2])
-    assert found[2] > 1e300
-    assert np.isinf(found[3])
-    assert np.isnan(found[4])
+    result = samples_needed(np.array([0.0, -1e-12, -700.0, -800.0, np.nan]), 0.9)
+    assert result[:2].tolist() == [1, 1]
+    assert np.isfinite(result[2])
+    assert result[2] > 1e300
+    assert np.isinf(result[3])
+    assert np.isnan(result[4])
     with pytest.raises(mc.InputError, match="between 0 and 1"):
         samples_needed(np.zeros(1), 1.0)
 
@@ -112,12 +112,14 @@ def test_facts_never_hide_measures(neo):
 
 def test_the_duplication_curve_by_hand(neo):
     given = zoo.mixed(neo)
-    found = mc.scan(neo, mc.Paragraphs(given.ids, 10, given.names, {"count": (4,) * 4 + (1,) * 4}))
-    curve = found.by_repetitions()
+    scan_result = mc.scan(
+        neo, mc.Paragraphs(given.ids, 10, given.names, {"count": (4,) * 4 + (1,) * 4})
+    )
+    curve = scan_result.by_repetitions()
     assert curve["repetitions"].tolist() == [1, 4]
-    assert curve["em"].tolist() == [found.em[4:].float().mean().item(), 12]
+    assert curve["em"].tolist() == [scan_result.em[4:].float().mean().item(), 12]
     assert curve["memorized"].tolist() == [0, 4]
-    assert any(list(trace.x) == [1, 4] for trace in found.figure().data)
+    assert any(list(trace.x) == [1, 4] for trace in scan_result.figure().data)
 
 
 def test_many_counts_are_grouped_by_powers_of_two(neo):

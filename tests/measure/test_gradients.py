@@ -18,8 +18,8 @@ def test_gradients_equal_plain_autograd_weight_by_weight(name):
     plain = Plain(name, zoo.hf_model(name).double()).gradients(PARAGRAPHS.ids, 10)
     adapter = adapt(double_bridge(name))
     weights = adapter.weights()
-    _, found = mean_gradient(adapter, PARAGRAPHS, weights, progress=False)
-    for weight, gradient in zip(weights, found, strict=True):
+    _, result = mean_gradient(adapter, PARAGRAPHS, weights, progress=False)
+    for weight, gradient in zip(weights, result, strict=True):
         expected = plain[weight.component][weight.layer]
         assert relative_error(weight.split(gradient), expected) < 1e-6, weight
 
@@ -33,13 +33,13 @@ def test_each_paragraphs_gradient_is_that_of_the_paragraph_alone(name, variant):
     model = double_bridge(name) if variant == "Bridge raw" else zoo.hooked(name).double()
     adapter = adapt(model)
     weights = adapter.weights()
-    losses, found = paragraph_gradients(
+    losses, result = paragraph_gradients(
         adapter, PARAGRAPHS, weights, lambda _, g: g, progress=False
     )
     for row, paragraph in enumerate(PARAGRAPHS):
         loss, alone = mean_gradient(adapter, paragraph, weights, progress=False)
         assert float(losses[row]) == pytest.approx(loss, rel=1e-5)
-        for weight, each, gradient in zip(weights, found, alone, strict=True):
+        for weight, each, gradient in zip(weights, result, alone, strict=True):
             assert relative_error(each[row], weight.split(gradient)) < 1e-6, weight
 
 

@@ -67,12 +67,12 @@ def test_ray_equals_local_although_a_worker_is_killed(neo, tmp_path):
 
     killer = threading.Thread(target=kill, daemon=True)
     killer.start()
-    found = scan_with_ray(Load(tmp_path / "pids"), tmp_path / "in", out, workers=1, **OPTIONS)
+    scanned = scan_with_ray(Load(tmp_path / "pids"), tmp_path / "in", out, workers=1, **OPTIONS)
     killer.join()
     assert killed
-    assert found.complete
+    assert scanned.complete
     assert parts_of(out) == parts_of(whole.folder)
-    assert found.summary["windows"] == whole.summary["windows"]
+    assert scanned.summary["windows"] == whole.summary["windows"]
     assert len(list((tmp_path / "pids").iterdir())) >= 3  # here, the worker, and its successor
 
     (out / "parts" / "00001-000002.parquet").unlink()
@@ -94,9 +94,9 @@ def test_the_command_on_a_cluster_writes_the_same_parts(tmp_path):
     assert local.exit_code == 0, local.output
     job += ["--engine", "ray", "--ray-address", ray.get_runtime_context().gcs_address]
     command = [sys.executable, "-m", "memcircuits", *job, "--out", str(tmp_path / "ray")]
-    found = subprocess.run(command, capture_output=True, text=True)
-    assert found.returncode == 0, found.stderr
-    assert "280 windows of 30 rows" in found.stdout
+    outcome = subprocess.run(command, capture_output=True, text=True)
+    assert outcome.returncode == 0, outcome.stderr
+    assert "280 windows of 30 rows" in outcome.stdout
     assert parts_of(tmp_path / "ray") == parts_of(tmp_path / "local")
 
 
@@ -116,9 +116,9 @@ def test_ray_counts_the_same_tokens(tmp_path):
         words = " ".join(f"<{j}>" for j in zoo.random_ids(1, 500, seed=i)[0].tolist())
         (tmp_path / f"{i}.txt").write_text(words)
     local = mc.UnigramTable.from_corpus(tmp_path, zoo.tokenizer())
-    found = count_with_ray(tmp_path, zoo.tokenizer(), progress=False)
-    assert torch.equal(found.counts, local.counts)
-    assert (found.source, found.tokenizer) == (local.source, local.tokenizer)
+    result = count_with_ray(tmp_path, zoo.tokenizer(), progress=False)
+    assert torch.equal(result.counts, local.counts)
+    assert (result.source, result.tokenizer) == (local.source, local.tokenizer)
 
 
 def test_what_a_worker_finds_wrong_is_said(neo, tmp_path):

@@ -28,22 +28,24 @@ def test_em_equals_greedy_decoding(name):
     ids = paragraphs.ids.clone()
     ids[0, 15] = (ids[0, 15] + 1) % zoo.D_VOCAB  # a paragraph that breaks in the middle
     paragraphs = mc.Paragraphs.from_tokens(ids, n_prefix=10)
-    found = mc.scan(zoo.bridge(name), paragraphs)
-    assert found.em.tolist() == greedy_em(zoo.hf_model(name), paragraphs).tolist()
-    assert found.em[0] == 5
-    assert found.em[1:4].tolist() == [12, 12, 12]
+    scan_result = mc.scan(zoo.bridge(name), paragraphs)
+    assert scan_result.em.tolist() == greedy_em(zoo.hf_model(name), paragraphs).tolist()
+    assert scan_result.em[0] == 5
+    assert scan_result.em[1:4].tolist() == [12, 12, 12]
 
 
 def test_nll_and_margin_equal_plain_torch(neo):
     paragraphs = zoo.mixed(neo)
-    found = mc.scan(neo, paragraphs)
+    scan_result = mc.scan(neo, paragraphs)
     with torch.no_grad():
         logits = zoo.hf_model("gpt_neo")(paragraphs.ids).logits[:, 9:-1]
     log_prob = logits.log_softmax(-1).gather(-1, paragraphs.continuation[..., None])[..., 0]
-    torch.testing.assert_close(found.token_log_prob, log_prob, atol=1e-5, rtol=0)
-    torch.testing.assert_close(found.nll, -log_prob.mean(1), atol=1e-5, rtol=0)
+    torch.testing.assert_close(scan_result.token_log_prob, log_prob, atol=1e-5, rtol=0)
+    torch.testing.assert_close(scan_result.nll, -log_prob.mean(1), atol=1e-5, rtol=0)
     top = logits.sort(-1, descending=True).values
-    torch.testing.assert_close(found.token_margin, top[..., 0] - top[..., 1], atol=1e-5, rtol=0)
+    torch.testing.assert_close(
+        scan_result.token_margin, top[..., 0] - top[..., 1], atol=1e-5, rtol=0
+    )
 
 
 def test_batches_of_one_equal_one_batch(neo):
@@ -55,10 +57,10 @@ def test_batches_of_one_equal_one_batch(neo):
 
 
 def test_split_into_memorized_and_control(neo):
-    found = mc.scan(neo, zoo.mixed(neo))
-    assert found.memorized.names == tuple(f"recited-{i}" for i in range(4))
-    assert found.control.names == tuple(f"random-{i}" for i in range(4))
-    frame = found.to_frame()
+    scan_result = mc.scan(neo, zoo.mixed(neo))
+    assert scan_result.memorized.names == tuple(f"recited-{i}" for i in range(4))
+    assert scan_result.control.names == tuple(f"random-{i}" for i in range(4))
+    frame = scan_result.to_frame()
     assert {"id", "em", "nll", "log_prob", "memorized"} <= set(frame.columns)
     assert frame["memorized"].tolist() == [True] * 4 + [False] * 4
 
@@ -71,11 +73,11 @@ def test_non_finite_paragraphs_are_set_apart():
         embedding = adapt(model).model.original_model.get_input_embeddings()
         weight = getattr(embedding, "original_component", embedding).weight
         weight[poisoned] = float("nan")
-    found = mc.scan(model, paragraphs[[0, 4]])
+    scan_result = mc.scan(model, paragraphs[[0, 4]])
     touched = (paragraphs.ids[[0, 4]] == poisoned).any(1)
     # The poisoned row also unembeds to NaN for that token everywhere: nothing is finite.
-    assert not found.finite[touched].any()
-    assert not found.is_memorized.any()
+    assert not scan_result.finite[touched].any()
+    assert not scan_result.is_memorized.any()
     with pytest.raises(mc.InputError, match="non-finite"):
         mc.find_memorization_heads(model, paragraphs)
 
@@ -91,11 +93,11 @@ def test_padding_and_bos_ids_are_ordinary_tokens(neo):
 
 
 def test_saved_scans_load_equal(neo, tmp_path):
-    found = mc.scan(neo, zoo.mixed(neo))
-    found.save(tmp_path / "scan.safetensors")
-    loaded = type(found).load(tmp_path / "scan.safetensors")
-    assert loaded.to_frame().equals(found.to_frame())
-    assert loaded.provenance == found.provenance
+    scan_result = mc.scan(neo, zoo.mixed(neo))
+    scan_result.save(tmp_path / "scan.safetensors")
+    loaded = type(scan_result).load(tmp_path / "scan.safetensors")
+    assert loaded.to_frame().equals(scan_result.to_frame())
+    assert loaded.provenance == scan_result.provenance
 
 
 @pytest.mark.parametrize(

@@ -66,11 +66,11 @@ def test_rows_equal_a_scan_in_memory(whole, neo):
     paragraphs = mc.Paragraphs.from_tokens(
         torch.tensor(np.stack(frame["ids"].tolist())), n_prefix=10, names=frame["id"].tolist()
     )
-    found = mc.scan(neo, paragraphs, batch_size=32).to_frame()
+    result = mc.scan(neo, paragraphs, batch_size=32).to_frame()
     for column in ("em", "memorized", "bucket", "loose_match"):
-        assert found[column].tolist() == frame[column].tolist()
+        assert result[column].tolist() == frame[column].tolist()
     for column in ("nll", "log_prob", "margin", "min_k", "bits"):
-        np.testing.assert_allclose(found[column], frame[column], atol=1e-4, rtol=1e-5)
+        np.testing.assert_allclose(result[column], frame[column], atol=1e-4, rtol=1e-5)
     assert frame["id"].tolist()[:3] == ["d0", "d0@22", "d0@44"]
     assert frame["i"].tolist()[:11] == [0] * 10 + [1]
     rows = zoo.random_ids(100, 220, seed=3)
@@ -92,10 +92,10 @@ def test_unusable_rows_are_kept_with_their_reasons(whole):
 def test_shards_write_the_same_parts(whole, corpus, neo, tmp_path):
     for index in (2, 0, 1):
         assert not (tmp_path / "manifest.json").is_file() or not ScanFolder.open(tmp_path).complete
-        found = scan_to_disk(neo, corpus, tmp_path, shard=(index, 3), **OPTIONS)
-    assert found.complete
+        folder_result = scan_to_disk(neo, corpus, tmp_path, shard=(index, 3), **OPTIONS)
+    assert folder_result.complete
     assert parts_of(tmp_path) == parts_of(whole.folder)
-    assert found.summary["windows"] == 960
+    assert folder_result.summary["windows"] == 960
 
 
 def test_shards_of_many_files_take_whole_files(neo, tmp_path):
@@ -104,8 +104,10 @@ def test_shards_of_many_files_take_whole_files(neo, tmp_path):
         corpus_job.write_corpus(tmp_path / "in" / f"{i}.jsonl", 20)
     whole = scan_to_disk(neo, tmp_path / "in", tmp_path / "whole", **OPTIONS)
     for index in range(2):
-        found = scan_to_disk(neo, tmp_path / "in", tmp_path / "two", shard=(index, 2), **OPTIONS)
-        files = {path.name[:5] for path in found.parts}
+        folder_result = scan_to_disk(
+            neo, tmp_path / "in", tmp_path / "two", shard=(index, 2), **OPTIONS
+        )
+        files = {path.name[:5] for path in folder_result.parts}
         assert files == ({"00000", "00002"} if index == 0 else {"00000", "00001", "00002"})
     assert parts_of(tmp_path / "two") == parts_of(whole.folder)
 
@@ -131,10 +133,10 @@ def test_killed_and_resumed_scans_lose_and_repeat_nothing(neo, tmp_path):
     assert any(0 < n < n_parts for n in there)
     for left in ("parts/.00000-000001.parquet.left", "quarantine/.00000-000001.jsonl.left"):
         (out / left).write_bytes(b"half")
-    found = scan_to_disk(neo, source, out, resume=True, **OPTIONS)
-    assert found.complete
+    folder_result = scan_to_disk(neo, source, out, resume=True, **OPTIONS)
+    assert folder_result.complete
     assert parts_of(out) == parts_of(whole.folder)
-    assert found.to_frame().equals(whole.to_frame())
+    assert folder_result.to_frame().equals(whole.to_frame())
 
 
 def test_a_damaged_part_is_written_again(whole, corpus, neo, tmp_path):
@@ -192,9 +194,9 @@ def test_damaged_files_among_good_ones_are_quarantined(neo, tmp_path):
     corpus_job.write_corpus(tmp_path / "in" / "a.jsonl", 5)
     (tmp_path / "in" / "b.parquet").write_bytes(b"PAR1")
     (tmp_path / "in" / "c.csv").write_text("a,b\n1,2\n")
-    found = scan_to_disk(neo, tmp_path / "in", tmp_path / "out", **OPTIONS)
-    assert [row["where"] for row in found.quarantine()] == ["b.parquet", "c.csv"]
-    assert found.summary["windows"] == 50
+    folder_result = scan_to_disk(neo, tmp_path / "in", tmp_path / "out", **OPTIONS)
+    assert [row["where"] for row in folder_result.quarantine()] == ["b.parquet", "c.csv"]
+    assert folder_result.summary["windows"] == 50
 
 
 def test_a_line_too_long_to_be_a_document_is_quarantined(neo, tmp_path):
@@ -204,10 +206,10 @@ def test_a_line_too_long_to_be_a_document_is_quarantined(neo, tmp_path):
     with source.open("r+b") as file:
         file.seek(2**25, os.SEEK_END)  # a hole: it takes no room on disk
         file.write(b"\n")
-    found = scan_to_disk(neo, source, tmp_path / "out", **OPTIONS)
-    assert found.summary["windows"] == 50
-    assert [row["where"] for row in found.quarantine()] == ["a.jsonl, line 6"]
-    assert "longer than 16 MiB" in found.quarantine()[0]["reason"]
+    folder_result = scan_to_disk(neo, source, tmp_path / "out", **OPTIONS)
+    assert folder_result.summary["windows"] == 50
+    assert [row["where"] for row in folder_result.quarantine()] == ["a.jsonl, line 6"]
+    assert "longer than 16 MiB" in folder_result.quarantine()[0]["reason"]
     with pytest.raises(mc.InputError, match="line 6; longer than 16 MiB"):
         mc.Paragraphs.read(source, n_prefix=10, n_continuation=12)
 
@@ -219,11 +221,11 @@ def test_every_fault_of_a_file_is_an_error_or_quarantined(neo, tmp_path, fault):
     options = {**OPTIONS, "windows": Windows(10, 12)}
     says = "it is empty" if "is empty" in says else says
     try:
-        found = scan_to_disk(neo, tmp_path / name, tmp_path / "out", **options)
+        folder_result = scan_to_disk(neo, tmp_path / name, tmp_path / "out", **options)
     except mc.InputError as error:
         reasons = str(error)
     else:
-        reasons = str(["; ".join(row.values()) for row in found.quarantine()])
+        reasons = str(["; ".join(row.values()) for row in folder_result.quarantine()])
     assert says in reasons
 
 
@@ -233,11 +235,11 @@ def test_all_faults_together_leave_the_good_rows_alone(neo, tmp_path):
         (tmp_path / "in" / f"{i:02d}").mkdir(parents=True)
         (tmp_path / "in" / f"{i:02d}" / name).write_bytes(content)
     corpus_job.write_corpus(tmp_path / "in" / "good.jsonl", 5)
-    found = scan_to_disk(neo, tmp_path / "in", tmp_path / "out", **OPTIONS)
-    frame = found.to_frame()
+    folder_result = scan_to_disk(neo, tmp_path / "in", tmp_path / "out", **OPTIONS)
+    frame = folder_result.to_frame()
     assert (frame["file"] == "good.jsonl").sum() == 50
-    assert len({row["where"][:2] for row in found.quarantine()}) == len(FAULTS_OF_CONTENT)
-    assert found.summary["quarantined"] == len(found.quarantine())
+    assert len({row["where"][:2] for row in folder_result.quarantine()}) == len(FAULTS_OF_CONTENT)
+    assert folder_result.summary["quarantined"] == len(folder_result.quarantine())
 
 
 def test_the_content_of_every_kind_of_source_is_part_of_the_key(neo, tmp_path):
@@ -285,12 +287,12 @@ def test_duplicates_are_counted_over_the_whole_corpus(neo, tmp_path):
     source = tmp_path / "corpus.jsonl"
     source.write_text("".join(f'{{"ids": {r}}}\n' for r in [row] * 11 + [other] + [row] * 3))
     windows = Windows(10, 12, deduplicate=True)
-    found = scan_to_disk(neo, source, tmp_path / "out", **{**OPTIONS, "windows": windows})
-    frame = found.to_frame()
+    folder_result = scan_to_disk(neo, source, tmp_path / "out", **{**OPTIONS, "windows": windows})
+    frame = folder_result.to_frame()
     assert frame["duplicates"].tolist() == [14, 1]
     assert frame["ids"][0].tolist() == row
-    assert found.summary["left_out"] == {"duplicate": 12}
-    assert any(list(trace.x) == [1, 14] for trace in found.figure().data)
+    assert folder_result.summary["left_out"] == {"duplicate": 12}
+    assert any(list(trace.x) == [1, 14] for trace in folder_result.figure().data)
 
 
 def test_counts_that_the_corpus_gives_are_the_duplication(neo, tmp_path):
@@ -298,9 +300,9 @@ def test_counts_that_the_corpus_gives_are_the_duplication(neo, tmp_path):
     given = [{"ids": ids, "duplicates": 2**i} for i, ids in enumerate(rows)]
     (tmp_path / "a.jsonl").write_text("".join(json.dumps(row) + "\n" for row in given))
     options = {**OPTIONS, "windows": Windows(10, 12)}
-    found = scan_to_disk(neo, tmp_path / "a.jsonl", tmp_path / "out", **options)
-    assert found.to_frame()["duplicates"].tolist() == [1, 2, 4, 8]
-    assert any(list(trace.x) == [1, 2, 4, 8] for trace in found.figure().data)
+    folder_result = scan_to_disk(neo, tmp_path / "a.jsonl", tmp_path / "out", **options)
+    assert folder_result.to_frame()["duplicates"].tolist() == [1, 2, 4, 8]
+    assert any(list(trace.x) == [1, 2, 4, 8] for trace in folder_result.figure().data)
 
 
 def test_memorized_windows_are_paragraphs_again(neo, tmp_path):
@@ -308,12 +310,12 @@ def test_memorized_windows_are_paragraphs_again(neo, tmp_path):
     source = tmp_path / "corpus.jsonl"
     source.write_text("".join(f'{{"ids": {ids}}}\n' for ids in recited.ids.tolist()))
     windows = Windows(10, 12)
-    found = scan_to_disk(neo, source, tmp_path / "out", **{**OPTIONS, "windows": windows})
-    assert torch.equal(found.paragraphs().ids, recited.ids[:4])
-    assert len(found.paragraphs(min_em=0)) == 8
-    again = mc.Paragraphs.read(found.folder, n_prefix=10, n_continuation=12)
+    folder_result = scan_to_disk(neo, source, tmp_path / "out", **{**OPTIONS, "windows": windows})
+    assert torch.equal(folder_result.paragraphs().ids, recited.ids[:4])
+    assert len(folder_result.paragraphs(min_em=0)) == 8
+    again = mc.Paragraphs.read(folder_result.folder, n_prefix=10, n_continuation=12)
     assert torch.equal(again.ids, recited.ids)
-    assert found.summary["memorized"] == 4
+    assert folder_result.summary["memorized"] == 4
 
 
 def test_memory_stays_flat(neo, tmp_path):
@@ -379,10 +381,10 @@ def test_command_in_a_job_array_with_more_jobs_than_parts(command, tmp_path):
     """A job that has nothing to do says so, also when it is the first to run."""
     options = ["--part-records", 60, "--out", tmp_path / "out", "--num-shards", 3]
     for index in (2, 0, 1):
-        found = run(*command, *options, "--shard-index", index)
-        assert found.exit_code == 0, found.output
-        assert ("0 windows of 0 rows" if index == 2 else " windows of ") in found.stdout
-    assert "96 windows of 100 rows" in found.stdout
+        outcome = run(*command, *options, "--shard-index", index)
+        assert outcome.exit_code == 0, outcome.output
+        assert ("0 windows of 0 rows" if index == 2 else " windows of ") in outcome.stdout
+    assert "96 windows of 100 rows" in outcome.stdout
 
 
 @pytest.mark.slow
@@ -394,8 +396,8 @@ def test_processes_started_together_share_a_scan(command, whole, tmp_path):
     options = ["--stride", 22, "--part-records", 8, "--batch-size", 32, "--out", tmp_path / "out"]
     job = [*launch, *command, *map(str, options), "--device", "cpu"]
     subprocess.run(job, check=True, env={**os.environ, "OMP_NUM_THREADS": "1"})
-    found = ScanFolder.open(tmp_path / "out")
-    assert found.complete
+    result = ScanFolder.open(tmp_path / "out")
+    assert result.complete
     assert {path.name for path in (tmp_path / "out" / "done").iterdir()} == {
         "0-of-2.json",
         "1-of-2.json",

@@ -57,8 +57,8 @@ def test_tokens_equal_to_special_ones_are_ordinary(name, variant):
         plain = matrix.plain(name).model(
             input_ids=ids, attention_mask=torch.ones_like(ids), use_cache=False
         )
-        found = adapter.forward(ids).log_softmax(-1)
-    assert (found - plain.logits.log_softmax(-1)).abs().max() < 1e-4
+        result = adapter.forward(ids).log_softmax(-1)
+    assert (result - plain.logits.log_softmax(-1)).abs().max() < 1e-4
 
 
 @pytest.mark.parametrize(("name", "variant"), EVERY_MODEL)

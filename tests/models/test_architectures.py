@@ -32,9 +32,9 @@ def test_it_loads_and_is_ranked(name):
     report = validate_model(model)
     assert max(value for value in report.checks.values() if value is not None) < 1e-5
     assert {"q", "k", "v", "z"} <= set(report.writable)
-    found = mc.scan(model, mc.Paragraphs.from_tokens(ids, n_prefix=10), progress=False)
-    assert torch.allclose(found.nll, expected.nll, atol=1e-5)
-    assert torch.equal(found.em, expected.em)
+    scan_result = mc.scan(model, mc.Paragraphs.from_tokens(ids, n_prefix=10), progress=False)
+    assert torch.allclose(scan_result.nll, expected.nll, atol=1e-5)
+    assert torch.equal(scan_result.em, expected.em)
     ranking = mc.find_memorization_heads(model, zoo.mixed(model), draws=20, progress=False)
     assert ranking.counts["memorized"] == 4
     assert ranking.score.isfinite().all()

@@ -22,29 +22,31 @@ from tests.helpers.variants import EVERY_MODEL, model, needs_hooked_transformer,
 
 @pytest.mark.parametrize(("name", "variant"), EVERY_MODEL)
 def test_basis_is_recognized(name, variant):
-    found = model(name, variant)
-    assert adapt(found).basis == variant.split()[1]
+    result = model(name, variant)
+    assert adapt(result).basis == variant.split()[1]
     paragraphs = matrix.paragraphs(name)
-    assert mc.scan(found, paragraphs, progress=False).provenance.basis == variant.split()[1]
+    assert mc.scan(result, paragraphs, progress=False).provenance.basis == variant.split()[1]
 
 
 @needs_hooked_transformer
 @pytest.mark.parametrize("name", ["gpt2", "gpt_neo", "llama"])
 def test_folded_value_biases_are_another_basis(name):
     """`HookedTransformer.from_pretrained(name, fold_ln=False)` folds them: z loses b_V."""
-    found = zoo.hooked(name, zoo.shaken(zoo.hf_model(name)))
-    assert adapt(found).basis == "raw"
-    weights = {key: value.clone() for key, value in found.state_dict().items()}
-    found.load_and_process_state_dict(
+    result = zoo.hooked(name, zoo.shaken(zoo.hf_model(name)))
+    assert adapt(result).basis == "raw"
+    weights = {key: value.clone() for key, value in result.state_dict().items()}
+    result.load_and_process_state_dict(
         weights, fold_ln=False, center_writing_weights=False, center_unembed=False
     )
-    assert adapt(found).basis == ("folded" if name == "gpt2" else "raw")  # it alone has such biases
+    assert adapt(result).basis == (
+        "folded" if name == "gpt2" else "raw"
+    )  # it alone has such biases
 
 
 def test_basis_without_processing_is_raw():
-    found = own_bridge()
-    found.enable_compatibility_mode(disable_warnings=True, no_processing=True)
-    assert adapt(found).basis == "raw"
+    result = own_bridge()
+    result.enable_compatibility_mode(disable_warnings=True, no_processing=True)
+    assert adapt(result).basis == "raw"
 
 
 def test_results_of_two_bases_are_not_compared(neo):

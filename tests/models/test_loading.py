@@ -44,9 +44,9 @@ def test_folder(original):
     ids = zoo.random_ids(2, 20)
     adapter = adapt(model)
     with adapter.preserving_state():
-        found = adapter.forward(ids)
+        result = adapter.forward(ids)
         expected = zoo.hf_model("llama")(input_ids=ids, use_cache=False).logits
-    assert torch.allclose(found, expected, atol=1e-5)
+    assert torch.allclose(result, expected, atol=1e-5)
     assert not model.training
     assert (adapter.name, adapter.revision, adapter.dtype) == ("tiny-llama", None, torch.float32)
     assert adapter.device.type == ("cuda" if torch.cuda.is_available() else "cpu")
@@ -96,8 +96,8 @@ def test_a_model_in_memory_that_does_not_name_its_class():
     config = transformers.Olmo2Config(**settings)
     assert not config.architectures
     model = transformers.AutoModelForCausalLM.from_config(config)
-    found = as_bridge(zoo.shaken(model), zoo.tokenizer(), name="tiny-olmo2")
-    assert mc.ablate_heads(found, zoo.random_ids(2, 60), progress=False).values.abs().max() > 0
+    result = as_bridge(zoo.shaken(model), zoo.tokenizer(), name="tiny-olmo2")
+    assert mc.ablate_heads(result, zoo.random_ids(2, 60), progress=False).values.abs().max() > 0
 
 
 # -- names on the hub -----------------------------------------------------------------------------
@@ -108,15 +108,15 @@ import json, sys
 from memcircuits.models.registry import adapt
 from memcircuits.core.errors import InputError
 from memcircuits.models.loading import load_model
-found = []
+outcomes = []
 for revision in json.loads(sys.argv[1]):
     try:
         model = load_model("someone/tiny", revision=revision)
         adapter = adapt(model)
-        found.append([adapter.label, adapter.revision, adapter.fingerprint()])
+        outcomes.append([adapter.label, adapter.revision, adapter.fingerprint()])
     except InputError as error:
-        found.append(str(error))
-print(json.dumps(found))
+        outcomes.append(str(error))
+print(json.dumps(outcomes))
 """
 
 
@@ -132,14 +132,14 @@ def test_a_name_on_the_hub_at_a_revision(tmp_path):
         (cache / "refs" / name).write_text(commit)
     assert prints["main"] != prints["v2"]
     asked = [None, "main", "v2", COMMITS["v2"], "v3", "c" * 40]
-    found = subprocess.run(
+    outcome = subprocess.run(
         [sys.executable, "-c", HUB, json.dumps(asked)],
         env=os.environ | {"HF_HUB_CACHE": str(tmp_path / "hub"), "HF_HUB_OFFLINE": "1"},
         capture_output=True,
         text=True,
         check=True,
     )
-    *known, absent, unknown = json.loads(found.stdout)
+    *known, absent, unknown = json.loads(outcome.stdout)
     expected = ["main", "main", "v2", "v2"]
     assert known == [
         ["someone/tiny", revision, prints[name]]

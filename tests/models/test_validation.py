@@ -20,9 +20,9 @@ from tests.helpers.variants import EVERY_MODEL, model, own_bridge
 
 @pytest.mark.parametrize(("name", "variant"), EVERY_MODEL)
 def test_report(name, variant):
-    found = model(name, variant)
-    report = validate_model(found)
-    assert validate_model(found) is report
+    result = model(name, variant)
+    report = validate_model(result)
+    assert validate_model(result) is report
     config = matrix.plain(name).model.config
     kind, _ = variant.split()
     assert report.kind.endswith(kind)
@@ -45,23 +45,23 @@ def test_report(name, variant):
     assert (report.checks["plain forward"] is None) == (kind == "HookedTransformer")
 
 
-def _scaled_pattern(found):
-    for block in found.blocks:
+def _scaled_pattern(result):
+    for block in result.blocks:
         block.attn.hook_pattern.add_hook(lambda pattern, hook: pattern * 0.5)
 
 
-def _mean_over_rows(found):
+def _mean_over_rows(result):
     def hook(module, args, out):
         return out + out.mean(0, keepdim=True) * len(out)
 
-    found.ln_final.register_forward_hook(hook)
+    result.ln_final.register_forward_hook(hook)
 
 
-def _sees_the_future(found):
+def _sees_the_future(result):
     def hook(module, args, out):
         return out + out.mean(1, keepdim=True)
 
-    found.embed.register_forward_hook(hook)
+    result.embed.register_forward_hook(hook)
 
 
 @pytest.mark.parametrize(
@@ -73,15 +73,15 @@ def _sees_the_future(found):
     ],
 )
 def test_a_model_that_breaks_a_statement_is_refused(spoil, message):
-    found = own_bridge()
-    spoil(found)
+    result = own_bridge()
+    spoil(result)
     with pytest.raises(UnsupportedModel, match=message):
-        run_checks(adapt(found))
+        run_checks(adapt(result))
 
 
 def test_heads_in_another_order_are_noticed(monkeypatch):
-    found = own_bridge()
-    adapter = adapt(found)
+    result = own_bridge()
+    adapter = adapt(result)
     weight = Adapter.weight
 
     def swapped(self, layer, component):
@@ -94,8 +94,8 @@ def test_heads_in_another_order_are_noticed(monkeypatch):
 
 
 def test_edits_that_do_nothing_are_noticed(monkeypatch):
-    found = own_bridge()
-    adapter = adapt(found)
+    result = own_bridge()
+    adapter = adapt(result)
     run = Adapter.run
     monkeypatch.setattr(
         Adapter, "run", lambda self, *args, edit=None, **options: run(self, *args, **options)
@@ -105,8 +105,8 @@ def test_edits_that_do_nothing_are_noticed(monkeypatch):
 
 
 def test_prepended_tokens_are_noticed(monkeypatch):
-    found = own_bridge()
-    adapter = adapt(found)
+    result = own_bridge()
+    adapter = adapt(result)
     forward = Adapter.forward
 
     def with_bos(self, tokens):
@@ -119,11 +119,11 @@ def test_prepended_tokens_are_noticed(monkeypatch):
 
 
 def test_non_finite_model_is_refused():
-    found = own_bridge()
+    result = own_bridge()
     with torch.no_grad():
-        found.ln_final.weight.fill_(float("nan"))
+        result.ln_final.weight.fill_(float("nan"))
     with pytest.raises(UnsupportedModel, match="not finite: load it in float32"):
-        run_checks(adapt(found))
+        run_checks(adapt(result))
 
 
 def test_a_refused_model_stays_refused(monkeypatch):
@@ -132,10 +132,10 @@ def test_a_refused_model_stays_refused(monkeypatch):
         source.transformer.ln_f.weight.fill_(float("nan"))
     from transformer_lens.model_bridge import TransformerBridge
 
-    found = TransformerBridge.boot_transformers("x", hf_model=source, tokenizer=zoo.tokenizer())
+    result = TransformerBridge.boot_transformers("x", hf_model=source, tokenizer=zoo.tokenizer())
     for _ in range(2):
         with pytest.raises(UnsupportedModel, match="not finite"):
-            adapt(found)
+            adapt(result)
 
 
 @pytest.mark.parametrize("value", [None, "gpt2", nn.Linear(2, 2), object()])

@@ -42,12 +42,12 @@ def test_weight_shapes(name):
 
 def test_gradients_reach_processed_gated_mlps_and_nothing_is_left_behind():
     """TransformerLens 3.9 computes them with plain tensors that share the parameter's memory."""
-    found = matrix.model("llama", "Bridge folded")
+    result = matrix.model("llama", "Bridge folded")
     # TransformerLens fills tables of names in the first run.
-    mc.scan(found, matrix.paragraphs("llama"), progress=False)
-    mc.activation_gradients(found, matrix.paragraphs("llama"), sites=["z"], progress=False)
-    before = [dict(vars(module)) for module in found.modules()]
-    mc.parameter_gradients(found, matrix.paragraphs("llama"), progress=False)
-    for module, values in zip(found.modules(), before, strict=True):
+    mc.scan(result, matrix.paragraphs("llama"), progress=False)
+    mc.activation_gradients(result, matrix.paragraphs("llama"), sites=["z"], progress=False)
+    before = [dict(vars(module)) for module in result.modules()]
+    mc.parameter_gradients(result, matrix.paragraphs("llama"), progress=False)
+    for module, values in zip(result.modules(), before, strict=True):
         assert vars(module).keys() == values.keys()
         assert all(vars(module)[key] is value for key, value in values.items())

@@ -42,18 +42,18 @@ def test_the_same_seed_gives_the_same_bits(tmp_path):
     assert files[0][1] != files[2][1]
 
 
-def content(found: object, folder: Path) -> object:
+def content(result: object, folder: Path) -> object:
     """What a call gave, bit by bit."""
-    if isinstance(found, Result):
-        return found.save(folder / "result").read_bytes()
-    if isinstance(found, mc.Paragraphs):
-        return content(found.ids, folder)
-    if isinstance(found, torch.Tensor):
-        return found.dtype, tuple(found.shape), found.contiguous().numpy().tobytes()
-    if isinstance(found, dict):
-        return {key: content(value, folder) for key, value in found.items()}
-    assert isinstance(found, (bytes, str)), type(found)
-    return found
+    if isinstance(result, Result):
+        return result.save(folder / "result").read_bytes()
+    if isinstance(result, mc.Paragraphs):
+        return content(result.ids, folder)
+    if isinstance(result, torch.Tensor):
+        return result.dtype, tuple(result.shape), result.contiguous().numpy().tobytes()
+    if isinstance(result, dict):
+        return {key: content(value, folder) for key, value in result.items()}
+    assert isinstance(result, (bytes, str)), type(result)
+    return result
 
 
 @pytest.fixture(scope="module")
@@ -66,10 +66,10 @@ def fresh():
 @pytest.mark.parametrize("call", CALLS)
 def test_every_call_repeated_gives_the_same_bits(fresh, tmp_path, call):
     """On another model object of the same weights, in another state of the global generators."""
-    found = []
+    rows = []
     for turn, model in enumerate(fresh):
         torch.manual_seed(turn)
         np.random.seed(turn)
         random.seed(turn)
-        found.append(content(CALLS[call](model, "llama"), tmp_path))
-    assert found[0] == found[1]
+        rows.append(content(CALLS[call](model, "llama"), tmp_path))
+    assert rows[0] == rows[1]

@@ -46,12 +46,12 @@ GOOD = [0, 1, 4, 5, 6, 7, 8, 9]
 
 def test_scan_quarantines_paragraphs_that_are_not_finite(poisoned):
     model, clean, mixed = poisoned
-    found, expected = (mc.scan(model, p, progress=False) for p in (mixed, clean))
-    assert found.finite.tolist() == [i in GOOD for i in range(10)]
-    assert torch.equal(found.em[GOOD], expected.em)
-    assert torch.allclose(found.nll[GOOD], expected.nll, atol=1e-6)
-    assert not found.is_memorized[[2, 3]].any()
-    assert not found.is_control[[2, 3]].any()
+    result, expected = (mc.scan(model, p, progress=False) for p in (mixed, clean))
+    assert result.finite.tolist() == [i in GOOD for i in range(10)]
+    assert torch.equal(result.em[GOOD], expected.em)
+    assert torch.allclose(result.nll[GOOD], expected.nll, atol=1e-6)
+    assert not result.is_memorized[[2, 3]].any()
+    assert not result.is_control[[2, 3]].any()
 
 
 def test_ranking_leaves_them_out_and_says_so(poisoned):
@@ -59,17 +59,17 @@ def test_ranking_leaves_them_out_and_says_so(poisoned):
     rankings = [
         mc.find_memorization_heads(model, p, draws=100, progress=False) for p in (mixed, clean)
     ]
-    found, expected = rankings
-    assert found.counts["not_finite"] == 2
-    assert any("non-finite" in note for note in found.notes)
-    assert found.score.isfinite().all()
-    assert torch.allclose(found.score, expected.score, atol=1e-6)
-    assert found.top(3) == expected.top(3)
+    result, expected = rankings
+    assert result.counts["not_finite"] == 2
+    assert any("non-finite" in note for note in result.notes)
+    assert result.score.isfinite().all()
+    assert torch.allclose(result.score, expected.score, atol=1e-6)
+    assert result.top(3) == expected.top(3)
 
 
-def same_numbers(found: matrix.Numbers, expected: matrix.Numbers) -> None:
-    assert found.keys() == expected.keys()
-    for key, value in found.items():
+def same_numbers(result: matrix.Numbers, expected: matrix.Numbers) -> None:
+    assert result.keys() == expected.keys()
+    for key, value in result.items():
         assert torch.allclose(value, expected[key], atol=1e-6), key
 
 
@@ -117,25 +117,27 @@ MEANS = {  # result -> the numbers that are means over paragraphs
 def test_means_are_those_without_them_and_the_note_counts_them(poisoned, name):
     model, clean, mixed = poisoned
     measure, fields = MEANS[name]
-    found, expected = measure(model, mixed), measure(model, clean)
-    assert NOTE in found.notes
+    outcome, expected = measure(model, mixed), measure(model, clean)
+    assert NOTE in outcome.notes
     assert not any("non-finite" in note for note in expected.notes)
     for field in fields:
-        values = [getattr(result, field) for result in (found, expected)]
+        values = [getattr(result, field) for result in (outcome, expected)]
         same_numbers(*(v if isinstance(v, dict) else {field: v} for v in values))
-    if isinstance(found, ScoreMap):
-        assert found.top(5) == expected.top(5)
-        assert found.samples[next(iter(found.samples))].shape[0] == 10
+    if isinstance(outcome, ScoreMap):
+        assert outcome.top(5) == expected.top(5)
+        assert outcome.samples[next(iter(outcome.samples))].shape[0] == 10
 
 
 def test_contrast_perturbation_and_noise_leave_them_out(poisoned):
     model, _, mixed = poisoned
     pairs = [(mixed[:5], mixed[5:]), (mixed[[0, 1, 4]], mixed[5:])]
-    found, expected = (
+    result, expected = (
         mc.contrastive_gradients(model, *pair, curvature=False, progress=False) for pair in pairs
     )
-    same_numbers(found.values, expected.values)
-    assert found.notes == ("memorized: 2 of 5 paragraphs had non-finite numbers and were left out",)
+    same_numbers(result.values, expected.values)
+    assert result.notes == (
+        "memorized: 2 of 5 paragraphs had non-finite numbers and were left out",
+    )
     changed = mc.perturb_prefix(model, mixed, seed=1, progress=False)
     assert set(changed.names) <= {mixed.names[i] for i in GOOD}
     assert changed.nll.isfinite().all()
@@ -171,8 +173,8 @@ def test_anchors_that_a_broken_model_would_write_are_refused():
 def test_heads_without_a_finite_value_are_not_ranked():
     provenance = Provenance({"basis": "raw"}, {}, {}, {})
     values = torch.tensor([[1.0, float("nan")], [float("inf"), 3.0]])
-    found = ScoreMap("x", "nats", values, provenance)
-    assert [str(head) for head in found.top(10)] == ["L1H1", "L0H0"]
+    result = ScoreMap("x", "nats", values, provenance)
+    assert [str(head) for head in result.top(10)] == ["L1H1", "L0H0"]
 
 
 def test_a_benchmark_in_which_no_place_held_anything_says_so(tmp_path):

@@ -43,8 +43,8 @@ def test_a_failed_write_leaves_the_old_file(results, tmp_path, monkeypatch):
 
 
 def tree(*folders: Path) -> dict[Path, int]:
-    found = (p for folder in folders for p in folder.rglob("*") if p.is_file())
-    return {p: p.stat().st_mtime_ns for p in found}
+    result = (p for folder in folders for p in folder.rglob("*") if p.is_file())
+    return {p: p.stat().st_mtime_ns for p in result}
 
 
 COMMANDS = {
@@ -122,8 +122,8 @@ def test_commands_write_inside_out_and_nothing_of_this_machine(
 def test_provenance_names_no_path(original):
     model = load_model(original / "model")
     paragraphs = mc.Paragraphs.read(original / "paragraphs.jsonl", n_prefix=10, n_continuation=12)
-    found = mc.scan(model, paragraphs, progress=False).provenance
-    assert found.model["name"] == "model"
-    text = json.dumps([found.model, found.paragraphs, found.options, found.versions])
+    result = mc.scan(model, paragraphs, progress=False).provenance
+    assert result.model["name"] == "model"
+    text = json.dumps([result.model, result.paragraphs, result.options, result.versions])
     assert str(original) not in text
-    assert os.sep not in found.model["name"]
+    assert os.sep not in result.model["name"]

@@ -66,52 +66,54 @@ def test_gradients_at_z_equal_those_at_the_output_projection_of_transformers(nam
         loss = plain.nll(ids, 10).mean()
     bases = [kept[layer]._base for layer in range(plain.n_layers)]
     grads = torch.autograd.grad(loss, bases)
-    found = activation_gradients(zoo.bridge(name), PARAGRAPHS[:1], sites=("z",), progress=False)
+    gradients = activation_gradients(zoo.bridge(name), PARAGRAPHS[:1], sites=("z",), progress=False)
     for layer, grad in enumerate(grads):
         grad_z = grad.reshape(ids.shape[1], plain.n_heads, -1)[:-1]
         expected = grad_z.abs().amax(-1).T
-        torch.testing.assert_close(found.values["z"][layer], expected, rtol=1e-4, atol=1e-8)
+        torch.testing.assert_close(gradients.values["z"][layer], expected, rtol=1e-4, atol=1e-8)
 
 
 def test_one_token_per_paragraph(neo):
     tokens = [0, 3, 11, 5, 2]
-    found = activation_gradients(neo, PARAGRAPHS, token=tokens, sites=("q", "post"), progress=False)
+    gradients = activation_gradients(
+        neo, PARAGRAPHS, token=tokens, sites=("q", "post"), progress=False
+    )
     losses = -mc.scan(neo, PARAGRAPHS, progress=False).token_log_prob[range(5), tokens]
-    assert found.loss == pytest.approx(float(losses.mean()), rel=1e-5)
+    assert gradients.loss == pytest.approx(float(losses.mean()), rel=1e-5)
     first = activation_gradients(neo, PARAGRAPHS, token=0, sites=("v",), progress=False)
     # The first continuation token is predicted at the last prefix position: later ones are idle.
     assert float(first.values["v"][..., :10].abs().max()) > 0
     assert float(first.values["v"][..., 10:].abs().max()) == 0
-    assert found.values["q"].shape == (4, 4, 21)
-    assert found.values["post"].shape == (4, 1, 21)
+    assert gradients.values["q"].shape == (4, 4, 21)
+    assert gradients.values["post"].shape == (4, 1, 21)
 
 
 def test_mean_and_standard_error_over_paragraphs(neo):
     alone = [
         activation_gradients(neo, p, sites=("k",), progress=False).values["k"] for p in PARAGRAPHS
     ]
-    found = activation_gradients(neo, PARAGRAPHS, sites=("k",), progress=False)
+    gradients = activation_gradients(neo, PARAGRAPHS, sites=("k",), progress=False)
     stacked = torch.stack(alone)
-    torch.testing.assert_close(found.values["k"], stacked.mean(0), rtol=1e-4, atol=1e-8)
-    torch.testing.assert_close(found.error["k"], stacked.std(0) / 5**0.5, rtol=1e-3, atol=1e-8)
-    frame = found.to_frame()
+    torch.testing.assert_close(gradients.values["k"], stacked.mean(0), rtol=1e-4, atol=1e-8)
+    torch.testing.assert_close(gradients.error["k"], stacked.std(0) / 5**0.5, rtol=1e-3, atol=1e-8)
+    frame = gradients.to_frame()
     assert len(frame) == 4 * 4 * 21
-    assert frame["value"].max() == pytest.approx(float(found.values["k"].max()))
+    assert frame["value"].max() == pytest.approx(float(gradients.values["k"].max()))
 
 
 def test_activation_gradients_survive_saving(neo, tmp_path):
-    found = activation_gradients(neo, PARAGRAPHS, sites=("z", "pre"), progress=False)
-    again = type(found).load(found.save(tmp_path / "activations.safetensors"))
-    assert again.to_frame().equals(found.to_frame())
+    gradients = activation_gradients(neo, PARAGRAPHS, sites=("z", "pre"), progress=False)
+    again = type(gradients).load(gradients.save(tmp_path / "activations.safetensors"))
+    assert again.to_frame().equals(gradients.to_frame())
 
 
 def test_reading_the_loss_agrees_with_measure(neo):
-    found = activation_gradients(neo, PARAGRAPHS, sites=("z",), progress=False)
+    gradients = activation_gradients(neo, PARAGRAPHS, sites=("z",), progress=False)
     adapter = adapt(neo)
     with adapter.preserving_state():
         run = adapter.run(PARAGRAPHS.ids[:, :-1], positions=slice(9, None))
         expected = read_continuation(run.logits, PARAGRAPHS.continuation).nll.mean()
-    assert found.loss == pytest.approx(float(expected), rel=1e-5)
+    assert gradients.loss == pytest.approx(float(expected), rel=1e-5)
 
 
 @pytest.mark.parametrize(

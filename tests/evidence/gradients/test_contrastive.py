@@ -45,27 +45,27 @@ def test_curvature_ranks_weights_that_controls_need_lower(neo):
     again = fisher_diagonal(adapter, CONTROL, weights, 20, torch.Generator().manual_seed(0))
     assert all(torch.equal(a, b) for a, b in zip(fisher, again, strict=True))
     assert all((f >= 0).all() for f in fisher)
-    found = contrastive_gradients(neo, PARAGRAPHS, CONTROL, seed=3, progress=False)
+    gradients = contrastive_gradients(neo, PARAGRAPHS, CONTROL, seed=3, progress=False)
     same = contrastive_gradients(neo, PARAGRAPHS, CONTROL, seed=3, progress=False)
-    assert found.to_frame().equals(same.to_frame())
-    assert all((c.abs() <= 1 + 1e-5).all() for c in found.cosine.values())
-    assert found.objective == "contrastive"
+    assert gradients.to_frame().equals(same.to_frame())
+    assert all((c.abs() <= 1 + 1e-5).all() for c in gradients.cosine.values())
+    assert gradients.objective == "contrastive"
 
 
 def test_cosine_of_a_set_with_a_copy_of_itself_is_one(neo):
     twin = mc.Paragraphs(PARAGRAPHS.ids.clone(), 10)
     twin.ids[:, 0] = (twin.ids[:, 0] + 1) % zoo.D_VOCAB  # other ids, all but the same paragraphs
-    found = contrastive_gradients(neo, PARAGRAPHS, twin, curvature=False, progress=False)
+    gradients = contrastive_gradients(neo, PARAGRAPHS, twin, curvature=False, progress=False)
     other = contrastive_gradients(neo, PARAGRAPHS, CONTROL, curvature=False, progress=False)
-    assert float(found.cosine["W_out"].mean()) > 0.8 > float(other.cosine["W_out"].mean())
+    assert float(gradients.cosine["W_out"].mean()) > 0.8 > float(other.cosine["W_out"].mean())
 
 
 def test_results_survive_saving(neo, tmp_path):
-    found = contrastive_gradients(neo, PARAGRAPHS, CONTROL, draws=1, progress=False)
-    again = type(found).load(found.save(tmp_path / "gradients.safetensors"))
-    assert again.to_frame().equals(found.to_frame())
-    assert again.provenance == found.provenance
-    assert {"cosine", "sum", "variance", "max"} <= set(found.to_frame())
+    gradients = contrastive_gradients(neo, PARAGRAPHS, CONTROL, draws=1, progress=False)
+    again = type(gradients).load(gradients.save(tmp_path / "gradients.safetensors"))
+    assert again.to_frame().equals(gradients.to_frame())
+    assert again.provenance == gradients.provenance
+    assert {"cosine", "sum", "variance", "max"} <= set(gradients.to_frame())
 
 
 @pytest.mark.parametrize(
