@@ -42,11 +42,12 @@ def attention(
     """
     import memcircuits as mc
     from memcircuits.core.errors import InputError
+    from memcircuits.data.unigrams import COUNTED_HERE
     from memcircuits.models.registry import adapt
 
     model, paragraphs = inputs.load()
     table = unigram_table(inputs.model, unigrams) or mc.UnigramTable.from_tokens(
-        paragraphs.ids, adapt(model).d_vocab, source="the given paragraphs"
+        paragraphs.ids, adapt(model).d_vocab, source=COUNTED_HERE
     )
     memorized, _ = split(inputs, model, paragraphs)
     written = []

@@ -48,7 +48,7 @@ def info(
         trust_remote_code=trust_remote_code,
     )
     report = validate_model(loaded)
-    properties = report.facts()
+    properties = report.properties()
     properties[f"{n_prefix} + {n_continuation} fit"] = n_prefix + n_continuation <= report.n_ctx
     if json:
         print_json(properties)

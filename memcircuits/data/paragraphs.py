@@ -262,9 +262,7 @@ class Paragraphs:
 
     def sample(self, n: int | None, generator: torch.Generator) -> Paragraphs:
         """`n` paragraphs drawn without replacement, in their order; all if there are no more."""
-        if n is None or len(self) <= n:
-            return self
-        return self[torch.randperm(len(self), generator=generator)[:n].sort().values]
+        return self if n is None or len(self) <= n else self[sample_rows(len(self), n, generator)]
 
     def texts(self, model: TokenizerLike) -> list[str]:
         """The decoded paragraphs, for display."""
@@ -286,6 +284,11 @@ class Paragraphs:
 
 ParagraphsLike: TypeAlias = Paragraphs | Sequence[str] | Tensor | Sequence[Sequence[int]]
 """What the public functions take: `Paragraphs`, texts, or token ids [paragraph, pos]."""
+
+
+def sample_rows(n_rows: int, n: int, generator: torch.Generator) -> Int[Tensor, " row"]:
+    """`n` of `n_rows` indices without replacement, ascending."""
+    return torch.randperm(n_rows, generator=generator)[:n].sort().values
 
 
 def refuse_overlap(

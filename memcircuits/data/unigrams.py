@@ -38,6 +38,7 @@ from memcircuits.data.tokens import (
 )
 
 SCHEMA = "memcircuits.unigrams/1"
+COUNTED_HERE = "the given paragraphs"  # source of a table that an analysis counts itself
 
 
 @dataclass(frozen=True, eq=False)

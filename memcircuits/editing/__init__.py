@@ -2,9 +2,9 @@
 
 * The result: `masks` are sets of weights, `edit` is a change of them that can be applied, saved
   and taken back, `export` writes the edited model as a folder.
-* Finding a change: `optimization` is the loop. `unlearning` minimises `unlearning_objective` by a
-  `recipe`, with the `curvature` of controls, in masks chosen by `edit_search`. `planting` writes
-  paragraphs instead (`placement` says where, `planting_objective` what is minimised).
+* Finding a change: `optimization` is the loop that minimises an `objective`. `unlearning` minimises
+  `unlearning_objective` by a `recipe`, with the `curvature` of controls, in masks chosen by
+  `edit_search`. `planting` writes paragraphs (`placement` says where) by `planting_objective`.
 * What a change did: `evaluation` (an `edit_report`), `relearning` and `noise`.
 
 May import: `measure` and below; not `evidence`.

@@ -13,7 +13,7 @@ import os
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Self, TypeVar
+from typing import TYPE_CHECKING, Any, Literal, Self, TypeVar
 
 import torch
 from jaxtyping import Float, Int
@@ -30,6 +30,10 @@ if TYPE_CHECKING:
     import pandas as pd
 
 AnyModel = TypeVar("AnyModel", bound=Model)
+
+
+Stopped = Literal["em", "kl", "steps"]
+"""Why a search ended: EM as wanted, a KL budget that a step would pass, or no further step."""
 
 
 @dataclass(frozen=True)
@@ -59,7 +63,7 @@ class Edit(Result, kind="edit"):
     provenance: Provenance
     history: Mapping[str, Float[Tensor, " step"]] = field(default_factory=dict)
     kept: int = 0
-    stopped: str = "steps"
+    stopped: Stopped = "steps"
 
     def __post_init__(self) -> None:
         super().__post_init__()

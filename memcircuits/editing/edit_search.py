@@ -18,12 +18,12 @@ from torch import Tensor
 
 from memcircuits.core.progress import bar
 from memcircuits.editing.curvature import Curvature
+from memcircuits.editing.edit import Stopped
 from memcircuits.editing.masks import Candidates, Mask, named_mask
 from memcircuits.editing.optimization import (
     AdamSteps,
     SearchResult,
     Stepper,
-    Stopped,
     TrustRegion,
     scale_back,
     search,

@@ -17,7 +17,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable
 from dataclasses import dataclass, replace
-from typing import Any, Literal, Protocol
+from typing import Any, Protocol
 
 import torch
 from jaxtyping import Float
@@ -26,12 +26,13 @@ from torch import Tensor
 from memcircuits.core.errors import InputError
 from memcircuits.core.progress import bar
 from memcircuits.editing.curvature import Quadratic
+from memcircuits.editing.edit import Stopped
 from memcircuits.editing.masks import Mask
-from memcircuits.editing.unlearning_objective import EditObjective, Evaluation, Objective
+from memcircuits.editing.objective import Evaluation, Objective
+from memcircuits.editing.unlearning_objective import EditObjective
 
 SHORTEST = 0.1  # of the first step's length: a rejected step that is shorter ends the search
 
-Stopped = Literal["em", "kl", "steps"]
 Refine = Callable[[Float[Tensor, " weight"], Evaluation], tuple[Tensor, Evaluation]]
 
 

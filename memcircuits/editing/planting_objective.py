@@ -22,7 +22,7 @@ from torch import Tensor
 from memcircuits.core.errors import InputError
 from memcircuits.data.paragraphs import Paragraphs
 from memcircuits.editing.masks import Mask
-from memcircuits.editing.unlearning_objective import Evaluation, Objective
+from memcircuits.editing.objective import Evaluation, Objective
 from memcircuits.measure.continuation import (
     continuation_logits,
     kl_divergence,

@@ -1,7 +1,4 @@
-"""What `unlearn` and `edit` minimise, and what any search needs to know about its objective.
-
-`search` (`memcircuits.editing.optimization`) optimises any `Objective`. This module has the one of
-arXiv 2403.19851, equation 3, for both functions:
+"""The objective of `unlearn` and `edit`: arXiv 2403.19851, equation 3.
 
     forgetting term on the targets  +  kl_weight * KL(original || current) on the controls
 
@@ -20,7 +17,6 @@ longer recites, though it may still know the rest. `NATURAL_GRADIENT` with `obje
 from __future__ import annotations
 
 import math
-from abc import ABC, abstractmethod
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 
@@ -30,6 +26,7 @@ from torch import Tensor
 
 from memcircuits.data.paragraphs import Paragraphs
 from memcircuits.editing.masks import Mask
+from memcircuits.editing.objective import Evaluation, Objective
 from memcircuits.editing.recipe import ForgettingTerm
 from memcircuits.measure.continuation import (
     Continuation,
@@ -42,51 +39,6 @@ from memcircuits.measure.gradients import rows_that_fit_backward
 from memcircuits.measure.scanning import scan
 from memcircuits.models.adapter import Adapter
 from memcircuits.models.batching import iter_batches, map_batches, rows_that_fit
-
-
-@dataclass(frozen=True)
-class Evaluation:
-    """What the weights that are in the model now do.
-
-    Attributes:
-        row: the row of the history: measure -> value; `kl` is NaN where it was not measured.
-        loss: the value of the objective's first term, nats or nats/token.
-        gradient: its gradient in the masked weights; zeros if it was not asked for.
-        finite: whether all numbers that the search relies on are finite.
-        reached: whether every target does what it should.
-        rejected: whether the KL is over the budget, so that the search must go back.
-        done: whether the search ends if this change is not rejected.
-    """
-
-    row: Mapping[str, float]
-    loss: float
-    gradient: Float[Tensor, " weight"]
-    finite: bool
-    reached: bool
-    rejected: bool
-    done: bool
-
-
-class Objective(ABC):
-    """What a search minimises in the weights of a mask."""
-
-    @abstractmethod
-    def evaluate(self, mask: Mask, *, last: bool, gradient: bool = True) -> Evaluation:
-        """Measure the weights as they are.
-
-        Args:
-            mask: the weights to take the gradient in.
-            last: whether the search can make no further step.
-            gradient: take the gradient.
-        """
-
-    def full_gradient(self, mask: Mask, evaluation: Evaluation) -> Float[Tensor, " weight"]:
-        """The gradient that the next step follows, at the weights as they are."""
-        return evaluation.gradient
-
-    @abstractmethod
-    def prefers(self, new: Evaluation, best: Evaluation | None) -> bool:
-        """Whether a change that is not rejected replaces the best one so far."""
 
 
 @dataclass(frozen=True)

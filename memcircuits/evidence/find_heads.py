@@ -43,7 +43,7 @@ from memcircuits.core.statistics import (
     permuted_differences,
 )
 from memcircuits.data.paragraphs import Paragraphs, ParagraphsLike
-from memcircuits.data.unigrams import UnigramTable
+from memcircuits.data.unigrams import COUNTED_HERE, UnigramTable
 from memcircuits.evidence.ablation import Ablation, Mode
 from memcircuits.evidence.gradients.parameters import parameter_gradients
 from memcircuits.evidence.groups import Groups, select_groups
@@ -182,7 +182,7 @@ def _unigram_table(
         UnigramTable.check(unigrams, adapter.model)
         return unigrams, ()
     adapter.check_tokens(given.ids, "paragraphs")
-    counted = UnigramTable.from_tokens(given.ids, adapter.d_vocab, source="the given paragraphs")
+    counted = UnigramTable.from_tokens(given.ids, adapter.d_vocab, source=COUNTED_HERE)
     return counted, ("No unigram table was given: rarity is counted in the given paragraphs.",)
 
 

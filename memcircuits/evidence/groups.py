@@ -17,7 +17,7 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from memcircuits.core.errors import InputError
-from memcircuits.data.paragraphs import Paragraphs, ParagraphsLike, refuse_overlap
+from memcircuits.data.paragraphs import Paragraphs, ParagraphsLike, refuse_overlap, sample_rows
 from memcircuits.measure.scanning import Scan, scan
 from memcircuits.models.adapter import Adapter
 
@@ -72,8 +72,8 @@ class CandidateParagraphs:
         """A random subset of at most `limit`, in the order of the scan."""
         if limit is None or len(self) <= limit:
             return self
-        drawn = torch.randperm(len(self), generator=generator)[:limit]
-        return CandidateParagraphs(self.scan_result, self.rows[drawn.sort().values])
+        drawn = sample_rows(len(self), limit, generator)
+        return CandidateParagraphs(self.scan_result, self.rows[drawn])
 
     def nearest(self, nll: Tensor, limit: int | None) -> CandidateParagraphs:
         """The `limit` candidates whose NLL is nearest to `nll`, in the order of the scan."""
@@ -109,7 +109,7 @@ def select_groups(
         InputError: if no paragraph is memorized, fewer than two controls are usable, or a control
             is in the memorized set.
     """
-    # CandidateParagraphs for both sets.
+    # Candidates for both sets.
     scan_result = scan(adapter, paragraphs, memory_budget=memory_budget, progress=progress)
     memorized = _memorized_candidates(scan_result)
     if control is None:

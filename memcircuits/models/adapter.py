@@ -35,7 +35,7 @@ from torch import Tensor, nn
 
 from memcircuits.core.errors import InputError, UnsupportedModel
 from memcircuits.models import blocks, prefix_cache
-from memcircuits.models.architecture import ModelFacts
+from memcircuits.models.architecture import ModelProperties
 from memcircuits.models.fingerprint import WeightsFingerprint
 from memcircuits.models.hooks import (
     ActivationEdit,
@@ -63,7 +63,7 @@ class Run:
     cache: dict[str, Tensor]
 
 
-class Adapter(ModelFacts):
+class Adapter(ModelProperties):
     """Uniform view of a TransformerLens model. Make one with `adapt(model)`."""
 
     def __init__(

@@ -1,9 +1,9 @@
 """What kind of model a TransformerLens model is: class, sizes, architecture, basis.
 
 TransformerLens has two generations of models, `HookedTransformer` (3.x) and `TransformerBridge`
-(3.x and 4.x), which keep the same facts in different places. `ModelFacts` looks them up once, and
-checks heads and tokens against them; `memcircuits.models.adapter.Adapter` adds what can be done
-with a model.
+(3.x and 4.x), which keep the same properties in different places. `ModelProperties` looks them up
+once, and checks heads and tokens against them; `memcircuits.models.adapter.Adapter` adds what can
+be done with a model.
 """
 
 from __future__ import annotations
@@ -37,7 +37,7 @@ def architecture_of(model: Any) -> str:
     )
 
 
-class ModelFacts:
+class ModelProperties:
     """What a TransformerLens model is.
 
     Attributes:

@@ -117,7 +117,7 @@ class ModelReport:
                 values[each.name] = read(adapter)
         return cls(**values)
 
-    def facts(self) -> dict[str, Any]:
+    def properties(self) -> dict[str, Any]:
         """The report in words, ready for JSON."""
         values = {each.metadata["label"]: getattr(self, each.name) for each in fields(self)}
         return values | {

@@ -17,12 +17,11 @@ from typing import TYPE_CHECKING, Literal, NamedTuple
 
 from memcircuits.core.statistics import DRAWS
 from memcircuits.data.paragraphs import Paragraphs
-from memcircuits.data.unigrams import UnigramTable
+from memcircuits.data.unigrams import COUNTED_HERE, UnigramTable
 
 if TYPE_CHECKING:
     from memcircuits.evidence.ranking import Ranking
 
-COUNTED_HERE = "the given paragraphs"  # the source of counts when no unigram table was given
 SHIPPED_MODELS = ("organism", "organism-planted")
 
 Call = Literal["load", "read", "find"]

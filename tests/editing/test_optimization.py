@@ -10,8 +10,8 @@ import torch
 import memcircuits as mc
 from memcircuits.editing.curvature import Quadratic
 from memcircuits.editing.masks import Mask
+from memcircuits.editing.objective import Evaluation, Objective
 from memcircuits.editing.optimization import SHORTEST, AdamSteps, TrustRegion, search
-from memcircuits.editing.unlearning_objective import Evaluation, Objective
 from memcircuits.models.registry import adapt
 
 
