@@ -193,18 +193,12 @@ def test_generated_tokens_are_shown_as_text(
     watched.check(path.as_uri())
 
 
-@pytest.mark.slow
-@pytest.mark.timed
-def test_the_report_opens_within_a_second(open_page: Any, tmp_path: Path, neo: Any) -> None:
+def test_the_report_loads_without_the_network(open_page: Any, tmp_path: Path, neo: Any) -> None:
     ranking = mc.find_memorization_heads(neo, zoo.mixed(neo, n=5), draws=100, progress=False)
     path = ranking.to_html(tmp_path / "report.html", progress=False)
-    opened = "performance.getEntriesByType('navigation')[0].loadEventEnd"
-    milliseconds = []
-    for _ in range(3):
-        page = open_page(path).page
-        page.wait_for_function(f"{opened} > 0")
-        milliseconds.append(page.evaluate(opened))
-    assert min(milliseconds) < 1000
+    watched = open_page(path)
+    watched.page.wait_for_load_state("load")
+    watched.check(path.as_uri())
 
 
 @pytest.mark.parametrize("width", [1200, 390])
@@ -269,9 +263,8 @@ def test_every_block_fits_a_phone(open_page: Any, tmp_path: Path, scheme: str) -
     assert "head 1: \u22122" in tip.text_content()
 
 
-@pytest.mark.slow
-@pytest.mark.timed
-def test_a_long_report_opens_within_a_second(open_page: Any, tmp_path: Path) -> None:
+def test_a_long_report_draws_only_what_is_seen(open_page: Any, tmp_path: Path) -> None:
+    """What makes a page slow to open is counted: its bytes and the elements that it builds."""
     frame = pd.DataFrame(
         np.random.default_rng(0).normal(size=(10_000, 8)), columns=list("abcdefgh")
     )
@@ -281,9 +274,8 @@ def test_a_long_report_opens_within_a_second(open_page: Any, tmp_path: Path) -> 
     blocks = [Prose(["text"]), Heatmap(values), Table(frame), Lines(line, "x", "y"), view]
     path = Page("report", blocks).save(tmp_path / "report.html")
     assert path.stat().st_size < 3_000_000
-    opened = open_page(path).page
-    navigation = "performance.getEntriesByType('navigation')[0]"
-    assert opened.evaluate(f"{navigation}.domContentLoadedEventEnd") < 1000
+    n_elements = open_page(path).page.evaluate("document.querySelectorAll('*').length")
+    assert n_elements < 12_000  # the table alone has 90,000 cells
 
 
 def test_notebook_output_works_in_its_frame(open_page: Any, tmp_path: Path) -> None:
