@@ -24,6 +24,7 @@ from torch import Tensor
 from memcircuits.core.errors import InputError, at_least, one_of
 from memcircuits.data.formats.records import EMPTY, Row, Source
 from memcircuits.data.formats.sources import find_sources, read_rows
+from memcircuits.data.metadata import columns_of, unique_names
 from memcircuits.data.tokens import TokenizerLike, decode, encode
 from memcircuits.data.windows import Windows, cut
 
@@ -41,7 +42,7 @@ class Paragraphs:
     Attributes:
         ids: token ids, [paragraph, pos].
         n_prefix: number of tokens of the prefix.
-        names: a unique name for each paragraph.
+        names: a unique name for each paragraph; repeated ones get `#2`, `#3` and so on.
         metadata: further columns, one value per paragraph (source, repetitions, ...).
     """
 
@@ -63,7 +64,7 @@ class Paragraphs:
             )
         if int(self.ids.min()) < 0:
             raise InputError("ids", int(self.ids.min()), "token ids cannot be negative")
-        names = tuple(self.names) or tuple(f"paragraph-{i:04d}" for i in range(n))
+        names = unique_names(self.names) or tuple(f"paragraph-{i:04d}" for i in range(n))
         for column, values in {"names": names, **self.metadata}.items():
             if len(values) != n:
                 raise InputError(column, f"{len(values)} values", f"give {n}")
@@ -169,7 +170,7 @@ class Paragraphs:
         windows = cut(rows, model, Windows(n_prefix, n_continuation))
         if windows.bad:
             raise InputError("paragraphs", windows.bad[0].where, windows.bad[0].reason)
-        metadata = {key: tuple(row.metadata.get(key) for row in rows) for key in rows[0].metadata}
+        metadata = columns_of(row.metadata for row in rows)
         return cls(windows.ids, n_prefix, tuple(row.name for row in rows), metadata)
 
     @classmethod

@@ -5,10 +5,11 @@ they can be computed again. The base gives it `save` and `load`, a table (`to_fr
 a view in notebooks (`_repr_html_`); none of them computes a measurement.
 
 `save` writes one safetensors file, atomically. Tensor fields, and mappings of tensors, are stored
-as tensors; all other fields are JSON in the header, next to the kind of the result, the version of
-the schema and a checksum. Nothing is ever unpickled. `load` reads the kind from the header, imports
-the module that defines it and builds the dataclass, whose own checks then refuse what does not fit.
-A field that was renamed is still found in older files under its former name.
+as tensors; all other fields are JSON in the header (see `core.json_values`), next to the kind of
+the result, the version of the schema and a checksum. Nothing is ever unpickled. `load` reads the
+kind from the header, imports the module that defines it and builds the dataclass, whose own checks
+then refuse what does not fit. A field that was renamed is still found in older files under its
+former name.
 """
 
 from __future__ import annotations
@@ -26,6 +27,7 @@ from torch import Tensor
 
 from memcircuits.core.errors import InputError
 from memcircuits.core.io import read_safetensors, safetensors_bytes, write_atomically
+from memcircuits.core.json_values import json_value, python_value
 from memcircuits.results.provenance import Provenance, sha256_of
 
 if TYPE_CHECKING:
@@ -120,7 +122,7 @@ class Result:
                 plain[entry.name] = dataclasses.asdict(value)
             else:
                 plain[entry.name] = value
-        fields = json.dumps(plain, sort_keys=True)
+        fields = json.dumps(json_value(plain), sort_keys=True)
         header = {
             "schema": f"memcircuits.{self.kind}/{SCHEMA}",
             "fields": fields,
@@ -158,7 +160,7 @@ class Result:
     @classmethod
     def _decode(cls, fields: str, tensors: Mapping[str, Tensor]) -> dict[str, Any]:
         """Field -> value, from the JSON of the header and the tensors of the file."""
-        values: dict[str, Any] = json.loads(fields)
+        values: dict[str, Any] = json.loads(fields, object_hook=python_value)
         for name, value in values.items():
             if isinstance(value, dict) and "__tensors__" in value:
                 values[name] = {key: tensors[f"{name}/{key}"] for key in value["__tensors__"]}

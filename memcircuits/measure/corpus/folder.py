@@ -19,6 +19,7 @@ import numpy as np
 import torch
 
 from memcircuits.core.errors import InputError
+from memcircuits.core.json_values import python_value
 from memcircuits.data.paragraphs import Paragraphs
 from memcircuits.measure.corpus.manifest import read_manifest
 from memcircuits.measure.corpus.parts import part_counts
@@ -108,7 +109,8 @@ class ScanFolder:
         import pandas as pd
 
         table = self.table(**options)
-        metadata = pd.DataFrame([json.loads(text) for text in table["facts"].to_pylist()])
+        facts = table["facts"].to_pylist()
+        metadata = pd.DataFrame([json.loads(text, object_hook=python_value) for text in facts])
         frame = table.drop_columns(["facts"]).to_pandas()
         n_continuation = self.manifest["windows"]["n_continuation"]
         frame["bits"] = -frame["log_prob"].astype(float) / np.log(2)

@@ -21,6 +21,7 @@ import numpy as np
 import torch
 
 from memcircuits.core.io import write_atomically
+from memcircuits.core.json_values import json_value
 from memcircuits.data.formats.records import BadRow
 from memcircuits.data.formats.sources import Chunk
 from memcircuits.data.paragraphs import Paragraphs
@@ -122,7 +123,7 @@ def part_table(chunk: Chunk, cuts: Cut, scan: Scan | None) -> Any:
         "start": cuts.starts[keep],
         "duplicates": cuts.counts[keep],
         "ids": list(cuts.ids[torch.from_numpy(keep)].int().numpy()),
-        "facts": [json.dumps(row.metadata, default=str, sort_keys=True) for row in rows],
+        "facts": [json.dumps(json_value(row.metadata), sort_keys=True) for row in rows],
     }
     for name, measure in MEASURES.items():
         columns[name] = measure(scan).numpy()[keep] if scan else []

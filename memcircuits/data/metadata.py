@@ -1,0 +1,37 @@
+"""Names and further columns of paragraphs: unique names, and the union of all records' columns."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any
+
+
+def unique_names(names: Sequence[Any]) -> tuple[str, ...]:
+    """The names as text; one that occurred before gets `#2`, `#3` and so on behind it.
+
+    Example:
+        >>> unique_names(["doc", "doc", "other"])
+        ('doc', 'doc#2', 'other')
+    """
+    given = [str(name) for name in names]
+    taken, seen = set(given), Counter[str]()
+    if len(taken) == len(given):
+        return tuple(given)
+    unique = []
+    for name in given:
+        seen[name] += 1
+        new_name = name
+        while seen[name] > 1 and new_name in taken:
+            new_name = f"{name}#{seen[name]}"
+            seen[name] += new_name in taken
+        taken.add(new_name)
+        unique.append(new_name)
+    return tuple(unique)
+
+
+def columns_of(records: Iterable[Mapping[str, Any]]) -> dict[str, tuple[Any, ...]]:
+    """The union of the records' columns, in order of appearance; None where a record has none."""
+    records = list(records)
+    names = dict.fromkeys(key for record in records for key in record)
+    return {name: tuple(record.get(name) for record in records) for name in names}
