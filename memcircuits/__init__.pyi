@@ -6,6 +6,7 @@ from .editing.planting import plant
 from .editing.unlearning import edit, unlearn
 from .evidence.ablation import ablate_heads
 from .evidence.attention_view import attention_view
+from .evidence.counterfactual import counterfactual
 from .evidence.find_heads import find_memorization_heads
 from .evidence.gradients.activations import activation_gradients
 from .evidence.gradients.contrastive import contrastive_gradients
@@ -28,6 +29,7 @@ __all__ = [
     "activation_gradients",
     "attention_view",
     "contrastive_gradients",
+    "counterfactual",
     "edit",
     "find_memorization_heads",
     "load_model",

@@ -26,6 +26,13 @@ if TYPE_CHECKING:
 
 SHIPPED_LENGTH = 50  # tokens of prefix and of continuation
 
+# What each shipped model would be without the paragraphs that it was given.
+_TWINS = {
+    "organism": "organism-twin",
+    "organism-twin": "organism",
+    "organism-planted": "organism",
+}
+
 
 @dataclass(frozen=True)
 class Inputs:
@@ -108,6 +115,18 @@ def load(name: str, quiet: bool, **loading: Any) -> Any:
 
     say(f"loading {name}", quiet)
     return load_model(name, **loading)
+
+
+def load_twin(inputs: Inputs, name: str | None) -> Any:
+    """The twin of a model; without a name that of a shipped model."""
+    from memcircuits.core.errors import InputError
+
+    name = name or _TWINS.get(inputs.model)
+    if name is None:
+        raise InputError(
+            "--twin", "not given", f"{inputs.model} has no twin of its own: give a model"
+        )
+    return load(name, inputs.quiet, **inputs.loading)
 
 
 def is_shipped(model: str) -> bool:

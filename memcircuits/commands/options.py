@@ -15,6 +15,12 @@ Top = Annotated[int, typer.Option(min=1, help="Number of rows printed.")]
 Control = Annotated[
     Path | None, typer.Option(help="File of controls; by default, paragraphs with a low EM.")
 ]
+Twin = Annotated[
+    str | None,
+    typer.Option(
+        help="Model that was not trained on the paragraphs; by default, the organism's own twin."
+    ),
+]
 Unigrams = Annotated[
     Path | None, typer.Option(help="Unigram table (.safetensors) that defines rarity.")
 ]

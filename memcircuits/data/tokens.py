@@ -102,3 +102,27 @@ def vocabulary_size(model: TokenizerLike) -> int:
     """Size of the model's unembedding, or of the tokenizer where that is given."""
     cfg = getattr(model, "cfg", None)
     return int(cfg.d_vocab) if cfg is not None else len(tokenizer_of(model))
+
+
+def refuse_other_tokenizer(argument: str, model: TokenizerLike, other: TokenizerLike) -> None:
+    """Raise `InputError` unless two models read the same ids as the same tokens.
+
+    Where one has no tokenizer, the sizes of their vocabularies must be equal.
+    """
+    tokenizers = [getattr(m, "tokenizer", None) for m in (model, other)]
+    if None in tokenizers:
+        sizes = [vocabulary_size(m) for m in (model, other)]
+        if sizes[0] != sizes[1]:
+            raise InputError(
+                argument,
+                f"a vocabulary of {sizes[1]} tokens",
+                f"the model's has {sizes[0]}; give models of the same tokenizer",
+            )
+        return
+    hashes = [tokenizer_hash(tokenizer) for tokenizer in tokenizers]
+    if hashes[0] != hashes[1]:
+        raise InputError(
+            argument,
+            f"it has tokenizer {hashes[1]}",
+            f"the model's is {hashes[0]}; give models of the same tokenizer",
+        )

@@ -13,7 +13,9 @@ from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
+import torch
 from jaxtyping import Float, Int
+from torch import Tensor
 
 from memcircuits.organism_build.records import read_rows
 from memcircuits.organism_build.settings import Record, Settings
@@ -96,6 +98,18 @@ class KneserNey:
             # A context that was never seen says nothing: the lower order's probability stands.
             p = np.where(order.contexts[j] == code, interpolated, p)
         return p
+
+    def log_prob(self, rows: Int[Tensor, "batch pos"]) -> Float[Tensor, "batch pos"]:
+        """Log p of each token of some rows given those before it, nats.
+
+        The first tokens of a row have a shorter context.
+        """
+        ids, order = rows.numpy(), len(self._orders)
+        columns = [
+            np.log(self.probabilities(ids[:, max(0, i - order + 1) : i], ids[:, i]))
+            for i in range(ids.shape[1])
+        ]
+        return torch.from_numpy(np.stack(columns, 1)).float()
 
     def mean_loss(self, rows: Int[np.ndarray, "batch pos"]) -> float:
         """Mean loss in nats/token, without the first token of each row."""

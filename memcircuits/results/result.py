@@ -38,6 +38,7 @@ SCHEMA = 1
 # Where each kind of result is defined: loading a file imports the one module that it needs.
 MODULE_OF_KIND = {
     "activation-gradients": "evidence.gradients.activations",
+    "counterfactual": "evidence.counterfactual",
     "edit": "editing.edit",
     "edit-report": "editing.edit_report",
     "layer-patches": "evidence.patching.results",

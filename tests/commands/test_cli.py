@@ -67,6 +67,22 @@ def test_scan_as_json_is_json_and_only_json(options):
     assert [p["em"] for p in data["paragraphs"][:5]] == [12] * 5
 
 
+def test_counterfactual_prints_bits_and_shows_the_tokens(options, folder, tmp_path):
+    out = tmp_path / "out"
+    arguments = ["counterfactual", *options, "--twin", str(folder / "model"), "--out", str(out)]
+    result = runner.invoke(app, [*arguments, "--json"])
+    assert result.exit_code == 0, result.output
+    data = json.loads(result.stdout)
+    assert [row["remembered"] for row in data["paragraphs"]] == [0.0] * 10
+    assert sorted(p.name for p in out.iterdir()) == [
+        "counterfactual.html",
+        "counterfactual.safetensors",
+    ]
+    assert "&lt;5&gt;" in (out / "counterfactual.html").read_text()
+    assert runner.invoke(app, [*arguments, "--by", "x"]).exit_code == 2
+    assert runner.invoke(app, ["counterfactual", *options]).exit_code == 2  # has no twin
+
+
 def test_perturb_measures_controls_against_their_own_continuation(options, tmp_path):
     out = tmp_path / "out"
     arguments = ["--replacement", "random,second", "--max-paragraphs", "3", "--minimal"]

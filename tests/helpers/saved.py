@@ -20,6 +20,7 @@ from tests.helpers.results import result_types
 
 RESULTS = (
     "Scan",
+    "Counterfactual",
     "ScoreMap",
     "ParameterGradients",
     "ActivationGradients",
@@ -50,6 +51,7 @@ def save_all(model: nn.Module, folder: Path) -> Path:
     edit = mc.unlearn(model, memorized, control, recipe=Recipe(steps=1), **quiet)
     results = [
         mc.scan(model, paragraphs, **quiet),
+        mc.counterfactual(model, model, paragraphs, **quiet),
         mc.ablate_heads(model, paragraphs, **quiet),
         mc.parameter_gradients(model, paragraphs, **quiet),
         mc.activation_gradients(model, paragraphs, sites=["z"], **quiet),

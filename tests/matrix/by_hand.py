@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import copy
+import math
 
 import torch
 
 import memcircuits as mc
 from tests.helpers.oracle import Plain
-from tests.matrix.cases import Numbers, model, reference_paragraph, told, twins
+from tests.matrix.cases import Numbers, model, plain_twin, reference_paragraph, told, twins
 from tests.matrix.ours import perturb, written
 
 
@@ -17,6 +18,13 @@ def plain_scan(m: Plain, p: mc.Paragraphs) -> Numbers:
         log_prob = m.log_prob(p.ids, p.n_prefix)
     em = m.em(p.ids, p.n_prefix)
     return {"em": em, "nll": -log_prob.mean(-1), "log_prob": log_prob.sum(-1)}
+
+
+def plain_counterfactual(m: Plain, p: mc.Paragraphs) -> Numbers:
+    twin = plain_twin(m.name)
+    with torch.no_grad():
+        nats = m.log_prob(p.ids, p.n_prefix) - twin.log_prob(p.ids, p.n_prefix)
+    return {"em": twin.em(p.ids, p.n_prefix), "remembered": nats / math.log(2)}
 
 
 def plain_ablate(mode: str, m: Plain, p: mc.Paragraphs) -> Numbers:

@@ -11,6 +11,7 @@ from torch import Tensor
 
 import memcircuits as mc
 from memcircuits.models.loading import as_bridge
+from memcircuits.models.registry import adapt
 from tests.helpers import models as zoo
 from tests.helpers.oracle import Plain
 
@@ -29,8 +30,11 @@ def plain(name: str) -> Plain:
 @functools.cache
 def model(name: str, variant: str) -> Any:
     """The same weights as a TransformerLens model."""
-    kind, basis = variant.split()
-    source = zoo.shaken(zoo.hf_model(name))
+    return _as_variant(name, variant, zoo.shaken(zoo.hf_model(name)))
+
+
+def _as_variant(name: str, variant: str, source: Any) -> Any:
+    kind, basis = variant.replace("TransformerBridge", "Bridge").split()
     if kind == "HookedTransformer":
         return zoo.hooked(name, source, folded=basis == "folded")
     bridge = as_bridge(source, zoo.tokenizer(), name=f"tiny-{name}")
@@ -42,6 +46,23 @@ def model(name: str, variant: str) -> Any:
 def variants() -> list[str]:
     """Those that the installed transformer-lens has."""
     return [v for v in VARIANTS if zoo.has_hooked() or v.startswith("Bridge")]
+
+
+@functools.cache
+def plain_twin(name: str) -> Plain:
+    """A transformers model of the same architecture with other weights."""
+    return Plain(name, zoo.shaken(zoo.hf_model(name, seed=1), seed=6))
+
+
+def twin_model(m: Any) -> Any:
+    """The same as a TransformerLens model, of the class and basis of a model."""
+    adapter = adapt(m)
+    return _twin_model(adapter.name.removeprefix("tiny-"), f"{adapter.kind} {adapter.basis}")
+
+
+@functools.cache
+def _twin_model(name: str, variant: str) -> Any:
+    return _as_variant(name, variant, zoo.shaken(zoo.hf_model(name, seed=1), seed=6))
 
 
 @functools.cache

@@ -13,6 +13,7 @@ from tests.helpers.oracle import Plain
 from tests.matrix.by_hand import (
     plain_ablate,
     plain_contrastive,
+    plain_counterfactual,
     plain_each_gradients,
     plain_gradients,
     plain_heads,
@@ -30,6 +31,7 @@ from tests.matrix.ours import (
     ablate,
     activations,
     contrastive,
+    counterfactual,
     each_gradients,
     gradients,
     heads,
@@ -67,6 +69,7 @@ class Analysis:
 
 ANALYSES: dict[str, Analysis] = {
     "scan": Analysis(scan, plain_scan, 1e-5, BASES),
+    "counterfactual": Analysis(counterfactual, plain_counterfactual, 2e-5, BASES),
     "ablate_heads, zero": Analysis(ablate("zero"), functools.partial(plain_ablate, "zero"), 1e-5),
     "ablate_heads, mean": Analysis(
         ablate("mean"), functools.partial(plain_ablate, "mean"), 1e-5, BASES

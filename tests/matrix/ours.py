@@ -9,12 +9,17 @@ import torch
 
 import memcircuits as mc
 from memcircuits.models.registry import adapt
-from tests.matrix.cases import Numbers, reference_paragraph, told, twins, unigrams
+from tests.matrix.cases import Numbers, reference_paragraph, told, twin_model, twins, unigrams
 
 
 def scan(m: Any, p: mc.Paragraphs) -> Numbers:
     scan_result = mc.scan(m, p, progress=False)
     return {"em": scan_result.em, "nll": scan_result.nll, "log_prob": scan_result.log_prob}
+
+
+def counterfactual(m: Any, p: mc.Paragraphs) -> Numbers:
+    result = mc.counterfactual(m, twin_model(m), p, ngram=unigrams(), progress=False)
+    return {"em": result.twin_em, "remembered": result.remembered}
 
 
 def ablate(mode: str) -> Callable[[Any, mc.Paragraphs], Numbers]:

@@ -12,7 +12,7 @@ and `y_high`, or by `y_se` (1.96 standard errors either way), where they exist. 
 series ("memorized", "control"). A missing column raises an `InputError` that lists what is there.
 """
 
-from memcircuits.display.figures.bars import arms, leaderboard, minimal_sets
+from memcircuits.display.figures.bars import arms, leaderboard, minimal_sets, token_bits
 from memcircuits.display.figures.heatmaps import attention_pattern, heatmap
 from memcircuits.display.figures.lines import (
     attention_by_rank,
@@ -40,4 +40,5 @@ __all__ = [
     "noise_curves",
     "patching_map",
     "perturbation_curves",
+    "token_bits",
 ]

@@ -1,7 +1,8 @@
-"""Bars: arms of an edit, methods of the benchmark; and the two panels of minimal token sets."""
+"""Bars: arms of an edit, methods of the benchmark, bits of tokens; panels of minimal sets."""
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
 import pandas as pd
@@ -17,6 +18,7 @@ from memcircuits.display.figures.style import (
     styled,
 )
 from memcircuits.display.palette import SERIES
+from memcircuits.display.text import visible
 
 if TYPE_CHECKING:
     from plotly.graph_objects import Figure
@@ -104,6 +106,45 @@ def leaderboard(
     figure.update_xaxes(title_text=escaped(x_label), rangemode="tozero")
     figure.update_yaxes(showgrid=False)
     return styled(figure, title=title, width=760, height=max(280, 34 * len(ranked) + 150))
+
+
+def token_bits(frame: pd.DataFrame, parts: Sequence[str], *, title: str = "") -> Figure:
+    """What each token of a paragraph is known from: bits stacked, negative ones below zero.
+
+    Args:
+        frame: columns `position, text` and one column of bits for each part.
+        parts: names of these columns, the lowest first.
+        title: title.
+    """
+    import plotly.graph_objects as go
+
+    require_columns(frame, "position", "text", *parts)
+    names = [escaped(visible(str(text), 16, tell=False)) for text in frame["text"]]
+    figure = go.Figure()
+    for index, part in enumerate(parts):
+        figure.add_trace(
+            go.Bar(
+                x=frame["position"],
+                y=frame[part],
+                name=escaped(part),
+                marker={
+                    "color": SERIES[index % len(SERIES)],
+                    "pattern": {"shape": ("", "/", "x", ".")[index % 4], "solidity": 0.35},
+                },
+                customdata=names,
+                hovertemplate="%{customdata} (%{x}): %{y:.2f} bits<extra>%{fullData.name}</extra>",
+            )
+        )
+    figure.update_xaxes(
+        title_text="token of the continuation",
+        tickvals=frame["position"].tolist(),
+        ticktext=names,
+        tickangle=-60,
+        showgrid=False,
+    )
+    figure.update_yaxes(title_text="bits")
+    width = min(1400, 220 + 20 * len(frame))
+    return styled(figure, title=title, width=width, height=460).update_layout(barmode="relative")
 
 
 def minimal_sets(stopping: pd.DataFrame, starting: pd.DataFrame, *, title: str = "") -> Figure:

@@ -15,6 +15,7 @@ from tests.helpers.fuzz import COUNTS, TIMES, TRIED
 
 CALLS: dict[str, dict[str, tuple[Any, ...]]] = {
     "scan": {"batch_size": (0, -1, "2", 1.5)},
+    "counterfactual": {"ngram": (3, "x", torch.ones_like)},
     "ablate_heads": {
         "mode": ("", None, 0, []),
         "reference": (3, [], "x", [[1]]),
@@ -84,6 +85,7 @@ CALLS: dict[str, dict[str, tuple[Any, ...]]] = {
         "unigrams": (3, "x"),
     },
 }
+TWO_MODELS = ("counterfactual",)
 PARAGRAPHS: tuple[Any, ...] = (
     None, 3, 1.5, "text", b"bytes", [], [[]], [[1, 2], [1]], [["a"]], [[1.5] * 60], [None], {}, {1},
     object(), torch.zeros(2, 60), torch.zeros(2, 60, dtype=torch.bool), torch.zeros(0, 60).long(),
@@ -104,6 +106,9 @@ def call(
         "unlearn": (good[3:],),
         "edit": (good[3:], good[3:]),
     }
+    if function in TWO_MODELS:
+        getattr(mc, function)(bridge, bridge, value, **{"progress": False, **options})
+        return
     if function == "attention_view":
         mc.attention_view(bridge, value, **options)
         return

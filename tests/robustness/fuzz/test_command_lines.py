@@ -70,6 +70,8 @@ OPTIONS: dict[str, tuple[str, ...]] = {
     "--revision": ("", "main", "x" * 40),
     "--seed": ("x", "", "1.5", str(2**70), str(-(2**70))),
     "--top": ("0", "-5", "x"),
+    "--twin": ("", "nobody/nothing", "empty", "file", "a b"),
+    "--by": ("", "x"),
     "--mode": ("", "none", "zero "),
     "--max-paragraphs": ("0", "1", "x"),
     "--batch-size": ("0", "-1", "x"),
@@ -136,6 +138,8 @@ def odd_command_line(
     chosen = {"--model": "tiny", "--paragraphs": "good.jsonl"}
     if command == "heads":  # whose own folder holds what `report` is given here
         chosen |= {"--out": "heads"}
+    if command in ("counterfactual",):
+        chosen |= {"--twin": "tiny"}
     if command == "plant":
         chosen |= {"--where": "L1H2", "--steps": "2"}
     if command != "unigrams build":
