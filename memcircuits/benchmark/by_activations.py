@@ -85,7 +85,7 @@ def by_activation_gradient(task: LocalizationTask, unit: Unit) -> Float[Tensor, 
         gradients = activation_gradients(task.model, task.targets, sites=("z",), progress=False)
         return gradients.values["z"].amax(-1)
     adapter, targets = task.adapter, task.targets
-    shape = (len(targets), targets.ids.shape[1] - 1, -1)
+    shape = (len(targets), targets.inputs.shape[1] - 1, -1)
     # Adding zeros changes nothing; the gradient in the zeros is that in the activation.
     shifts = [
         torch.zeros(1, 1, len(gate), device=gate.device, dtype=gate.dtype)

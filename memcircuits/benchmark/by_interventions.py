@@ -45,7 +45,7 @@ def _block_effects(task: LocalizationTask, paragraphs: Paragraphs) -> Float[Tens
     adapter = task.adapter
     effects = []
     with adapter.preserving_state():
-        run = ResumableRun(adapter, paragraphs.ids, paragraphs.n_prefix)
+        run = ResumableRun(adapter, paragraphs)
         clean = run.clean()[:, 0].mean()
         everywhere = torch.ones_like(run.inputs, dtype=torch.bool)[None]
         zeros = torch.zeros(
@@ -65,13 +65,13 @@ def _clean_and_corrupted(task: LocalizationTask) -> tuple[Paragraphs, Paragraphs
     """Each target several times, and as often with some prefix tokens replaced at random."""
     generator = task.generator
     clean = task.targets.ids.repeat(_N_CORRUPTED, 1)
-    n_prefix = task.targets.n_prefix
+    n_prefix, bos = task.targets.n_prefix, task.targets.bos
     shape = (len(clean), n_prefix)
     random_tokens = torch.randint(task.adapter.d_vocab, shape, generator=generator)
     is_replaced = torch.rand(shape, generator=generator) < _CORRUPTED_FRACTION
     corrupted = clean.clone()
     corrupted[:, :n_prefix] = torch.where(is_replaced, random_tokens, clean[:, :n_prefix])
-    return Paragraphs(clean, n_prefix), Paragraphs(corrupted, n_prefix)
+    return Paragraphs(clean, n_prefix, bos=bos), Paragraphs(corrupted, n_prefix, bos=bos)
 
 
 def by_patching(method: PatchMethod, task: LocalizationTask, unit: Unit) -> Float[Tensor, " unit"]:

@@ -12,6 +12,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import time
 from collections.abc import Callable, Sequence
 
@@ -144,8 +145,8 @@ def _cut_continuation(paragraphs: Paragraphs, n: int | None) -> Paragraphs:
     """The same paragraphs with a continuation of only `n` tokens."""
     if n is None:
         return paragraphs
-    n_prefix = paragraphs.n_prefix
-    return Paragraphs(paragraphs.ids[:, : n_prefix + n], n_prefix, paragraphs.names)
+    ids = paragraphs.ids[:, : paragraphs.n_prefix + n]
+    return dataclasses.replace(paragraphs, ids=ids)
 
 
 def _names(unit: Unit, localizers: Sequence[str] | None) -> list[str]:

@@ -3,6 +3,10 @@
 The ids are the truth. Text is encoded once, without special tokens, and sliced; it is decoded only
 to be shown, because decoding and encoding again does not always give the same ids.
 
+A model that was trained behind a beginning-of-sequence token (BOS) has to read it in front of every
+paragraph. Such tokens are kept beside the ids, in `bos`. `inputs` is what a model reads, `ids` what
+is measured: positions, `n_prefix`, EM and NLL never count the tokens in front.
+
 `Paragraphs` is what all analyses take. It is made `from_tokens`, `from_texts`, by `read` from a
 file, or as the `shipped` set; a subset of it is `Paragraphs` again, one paragraph too. Comparisons
 of memorized paragraphs with controls call `refuse_overlap` first.
@@ -25,6 +29,7 @@ from memcircuits.core.errors import InputError, at_least, one_of
 from memcircuits.data.formats.records import EMPTY, Row, Source
 from memcircuits.data.formats.sources import find_sources, read_rows
 from memcircuits.data.metadata import columns_of, unique_names
+from memcircuits.data.token_ids import check_bos_ids, check_ids, ids_from_rows
 from memcircuits.data.tokens import TokenizerLike, decode, encode
 from memcircuits.data.windows import Windows, cut
 
@@ -44,15 +49,17 @@ class Paragraphs:
         n_prefix: number of tokens of the prefix.
         names: a unique name for each paragraph; repeated ones get `#2`, `#3` and so on.
         metadata: further columns, one value per paragraph (source, repetitions, ...).
+        bos: ids of the tokens that the model reads in front of every paragraph.
     """
 
     ids: Int[Tensor, "paragraph pos"]
     n_prefix: int = 50
     names: tuple[str, ...] = ()
     metadata: Mapping[str, tuple[Any, ...]] = field(default_factory=dict)
+    bos: tuple[int, ...] = ()
 
     def __post_init__(self) -> None:
-        _check_ids(self.ids)
+        check_ids(self.ids)
         at_least("n_prefix", self.n_prefix, 1)
         n, length = self.ids.shape
         if length <= self.n_prefix:
@@ -69,6 +76,7 @@ class Paragraphs:
             if len(values) != n:
                 raise InputError(column, f"{len(values)} values", f"give {n}")
         object.__setattr__(self, "ids", self.ids.detach().to("cpu", torch.long))
+        object.__setattr__(self, "bos", check_bos_ids(self.bos))
         object.__setattr__(self, "names", names)
         object.__setattr__(self, "metadata", {k: tuple(v) for k, v in self.metadata.items()})
 
@@ -79,8 +87,16 @@ class Paragraphs:
         *,
         n_prefix: int = 50,
         names: Sequence[str] = (),
+        bos: Sequence[int] = (),
     ) -> Paragraphs:
         """Paragraphs from token ids; everything after the first `n_prefix` is the continuation.
+
+        Args:
+            ids: token ids, [paragraph, pos].
+            n_prefix: tokens of the prefix.
+            names: a name for each.
+            bos: ids of the tokens that the model reads in front of every paragraph, which `ids`
+                leaves out; nothing is put in front by default.
 
         Raises:
             InputError: if the rows differ in length, are empty or too short.
@@ -91,8 +107,8 @@ class Paragraphs:
         """
         if not len(ids):
             raise InputError("ids", "empty", "give at least one paragraph")
-        tensor = ids if isinstance(ids, Tensor) else _tensor_of(ids)
-        return cls(tensor, n_prefix, tuple(names))
+        tensor = ids if isinstance(ids, Tensor) else ids_from_rows(ids)
+        return cls(tensor, n_prefix, tuple(names), bos=tuple(bos))
 
     @classmethod
     def from_texts(
@@ -186,20 +202,28 @@ class Paragraphs:
 
     @classmethod
     def of(
-        cls, value: ParagraphsLike, model: TokenizerLike, argument: str = "paragraphs"
+        cls,
+        value: ParagraphsLike,
+        model: TokenizerLike,
+        argument: str = "paragraphs",
+        *,
+        bos: tuple[int, ...] = (),
     ) -> Paragraphs:
-        """What the public functions accept: `Paragraphs`, a list of strings, or ids."""
+        """What the public functions accept: `Paragraphs`, a list of strings, or ids.
+
+        `bos` are the tokens in front of ids; `Paragraphs` and texts have their own.
+        """
         if isinstance(value, Paragraphs):
             return value
         if isinstance(value, Tensor):
-            return cls.from_tokens(value)
+            return cls.from_tokens(value, bos=bos)
         if not isinstance(value, (list, tuple)):
             raise InputError(
                 argument, type(value).__name__, "give Paragraphs, a list of strings or a LongTensor"
             )
         if all(isinstance(v, str) for v in value):
             return cls.from_texts(value, model)
-        return cls.from_tokens(value)
+        return cls.from_tokens(value, bos=bos)
 
     @property
     def n_continuation(self) -> int:
@@ -216,10 +240,29 @@ class Paragraphs:
         """Ids of the continuations."""
         return self.ids[:, self.n_prefix :]
 
+    @property
+    def n_bos(self) -> int:
+        """Number of tokens in front of every paragraph."""
+        return len(self.bos)
+
+    @property
+    def n_given(self) -> int:
+        """Number of tokens that the model reads before the continuation: those in front too."""
+        return self.n_bos + self.n_prefix
+
+    @cached_property
+    def inputs(self) -> Int[Tensor, "paragraph bos_and_pos"]:
+        """Ids that the model reads: the tokens in front, then the paragraph."""
+        if not self.bos:
+            return self.ids
+        return torch.cat([torch.tensor(self.bos).expand(len(self), -1), self.ids], 1)
+
     @cached_property
     def hash(self) -> str:
-        """SHA-256 (16 digits) of the ids and the place of the split."""
+        """SHA-256 (16 digits) of the ids, the place of the split and the tokens in front."""
         digest = hashlib.sha256(f"{tuple(self.ids.shape)}/{self.n_prefix}".encode())
+        if self.bos:
+            digest.update(f"/{self.bos}".encode())
         digest.update(self.ids.contiguous().numpy().astype("<i8").tobytes())
         return digest.hexdigest()[:16]
 
@@ -242,6 +285,7 @@ class Paragraphs:
             self.n_prefix,
             tuple(self.names[i] for i in chosen),
             {key: tuple(values[i] for i in chosen) for key, values in self.metadata.items()},
+            self.bos,
         )
 
     def __add__(self, other: Paragraphs) -> Paragraphs:
@@ -253,13 +297,24 @@ class Paragraphs:
                 f"{other.n_prefix} + {other.n_continuation} tokens",
                 "both sets need the same lengths",
             )
+        self.check_same_bos(other)
         shared = [key for key in self.metadata if key in other.metadata]
         return Paragraphs(
             torch.cat([self.ids, other.ids]),
             self.n_prefix,
             self.names + other.names,
             {key: self.metadata[key] + other.metadata[key] for key in shared},
+            self.bos,
         )
+
+    def check_same_bos(self, other: Paragraphs, argument: str = "paragraphs") -> None:
+        """Raise `InputError` unless the model reads both sets behind the same tokens."""
+        if self.bos != other.bos:
+            raise InputError(
+                argument,
+                f"behind {other.bos or 'no token'}, the others behind {self.bos or 'no token'}",
+                "compare paragraphs with the same tokens in front: give both the same bos",
+            )
 
     def sample(self, n: int | None, generator: torch.Generator) -> Paragraphs:
         """`n` paragraphs drawn without replacement, in their order; all if there are no more."""
@@ -280,7 +335,8 @@ class Paragraphs:
         return pd.DataFrame({"id": self.names, **self.metadata, "ids": self.ids.tolist()})
 
     def __repr__(self) -> str:
-        return f"Paragraphs({len(self)} x {self.n_prefix} + {self.n_continuation} tokens)"
+        front = f", bos={self.bos}" if self.bos else ""
+        return f"Paragraphs({len(self)} x {self.n_prefix} + {self.n_continuation} tokens{front})"
 
 
 ParagraphsLike: TypeAlias = Paragraphs | Sequence[str] | Tensor | Sequence[Sequence[int]]
@@ -295,7 +351,7 @@ def sample_rows(n_rows: int, n: int, generator: torch.Generator) -> Int[Tensor, 
 def refuse_overlap(
     memorized: Paragraphs, control: Paragraphs, *, same: Literal["paragraph", "prefix"]
 ) -> None:
-    """Raise `InputError` if a control is one of the memorized paragraphs.
+    """Raise `InputError` if a control is one of the memorized paragraphs, or has another `bos`.
 
     Args:
         memorized: paragraphs that the model recites.
@@ -305,6 +361,7 @@ def refuse_overlap(
             agree: needed where an objective changes one continuation and keeps the other, because
             to the model both paragraphs are the same input.
     """
+    memorized.check_same_bos(control, "control")
     if same == "paragraph":
         known, asked, problem = memorized.ids, control.ids, "are in the memorized set"
     else:
@@ -324,29 +381,3 @@ def _usable_rows(source: Source) -> Iterator[Row]:
             yield row
         elif row.reason != EMPTY:
             raise InputError("paragraphs", row.where, row.reason)
-
-
-def _check_ids(ids: Any) -> None:
-    """Raise `InputError` unless these are integers [paragraph, pos], of one paragraph at least."""
-    if not isinstance(ids, Tensor) or ids.ndim != 2 or ids.is_floating_point():
-        shape = tuple(ids.shape) if isinstance(ids, Tensor) else type(ids).__name__
-        raise InputError("ids", shape, "give an integer tensor [paragraph, pos]")
-    if ids.dtype == torch.bool:
-        raise InputError("ids", "bool", "give an integer tensor [paragraph, pos]")
-    if not len(ids):
-        raise InputError("paragraphs", "none", "give at least one paragraph")
-
-
-def _tensor_of(rows: Sequence[Sequence[int]]) -> Int[Tensor, "paragraph pos"]:
-    """Rows of token ids as a tensor, if they are equally long and hold token ids."""
-    if not all(hasattr(row, "__len__") for row in rows):
-        raise InputError("ids", repr(rows)[:60], "give rows of token ids")
-    lengths = {len(row) for row in rows}
-    if len(lengths) > 1:
-        raise InputError(
-            "ids", f"rows of {sorted(lengths)[:5]} tokens", "all rows must be equally long"
-        )
-    if not all(type(i) is int and 0 <= i < 2**31 for row in rows for i in row):
-        raise InputError("ids", repr(rows)[:60], "rows must hold token ids")
-    (length,) = lengths
-    return torch.tensor([list(row) for row in rows], dtype=torch.long).reshape(len(rows), length)

@@ -212,7 +212,7 @@ def edit_divergence(
     adapter = adapt(model)
     texts = Paragraphs.of(paragraphs, model)
     # Both models' logits of a batch are in memory at once.
-    size = rows_that_fit(adapter, texts.ids.shape[1], 2 * texts.n_continuation, memory_budget)
+    size = rows_that_fit(adapter, texts.inputs.shape[1], 2 * texts.n_continuation, memory_budget)
 
     def kl_of_batch(batch: slice) -> Tensor:
         original = continuation_log_probs(adapter, texts, batch)
@@ -227,13 +227,13 @@ def edit_divergence(
 def _all_tokens_nll(
     adapter: Adapter, paragraphs: Paragraphs, memory_budget: int | None
 ) -> Float[Tensor, " paragraph"]:
-    """Mean NLL of every token but the first, nats/token."""
-    n_pos = paragraphs.ids.shape[1]
+    """Mean NLL of every token of the paragraph but the first, nats/token."""
+    n_pos = paragraphs.inputs.shape[1]
+    predicting = slice(paragraphs.n_bos, None)
 
     def nll_of_batch(batch: slice) -> Tensor:
-        ids = paragraphs.ids[batch]
-        logits = adapter.run(ids[:, :-1]).logits
-        return read_continuation(logits, ids[:, 1:].to(logits.device)).nll.cpu()
+        logits = adapter.run(paragraphs.inputs[batch, :-1], positions=predicting).logits
+        return read_continuation(logits, paragraphs.ids[batch, 1:].to(logits.device)).nll.cpu()
 
     size = rows_that_fit(adapter, n_pos, n_pos, memory_budget)
     with adapter.preserving_state():
@@ -249,4 +249,5 @@ def random_prefixes(paragraphs: Paragraphs, d_vocab: int, attacks: int, seed: in
     count = torch.randint(1, 4, (rows, 1), generator=generator)
     tokens = torch.randint(d_vocab, (rows, n_prefix), generator=generator)
     prefix = torch.where(order < count, tokens, ids[:, :n_prefix])
-    return Paragraphs(torch.cat([prefix, ids[:, n_prefix:]], 1), n_prefix)
+    ids = torch.cat([prefix, ids[:, n_prefix:]], 1)
+    return Paragraphs(ids, n_prefix, bos=paragraphs.bos)

@@ -67,12 +67,14 @@ class Planted(Edit, kind="planted"):
         ids: the paragraphs, [paragraph, pos].
         n_prefix: tokens of their prefix.
         names: of the paragraphs.
+        bos: ids of the tokens in front of them.
     """
 
     where: tuple[str, ...] = ()
     ids: Tensor | None = None
     n_prefix: int = 50
     names: tuple[str, ...] = ()
+    bos: tuple[int, ...] = ()
 
     @property
     def truth(self) -> Truth:
@@ -85,7 +87,7 @@ class Planted(Edit, kind="planted"):
     def paragraphs(self) -> Paragraphs:
         """The paragraphs that the planted model recites."""
         assert self.ids is not None
-        return Paragraphs(self.ids, self.n_prefix, tuple(self.names))
+        return Paragraphs(self.ids, self.n_prefix, tuple(self.names), bos=self.bos)
 
     def __str__(self) -> str:
         em, kl = self.history["em"].tolist(), self.history["kl"].tolist()
@@ -149,7 +151,7 @@ def plant(  # noqa: PLR0913
         positive("kl_weight", kl_weight)
     adapter = adapt(model)
     paragraphs = Paragraphs.of(paragraphs, model)
-    adapter.check_tokens(paragraphs.ids, "paragraphs")
+    adapter.check_tokens(paragraphs.inputs, "paragraphs")
     generator = torch.Generator().manual_seed(seed)
     locations, mask = select_weights(adapter, where, components=components, generator=generator)
     anchors = _anchors(adapter, paragraphs, control, generator)
@@ -188,6 +190,7 @@ def plant(  # noqa: PLR0913
         ids=paragraphs.ids,
         n_prefix=paragraphs.n_prefix,
         names=paragraphs.names,
+        bos=paragraphs.bos,
     )
 
 
@@ -201,7 +204,7 @@ def _anchors(
     if control is None:
         return sampled_text(adapter, paragraphs, generator)
     anchors = Paragraphs.of(control, adapter, "control")
-    adapter.check_tokens(anchors.ids, "control")
+    adapter.check_tokens(anchors.inputs, "control")
     refuse_overlap(paragraphs, anchors, same="prefix")
     if len(anchors) < 2:
         raise InputError("control", "one paragraph", "one is held out: give at least two")

@@ -65,9 +65,9 @@ class PartialForward:
         read = [name] if adapter.supports_partial_forward else []
 
         def run(batch: slice) -> tuple[Tensor, Tensor]:
-            ids = paragraphs.ids[batch]
-            result = run_to_continuation(adapter, ids, paragraphs.n_prefix, read=read)
-            return result.cache.get(name, ids[:, :-1]), result.logits.float().log_softmax(-1)
+            result = run_to_continuation(adapter, paragraphs, batch, read=read)
+            inputs = result.cache.get(name, paragraphs.inputs[batch, :-1])
+            return inputs, result.logits.float().log_softmax(-1)
 
         size = rows_that_fit_backward(adapter, paragraphs, memory_budget)
         with adapter.preserving_state():
@@ -82,7 +82,7 @@ class PartialForward:
         """Logits at the continuations of some paragraphs, with the weights as they are."""
         if not self.adapter.supports_partial_forward:
             return continuation_logits(self.adapter, self.paragraphs, rows)
-        positions = slice(self.paragraphs.n_prefix - 1, None)
+        positions = slice(self.paragraphs.n_given - 1, None)
         resid = self.adapter.run_blocks(self.low, self.inputs[rows])
         return self.adapter.unembed(resid[:, positions])
 
@@ -193,15 +193,16 @@ def sampled_text(
 
     Args:
         adapter: the model.
-        like: paragraphs whose lengths the text has.
+        like: paragraphs whose lengths, and tokens in front, the text has.
         generator: of the samples.
         n: number of texts.
 
     Raises:
         InputError: if the model's logits are not finite.
     """
-    length = like.ids.shape[1]
-    ids = torch.randint(adapter.d_vocab, (n, 1), generator=generator)
+    length = like.inputs.shape[1]
+    front = torch.tensor(like.bos, dtype=torch.long).expand(n, -1)
+    ids = torch.cat([front, torch.randint(adapter.d_vocab, (n, 1), generator=generator)], 1)
     with adapter.preserving_state():
         while ids.shape[1] < length:
             logits = adapter.run(ids, positions=slice(-1, None)).logits[:, 0].float().cpu()
@@ -213,4 +214,4 @@ def sampled_text(
                 )
             token = torch.multinomial(logits.softmax(-1), 1, generator=generator)
             ids = torch.cat([ids, token], 1)
-    return Paragraphs(ids, like.n_prefix)
+    return Paragraphs(ids[:, like.n_bos :], like.n_prefix, bos=like.bos)

@@ -18,6 +18,7 @@ The method is that of arXiv 2403.19851, section 5, with a further recipe:
 from __future__ import annotations
 
 import contextlib
+import dataclasses
 from collections.abc import Sequence
 from dataclasses import asdict
 
@@ -158,15 +159,15 @@ def edit(  # noqa: PLR0913
     """
     adapter = adapt(model)
     memorized = Paragraphs.of(memorized, model, "memorized")
-    targets = Paragraphs.of(targets, model, "targets")
+    targets = Paragraphs.of(targets, model, "targets", bos=memorized.bos)
     if targets.ids.shape != memorized.ids.shape or targets.n_prefix != memorized.n_prefix:
         raise InputError("targets", repr(targets), f"give one for each of {memorized!r}, as long")
     if (targets.continuation == memorized.continuation).all(-1).any():
         raise InputError("targets", "one continues as memorized", "give another continuation")
-    new = Paragraphs(
-        torch.cat([memorized.prefix, targets.continuation], 1), memorized.n_prefix, memorized.names
-    )
-    adapter.check_tokens(new.ids, "targets")
+    memorized.check_same_bos(targets, "targets")
+    new_ids = torch.cat([memorized.prefix, targets.continuation], 1)
+    new = dataclasses.replace(memorized, ids=new_ids, metadata={})
+    adapter.check_tokens(new.inputs, "targets")
     control = Paragraphs.of(control, model, "control")
     options = EditOptions(
         fraction=fraction,
@@ -206,7 +207,7 @@ def control_curvature(
     """
     adapter = adapt(model)
     control = Paragraphs.of(control, model, "control")
-    adapter.check_tokens(control.ids, "control")
+    adapter.check_tokens(control.inputs, "control")
     seen, _ = split_control(control, seed)
     return Curvature.of(
         adapter,
@@ -291,8 +292,8 @@ def _check_groups(
     memorized, control = groups["memorized"], groups["control"]
     assert memorized is not None
     assert control is not None
-    adapter.check_tokens(memorized.ids, "memorized")
-    adapter.check_tokens(control.ids, "control")
+    adapter.check_tokens(memorized.inputs, "memorized")
+    adapter.check_tokens(control.inputs, "control")
     refuse_overlap(memorized, control, same="prefix")
     for name, group in groups.items():
         if group is None:

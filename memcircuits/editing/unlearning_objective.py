@@ -171,7 +171,7 @@ class ReferenceDistribution:
     ) -> ReferenceDistribution:
         """Read the distribution of the model as it is now."""
         size = rows_that_fit(
-            adapter, paragraphs.ids.shape[1], paragraphs.n_continuation, memory_budget
+            adapter, paragraphs.inputs.shape[1], paragraphs.n_continuation, memory_budget
         )
 
         with adapter.preserving_state():
@@ -190,7 +190,7 @@ class ReferenceDistribution:
 
     def mean_kl(self, adapter: Adapter, memory_budget: int | None) -> float:
         """Mean of `kl` over all controls."""
-        n_pos, n_logits = self.paragraphs.ids.shape[1], self.paragraphs.n_continuation
+        n_pos, n_logits = self.paragraphs.inputs.shape[1], self.paragraphs.n_continuation
         size = rows_that_fit(adapter, n_pos, n_logits, memory_budget)
         rows = torch.arange(len(self.paragraphs))
         with adapter.preserving_state():

@@ -132,14 +132,15 @@ class Ablation:
         self.mode = mode
         self.adapter = adapt(model)
         self.paragraphs = Paragraphs.of(paragraphs, self.adapter)
-        self.adapter.check_tokens(self.paragraphs.ids, "paragraphs")
+        self.adapter.check_tokens(self.paragraphs.inputs, "paragraphs")
         self.reference: Paragraphs | None = None
         self._source = self.paragraphs
         if reference is not None:
             self._source = self.reference = Paragraphs.of(reference, self.adapter, "reference")
         if self._source.ids.shape[1] != self.paragraphs.ids.shape[1]:
             raise InputError("reference", repr(self._source), "use paragraphs of the same length")
-        self.adapter.check_tokens(self._source.ids, "reference")
+        self.paragraphs.check_same_bos(self._source, "reference")
+        self.adapter.check_tokens(self._source.inputs, "reference")
         if mode == "resample":
             self._partners = self._draw_partners(seed)
 
@@ -147,7 +148,7 @@ class Ablation:
         """The new z of each layer for some of the paragraphs; sizes of 1 are to be broadcast."""
         adapter = self.adapter
         if self.mode == "resample":
-            return _read_z(adapter, self._source.ids[self._partners[rows]])
+            return _read_z(adapter, self._source, self._partners[rows])
         if self.mode == "mean":
             return self._mean_z
         zero = torch.zeros(
@@ -159,19 +160,21 @@ class Ablation:
         self, heads: Sequence[Head], *, memory_budget: int | None = None, progress: bool = True
     ) -> Float[Tensor, "paragraph head measure"]:
         """Exact change of NLL (nats/token) and EM (tokens) when one of `heads` is ablated."""
-        ids, n_prefix, adapter = self.paragraphs.ids, self.paragraphs.n_prefix, self.adapter
+        adapter, paragraphs = self.adapter, self.paragraphs
         columns_of_layer: dict[int, list[int]] = {}
         for column, head in enumerate(heads):
             columns_of_layer.setdefault(head.layer, []).append(column)
-        size = rows_that_fit(adapter, ids.shape[1], self.paragraphs.n_continuation, memory_budget)
+        n_pos, n_logits = paragraphs.inputs.shape[1], paragraphs.n_continuation
+        size = rows_that_fit(adapter, n_pos, n_logits, memory_budget)
+        n_runs = len(paragraphs) * len(heads)
         with (
             adapter.preserving_state(),
-            bar(len(ids) * len(heads), "ablate", unit="head", progress=progress) as progress_bar,
+            bar(n_runs, "ablate", unit="head", progress=progress) as progress_bar,
         ):
 
             def measure_batch(rows: slice) -> Tensor:
                 # One clean run of these paragraphs serves all heads.
-                run = ResumableRun(adapter, ids[rows], n_prefix, memory_budget)
+                run = ResumableRun(adapter, paragraphs[rows], memory_budget)
                 clean, new_z = run.clean(), self.replacements(rows)
                 effects = torch.empty(len(clean), len(heads), clean.shape[-1])
                 for layer, columns in sorted(columns_of_layer.items()):
@@ -182,7 +185,7 @@ class Ablation:
                     progress_bar.update(len(clean) * len(columns))
                 return effects
 
-            return map_batches(len(ids), min(size, _MAX_PARAGRAPHS), measure_batch)
+            return map_batches(len(paragraphs), min(size, _MAX_PARAGRAPHS), measure_batch)
 
     def _draw_partners(self, seed: int) -> Int[Tensor, " paragraph"]:
         """For each paragraph the index of the reference whose z it gets, never its own."""
@@ -203,7 +206,7 @@ class Ablation:
         totals: list[Tensor] = []
         n = 0
         for start in range(0, len(self._source), _MAX_PARAGRAPHS):
-            z = _read_z(self.adapter, self._source.ids[start : start + _MAX_PARAGRAPHS])
+            z = _read_z(self.adapter, self._source, slice(start, start + _MAX_PARAGRAPHS))
             finite = torch.stack([finite_rows(layer_z) for layer_z in z]).all(0)
             sums = [layer_z[finite].double().sum(0) for layer_z in z]
             totals = [a + b for a, b in zip(totals, sums, strict=True)] if totals else sums
@@ -216,9 +219,9 @@ class Ablation:
 
 
 def _read_z(
-    adapter: Adapter, ids: Int[Tensor, "batch pos"]
+    adapter: Adapter, paragraphs: Paragraphs, rows: slice | Int[Tensor, " batch"]
 ) -> list[Float[Tensor, "batch predicting head d_head"]]:
     """The z of every layer; the last token, which predicts nothing, is not run."""
     names = [hook_name("z", layer) for layer in range(adapter.n_layers)]
-    run = adapter.run(ids[:, :-1], positions=slice(-1, None), read=names)
+    run = adapter.run(paragraphs.inputs[rows, :-1], positions=slice(-1, None), read=names)
     return [run.cache[name] for name in names]

@@ -1,7 +1,9 @@
 """Show what heads attend to: from a model and a paragraph to an interactive `AttentionView`.
 
 One forward pass reads the attention patterns of the chosen heads. Strips beside the tokens show how
-rare each token is and how well the model predicts it. How the page is drawn, and why it is safe and
+rare each token is and how well the model predicts it. Tokens that the model reads in front of the
+paragraph are shown too, as columns of their own named `BOS`: heads that look for nothing often
+attend to them (an attention sink). How the page is drawn, and why it is safe and
 works offline: see `memcircuits.display.pages`.
 """
 
@@ -101,29 +103,31 @@ def _choose_heads(
 def _view(
     adapter: Adapter, paragraph: Paragraphs, heads: Sequence[Head], unigrams: UnigramTable | None
 ) -> AttentionView:
-    adapter.check_tokens(paragraph.ids, "paragraph")
-    ids = paragraph.ids
+    adapter.check_tokens(paragraph.inputs, "paragraph")
+    ids, n_bos = paragraph.ids, paragraph.n_bos
     names = {head.layer: hook_name("pattern", head.layer) for head in heads}
     with adapter.preserving_state():
-        run = adapter.run(ids, read=[names[layer] for layer in sorted(names)])
+        run = adapter.run(paragraph.inputs, read=[names[layer] for layer in sorted(names)])
     patterns = torch.stack([run.cache[names[layer]][0, head].float() for layer, head in heads])
 
-    # Strips over the tokens: the first token has no prediction.
+    # Strips over the tokens: those in front are not measured, the first one has no prediction.
     strips = {}
+    nan = float("nan")
     if unigrams is not None:
-        strips["unigram rarity"] = Strip((-unigrams.log_prob[ids[0]]).tolist(), "nats")
-    log_prob = run.logits[0, :-1].float().log_softmax(-1).cpu()
-    token_log_prob = log_prob.gather(-1, ids[0, 1:, None])[:, 0]
-    strips["log-probability"] = Strip(
-        [float("nan"), *token_log_prob.tolist()], "nats", reverse=True
-    )
+        rarity = (-unigrams.log_prob[ids[0]]).tolist()
+        strips["unigram rarity"] = Strip([nan] * n_bos + rarity, "nats")
+    n_unpredicted = max(1, n_bos)
+    log_prob = run.logits[0, n_unpredicted - 1 : -1].float().log_softmax(-1).cpu()
+    predicted = paragraph.inputs[0, n_unpredicted:, None]
+    token_log_prob = log_prob.gather(-1, predicted)[:, 0].tolist()
+    strips["log-probability"] = Strip([nan] * n_unpredicted + token_log_prob, "nats", reverse=True)
 
     provenance = Provenance.of(adapter, {"paragraph": paragraph})
     return AttentionView(
         patterns=patterns.cpu(),
         head_names=[str(head) for head in heads],
-        tokens=token_texts(adapter, paragraph)[0],
-        n_prefix=paragraph.n_prefix,
+        tokens=[*_bos_texts(adapter, paragraph), *token_texts(adapter, paragraph)[0]],
+        n_prefix=paragraph.n_given,
         strips=strips,
         title=paragraph.names[0],
         provenance={
@@ -133,6 +137,14 @@ def _view(
             **provenance.versions,
         },
     )
+
+
+def _bos_texts(adapter: Adapter, paragraph: Paragraphs) -> list[str]:
+    """The tokens in front as labels: OPT's is `</s>`, which would not be recognised."""
+    if not paragraph.bos:
+        return []
+    front = Paragraphs(torch.tensor([[*paragraph.bos, 0]]), paragraph.n_bos)
+    return [f"BOS {text}" for text in token_texts(adapter, front)[0][:-1]]
 
 
 def token_texts(adapter: Adapter, paragraphs: Paragraphs) -> list[list[str]]:

@@ -134,6 +134,7 @@ def find_memorization_heads(  # noqa: PLR0913
         control_ids=groups.control.ids,
         names={"memorized": groups.memorized.names, "control": groups.control.names},
         n_prefix=given.n_prefix,
+        bos=given.bos,
         layer_share=evidence.layer_share,
         layer_gradients=evidence.layer_gradients,
         counts=groups.counts,
@@ -181,7 +182,7 @@ def _unigram_table(
     if unigrams is not None:
         UnigramTable.check(unigrams, adapter.model)
         return unigrams, ()
-    adapter.check_tokens(given.ids, "paragraphs")
+    adapter.check_tokens(given.inputs, "paragraphs")
     counted = UnigramTable.from_tokens(given.ids, adapter.d_vocab, source=COUNTED_HERE)
     return counted, ("No unigram table was given: rarity is counted in the given paragraphs.",)
 

@@ -33,6 +33,7 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 from memcircuits.core.errors import UnsupportedModel
+from memcircuits.data.paragraphs import Paragraphs
 from memcircuits.measure.continuation import read_continuation
 from memcircuits.models.adapter import Adapter
 from memcircuits.models.batching import logits_that_fit, map_batches, rows_that_fit
@@ -65,13 +66,13 @@ class ResumableRun:
 
     Args:
         adapter: the model.
-        ids: token ids of whole paragraphs.
-        n_prefix: number of prefix tokens; the logits that predict all later tokens are scored.
+        paragraphs: the paragraphs; the logits that predict their continuations are scored.
         memory_budget: maximum bytes per batch of resumed rows.
         read: names of further activations of the clean run to keep in `cache`.
 
     Attributes:
-        inputs: the token ids that are run, [batch, pos]: all but the last, which predicts nothing.
+        inputs: the token ids that are run, [batch, pos]: `Paragraphs.inputs` but the last token,
+            which predicts nothing. Activations, edits and masks have the positions of `inputs`.
         targets: the continuation, [batch, pos].
         z: the z of every layer, [batch, pos, head, d_head] each.
         cache: the activations asked for by `read`.
@@ -81,18 +82,17 @@ class ResumableRun:
     def __init__(
         self,
         adapter: Adapter,
-        ids: Int[Tensor, "batch pos"],
-        n_prefix: int,
+        paragraphs: Paragraphs,
         memory_budget: int | None = None,
         *,
         read: Sequence[str] = (),
     ) -> None:
         self.adapter = adapter
-        self.targets = ids[:, n_prefix:].to(adapter.device)
-        self.inputs = ids[:, :-1].to(adapter.device)
-        self.positions = slice(n_prefix - 1, None)
+        self.targets = paragraphs.continuation.to(adapter.device)
+        self.inputs = paragraphs.inputs[:, :-1].to(adapter.device)
+        self.positions = slice(paragraphs.n_given - 1, None)
         self.partial_forward = adapter.supports_partial_forward
-        self._all_rows = torch.arange(len(ids), device=adapter.device)
+        self._all_rows = torch.arange(len(paragraphs), device=adapter.device)
         self._batch_size = rows_that_fit(adapter, self.inputs.shape[1], 0, memory_budget)
         self._unembed_size = logits_that_fit(adapter, self.targets.shape[1], memory_budget)
         self._last_layer = adapter.n_layers - 1

@@ -66,6 +66,7 @@ class Ranking(Result, kind="ranking"):
         counts: how many paragraphs were given, memorized, controls, measured, not finite.
         notes: what the reader must know.
         provenance: where the numbers come from.
+        bos: ids of the tokens in front of every paragraph.
         model: the model, kept for `attention` and `to_html`; not saved.
         unigrams: the table that defined rarity, kept to colour tokens; not saved.
         seconds: how long it took; not saved, so that equal rankings are equal files.
@@ -84,6 +85,7 @@ class Ranking(Result, kind="ranking"):
     counts: Mapping[str, int]
     provenance: Provenance
     notes: tuple[str, ...] = ()
+    bos: tuple[int, ...] = ()
     model: Model | None = field(default=None, repr=False, compare=False, metadata={"saved": False})
     unigrams: UnigramTable | None = field(
         default=None, repr=False, compare=False, metadata={"saved": False}
@@ -103,12 +105,14 @@ class Ranking(Result, kind="ranking"):
     @property
     def memorized(self) -> Paragraphs:
         """The memorized paragraphs that were measured."""
-        return Paragraphs(self.memorized_ids, self.n_prefix, tuple(self.names["memorized"]))
+        names = tuple(self.names["memorized"])
+        return Paragraphs(self.memorized_ids, self.n_prefix, names, bos=self.bos)
 
     @property
     def control(self) -> Paragraphs:
         """The controls that were measured."""
-        return Paragraphs(self.control_ids, self.n_prefix, tuple(self.names["control"]))
+        names = tuple(self.names["control"])
+        return Paragraphs(self.control_ids, self.n_prefix, names, bos=self.bos)
 
     @property
     def scores(self) -> ScoreMap:

@@ -186,7 +186,7 @@ def rare_token_attention(
     """
     adapter = adapt(model)
     paragraphs = Paragraphs.of(paragraphs, adapter)
-    adapter.check_tokens(paragraphs.ids, "paragraphs")
+    adapter.check_tokens(paragraphs.inputs, "paragraphs")
     at_least("permutations", permutations, 1)
     query = paragraphs.n_prefix if query is None else query
     at_least("query", query, 1)
@@ -203,7 +203,7 @@ def rare_token_attention(
     n_keys = min(query, paragraphs.n_prefix)
     counts = unigrams.counts[paragraphs.ids[:, :n_keys]]
     with adapter.preserving_state():
-        attention = _attention_from(adapter, paragraphs.ids, query, n_keys, progress)
+        attention = _attention_from(adapter, paragraphs, query, n_keys, progress)
     tau, null = _tau_with_null(attention, counts, permutations, seed)
     return RareTokenAttention(
         name="rare-token attention (tau-b)",
@@ -227,15 +227,20 @@ def rare_token_attention(
 
 
 def _attention_from(
-    adapter: Adapter, ids: Int[Tensor, "batch pos"], query: int, n_keys: int, progress: bool
+    adapter: Adapter, paragraphs: Paragraphs, query: int, n_keys: int, progress: bool
 ) -> Float[Tensor, "batch layer head key"]:
-    """Attention of one query position to the first `n_keys`; no later position is run."""
+    """Attention of one query position to the first `n_keys`; no later position is run.
+
+    Attention to tokens in front of the paragraph, often a large part of it, has no key here.
+    """
     names = [hook_name("pattern", layer) for layer in range(adapter.n_layers)]
     attention = []
-    with bar(len(ids), "attention", progress=progress) as progress_bar:
-        for batch_ids in ids[:, : query + 1].split(_BATCH_SIZE):
+    first = paragraphs.n_bos
+    keys = slice(first, first + n_keys)
+    with bar(len(paragraphs), "attention", progress=progress) as progress_bar:
+        for batch_ids in paragraphs.inputs[:, : first + query + 1].split(_BATCH_SIZE):
             run = adapter.run(batch_ids, positions=slice(-1, None), read=names)
-            layers = [run.cache[name][:, :, query, :n_keys].float().cpu() for name in names]
+            layers = [run.cache[name][:, :, -1, keys].float().cpu() for name in names]
             attention.append(torch.stack(layers, 1))
             progress_bar.update(len(batch_ids))
     return torch.cat(attention)

@@ -214,7 +214,7 @@ def attributions(
         progress: show a bar on stderr.
     """
     adapter, paragraphs = ablation.adapter, ablation.paragraphs
-    n_pos, n_logits = paragraphs.ids.shape[1], paragraphs.n_continuation
+    n_pos, n_logits = paragraphs.inputs.shape[1], paragraphs.n_continuation
     size = rows_that_fit(adapter, n_pos, n_logits, memory_budget, backward=True)
     layers = range(adapter.n_layers)
 

@@ -67,25 +67,28 @@ class Continuation:
 
 def run_to_continuation(
     adapter: Adapter,
-    ids: Int[Tensor, "batch pos"],
-    n_prefix: int,
+    paragraphs: Paragraphs,
+    batch: slice | Tensor = slice(None),
     *,
     read: Sequence[str] = (),
     edit: Mapping[str, ActivationEdit] | None = None,
 ) -> Run:
     """One forward pass on whole paragraphs, unembedded only where it predicts the continuation.
 
-    The token at position i is predicted at position i - 1. The logits of the continuation therefore
-    begin at the last prefix token, and the last token, which predicts nothing, is not run.
+    The model reads `Paragraphs.inputs`, the tokens in front of a paragraph too. The token at
+    position i is predicted at position i - 1. The logits of the continuation therefore begin at the
+    last prefix token, and the last token, which predicts nothing, is not run.
 
     Args:
         adapter: the model.
-        ids: prefix and continuation.
-        n_prefix: number of tokens of the prefix.
-        read: names of the activations to return.
-        edit: activation name -> function from the activation to its replacement.
+        paragraphs: the paragraphs.
+        batch: which of them.
+        read: names of the activations to return. Their first `Paragraphs.n_bos` positions are those
+            of the tokens in front.
+        edit: activation name -> function from the activation to its replacement, likewise.
     """
-    return adapter.run(ids[:, :-1], positions=slice(n_prefix - 1, None), read=read, edit=edit)
+    positions = slice(paragraphs.n_given - 1, None)
+    return adapter.run(paragraphs.inputs[batch, :-1], positions=positions, read=read, edit=edit)
 
 
 def continuation_logits(
@@ -97,14 +100,9 @@ def continuation_logits(
 ) -> Float[Tensor, "batch pos d_vocab"]:
     """Logits that predict the continuation tokens of some paragraphs, given all tokens before.
 
-    Args:
-        adapter: the model.
-        paragraphs: the paragraphs.
-        batch: which of them.
-        edit: activation name -> function from the activation to its replacement.
+    Arguments as `run_to_continuation`.
     """
-    ids = paragraphs.ids[batch]
-    return run_to_continuation(adapter, ids, paragraphs.n_prefix, edit=edit).logits
+    return run_to_continuation(adapter, paragraphs, batch, edit=edit).logits
 
 
 def continuation_log_probs(
@@ -121,7 +119,7 @@ def score_continuation(
     *,
     edit: Mapping[str, ActivationEdit] | None = None,
 ) -> Continuation:
-    """Per-token scores of some paragraphs' continuations; arguments as `continuation_logits`."""
+    """Per-token scores of some paragraphs' continuations; arguments as `run_to_continuation`."""
     logits = continuation_logits(adapter, paragraphs, batch, edit=edit)
     return read_continuation(logits, paragraphs.continuation[batch].to(logits.device))
 
@@ -149,7 +147,7 @@ def score_paragraphs(
         return torch.stack([scores.log_prob, scores.correct.float(), scores.margin], 1).cpu()
 
     size = batch_size or rows_that_fit(
-        adapter, paragraphs.ids.shape[1], paragraphs.n_continuation, memory_budget
+        adapter, paragraphs.inputs.shape[1], paragraphs.n_continuation, memory_budget
     )
     with adapter.preserving_state():
         scores = map_batches(len(paragraphs), size, one_batch, done)

@@ -55,21 +55,23 @@ def greedy_continuations(
     """
     adapter = adapt(model)
     paragraphs = Paragraphs.of(paragraphs, model)
-    adapter.check_tokens(paragraphs.ids, "paragraphs")
+    adapter.check_tokens(paragraphs.inputs, "paragraphs")
     ids, n_prefix = paragraphs.ids.clone(), paragraphs.n_prefix
-    n_continuation = paragraphs.n_continuation
-    size = rows_that_fit(adapter, ids.shape[1], n_continuation, memory_budget)
+    given, n_continuation = paragraphs.inputs[:, : paragraphs.n_given], paragraphs.n_continuation
+    n_pos = paragraphs.inputs.shape[1]
+    size = rows_that_fit(adapter, n_pos, n_continuation, memory_budget)
     unfinished = torch.arange(len(ids))
 
     def decode(batch: slice) -> Int[Tensor, "batch continuation"]:
-        return adapter.decode(ids[batch, :n_prefix], n_continuation).cpu()
+        return adapter.decode(given[batch], n_continuation).cpu()
 
     def predict(batch: slice) -> Int[Tensor, "batch continuation"]:
-        rows = ids[unfinished[batch]]
-        return run_to_continuation(adapter, rows, n_prefix).logits.argmax(-1).cpu()
+        rows = unfinished[batch]
+        current = dataclasses.replace(paragraphs[rows], ids=ids[rows])
+        return run_to_continuation(adapter, current).logits.argmax(-1).cpu()
 
     with adapter.preserving_state(), bar(len(ids), "decode", progress=progress) as progress_bar:
-        if adapter.supports_prefix_cache(ids.shape[1] - 1):
+        if adapter.supports_prefix_cache(n_pos - 1):
             ids[:, n_prefix:] = map_batches(len(ids), size, decode)
         for _ in range(n_continuation):
             predicted = map_batches(len(unfinished), size, predict)

@@ -163,7 +163,7 @@ def rows_that_fit_backward(
     adapter: Adapter, paragraphs: Paragraphs, memory_budget: int | None
 ) -> int:
     """Number of paragraphs whose activations, of all layers, fit: a backward pass needs them."""
-    n_pos, n_logits = paragraphs.ids.shape[1], paragraphs.n_continuation
+    n_pos, n_logits = paragraphs.inputs.shape[1], paragraphs.n_continuation
     return rows_that_fit(adapter, n_pos, n_logits, memory_budget, backward=True)
 
 

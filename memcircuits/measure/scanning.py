@@ -53,6 +53,7 @@ class Scan(Result, kind="scan"):
         token_correct: whether it is the greedy choice, [paragraph, pos].
         token_margin: top-2 logit margin, [paragraph, pos].
         provenance: where the numbers come from.
+        bos: ids of the tokens in front of every paragraph.
     """
 
     ids: Tensor
@@ -63,6 +64,7 @@ class Scan(Result, kind="scan"):
     token_correct: Bool[Tensor, "paragraph pos"]
     token_margin: Float[Tensor, "paragraph pos"]
     provenance: Provenance
+    bos: tuple[int, ...] = ()
 
     former_names: ClassVar[Mapping[str, str]] = {"facts": "metadata"}
 
@@ -78,12 +80,13 @@ class Scan(Result, kind="scan"):
             token_correct=scores.correct,
             token_margin=scores.margin,
             provenance=provenance,
+            bos=paragraphs.bos,
         )
 
     @cached_property
     def paragraphs(self) -> Paragraphs:
         """All paragraphs scanned."""
-        return Paragraphs(self.ids, self.n_prefix, tuple(self.names), self.metadata)
+        return Paragraphs(self.ids, self.n_prefix, tuple(self.names), self.metadata, self.bos)
 
     @property
     def _continuation(self) -> Continuation:
@@ -272,7 +275,7 @@ def scan(
         at_least("batch_size", batch_size, 1)
     adapter = adapt(model)
     paragraphs = Paragraphs.of(paragraphs, model)
-    adapter.check_tokens(paragraphs.ids, "paragraphs")
+    adapter.check_tokens(paragraphs.inputs, "paragraphs")
     with bar(len(paragraphs), "scan", progress=progress) as progress_bar:
         scores = score_paragraphs(
             adapter,

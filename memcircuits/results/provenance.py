@@ -39,7 +39,7 @@ class Provenance:
 
     Attributes:
         model: name and fingerprint of the weights, class, architecture, basis, dtype, device kind.
-        paragraphs: name of the set -> number of paragraphs, lengths and hash of the ids.
+        paragraphs: name of the set -> number, lengths, tokens in front and hash of its ids.
         options: the call's options, the seed among them.
         versions: memcircuits, transformer-lens, torch, transformers.
     """
@@ -72,6 +72,7 @@ class Provenance:
                     "n": len(group),
                     "n_prefix": group.n_prefix,
                     "n_continuation": group.n_continuation,
+                    "bos": list(group.bos),
                     "hash": group.hash,
                 }
                 for name, group in paragraphs.items()

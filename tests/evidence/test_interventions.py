@@ -51,7 +51,7 @@ def without_partial_forward(model):
 
 def resumable(model, paragraphs, **options):
     with adapt(model).preserving_state():
-        return ResumableRun(adapt(model), paragraphs.ids, paragraphs.n_prefix, **options)
+        return ResumableRun(adapt(model), paragraphs, **options)
 
 
 def edited(run, layer, edits, **options):

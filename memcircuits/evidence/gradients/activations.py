@@ -133,7 +133,7 @@ def activation_gradients(
         one_of("sites", site, GRADIENT_SITES)
     adapter = adapt(model)
     paragraphs = Paragraphs.of(paragraphs, adapter)
-    adapter.check_tokens(paragraphs.ids, "paragraphs")
+    adapter.check_tokens(paragraphs.inputs, "paragraphs")
     tokens = _token_per_paragraph(token, paragraphs)
     sites = list(dict.fromkeys(sites))
 
@@ -205,18 +205,20 @@ def _sample_paragraphs(
     for name in names:
         if name not in adapter.hook_names:
             raise InputError("sites", name, f"{adapter.name} has no such activation")
-    n_pos, n_logits = paragraphs.ids.shape[1], paragraphs.n_continuation
+    n_pos, n_logits = paragraphs.inputs.shape[1], paragraphs.n_continuation
     size = rows_that_fit(adapter, n_pos, n_logits, memory_budget, backward=True)
     n_heads: dict[GradientSite, int] = {}
 
     def sample_batch(batch: slice) -> Tensor:
         batch_tokens = None if tokens is None else tokens[batch]
         loss, grads = loss_and_gradients(adapter, paragraphs, batch, names, batch_tokens)
+        n_inputs = paragraphs.inputs.shape[1] - 1
         columns = [loss[:, None]]
         for (site, _), grad in zip(places, grads, strict=True):
             largest = grad.abs().amax(-1).float()
             if site not in HEAD_SITES:
-                largest = largest.view(len(loss), -1, 1)  # the MLP counts as one head
+                largest = largest.view(len(loss), n_inputs, 1)  # the MLP counts as one head
+            largest = largest[:, paragraphs.n_bos :]
             n_heads[site] = largest.shape[-1]
             columns.append(rearrange(largest, "batch pos head -> batch (head pos)"))
         return torch.cat(columns, dim=1).cpu()

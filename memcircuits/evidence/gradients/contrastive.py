@@ -141,7 +141,7 @@ def _usable_sets(
         "control": Paragraphs.of(control, adapter, "control"),
     }
     for argument, paragraphs in sets.items():
-        adapter.check_tokens(paragraphs.ids, argument)
+        adapter.check_tokens(paragraphs.inputs, argument)
     refuse_overlap(sets["memorized"], sets["control"], same="prefix")
     notes: list[str] = []
     for argument, paragraphs in sets.items():

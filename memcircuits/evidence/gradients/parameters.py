@@ -177,7 +177,7 @@ def parameter_gradients(
     adapter = adapt(model)
     _check_components(adapter, components)
     paragraphs = Paragraphs.of(paragraphs, adapter)
-    adapter.check_tokens(paragraphs.ids, "paragraphs")
+    adapter.check_tokens(paragraphs.inputs, "paragraphs")
 
     # Measure; only if a number is not finite look for the paragraphs to leave out.
     samples = _Samples(adapter, components, pool, average, memory_budget, progress)

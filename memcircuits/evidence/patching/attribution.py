@@ -51,7 +51,7 @@ def attribution_effects(
         done: called with the number of (pair, layer) combinations after each group of pairs.
     """
     adapter = context.adapter
-    n_pos, n_logits = context.base_ids.shape[1], context.clean.n_continuation
+    n_pos, n_logits = context.base.inputs.shape[1], context.clean.n_continuation
     fit = rows_that_fit(adapter, n_pos, n_logits, memory_budget, backward=True)
     effects, base_metrics, source_metrics = [], [], []
     for group in context.groups(min(MAX_PAIRS_HELD, fit)):
@@ -90,7 +90,7 @@ class BaseRun(NamedTuple):
 
 def _base_with_gradients(context: PatchingContext, group: slice) -> BaseRun:
     adapter = context.adapter
-    tokens = context.base_ids[group, :-1]
+    tokens = context.base.inputs[group, :-1]
     layers = range(adapter.n_layers)
     # The gradient in a zero that is added to z is that of z, and no parameter is involved.
     shape = (*tokens.shape, adapter.n_heads, adapter.d_head)
@@ -110,8 +110,8 @@ def _base_with_gradients(context: PatchingContext, group: slice) -> BaseRun:
     with torch.enable_grad():
         run = run_to_continuation(
             adapter,
-            context.base_ids[group],
-            context.n_prefix,
+            context.base,
+            group,
             read=sites,
             edit={hook_name("z", layer): add(zeros[layer]) for layer in layers},
         )
@@ -152,7 +152,7 @@ def _patched_z(
     if adapter.supports_partial_forward:
         adapter.run_blocks(layer, base_cache[hook_name("resid_pre", layer)], layer + 1, edit=edit)
     else:
-        adapter.run(context.base_ids[group, :-1], positions=slice(-1, None), edit=edit)
+        adapter.run(context.base.inputs[group, :-1], positions=slice(-1, None), edit=edit)
     return recorded[0]
 
 

@@ -106,13 +106,14 @@ class PatchingContext:
         one_of("direction", direction, DIRECTIONS)
         adapter = adapt(model)
         clean = Paragraphs.of(clean, model, "clean")
-        corrupted = Paragraphs.of(corrupted, model, "corrupted")
+        corrupted = Paragraphs.of(corrupted, model, "corrupted", bos=clean.bos)
         if clean.ids.shape != corrupted.ids.shape or clean.n_prefix != corrupted.n_prefix:
             raise InputError(
                 "corrupted", repr(corrupted), f"it must pair with clean, {clean!r}, row by row"
             )
+        clean.check_same_bos(corrupted, "corrupted")
         for argument, paragraphs in {"clean": clean, "corrupted": corrupted}.items():
-            adapter.check_tokens(paragraphs.ids, argument)
+            adapter.check_tokens(paragraphs.inputs, argument)
         different = (clean.continuation != corrupted.continuation).any(-1)
         context = cls(
             adapter=adapter,
@@ -135,27 +136,28 @@ class PatchingContext:
         return self.clean.n_prefix
 
     @cached_property
-    def base_ids(self) -> Int[Tensor, "batch pos"]:
-        """Tokens of the run patched into."""
-        return self._clean_run if self.direction == "noising" else self._corrupted_run
+    def base(self) -> Paragraphs:
+        """What the run patched into reads."""
+        return self.clean if self.direction == "noising" else self._corrupted_prefixes
 
     @cached_property
-    def source_ids(self) -> Int[Tensor, "batch pos"]:
-        """Tokens of the run that the activations come from."""
-        return self._corrupted_run if self.direction == "noising" else self._clean_run
+    def source(self) -> Paragraphs:
+        """What the run reads that the activations come from."""
+        return self._corrupted_prefixes if self.direction == "noising" else self.clean
 
     @property
-    def _clean_run(self) -> Int[Tensor, "batch pos"]:
-        return self.clean.ids
-
-    @property
-    def _corrupted_run(self) -> Int[Tensor, "batch pos"]:
-        return torch.cat([self.corrupted.prefix, self.clean.continuation], 1)
+    def _corrupted_prefixes(self) -> Paragraphs:
+        ids = torch.cat([self.corrupted.prefix, self.clean.continuation], 1)
+        return dataclasses.replace(self.clean, ids=ids)
 
     @cached_property
     def changed(self) -> Bool[Tensor, "batch pos"]:
-        """Where the two runs read different tokens; the last token is cut, it predicts nothing."""
-        return self.base_ids[:, :-1] != self.source_ids[:, :-1]
+        """Where the two runs read different tokens; the last token is cut, it predicts nothing.
+
+        Positions are those of `Paragraphs.inputs`, as are those of all activations; the positions
+        that the caller chooses, and those of results, count from the paragraph's first token.
+        """
+        return self.base.inputs[:, :-1] != self.source.inputs[:, :-1]
 
     @cached_property
     def patched(self) -> Bool[Tensor, "batch pos"]:
@@ -170,12 +172,13 @@ class PatchingContext:
             one_of("positions", self.positions, ("changed",))
             return self.changed
         chosen = [int(position) for position in self.positions]
-        n_pos = self.changed.shape[1]
+        n_bos = self.clean.n_bos
+        n_pos = self.changed.shape[1] - n_bos
         bad = [position for position in chosen if not 0 <= position < n_pos]
         if bad or not chosen:
             raise InputError("positions", bad or "empty", f"give positions in [0, {n_pos})")
         patched = torch.zeros_like(self.changed)
-        patched[:, chosen] = True
+        patched[:, [n_bos + position for position in chosen]] = True
         return patched
 
     @cached_property
@@ -208,7 +211,7 @@ class PatchingContext:
     ) -> tuple[dict[str, Tensor], Float[Tensor, "batch metric"]]:
         """Activations of `sites` in all layers of the source run, by name, and its metrics."""
         names = [hook_name(site, layer) for layer in range(self.adapter.n_layers) for site in sites]
-        run = run_to_continuation(self.adapter, self.source_ids[group], self.n_prefix, read=names)
+        run = run_to_continuation(self.adapter, self.source, group, read=names)
         rows = torch.arange(len(run.logits), device=run.logits.device)
         return run.cache, self.metrics(group)(run.logits, rows).float().cpu()
 

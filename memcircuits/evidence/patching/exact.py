@@ -85,7 +85,8 @@ def exact_layer_effects(
     n_swept, n_pos = len(positions), context.changed.shape[1]
     effects = _empty_effects(context, adapter.n_layers, n_swept + 1)
     masks = torch.zeros(n_swept + 1, 1, n_pos, dtype=torch.bool, device=adapter.device)
-    masks[torch.arange(n_swept), 0, list(positions)] = True
+    n_bos = context.clean.n_bos
+    masks[torch.arange(n_swept), 0, [n_bos + position for position in positions]] = True
     masks[-1] = True
     for group in context.groups(MAX_PAIRS_HELD):
         metrics = context.metrics(group)
@@ -118,8 +119,7 @@ def _record_base(
     """The base run of a group of pairs, with the activations of `sites` in all layers."""
     return ResumableRun(
         context.adapter,
-        context.base_ids[group],
-        context.n_prefix,
+        context.base[group],
         memory_budget,
         read=[
             hook_name(site, layer) for site in sites for layer in range(context.adapter.n_layers)

@@ -11,6 +11,7 @@ that alone disturbs a model with learned positions.
 
 from __future__ import annotations
 
+import dataclasses
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, NamedTuple
 
@@ -159,7 +160,7 @@ def minimal_sets(  # noqa: PLR0913
     """
     adapter = adapt(model)
     paragraphs = Paragraphs.of(paragraphs, model)
-    adapter.check_tokens(paragraphs.ids, "paragraphs")
+    adapter.check_tokens(paragraphs.inputs, "paragraphs")
     at_least("max_tokens", max_tokens, 1)
     threshold = paragraphs.n_continuation // 5 if threshold is None else threshold
     if not 0 <= threshold < paragraphs.n_continuation:
@@ -242,7 +243,7 @@ class _Search:
         replaced: Tensor,
     ) -> tuple[Tensor, Tensor, Tensor]:
         """Position, draw and EM of the most destructive further replacement of each paragraph."""
-        paragraphs = Paragraphs(ids, self.paragraphs.n_prefix)
+        paragraphs = dataclasses.replace(self.paragraphs[rows], ids=ids)
         em, nll = score_replacements(
             self.adapter, paragraphs, self.tokens[rows], self.memory_budget
         )
@@ -259,7 +260,8 @@ def _suffix_em(
     columns = []
     with bar(paragraphs.n_prefix, "start", unit="length", progress=progress) as progress_bar:
         for length in range(1, paragraphs.n_prefix + 1):
-            short = Paragraphs(paragraphs.ids[:, paragraphs.n_prefix - length :], length)
+            ids = paragraphs.ids[:, paragraphs.n_prefix - length :]
+            short = dataclasses.replace(paragraphs, ids=ids, n_prefix=length)
             columns.append(score_paragraphs(adapter, short, memory_budget=memory_budget).em)
             progress_bar.update(1)
     return torch.stack(columns, 1)

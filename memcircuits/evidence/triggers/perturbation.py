@@ -58,13 +58,14 @@ class Perturbation(Result, kind="perturbation"):
         baseline_em: EM with nothing replaced, [paragraph].
         baseline_nll: NLL with nothing replaced, nats/token, [paragraph].
         surprisal: -log p of every prefix token given the tokens before it, nats, [paragraph, pos];
-            NaN for the first one, which nothing precedes.
+            NaN for the first one if nothing precedes it.
         ids: the paragraphs, [paragraph, pos].
         n_prefix: tokens of the prefix.
         names: one per paragraph.
         replacement: how tokens were chosen.
         provenance: where the numbers come from.
         notes: what the reader must know.
+        bos: ids of the tokens in front of every paragraph, which were never replaced.
         model: the model, kept for `pairs`; not saved.
     """
 
@@ -80,6 +81,7 @@ class Perturbation(Result, kind="perturbation"):
     replacement: str
     provenance: Provenance
     notes: tuple[str, ...] = ()
+    bos: tuple[int, ...] = ()
     model: Model | None = field(default=None, repr=False, compare=False, metadata={"saved": False})
 
     def __post_init__(self) -> None:
@@ -90,7 +92,7 @@ class Perturbation(Result, kind="perturbation"):
     @property
     def paragraphs(self) -> Paragraphs:
         """The paragraphs perturbed."""
-        return Paragraphs(self.ids, self.n_prefix, self.names)
+        return Paragraphs(self.ids, self.n_prefix, self.names, bos=self.bos)
 
     @property
     def em_drop(self) -> Float[Tensor, "paragraph pos"]:
@@ -264,7 +266,7 @@ def perturb_prefix(
     """
     adapter = adapt(model)
     paragraphs = Paragraphs.of(paragraphs, model)
-    adapter.check_tokens(paragraphs.ids, "paragraphs")
+    adapter.check_tokens(paragraphs.inputs, "paragraphs")
     if unigrams is not None:
         UnigramTable.check(unigrams, adapter.model)
     with adapter.preserving_state():
@@ -286,17 +288,20 @@ def perturb_prefix(
     notes = (*replacement_notes, *notes, *left_out(finite))
     kept = paragraphs[finite]
     log_prob, correct = unperturbed.log_prob[finite], unperturbed.correct[finite]
-    first = kept.n_prefix - 1  # nothing predicts the first token: columns start at the second
+    # If nothing precedes the first token, nothing predicts it: columns start at the second.
+    n_unpredicted = 0 if kept.bos else 1
+    first = kept.n_prefix - n_unpredicted
     return Perturbation(
         em=em[finite],
         nll=nll[finite],
         replacements=tokens[finite],
         baseline_em=correct[:, first:].long().cumprod(-1).sum(-1),
         baseline_nll=-log_prob[:, first:].mean(-1),
-        surprisal=pad(-log_prob[:, :first], (1, 0), value=torch.nan),
+        surprisal=pad(-log_prob[:, :first], (n_unpredicted, 0), value=torch.nan),
         ids=kept.ids,
         n_prefix=kept.n_prefix,
         names=kept.names,
+        bos=kept.bos,
         replacement=replacement,
         provenance=Provenance.of(
             adapter,
@@ -314,10 +319,11 @@ def perturb_prefix(
 def _score_all_tokens(
     adapter: Adapter, paragraphs: Paragraphs, memory_budget: int | None
 ) -> Continuation:
-    """Scores of every token but the first, given all tokens before it."""
-    n_pos = paragraphs.ids.shape[1]
-    size = rows_that_fit(adapter, n_pos, n_pos, memory_budget)
-    scores = score_paragraphs(adapter, Paragraphs(paragraphs.ids, n_prefix=1), batch_size=size)
+    """Scores of every token that a token precedes, given all tokens before it."""
+    inputs = paragraphs.inputs
+    size = rows_that_fit(adapter, inputs.shape[1], inputs.shape[1], memory_budget)
+    all_tokens = Paragraphs(inputs, n_prefix=max(1, paragraphs.n_bos))
+    scores = score_paragraphs(adapter, all_tokens, batch_size=size)
     if not scores.log_prob.isfinite().all():
         raise InputError("model", "non-finite logits", "load it in float32 and check its weights")
     return scores

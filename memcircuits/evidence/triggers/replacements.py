@@ -62,7 +62,10 @@ def choose_tokens(
     if replacement == "neighbor":
         return _nearest_in_embedding(adapter, prefix, draws, n_tokens), ()
     if replacement == "second":
-        random[:, 1:] = _most_likely_others(adapter, paragraphs, draws, n_tokens, memory_budget)
+        likely = _most_likely_others(adapter, paragraphs, draws, n_tokens, memory_budget)
+        if paragraphs.bos:
+            return likely, ()
+        random[:, 1:] = likely
         return random, ("nothing precedes the first token: it is replaced at random",)
     notes: tuple[str, ...] = ()
     if unigrams is None:
@@ -128,14 +131,16 @@ def _most_likely_others(
     n_tokens: int,
     memory_budget: int | None,
 ) -> Int[Tensor, "paragraph pos draw"]:
-    """The `draws` most likely other tokens at every prefix position but the first."""
-    prefix = paragraphs.prefix
-    if prefix.shape[1] == 1:
+    """The `draws` most likely other tokens at every prefix position that a token precedes."""
+    prefix, n_bos = paragraphs.inputs[:, : paragraphs.n_given], paragraphs.n_bos
+    predicted = slice(max(n_bos, 1), None)  # nothing predicts a token that nothing precedes
+    if not len(prefix[0, predicted]):
         return torch.empty(len(prefix), 0, draws, dtype=torch.long)
 
     def one_batch(batch: slice) -> Tensor:
-        logits = adapter.run(prefix[batch, :-1]).logits[..., :n_tokens].float()
-        actual = prefix[batch, 1:, None].to(logits.device)
+        positions = slice(predicted.start - 1, None)
+        logits = adapter.run(prefix[batch, :-1], positions=positions).logits[..., :n_tokens].float()
+        actual = prefix[batch, predicted, None].to(logits.device)
         return logits.scatter(-1, actual, -torch.inf).topk(draws).indices.cpu()
 
     size = rows_that_fit(adapter, prefix.shape[1], prefix.shape[1], memory_budget)

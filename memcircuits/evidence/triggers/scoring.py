@@ -48,15 +48,15 @@ def score_replacements(
         EM in tokens and NLL in nats/token.
     """
     n, n_positions, draws = tokens.shape
-    ids, n_prefix = paragraphs.ids, paragraphs.n_prefix
-    size = rows_that_fit(adapter, ids.shape[1], paragraphs.n_continuation, memory_budget)
-    shares_prefixes = n_prefix > 1 and adapter.supports_prefix_cache(ids.shape[1] - 1)
+    inputs, n_given = paragraphs.inputs, paragraphs.n_given
+    size = rows_that_fit(adapter, inputs.shape[1], paragraphs.n_continuation, memory_budget)
+    shares_prefixes = n_given > 1 and adapter.supports_prefix_cache(inputs.shape[1] - 1)
     replaced = _ReplacedPrefixes(adapter, paragraphs, tokens)
     em, nll = torch.empty_like(tokens), torch.empty(tokens.shape)
     for rows in torch.arange(n).split(min(size, _MAX_PARAGRAPHS_CACHED)):
         cache: KeysValues = []
         if shares_prefixes:
-            cache = adapter.prefix_keys_and_values(ids[rows, : n_prefix - 1])
+            cache = adapter.prefix_keys_and_values(inputs[rows, : n_given - 1])
         for positions in torch.arange(n_positions).split(_POSITIONS_PER_BATCH):
             triples = torch.cartesian_prod(positions, rows, torch.arange(draws))
             score = partial(replaced.score, triples, cache, int(rows[0]))
@@ -89,17 +89,18 @@ class _ReplacedPrefixes:
             batch: the triples to run.
         """
         position, row, draw = triples[batch].unbind(-1)
-        ids, n_prefix = self.paragraphs.ids[row], self.paragraphs.n_prefix
-        ids[torch.arange(len(row)), position] = self.tokens[row, position, draw]
-        start = int(position.min()) if cache else 0
-        predicting = slice(n_prefix - 1 - start, None)
+        inputs, n_given = self.paragraphs.inputs[row], self.paragraphs.n_given
+        input_position = self.paragraphs.n_bos + position
+        inputs[torch.arange(len(row)), input_position] = self.tokens[row, position, draw]
+        start = int(input_position.min()) if cache else 0
+        predicting = slice(n_given - 1 - start, None)
         if start:
             logits = self.adapter.run_after_prefix(
-                start, ids[:, :-1], cache, row - first_row, positions=predicting
+                start, inputs[:, :-1], cache, row - first_row, positions=predicting
             )
         else:
-            logits = self.adapter.run(ids[:, :-1], positions=predicting).logits
-        scores = read_continuation(logits, ids[:, n_prefix:].to(self.adapter.device))
+            logits = self.adapter.run(inputs[:, :-1], positions=predicting).logits
+        scores = read_continuation(logits, inputs[:, n_given:].to(self.adapter.device))
         return torch.stack([scores.em.float(), scores.nll], 1).cpu()
 
 

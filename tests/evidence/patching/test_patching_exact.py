@@ -31,7 +31,7 @@ def test_patching_a_layer_with_its_own_values_changes_nothing(case):
     for site in case.layer_sites:
         names = [hook_name(site, layer) for layer in range(adapter.n_layers)]
         with adapter.preserving_state():
-            run = ResumableRun(adapter, case.clean.ids, case.clean.n_prefix, read=names)
+            run = ResumableRun(adapter, case.clean, read=names)
             everywhere = torch.ones(1, 1, run.inputs.shape[1], dtype=torch.bool)
             for layer, name in enumerate(names):
                 patched = run.patched(layer, name, run.cache[name], everywhere)
@@ -142,7 +142,7 @@ def test_patching_z_equals_editing_heads(case):
     adapter = adapt(case.model)
     _, source = case.runs("noising")
     with adapter.preserving_state():
-        run = ResumableRun(adapter, case.clean.ids, case.clean.n_prefix)
+        run = ResumableRun(adapter, case.clean)
         for layer in range(adapter.n_layers):
             z = activation(case.model, source, hook_name("z", layer))
             edits = [HeadEdit((head,), z[:, :, [head]]) for head in range(adapter.n_heads)]
