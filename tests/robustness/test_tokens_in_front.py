@@ -21,6 +21,7 @@ from memcircuits.editing.relearning import recovery_curve
 from memcircuits.evidence.ablation import Ablation
 from memcircuits.evidence.patching.sweeps import patch_layers
 from memcircuits.evidence.screening import attributions
+from memcircuits.evidence.triggers.minimal_sets import minimal_sets
 from memcircuits.measure.decoding import greedy_continuations
 from tests.helpers import models as zoo
 
