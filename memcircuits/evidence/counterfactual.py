@@ -81,6 +81,7 @@ class Counterfactual(Result, kind="counterfactual"):
         templates: the template that each paragraph follows, `repeating`, `incrementing` or empty.
         provenance: where the numbers come from; `options` names the twin and the n-gram model.
         notes: what the reader must know.
+        bos: ids of the tokens in front of every paragraph.
     """
 
     ids: Int[Tensor, "paragraph pos"]
@@ -96,6 +97,7 @@ class Counterfactual(Result, kind="counterfactual"):
     templates: tuple[str, ...]
     provenance: Provenance
     notes: tuple[str, ...] = ()
+    bos: tuple[int, ...] = ()
 
     @property
     def whole(self) -> float:
@@ -125,7 +127,7 @@ class Counterfactual(Result, kind="counterfactual"):
     @cached_property
     def paragraphs(self) -> Paragraphs:
         """The paragraphs."""
-        return Paragraphs(self.ids, self.n_prefix, tuple(self.names), self.metadata)
+        return Paragraphs(self.ids, self.n_prefix, tuple(self.names), self.metadata, self.bos)
 
     @property
     def kinds(self) -> list[str]:
@@ -317,8 +319,8 @@ def counterfactual(
     adapter, twin_adapter = adapt(model), adapt(twin)
     refuse_other_tokenizer("twin", adapter.model, twin_adapter.model)
     paragraphs = Paragraphs.of(paragraphs, adapter.model)
-    adapter.check_tokens(paragraphs.ids, "paragraphs")
-    twin_adapter.check_tokens(paragraphs.ids, "paragraphs")
+    adapter.check_tokens(paragraphs.inputs, "paragraphs")
+    twin_adapter.check_tokens(paragraphs.inputs, "paragraphs")
     ngram_log_prob = _ngram_log_prob(ngram, adapter.model, paragraphs)
     with bar(2 * len(paragraphs), "counterfactual", progress=progress) as progress_bar:
         options: dict[str, Any] = {"memory_budget": memory_budget, "done": progress_bar.update}
@@ -334,6 +336,7 @@ def counterfactual(
     return Counterfactual(
         ids=paragraphs.ids,
         n_prefix=paragraphs.n_prefix,
+        bos=paragraphs.bos,
         names=paragraphs.names,
         metadata=paragraphs.metadata,
         log_prob=scores.log_prob,
