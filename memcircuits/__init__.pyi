@@ -14,6 +14,7 @@ from .evidence.gradients.parameters import parameter_gradients
 from .evidence.patching.sweeps import patch_heads
 from .evidence.rare_tokens import rare_token_attention
 from .evidence.triggers.perturbation import perturb_prefix
+from .measure.sampling import Sampler
 from .measure.scanning import scan
 from .models.loading import load_model
 
@@ -23,6 +24,7 @@ __all__ = [
     "Head",
     "InputError",
     "Paragraphs",
+    "Sampler",
     "UnigramTable",
     "__version__",
     "ablate_heads",

@@ -19,13 +19,52 @@ if TYPE_CHECKING:
 
     from memcircuits.data.windows import Windows
     from memcircuits.measure.corpus.folder import ScanFolder
+    from memcircuits.measure.sampling import Sampler
     from memcircuits.measure.scanning import Scan
 
-_NOT_PRINTED = ["bits", "loose_match", "min_k", "samples", "bucket", "finite"]
+_NOT_PRINTED = [
+    "bits",
+    "loose_match",
+    "min_k",
+    "extraction_strength",
+    "samples",
+    "bucket",
+    "finite",
+]
 
 
 def _of_corpus(text: str, *names: str, **settings: Any) -> Any:
     return typer.Option(*names, help=text, rich_help_panel="Corpora, with --out", **settings)
+
+
+def _of_extraction(text: str, *names: str, **settings: Any) -> Any:
+    return typer.Option(*names, help=text, rich_help_panel="Beyond greedy decoding", **settings)
+
+
+@dataclass(frozen=True)
+class ExtractionOptions:
+    """The options that say what is measured beside EM and NLL."""
+
+    temperature: Annotated[
+        float, _of_extraction("Temperature of the samples that extract the text.")
+    ] = 1.0
+    top_k: Annotated[
+        int | None, _of_extraction("Samples draw from this many tokens; by default, all.", min=1)
+    ] = None
+    top_p: Annotated[
+        float, _of_extraction("Samples draw from the likeliest tokens of this total probability.")
+    ] = 1.0
+    near_verbatim: Annotated[
+        bool,
+        _of_extraction("Decode greedily too, to find recitations with slips.", "--near-verbatim"),
+    ] = False
+
+    def sampler(self) -> Sampler | None:
+        """How text is drawn; None for the model's own distribution."""
+        from memcircuits.measure.sampling import Sampler
+
+        sampler = Sampler(self.temperature, self.top_k, self.top_p)
+        return None if sampler.is_plain else sampler
 
 
 @dataclass(frozen=True)
@@ -119,6 +158,7 @@ class CorpusOptions:
 
 def scan(
     inputs: Inputs,
+    extraction: ExtractionOptions,
     options: CorpusOptions,
     top: Annotated[
         int, typer.Option(min=0, help="Number of rows printed, those with the highest EM first.")
@@ -139,8 +179,16 @@ def scan(
         _scan_corpus(inputs, options, options.out, json)
         return
     options.check_unused()
+    sampler = extraction.sampler()
     model, paragraphs = inputs.load()
-    result = mc.scan(model, paragraphs, batch_size=options.batch_size, progress=inputs.progress)
+    result = mc.scan(
+        model,
+        paragraphs,
+        sampler=sampler,
+        near_verbatim=extraction.near_verbatim,
+        batch_size=options.batch_size,
+        progress=inputs.progress,
+    )
     _print_scan(result, json, top)
 
 
@@ -232,7 +280,8 @@ def _print_scan(result: Scan, json: bool, top: int) -> None:
         )
         return
     ordered = frame.sort_values(["em", "nll"], ascending=[False, True], kind="stable")
-    print_table(ordered.drop(columns=_NOT_PRINTED).head(top))
+    hidden = [name for name in _NOT_PRINTED if name != "samples" or result.token_sampled is None]
+    print_table(ordered.drop(columns=hidden).head(top))
     if len(frame) > top:
         typer.echo(f"... {len(frame):,} paragraphs; all with --json, or --top {len(frame)}")
     if any(key in result.metadata for key in REPETITION_COLUMNS):
@@ -241,6 +290,7 @@ def _print_scan(result: Scan, json: bool, top: int) -> None:
         typer.echo(
             f"{name}: {group['n']} paragraphs, {group['memorized']} memorized, "
             f"mean EM {group['em']:.2f}, mean NLL {group['nll']:.3f} nats/token"
+            + (f", {group['near_verbatim']} near-verbatim" if "near_verbatim" in group else "")
         )
 
 
@@ -256,6 +306,11 @@ def _summary(frame: pd.DataFrame) -> dict[str, dict[str, float]]:
             "em": float(group["em"].mean()),
             "max_em": int(group["em"].max()),
             "nll": float(group["nll"].mean()),
+            **(
+                {"near_verbatim": int(group["near_verbatim"].sum())}
+                if "near_verbatim" in group
+                else {}
+            ),
         }
         for name, group in groups.items()
     }

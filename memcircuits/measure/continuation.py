@@ -27,6 +27,7 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 from memcircuits.data.paragraphs import Paragraphs
+from memcircuits.measure.sampling import Sampler
 from memcircuits.models.adapter import Adapter, Run
 from memcircuits.models.batching import map_batches, rows_that_fit
 from memcircuits.models.hooks import ActivationEdit
@@ -43,11 +44,13 @@ class Continuation:
         log_prob: log p of every continuation token given all tokens before it, nats.
         correct: whether the token is the greedy choice.
         margin: largest minus second largest logit; near 0, greedy choices are fragile.
+        sampled: log p of every token where it is drawn by a `Sampler`, nats; None without one.
     """
 
     log_prob: Float[Tensor, "batch pos"]
     correct: Bool[Tensor, "batch pos"]
     margin: Float[Tensor, "batch pos"]
+    sampled: Float[Tensor, "batch pos"] | None = None
 
     @property
     def em(self) -> Int[Tensor, " batch"]:
@@ -130,6 +133,7 @@ def score_paragraphs(
     *,
     batch_size: int | None = None,
     memory_budget: int | None = None,
+    sampler: Sampler | None = None,
     done: Callable[[int], None] | None = None,
 ) -> Continuation:
     """Per-token scores of all paragraphs, batch by batch, on the CPU; arguments are not checked.
@@ -137,21 +141,28 @@ def score_paragraphs(
     Args:
         adapter: the model.
         paragraphs: the paragraphs.
+        sampler: how text is drawn, if `Continuation.sampled` is asked for.
         batch_size: paragraphs per forward pass; by default as many as fit.
         memory_budget: maximum bytes per batch.
         done: called with the number of paragraphs after each batch.
     """
 
     def one_batch(batch: slice) -> Float[Tensor, "batch score pos"]:
-        scores = score_continuation(adapter, paragraphs, batch)
-        return torch.stack([scores.log_prob, scores.correct.float(), scores.margin], 1).cpu()
+        logits = continuation_logits(adapter, paragraphs, batch)
+        targets = paragraphs.continuation[batch].to(logits.device)
+        scores = read_continuation(logits, targets)
+        columns = [scores.log_prob, scores.correct.float(), scores.margin]
+        if sampler is not None:
+            columns.append(sampler.log_prob(logits, targets))
+        return torch.stack(columns, 1).cpu()
 
     size = batch_size or rows_that_fit(
         adapter, paragraphs.inputs.shape[1], paragraphs.n_continuation, memory_budget
     )
     with adapter.preserving_state():
         scores = map_batches(len(paragraphs), size, one_batch, done)
-    return Continuation(scores[:, 0].contiguous(), scores[:, 1] > 0.5, scores[:, 2].contiguous())
+    log_prob, correct, margin, *sampled = (column.contiguous() for column in scores.unbind(1))
+    return Continuation(log_prob, correct > 0.5, margin, *sampled)
 
 
 def read_continuation(

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 from jaxtyping import Float
 
-from memcircuits.core.errors import InputError
+from memcircuits.core.errors import InputError, at_least
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -42,6 +42,23 @@ def samples_needed(
     prob = np.minimum(np.exp(log_prob), 1.0)
     with np.errstate(divide="ignore"):
         return np.maximum(1.0, np.ceil(np.log1p(-p) / np.log1p(-prob)))
+
+
+def extraction_probability(
+    log_prob: Float[np.ndarray, " paragraph"], n: int
+) -> Float[np.ndarray, " paragraph"]:
+    """Probability that at least one of `n` samples is the continuation: 1 - (1 - p)^n.
+
+    Args:
+        log_prob: log-probability of the whole continuation, nats.
+        n: number of samples.
+
+    Raises:
+        InputError: if `n` is not a positive integer.
+    """
+    at_least("n", n, 1)
+    with np.errstate(divide="ignore"):
+        return -np.expm1(n * np.log1p(-np.minimum(np.exp(log_prob), 1.0)))
 
 
 def em_buckets(em: np.ndarray, n_continuation: int) -> list[str]:

@@ -4,33 +4,31 @@ A paragraph is memorized when all continuation tokens are recited (EM = 50 in th
 control when at most a fifth of them are (EM <= 10 of 50), section 3 of the paper
 (arXiv 2403.19851).
 
-Greedy decoding is only one way to extract text. The same forward pass also says what sampling would
-give: if p is the probability of the whole continuation, n samples contain it with probability
-1 - (1 - p)^n, and it is (n, p)-discoverable (Hayes et al. 2024) when that reaches the p asked for.
+Greedy decoding is only one way to extract text; `memcircuits.measure.paragraph_measures` has more.
 """
 
 from __future__ import annotations
 
-import math
+import dataclasses
 from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import cached_property
 from typing import TYPE_CHECKING, Any, ClassVar
 
-import torch
-from jaxtyping import Bool, Float
+from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
-from memcircuits.core.errors import InputError, at_least, fraction
+from memcircuits.core.errors import InputError, at_least
 from memcircuits.core.progress import bar
 from memcircuits.data.paragraphs import Paragraphs, ParagraphsLike
 from memcircuits.measure.continuation import Continuation, score_paragraphs
+from memcircuits.measure.near_verbatim import decoded_where_unknown
+from memcircuits.measure.paragraph_measures import ParagraphMeasures
 from memcircuits.measure.recitation_statistics import (
     REPETITION_COLUMNS,
     by_repetitions,
-    em_buckets,
-    samples_needed,
 )
+from memcircuits.measure.sampling import Sampler
 from memcircuits.models.adapter import Adapter, Model
 from memcircuits.models.registry import adapt
 from memcircuits.results.provenance import Provenance
@@ -41,7 +39,7 @@ if TYPE_CHECKING:
 
 
 @dataclass(frozen=True)
-class Scan(Result, kind="scan"):
+class Scan(ParagraphMeasures, Result, kind="scan"):
     """How well the model predicts each paragraph's continuation.
 
     Attributes:
@@ -54,6 +52,10 @@ class Scan(Result, kind="scan"):
         token_margin: top-2 logit margin, [paragraph, pos].
         provenance: where the numbers come from.
         bos: ids of the tokens in front of every paragraph.
+        token_sampled: log p of each continuation token where the `sampler` of `scan` draws it,
+            nats, [paragraph, pos]; None if none was given.
+        greedy: token ids of the greedy continuation, [paragraph, pos]; None if it was not asked
+            for.
     """
 
     ids: Tensor
@@ -65,12 +67,20 @@ class Scan(Result, kind="scan"):
     token_margin: Float[Tensor, "paragraph pos"]
     provenance: Provenance
     bos: tuple[int, ...] = ()
+    token_sampled: Float[Tensor, "paragraph pos"] | None = None
+    greedy: Int[Tensor, "paragraph pos"] | None = None
 
     former_names: ClassVar[Mapping[str, str]] = {"facts": "metadata"}
 
     @classmethod
-    def of(cls, paragraphs: Paragraphs, scores: Continuation, provenance: Provenance) -> Scan:
-        """Paragraphs and the scores of their continuations."""
+    def of(
+        cls,
+        paragraphs: Paragraphs,
+        scores: Continuation,
+        provenance: Provenance,
+        greedy: Int[Tensor, "paragraph pos"] | None = None,
+    ) -> Scan:
+        """Paragraphs, the scores of their continuations, and perhaps what is written instead."""
         return cls(
             ids=paragraphs.ids,
             n_prefix=paragraphs.n_prefix,
@@ -81,103 +91,14 @@ class Scan(Result, kind="scan"):
             token_margin=scores.margin,
             provenance=provenance,
             bos=paragraphs.bos,
+            token_sampled=scores.sampled,
+            greedy=greedy,
         )
 
     @cached_property
     def paragraphs(self) -> Paragraphs:
         """All paragraphs scanned."""
         return Paragraphs(self.ids, self.n_prefix, tuple(self.names), self.metadata, self.bos)
-
-    @property
-    def _continuation(self) -> Continuation:
-        return Continuation(self.token_log_prob, self.token_correct, self.token_margin)
-
-    @property
-    def em(self) -> Tensor:
-        """Tokens recited before the first mismatch, [paragraph]; 0 where not finite."""
-        return self._continuation.em * self.finite
-
-    @property
-    def nll(self) -> Tensor:
-        """Mean negative log-likelihood of the continuation, nats/token, [paragraph]."""
-        return self._continuation.nll
-
-    @property
-    def log_prob(self) -> Tensor:
-        """Log-probability of the whole continuation, nats, [paragraph]."""
-        return self.token_log_prob.sum(-1)
-
-    @property
-    def bits(self) -> Tensor:
-        """Bits that the continuation costs to encode with the model: -log2 p, [paragraph]."""
-        return -self.log_prob / math.log(2)
-
-    def min_k(self, share: float = 0.2) -> Tensor:
-        """Mean log p of the `share` least likely continuation tokens, nats, [paragraph].
-
-        Min-K % (Shi et al. 2024), high for text seen in training; here over the continuation only.
-        """
-        fraction("share", share)
-        k = max(1, round(share * self.token_log_prob.shape[1]))
-        return self.token_log_prob.topk(k, dim=-1, largest=False).values.mean(-1)
-
-    @property
-    def loose_match(self) -> Tensor:
-        """Share of continuation tokens that are the greedy choice, given the true tokens before.
-
-        Unlike EM it also counts tokens after the first mismatch; in [0, 1], [paragraph].
-        """
-        return self.token_correct.float().mean(-1)
-
-    def extractable(self, k: int) -> Tensor:
-        """Whether the first `k` continuation tokens are recited from the prefix, [paragraph].
-
-        With prefixes of k tokens this is k-extractability: Biderman et al. 2023 use k = 32,
-        lm-extraction-benchmark 50, OLMo 64.
-
-        Raises:
-            InputError: if the continuation has fewer than `k` tokens.
-        """
-        at_least("k", k, 1)
-        if k > self.token_correct.shape[1]:
-            raise InputError("k", k, f"the continuation has {self.token_correct.shape[1]} tokens")
-        return self.em >= k
-
-    def samples_needed(self, p: float = 0.9) -> Tensor:
-        """Samples until the whole continuation appears with probability `p`, [paragraph]."""
-        return torch.from_numpy(samples_needed(self.log_prob.double().numpy(), p))
-
-    def discoverable(self, n: int, p: float = 0.9) -> Tensor:
-        """(n, p)-discoverable extraction: n samples contain the continuation, [paragraph]."""
-        at_least("n", n, 1)
-        return self.samples_needed(p) <= n
-
-    @property
-    def buckets(self) -> list[str]:
-        """The paper's bucket of each paragraph: `0-10`, `11-29`, `30-49` and `50` of 50 tokens."""
-        return em_buckets(self.em.numpy(), self.token_correct.shape[1])
-
-    @property
-    def margin(self) -> Tensor:
-        """Smallest top-2 logit margin over the recited tokens and the first mismatch."""
-        position = torch.arange(self.token_margin.shape[1])
-        decided = position <= self.em[:, None]
-        return self.token_margin.masked_fill(~decided, float("inf")).amin(-1)
-
-    @property
-    def finite(self) -> Tensor:
-        """Whether all scores of a paragraph are finite; other paragraphs are never ranked."""
-        return self._continuation.finite
-
-    @property
-    def is_memorized(self) -> Tensor:
-        """EM equals the length of the continuation, [paragraph]."""
-        return self.em == self.token_correct.shape[1]
-
-    @property
-    def is_control(self) -> Tensor:
-        """EM at most a fifth of the continuation (10 of 50), [paragraph]."""
-        return (self.em * 5 <= self.token_correct.shape[1]) & self.finite
 
     @property
     def memorized(self) -> Paragraphs | None:
@@ -192,9 +113,10 @@ class Scan(Result, kind="scan"):
     def to_frame(self) -> pd.DataFrame:
         """The measures and the metadata, one row per paragraph.
 
-        Columns `id, em, nll, log_prob, margin, bits, loose_match, min_k, samples, bucket,
-        memorized, finite`; `samples` are those needed for a probability of 0.9. A fact that has
-        the name of a measure is called `given_...`.
+        Columns `id, em, nll, log_prob, margin, bits, loose_match, min_k, extraction_strength,
+        samples, bucket, memorized, finite`; `samples` are those needed for a probability of 0.9.
+        With a sampler also `sampled_log_prob`; with decoding also `longest_match, similarity,
+        near_verbatim`. A fact that has the name of a measure is called `given_...`.
         """
         import pandas as pd
 
@@ -207,11 +129,19 @@ class Scan(Result, kind="scan"):
             "bits": self.bits.double().numpy(),
             "loose_match": self.loose_match.double().numpy(),
             "min_k": self.min_k().double().numpy(),
+            "extraction_strength": self.extraction_strength.double().numpy(),
             "samples": self.samples_needed().numpy(),
             "bucket": self.buckets,
             "memorized": self.is_memorized.numpy(),
             "finite": self.finite.numpy(),
         }
+        optional = {
+            "sampled_log_prob": None if self.token_sampled is None else self.sampled_log_prob,
+            "longest_match": self.longest_match,
+            "similarity": self.similarity,
+            "near_verbatim": self.is_near_verbatim,
+        }
+        measures |= {name: v.numpy() for name, v in optional.items() if v is not None}
         metadata = {
             f"given_{key}" if key in measures else key: list(values)
             for key, values in self.metadata.items()
@@ -235,8 +165,10 @@ class Scan(Result, kind="scan"):
         return figures.em_against_nll(self.to_frame(), title=str(self))
 
     def __str__(self) -> str:
+        near = self.is_near_verbatim
+        slips = "" if near is None else f"{int((near & ~self.is_memorized).sum())} nearly, "
         return (
-            f"{len(self.names)} paragraphs, {int(self.is_memorized.sum())} memorized, "
+            f"{len(self.names)} paragraphs, {int(self.is_memorized.sum())} memorized, {slips}"
             f"{int(self.is_control.sum())} controls"
         )
 
@@ -245,6 +177,8 @@ def scan(
     model: Model,
     paragraphs: ParagraphsLike,
     *,
+    sampler: Sampler | None = None,
+    near_verbatim: bool = False,
     batch_size: int | None = None,
     memory_budget: int | None = None,
     progress: bool = True,
@@ -254,6 +188,10 @@ def scan(
     Args:
         model: the model.
         paragraphs: the paragraphs.
+        sampler: how text is drawn, for `Scan.extraction` and `Scan.samples_needed`; by default
+            from the model's own distribution.
+        near_verbatim: also decode what is not recited in full, for `Scan.similarity` and
+            `Scan.longest_match`.
         batch_size: paragraphs per forward pass; by default as many as fit.
         memory_budget: maximum bytes per batch.
         progress: show a bar on stderr.
@@ -282,9 +220,17 @@ def scan(
             paragraphs,
             batch_size=batch_size,
             memory_budget=memory_budget,
+            sampler=sampler,
             done=progress_bar.update,
         )
-    return Scan.of(paragraphs, scores, Provenance.of(adapter, {"paragraphs": paragraphs}))
+    greedy = None
+    if near_verbatim:
+        greedy = decoded_where_unknown(
+            adapter, paragraphs, scores, memory_budget=memory_budget, progress=progress
+        )
+    options = {} if sampler is None else {"sampler": dataclasses.asdict(sampler)}
+    provenance = Provenance.of(adapter, {"paragraphs": paragraphs}, **options)
+    return Scan.of(paragraphs, scores, provenance, greedy)
 
 
 def has_finite_scores(
