@@ -12,6 +12,7 @@ from .evidence.gradients.activations import activation_gradients
 from .evidence.gradients.contrastive import contrastive_gradients
 from .evidence.gradients.parameters import parameter_gradients
 from .evidence.patching.sweeps import patch_heads
+from .evidence.prefix_cuts.cuts import cut_prefix
 from .evidence.rare_tokens import rare_token_attention
 from .evidence.triggers.perturbation import perturb_prefix
 from .measure.sampling import Sampler
@@ -32,6 +33,7 @@ __all__ = [
     "attention_view",
     "contrastive_gradients",
     "counterfactual",
+    "cut_prefix",
     "edit",
     "find_memorization_heads",
     "load_model",

@@ -10,12 +10,35 @@ from memcircuits.commands.inputs import Inputs, is_shipped
 
 if TYPE_CHECKING:
     from memcircuits.data.paragraphs import Paragraphs
+    from memcircuits.measure.scanning import Scan
 
 
 def split(
     inputs: Inputs, model: Any, paragraphs: Paragraphs, control: Path | None = None
 ) -> tuple[Paragraphs, Paragraphs]:
     """The memorized ones among the paragraphs, and the controls (by default also among them)."""
+    from memcircuits.core.errors import InputError
+
+    result, memorized = _scan(inputs, model, paragraphs)
+    if control is not None:
+        return memorized, inputs.read(control, model)
+    if result.control is None or len(result.control) < 4:
+        n = 0 if result.control is None else len(result.control)
+        raise InputError(
+            "--paragraphs",
+            f"{n} of {len(paragraphs)} can serve as controls",
+            "add paragraphs that the model does not recite, at least four",
+        )
+    return memorized, result.control
+
+
+def memorized_only(inputs: Inputs, model: Any, paragraphs: Paragraphs) -> Paragraphs:
+    """The memorized ones among the paragraphs."""
+    return _scan(inputs, model, paragraphs)[1]
+
+
+def _scan(inputs: Inputs, model: Any, paragraphs: Paragraphs) -> tuple[Scan, Paragraphs]:
+    """The scan of the paragraphs, and the memorized ones."""
     from memcircuits.core.errors import InputError
     from memcircuits.measure.scanning import scan
 
@@ -24,16 +47,7 @@ def split(
         raise InputError(
             "--paragraphs", f"none of {len(paragraphs)} is memorized", "give some that are recited"
         )
-    if control is not None:
-        return result.memorized, inputs.read(control, model)
-    if result.control is None or len(result.control) < 4:
-        n = 0 if result.control is None else len(result.control)
-        raise InputError(
-            "--paragraphs",
-            f"{n} of {len(paragraphs)} can serve as controls",
-            "add paragraphs that the model does not recite, at least four",
-        )
-    return result.memorized, result.control
+    return result, result.memorized
 
 
 def draw(paragraphs: Paragraphs, n: int, seed: int) -> Paragraphs:

@@ -39,6 +39,7 @@ SCHEMA = 1
 MODULE_OF_KIND = {
     "activation-gradients": "evidence.gradients.activations",
     "counterfactual": "evidence.counterfactual",
+    "cut-prefix": "evidence.prefix_cuts.result",
     "edit": "editing.edit",
     "edit-report": "editing.edit_report",
     "layer-patches": "evidence.patching.results",

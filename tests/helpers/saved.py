@@ -34,6 +34,7 @@ RESULTS = (
     "Recovery",
     "LayerPatches",
     "MinimalSets",
+    "CutPrefix",
     "NoiseCurve",
 )
 """The types of result, which name their files."""
@@ -64,6 +65,7 @@ def save_all(model: nn.Module, folder: Path) -> Path:
         evaluate_edit(model, edit, memorized, control, attacks=1, **quiet),
         recovery_curve(model, edit, memorized, control, steps=1, **quiet),
         patch_layers(model, clean, corrupted, positions=[0], **quiet),
+        mc.cut_prefix(model, paragraphs, [0, 1], **quiet),
         minimal_sets(model, paragraphs[:1], max_tokens=1, **quiet),
         weight_noise(model, memorized, control, sizes=(0.1,), draws=1, **quiet),
     ]

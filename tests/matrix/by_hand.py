@@ -8,6 +8,7 @@ import math
 import torch
 
 import memcircuits as mc
+from tests.helpers import models as zoo
 from tests.helpers.oracle import Plain
 from tests.matrix.cases import Numbers, model, plain_twin, reference_paragraph, told, twins
 from tests.matrix.ours import perturb, written
@@ -25,6 +26,24 @@ def plain_counterfactual(m: Plain, p: mc.Paragraphs) -> Numbers:
     with torch.no_grad():
         nats = m.log_prob(p.ids, p.n_prefix) - twin.log_prob(p.ids, p.n_prefix)
     return {"em": twin.em(p.ids, p.n_prefix), "remembered": nats / math.log(2)}
+
+
+def plain_cut_prefix(m: Plain, p: mc.Paragraphs) -> Numbers:
+    """Characters that the decoded text and the true one begin with alike."""
+    decode = zoo.tokenizer().decode
+    counts = []
+    for i in range(len(p)):
+        prefix = p.prefix[[i]]
+        mask = torch.ones_like(prefix)
+        decoded = m.model.generate(
+            prefix, attention_mask=mask, do_sample=False, eos_token_id=None, pad_token_id=0,
+            max_new_tokens=p.n_continuation,
+        )  # fmt: skip
+        before = len(decode(prefix[0].tolist()))
+        texts = [decode(ids.tolist())[before:] for ids in (decoded[0], p.ids[i])]
+        same = [a == b for a, b in zip(*texts, strict=False)]
+        counts.append((*same, False).index(False))
+    return {"em": torch.tensor(counts)}
 
 
 def plain_ablate(mode: str, m: Plain, p: mc.Paragraphs) -> Numbers:

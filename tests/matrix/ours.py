@@ -22,6 +22,11 @@ def counterfactual(m: Any, p: mc.Paragraphs) -> Numbers:
     return {"em": result.twin_em, "remembered": result.remembered}
 
 
+def cut_prefix(m: Any, p: mc.Paragraphs) -> Numbers:
+    result = mc.cut_prefix(m, p, [0], progress=False)
+    return {"em": result.recited["naive"][:, 0]}
+
+
 def ablate(mode: str) -> Callable[[Any, mc.Paragraphs], Numbers]:
     def measure(m: Any, p: mc.Paragraphs) -> Numbers:
         reference = None if mode == "zero" else reference_paragraph()

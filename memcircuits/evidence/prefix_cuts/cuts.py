@@ -80,12 +80,12 @@ def cut_prefix(
     fraction("tolerance", tolerance, zero=True)
     adapter = adapt(model)
     paragraphs = Paragraphs.of(paragraphs, model)
-    adapter.check_tokens(paragraphs.ids, "paragraphs")
+    adapter.check_tokens(paragraphs.inputs, "paragraphs")
     table = TokenBytes.of(adapter)
     texts, notes = _texts(table, paragraphs)
     kept = paragraphs[sorted(texts)]
     points = [
-        _cut_text(table, texts[i], paragraphs.names[i], paragraphs.n_prefix, cut, backtrack)
+        _cut_text(table, texts[i], paragraphs[i], cut, backtrack)
         for i in sorted(texts)
         for cut in cuts
     ]
@@ -165,11 +165,11 @@ class _CutText:
 
 
 def _cut_text(
-    table: TokenBytes, tokens: list[bytes], name: str, n_prefix: int, cut: int, backtrack: int
+    table: TokenBytes, tokens: list[bytes], paragraph: Paragraphs, cut: int, backtrack: int
 ) -> _CutText:
-    """Cut one paragraph, given as the bytes of its tokens."""
-    text = b"".join(tokens)
-    at = sum(map(len, tokens[:n_prefix])) + cut
+    """Cut one paragraph, given also as the bytes of its tokens."""
+    text, (name,) = b"".join(tokens), paragraph.names
+    at = sum(map(len, tokens[: paragraph.n_prefix])) + cut
     if not 0 < at < len(text):
         first, last = at - cut, len(text) - (at - cut)
         raise InputError(
@@ -191,8 +191,8 @@ def _cut_text(
         is_word = table.begins_word(tokens, boundaries.index(at) + 1)
         kind = "between words" if is_word else "between tokens"
     return _CutText(
-        Cut(tuple(kept), text[n_bytes:at], rest),
-        tuple(ids) if start_of_character == at else None,
+        Cut((*paragraph.bos, *kept), text[n_bytes:at], rest),
+        (*paragraph.bos, *ids) if start_of_character == at else None,
         ends,
         PLACES.index(kind),
     )

@@ -18,6 +18,8 @@ from memcircuits.results.result import Result
 if TYPE_CHECKING:
     import pandas as pd
 
+    from memcircuits.display.pages import Block
+
 Way = Literal["naive", "aligned", "marginal"]
 """How a cut prefix is continued, see `memcircuits.evidence.prefix_cuts.cuts.cut_prefix`."""
 
@@ -145,6 +147,25 @@ class CutPrefix(Result, kind="cut-prefix"):
             {"share": "share of characters recited", "in_full": "share recited in full"},
             title=str(self),
             x_label="bytes between the end of the prefix and the cut",
+        )
+
+    def block(self) -> Block:
+        """The same as a block of a page."""
+        from memcircuits.display.pages import Lines
+
+        return Lines(
+            self.curves(),
+            x="cut",
+            y="share",
+            by="set",
+            low="share_low",
+            high="share_high",
+            x_label="bytes between the end of the prefix and the cut",
+            y_label="share of characters recited",
+            title="Prefixes cut at any byte",
+            note="Naive: the text before the cut is encoded as it is. Aligned: the last tokens are "
+            "taken back and chosen anew among those that agree with the text. Marginal: the mean "
+            "over all tokens that agree with it.",
         )
 
     def __str__(self) -> str:

@@ -57,6 +57,11 @@ CALLS: dict[str, dict[str, tuple[Any, ...]]] = {
         "draws": (0, -1, "x", 1.5),
         "unigrams": (3, "x"),
     },
+    "cut_prefix": {
+        "cuts": ((), None, "0", 3, [99999], [-999], [1.5], [True]),
+        "backtrack": (0, -1, "x"),
+        "tolerance": (-1, 2, "x", None),
+    },
     "unlearn": {
         "fraction": (0, -1, 2, "x", float("nan"), None),
         "mask": ("", None, "most"),

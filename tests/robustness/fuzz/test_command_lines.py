@@ -72,6 +72,8 @@ OPTIONS: dict[str, tuple[str, ...]] = {
     "--top": ("0", "-5", "x"),
     "--twin": ("", "nobody/nothing", "empty", "file", "a b"),
     "--by": ("", "x"),
+    "--cuts": ("", "x", "99999", "1.5", "0,,1"),
+    "--backtrack": ("0", "-1", "x"),
     "--mode": ("", "none", "zero "),
     "--max-paragraphs": ("0", "1", "x"),
     "--batch-size": ("0", "-1", "x"),
