@@ -14,6 +14,7 @@ from .evidence.gradients.parameters import parameter_gradients
 from .evidence.patching.sweeps import patch_heads
 from .evidence.prefix_cuts.cuts import cut_prefix
 from .evidence.rare_tokens import rare_token_attention
+from .evidence.transplants.sweep import transplant
 from .evidence.triggers.perturbation import perturb_prefix
 from .measure.sampling import Sampler
 from .measure.scanning import scan
@@ -43,5 +44,6 @@ __all__ = [
     "plant",
     "rare_token_attention",
     "scan",
+    "transplant",
     "unlearn",
 ]

@@ -55,10 +55,12 @@ class HeadEdit:
         heads: indices of the heads within the layer.
         z: their new values, [batch, pos, head, d_head]; a size of 1 broadcasts over paragraphs or
             positions.
+        w_o: the matrices that read them, [head, d_head, d_model]; by default the model's own.
     """
 
     heads: tuple[int, ...]
     z: Tensor
+    w_o: Tensor | None = None
 
 
 class ResumableRun:
@@ -137,6 +139,40 @@ class ResumableRun:
             partial(run_batch, layer, edits, measure or self.score_continuation),
         )
         return results.view(len(edits), n, -1)
+
+    def rerun(
+        self,
+        layer: int | None = None,
+        *,
+        keep_attention: bool = False,
+        measure: Measure | None = None,
+    ) -> Float[Tensor, "batch measure"]:
+        """Measure every paragraph with the weights that the model has now.
+
+        Args:
+            layer: the lowest block whose weights are others than those of the clean run; None if
+                other weights are, too, or this model does not support partial forwards.
+            keep_attention: whether the attention of that block has the weights of the clean run.
+            measure: what to measure, by default NLL and EM.
+        """
+        work = partial(self._rerun_batch, layer, keep_attention, measure or self.score_continuation)
+        return map_batches(len(self.inputs), self._batch_size, work)
+
+    def _rerun_batch(
+        self, layer: int | None, keep_attention: bool, measure: Measure, batch: slice
+    ) -> Float[Tensor, "batch measure"]:
+        rows = self._all_rows[batch]
+        if layer is None or not self.partial_forward:
+            return measure(
+                self.adapter.run(self.inputs[rows], positions=self.positions).logits, rows
+            )
+        resid = self.resid_pre[layer][rows]
+        if keep_attention:
+            attn_out = self.attn_out[layer][rows]
+        else:
+            attn_out = self.adapter.attention_output(layer, resid)
+        final_resid = self._resume_after_attention(layer, resid, attn_out)
+        return self._unembed_and_measure(final_resid, rows, measure)
 
     def patched(
         self,
@@ -221,8 +257,11 @@ class ResumableRun:
         for index, edit_rows in rows_of_edit:
             heads = list(edits[index].heads)
             new_z = self._select_rows(edits[index].z, edit_rows)
-            change = new_z - self.z[layer][edit_rows][:, :, heads]
-            change = torch.einsum("rphd,hdm->rpm", change.to(w_o.dtype), w_o[heads])
+            old_z, new_w_o = self.z[layer][edit_rows][:, :, heads], edits[index].w_o
+            if new_w_o is None:
+                change = _times_w_o(new_z - old_z, w_o[heads])
+            else:
+                change = _times_w_o(new_z, new_w_o) - _times_w_o(old_z, w_o[heads])
             attn_out.append(self.attn_out[layer][edit_rows] + change)
         final_resid = self._resume_after_attention(
             layer, self.resid_pre[layer][rows], torch.cat(attn_out)
@@ -233,6 +272,8 @@ class ResumableRun:
         self, layer: int, edits: Sequence[HeadEdit], measure: Measure, batch: slice
     ) -> Float[Tensor, "batch measure"]:
         """Run some of the (edit, paragraph) pairs of `edited` by a full forward pass."""
+        if any(edit.w_o is not None for edit in edits):
+            raise UnsupportedModel("model", self.adapter.label, FALLBACK + "; it keeps its W_O")
         rows_of_edit = self._split_by_edit(batch)
         rows = torch.cat([self._all_rows[edit_rows] for _, edit_rows in rows_of_edit])
 
@@ -295,3 +336,10 @@ class ResumableRun:
     def _select_rows(z: Tensor, rows: slice) -> Tensor:
         """The z of some paragraphs; a z of size 1 is the same for all."""
         return z if z.shape[0] == 1 else z[rows]
+
+
+def _times_w_o(
+    z: Float[Tensor, "batch pos head d_head"], w_o: Float[Tensor, "head d_head d_model"]
+) -> Float[Tensor, "batch pos d_model"]:
+    """What heads add to the residual stream."""
+    return torch.einsum("rphd,hdm->rpm", z.to(w_o.dtype), w_o)

@@ -188,6 +188,16 @@ class Adapter(ModelProperties):
         calls = self._block_calls(resid_pre.shape[1])
         return blocks.attention_output(self.model, calls, layer, resid_pre)
 
+    def read_z(
+        self, layer: int, resid_pre: Float[Tensor, "batch pos d_model"]
+    ) -> Float[Tensor, "batch pos head d_head"]:
+        """The z of every head of `layer`; the rest of the block is not run."""
+        name, cache = hook_name("z", layer), dict[str, Tensor]()
+        calls = self._block_calls(resid_pre.shape[1])  # before the hook: it may run the model
+        with self._hooked(reading_hooks([name], cache)):
+            blocks.attention_output(self.model, calls, layer, resid_pre)
+        return cache[name]
+
     def override_attention_output(
         self, layer: int, attn_out: Float[Tensor, "batch pos d_model"]
     ) -> AbstractContextManager[None]:

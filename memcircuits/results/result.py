@@ -54,6 +54,7 @@ MODULE_OF_KIND = {
     "recovery": "editing.relearning",
     "scan": "measure.scanning",
     "score-map": "results.score_map",
+    "transplant": "evidence.transplants.results",
 }
 
 # What building a dataclass from the content of a damaged file can raise.

@@ -21,6 +21,7 @@ from tests.helpers.results import result_types
 RESULTS = (
     "Scan",
     "Counterfactual",
+    "Transplant",
     "ScoreMap",
     "ParameterGradients",
     "ActivationGradients",
@@ -53,6 +54,7 @@ def save_all(model: nn.Module, folder: Path) -> Path:
     results = [
         mc.scan(model, paragraphs, **quiet),
         mc.counterfactual(model, model, paragraphs, **quiet),
+        mc.transplant(model, model, paragraphs, units=["head", "all"], **quiet),
         mc.ablate_heads(model, paragraphs, **quiet),
         mc.parameter_gradients(model, paragraphs, **quiet),
         mc.activation_gradients(model, paragraphs, sites=["z"], **quiet),

@@ -46,6 +46,28 @@ def plain_cut_prefix(m: Plain, p: mc.Paragraphs) -> Numbers:
     return {"em": torch.tensor(counts)}
 
 
+def plain_transplant(m: Plain, p: mc.Paragraphs) -> Numbers:
+    """NLL of each model with the attention or the MLP of one layer of the other, by copying."""
+    pair = [m, plain_twin(m.name)]
+    effects = []
+    for receiver, donor in (pair, pair[::-1]):
+        copied = Plain(m.name, copy.deepcopy(receiver.model))
+        own, other = (x.weights(lambda parameter: parameter.detach()) for x in (copied, donor))
+        with torch.no_grad():
+            clean = copied.nll(p.ids, p.n_prefix)
+            for layer in range(m.n_layers):
+                for part in (("W_Q", "W_K", "W_V", "W_O"), ("W_gate", "W_in", "W_out")):
+                    names = [name for name in part if name in own]
+                    kept = [own[name][layer].clone() for name in names]
+                    for name in names:
+                        own[name][layer].copy_(other[name][layer])
+                    effects.append(copied.nll(p.ids, p.n_prefix) - clean)
+                    for name, values in zip(names, kept, strict=True):
+                        own[name][layer].copy_(values)
+    necessity, sufficiency = torch.stack(effects, 1).chunk(2, 1)
+    return {"necessity": necessity, "sufficiency": -sufficiency}
+
+
 def plain_ablate(mode: str, m: Plain, p: mc.Paragraphs) -> Numbers:
     new = m.z(reference_paragraph().ids)
     if mode == "zero":

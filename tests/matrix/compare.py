@@ -24,6 +24,7 @@ from tests.matrix.by_hand import (
     plain_plant,
     plain_rare_tokens,
     plain_scan,
+    plain_transplant,
     plain_view,
     plain_z_gradients,
 )
@@ -43,6 +44,8 @@ from tests.matrix.ours import (
     rare_tokens,
     rewrite,
     scan,
+    transplant,
+    transplant_activations,
     unlearn,
     view,
 )
@@ -72,6 +75,8 @@ class Analysis:
 ANALYSES: dict[str, Analysis] = {
     "scan": Analysis(scan, plain_scan, 1e-5, BASES),
     "counterfactual": Analysis(counterfactual, plain_counterfactual, 2e-5, BASES),
+    "transplant, weights": Analysis(transplant, plain_transplant, 2e-5),
+    "transplant, activations": Analysis(transplant_activations, None, 2e-5),
     "ablate_heads, zero": Analysis(ablate("zero"), functools.partial(plain_ablate, "zero"), 1e-5),
     "ablate_heads, mean": Analysis(
         ablate("mean"), functools.partial(plain_ablate, "mean"), 1e-5, BASES

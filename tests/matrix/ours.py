@@ -27,6 +27,17 @@ def cut_prefix(m: Any, p: mc.Paragraphs) -> Numbers:
     return {"em": result.recited["naive"][:, 0]}
 
 
+def transplant(m: Any, p: mc.Paragraphs) -> Numbers:
+    result = mc.transplant(m, twin_model(m), p, units=["attn", "mlp"], progress=False)
+    return {name: result.samples[name] for name in ("necessity", "sufficiency")}
+
+
+def transplant_activations(m: Any, p: mc.Paragraphs) -> Numbers:
+    options = {"patched": "activations", "units": ["head", "layer"], "progress": False}
+    result = mc.transplant(m, twin_model(m), p, **options)
+    return {name: result.samples[name] for name in ("necessity", "sufficiency")}
+
+
 def ablate(mode: str) -> Callable[[Any, mc.Paragraphs], Numbers]:
     def measure(m: Any, p: mc.Paragraphs) -> Numbers:
         reference = None if mode == "zero" else reference_paragraph()
