@@ -71,12 +71,12 @@ def matrix_patches(
 
 def remaining_patches(adapter: Adapter, other: Adapter) -> list[Patch]:
     """All parameters that are no weight matrix of a block: embeddings, norms, biases."""
-    matrices = {id(weight.parameter) for weight in adapter.weights()}
-    theirs = dict(other.model.named_parameters())
+    matrices = {weight.parameter.data_ptr() for weight in adapter.weights()}
+    theirs = _tensors(other)
     return [
-        Patch(parameter.detach(), theirs[name].detach())
-        for name, parameter in adapter.model.named_parameters()
-        if id(parameter) not in matrices
+        Patch(tensor, theirs[name])
+        for name, tensor in _tensors(adapter).items()
+        if tensor.data_ptr() not in matrices
     ]
 
 
@@ -124,7 +124,9 @@ def check_exchangeable(argument: str, adapter: Adapter, other: Adapter) -> None:
 
 
 def _layout(adapter: Adapter) -> dict[str, tuple[Any, ...]]:
-    return {
-        name: (tuple(parameter.shape), parameter.dtype)
-        for name, parameter in adapter.model.named_parameters()
-    }
+    return {name: (tuple(t.shape), t.dtype) for name, t in _tensors(adapter).items()}
+
+
+def _tensors(adapter: Adapter) -> dict[str, Tensor]:
+    """What a model stores: its parameters, and buffers such as the bias of a folded norm."""
+    return {name: tensor.detach() for name, tensor in adapter.model.state_dict().items()}
