@@ -28,6 +28,7 @@ from memcircuits.commands import (
     plant,
     report,
     scan,
+    transplant,
     unigrams,
     unlearn,
 )
@@ -61,6 +62,7 @@ for _command in (
     attention.attention,
     perturb.perturb,
     counterfactual.counterfactual,
+    transplant.transplant,
     cut_prefix.cut_prefix,
     patch.patch,
     unlearn.unlearn,

@@ -83,6 +83,17 @@ def test_counterfactual_prints_bits_and_shows_the_tokens(options, folder, tmp_pa
     assert runner.invoke(app, ["counterfactual", *options]).exit_code == 2  # has no twin
 
 
+def test_transplant_prints_a_table_and_writes_a_page(options, folder, tmp_path):
+    out = tmp_path / "out"
+    arguments = ["--twin", str(folder / "model"), "--units", "head,mlp", "--max-paragraphs", "2"]
+    result = runner.invoke(app, ["transplant", *options, *arguments, "--out", str(out), "--json"])
+    assert result.exit_code == 0, result.output
+    data = json.loads(result.stdout)
+    assert len(data["components"]) == 4 * (4 + 1)
+    assert all(row["necessity"] == row["sufficiency"] == 0 for row in data["components"])
+    assert sorted(p.name for p in out.iterdir()) == ["transplant.html", "transplant.safetensors"]
+
+
 def test_perturb_measures_controls_against_their_own_continuation(options, tmp_path):
     out = tmp_path / "out"
     arguments = ["--replacement", "random,second", "--max-paragraphs", "3", "--minimal"]

@@ -23,6 +23,7 @@ from memcircuits.evidence.patching.sweeps import patch_layers
 from memcircuits.evidence.screening import attributions
 from memcircuits.evidence.triggers.minimal_sets import minimal_sets
 from memcircuits.measure.decoding import greedy_continuations
+from memcircuits.models.registry import adapt
 from tests.helpers import models as zoo
 
 QUIET = {"progress": False}
@@ -37,6 +38,11 @@ def in_front(model: object, n: int = 6) -> Paragraphs:
     paragraphs = Paragraphs(ids, N_PREFIX, bos=FRONT)
     recited = greedy_continuations(model, paragraphs[: n // 2], **QUIET)
     return recited + paragraphs[n // 2 :]
+
+
+def other(model: object) -> object:
+    """A model of the same architecture with other weights."""
+    return zoo.bridge(adapt(model).name.removeprefix("tiny-"), seed=1)
 
 
 def as_prefix(paragraphs: Paragraphs) -> Paragraphs:
@@ -106,6 +112,7 @@ WITHOUT_POSITIONS: dict[str, Callable[..., Mapping[str, Tensor]]] = {
     "patch_heads, z": lambda m, p: patch(m, p),
     "patch_heads, denoising k": lambda m, p: patch(m, p, site="k", direction="denoising"),
     "patch_heads, estimated": lambda m, p: patch(m, p, site="q", method="attribution"),
+    "transplant": lambda m, p: mc.transplant(m, other(m), p, units=["attn"], **QUIET).samples,
     "minimal_sets": lambda m, p: {
         "em": minimal_sets(m, p, max_tokens=2, replacement="neighbor", **QUIET).baseline_em
     },

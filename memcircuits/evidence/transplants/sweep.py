@@ -95,7 +95,7 @@ def transplant(
     chosen = check_units(units, UNITS if patched == "weights" else tuple(SITES))
     adapter, other = adapt(model), adapt(twin)
     paragraphs = Paragraphs.of(paragraphs, adapter)
-    adapter.check_tokens(paragraphs.ids, "paragraphs")
+    adapter.check_tokens(paragraphs.inputs, "paragraphs")
     refuse_other_tokenizer("twin", adapter.model, other.model)
     check_exchangeable("twin", adapter, other)
     if not adapter.supports_partial_forward:
@@ -149,7 +149,7 @@ def _effects(
 
     def measure_batch(rows: slice) -> Tensor:
         # One clean run of these paragraphs serves all components.
-        run = ResumableRun(receiver, paragraphs.ids[rows], paragraphs.n_prefix, memory_budget)
+        run = ResumableRun(receiver, paragraphs[rows], memory_budget)
         clean = run.clean().float().cpu()
         measured = clean[:, None].repeat(1, 1 + len(components), 1)
         for columns, values in sweep.measure(run, components):
@@ -158,7 +158,7 @@ def _effects(
         return measured
 
     size = rows_that_fit(
-        receiver, paragraphs.ids.shape[1], paragraphs.n_continuation, memory_budget
+        receiver, paragraphs.inputs.shape[1], paragraphs.n_continuation, memory_budget
     )
     with receiver.preserving_state():
         return map_batches(len(paragraphs), min(size, _MAX_PARAGRAPHS), measure_batch)

@@ -72,6 +72,8 @@ OPTIONS: dict[str, tuple[str, ...]] = {
     "--top": ("0", "-5", "x"),
     "--twin": ("", "nobody/nothing", "empty", "file", "a b"),
     "--by": ("", "x"),
+    "--patched": ("", "norms"),
+    "--units": ("", "x", "head,", "neuron"),
     "--cuts": ("", "x", "99999", "1.5", "0,,1"),
     "--backtrack": ("0", "-1", "x"),
     "--mode": ("", "none", "zero "),
@@ -140,7 +142,7 @@ def odd_command_line(
     chosen = {"--model": "tiny", "--paragraphs": "good.jsonl"}
     if command == "heads":  # whose own folder holds what `report` is given here
         chosen |= {"--out": "heads"}
-    if command in ("counterfactual",):
+    if command in ("counterfactual", "transplant"):
         chosen |= {"--twin": "tiny"}
     if command == "plant":
         chosen |= {"--where": "L1H2", "--steps": "2"}
