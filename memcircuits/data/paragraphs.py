@@ -26,8 +26,9 @@ from jaxtyping import Int
 from torch import Tensor
 
 from memcircuits.core.errors import InputError, at_least, one_of
+from memcircuits.data.formats.listing import find_sources
 from memcircuits.data.formats.records import EMPTY, Row, Source
-from memcircuits.data.formats.sources import find_sources, read_rows
+from memcircuits.data.formats.sources import read_rows
 from memcircuits.data.metadata import columns_of, unique_names
 from memcircuits.data.token_ids import check_bos_ids, check_ids, ids_from_rows
 from memcircuits.data.tokens import TokenizerLike, decode, encode

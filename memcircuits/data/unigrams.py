@@ -26,8 +26,9 @@ from torch import Tensor
 from memcircuits.core.errors import InputError, at_least
 from memcircuits.core.io import read_safetensors, safetensors_bytes, write_atomically
 from memcircuits.core.progress import bar
+from memcircuits.data.formats.listing import find_sources
 from memcircuits.data.formats.records import BadRow
-from memcircuits.data.formats.sources import Chunk, find_sources, read_chunks
+from memcircuits.data.formats.sources import Chunk, read_chunks
 from memcircuits.data.tokens import (
     TokenizerLike,
     encode,

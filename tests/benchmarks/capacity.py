@@ -59,7 +59,8 @@ def write_corpus(path: Path, tokens: int, tokenizer: Any) -> None:
 
 def measure(name: str, windows: int, length: int, folder: Path) -> dict[str, Any]:
     """Scan a corpus, with the clocks and the memory of the process."""
-    from memcircuits.data.formats.sources import find_sources, read_chunks
+    from memcircuits.data.formats.listing import find_sources
+    from memcircuits.data.formats.sources import read_chunks
     from memcircuits.data.windows import Windows
     from memcircuits.measure.corpus import parts
     from memcircuits.measure.corpus import scan as corpus_scan

@@ -16,8 +16,9 @@ import pytest
 import torch
 
 import memcircuits as mc
+from memcircuits.data.formats.listing import find_sources
 from memcircuits.data.formats.records import LIMIT, BadRow, Row
-from memcircuits.data.formats.sources import find_sources, read_chunks, read_rows
+from memcircuits.data.formats.sources import read_chunks, read_rows
 from tests.helpers import models as zoo
 
 IDS = zoo.random_ids(5, 24)
@@ -168,7 +169,8 @@ def test_datasets_on_the_hub_are_streamed_at_the_revision_asked_for(tmp_path, mo
 def test_a_folder_is_all_its_files_in_order(tmp_path):
     (tmp_path / "deep").mkdir()
     for name, row in (("b.jsonl", 1), ("deep/a.jsonl.gz", 2), ("a.txt", 0), ("notes.md", 3)):
-        content = TEXTS[row].encode() if name == "a.txt" else lines([{"text": TEXTS[row]}])
+        is_text = name in ("a.txt", "notes.md")
+        content = TEXTS[row].encode() if is_text else lines([{"text": TEXTS[row]}])
         path = tmp_path / name
         path.write_bytes(gzip.compress(content) if path.suffix == ".gz" else content)
     (tmp_path / ".hidden.jsonl").write_bytes(BY_TEXT)
@@ -181,8 +183,8 @@ GZ, PARQUET = gzip.compress(BY_TEXT), FORMATS["text.parquet"]
 LONG = lines([{"ids": list(range(30))}])
 FAULTS = {
     "missing": ("a.jsonl", None, "no such file"),
-    "unknown ending": ("a.docx", b"x", "known endings"),
-    "compressed parquet": ("a.parquet.gz", b"x", "known endings"),
+    "unknown ending": ("a.docx", b"\0\1\2\3x", "known endings"),
+    "compressed parquet": ("a.parquet.gz", gzip.compress(PARQUET), "compressed as a whole"),
     "empty jsonl": ("a.jsonl", b"", "a.jsonl is empty"),
     "blank lines": ("a.txt", b"\n \n\n", "a.txt is empty"),
     "empty gz": ("a.jsonl.gz", b"", "a.jsonl.gz is empty"),
@@ -193,7 +195,7 @@ FAULTS = {
     "empty pt": ("a.pt", b"", "nothing in it was run"),
     "truncated gz": ("a.jsonl.gz", GZ[: len(GZ) // 2], "cannot be read"),
     "truncated zst": ("a.jsonl.zst", zstd(BY_TEXT)[:-9], "cannot be read"),
-    "not zst": ("a.txt.zst", BY_TEXT, "cannot be read"),
+    "damaged zst": ("a.txt.zst", zstd(BY_TEXT)[:4] + BY_TEXT, "cannot be read"),
     "truncated parquet": ("a.parquet", PARQUET[:-20], "cannot be read"),
     "damaged parquet": ("a.parquet", PARQUET[:40] + b"\xff" * 40 + PARQUET[80:], "cannot be read"),
     "truncated npy": ("a.npy", npy_of(IDS.numpy())[:-8], "cannot be read"),
@@ -203,7 +205,7 @@ FAULTS = {
     "wrong columns": ("a.jsonl", lines([{"body": "x"}]), "its columns are body; it needs one of"),
     "wrong csv columns": ("a.csv", b"a,b\n1,2\n", "its columns are a, b; it needs"),
     "wrong parquet columns": ("a.parquet", parquet_of(body=["x"]), "its columns are body"),
-    "no object": ("a.jsonl", b"[1, 2]\n", "JSON object a line"),
+    "no record": ("a.jsonl", b"7\n", "give a JSON object, a text or a list of token ids"),
     "deep json": ("a.jsonl", b"[" * 100_000 + b"\n", "not JSON"),
     "deep column": (
         "a.jsonl",
@@ -212,7 +214,8 @@ FAULTS = {
     ),
     "long number": ("a.jsonl", b'{"ids": [' + b"9" * 5000 + b"]}\n", "not JSON"),
     "not utf-8": ("a.jsonl", b'{"text": "\xff\xfe"}\n', "line 1; not UTF-8"),
-    "utf-16": ("a.txt", "some words".encode("utf-16"), "not UTF-8"),
+    "half of utf-16": ("a.txt", "some words".encode("utf-16")[:-1], "cannot be read"),
+    "latin-1": ("a.txt", "café ".encode("latin-1") * 30, "iconv -f latin1 -t utf8"),
     "csv not utf-8": ("a.csv", b"text\ncaf\xe9\n", "line 2; text is not UTF-8"),
     "half a surrogate pair": ("a.jsonl", b'{"text": "\\ud800"}\n', "text is not UTF-8"),
     "fields": ("a.csv", b"text,b\n<1>,2,3\n", "3 fields where the header has 2"),
@@ -220,7 +223,7 @@ FAULTS = {
     "text is a number": ("a.jsonl", b'{"text": 7}\n', "text must be a string"),
     "text is null": ("a.parquet", parquet_of(text=pa.array([None], pa.string())), "must be a str"),
     "ids are strings": ("a.jsonl", lines([{"ids": ["1"]}]), "list of token ids"),
-    "ids are a string": ("a.csv", b"ids\n[1]\n", "list of token ids"),
+    "ids are a string": ("a.csv", b"ids\n[1 2]\n", "list of token ids"),
     "ids are floats": ("a.parquet", parquet_of(ids=[[1.0, 2.0]]), "list of token ids"),
     "ids are booleans": ("a.jsonl", lines([{"ids": [True]}]), "list of token ids"),
     "ids are negative": ("a.npy", npy_of(np.full((1, 30), -1)), "list of token ids"),
@@ -228,11 +231,11 @@ FAULTS = {
     "half a pair": ("a.jsonl", lines([{"prefix_ids": [1], "suffix_ids": 2}]), "suffix_ids must"),
     "float array": ("a.npy", npy_of(np.zeros((2, 30))), "integer ids"),
     "flat array": ("a.npy", npy_of(np.zeros(30, np.int64)), "integer ids"),
-    "object array": ("a.npy", npy_of(np.array([{}], dtype=object)), "cannot be read"),
-    "float tensor": ("a.pt", pt_of(torch.zeros(2, 30)), "integer tensor"),
-    "boolean tensor": ("a.pt", pt_of(torch.zeros(2, 30).bool()), "integer tensor"),
-    "flat tensor": ("a.pt", pt_of(torch.zeros(30).long()), "integer tensor"),
-    "dictionary": ("a.pt", pt_of({"ids": IDS}), "integer tensor"),
+    "object array": ("a.npy", npy_of(np.array([{}], dtype=object)), "integer ids"),
+    "float tensor": ("a.pt", pt_of(torch.zeros(2, 30)), "integer ids"),
+    "boolean tensor": ("a.pt", pt_of(torch.zeros(2, 30).bool()), "integer ids"),
+    "flat tensor": ("a.pt", pt_of(torch.zeros(30).long()), "integer ids"),
+    "dictionary": ("a.pt", pt_of({"weight": torch.zeros(2)}), "its arrays are weight (2,)"),
     "mixed lengths": ("a.jsonl", LONG + lines([{"ids": [1, 2, 3]}]), "line 2; it has 3 tokens"),
     "no ids": ("a.jsonl", lines([{"ids": []}]), "line 1; it has 0 tokens"),
     "short text": ("a.txt", b"<1> <2>\n", "line 1; it has 2 tokens, 22 are needed"),

@@ -6,8 +6,9 @@ from pathlib import Path
 import pytest
 
 import memcircuits as mc
+from memcircuits.data.formats.listing import find_sources
 from memcircuits.data.formats.records import BadRow
-from memcircuits.data.formats.sources import find_sources, read_rows
+from memcircuits.data.formats.sources import read_rows
 
 
 def paper_data():

@@ -16,7 +16,7 @@ from typer.testing import CliRunner
 
 import memcircuits as mc
 from memcircuits.cli import app
-from memcircuits.data.formats.sources import find_sources
+from memcircuits.data.formats.listing import find_sources
 from memcircuits.data.windows import Windows
 from memcircuits.measure.corpus.folder import ScanFolder
 from memcircuits.measure.corpus.scan import scan_to_disk

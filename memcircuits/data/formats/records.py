@@ -1,9 +1,9 @@
 """Rows: what every file format is reduced to, and the reasons why a record is refused.
 
-A reader finds the *records* of a file, as mappings of column names to values. `make_row` turns a
-record into a `Row`: token ids, or else text; a name; and all other columns as metadata. A record
-that cannot be used raises `Unusable`, and becomes a `BadRow` that keeps the reason, so that one bad
-line costs neither a corpus scan nor the explanation.
+A reader finds the *records* of a file, as mappings of column names to values. `columns.make_row`
+turns a record into a `Row`: token ids, or else text; a name; and all other columns as metadata. A
+record that cannot be used raises `Unusable`, and becomes a `BadRow` that keeps the reason, so that
+one bad line costs neither a corpus scan nor the explanation.
 
 Everything that a file may hold is expected: wrong types, ids that fit no tensor, bytes that are not
 UTF-8, halves of surrogate pairs (which JSON can write and no file or screen can take).
@@ -12,23 +12,67 @@ UTF-8, halves of surrogate pairs (which JSON can write and no file or screen can
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Callable, Collection, Iterable, Iterator
+import re
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
-from pathlib import PurePosixPath
 from typing import Any, TypeAlias
+
+from memcircuits.core.errors import InputError
 
 LIMIT = 16 * 2**20
 """Bytes of the longest line, block or text that is read."""
 
-IDS = ("ids", "tokens", "input_ids", "token_ids")
-TEXT = ("text", "paragraph")
-SPLIT = ("prefix_ids", "suffix_ids")
-NAMES = ("id", "index")
-
 EMPTY = "it is empty"
+SAVE_AS_UTF8 = "save it as UTF-8 (from Latin-1, for instance: iconv -f latin1 -t utf8)"
 TOO_LONG = f"longer than {LIMIT // 2**20} MiB; split it into shorter documents"
 
-COMPRESSION = {".gz": "gzip", ".zst": "zstd"}
+
+_ENDINGS = re.compile(r"\.[a-z]\w{0,8}(\.(gz|gzip|zst|bz2|xz|lz4))?$", re.IGNORECASE)
+
+
+@dataclass(frozen=True)
+class Columns:
+    """The columns that hold the text, where their names do not tell.
+
+    Attributes:
+        text: column of the whole text (or of token ids).
+        prefix: column of the prefix.
+        continuation: column of the continuation.
+    """
+
+    text: str | None = None
+    prefix: str | None = None
+    continuation: str | None = None
+
+    def __post_init__(self) -> None:
+        if (self.prefix is None) != (self.continuation is None):
+            raise InputError(
+                "columns",
+                "only one of prefix and continuation",
+                "name both (--prefix-column and --continuation-column)",
+            )
+        if self.text is not None and self.prefix is not None:
+            raise InputError(
+                "columns", "text, and prefix with continuation", "name the text or its two parts"
+            )
+
+    @classmethod
+    def of(cls, value: ColumnsLike) -> Columns:
+        """What public functions take: None, `Columns`, or a mapping such as `{"text": "body"}`.
+
+        Raises:
+            InputError: if it is something else, or names an unknown part.
+        """
+        if value is None or isinstance(value, cls):
+            return value or cls()
+        parts = ("text", "prefix", "continuation")
+        if not isinstance(value, Mapping) or not set(value) <= set(parts):
+            raise InputError("columns", repr(value), f"give a mapping of {', '.join(parts)}")
+        return cls(**value)
+
+
+ColumnsLike: TypeAlias = Columns | Mapping[str, str] | None
+"""`Columns`, a mapping such as `{"text": "body"}`, or None: the columns have usual names."""
 
 
 @dataclass(frozen=True)
@@ -39,18 +83,18 @@ class Source:
         path: where it is.
         name: what it is called in results: the path below the folder that was asked for.
         kind: key of the table `FORMATS`.
+        columns: the columns that hold the text, where the caller named them.
     """
 
     path: str
     name: str
     kind: str
+    columns: Columns = Columns()
 
     @property
     def stem(self) -> str:
         """The name without its endings."""
-        path = PurePosixPath(self.name)
-        path = path.with_suffix("") if path.suffix in COMPRESSION else path
-        return str(path if self.kind == "hf" else path.with_suffix(""))
+        return self.name if self.kind == "hf" else _ENDINGS.sub("", self.name)
 
 
 RawRow: TypeAlias = tuple[int, Any, int]
@@ -73,10 +117,12 @@ class BadRow:
     Attributes:
         where: file and row, for messages.
         reason: what is wrong with it.
+        unread: whether this is the remainder of a file, of which nobody knows how many rows it has.
     """
 
     where: str
     reason: str
+    unread: bool = False
 
 
 @dataclass(frozen=True)
@@ -90,7 +136,9 @@ class Row:
         text: the text, None where ids are given.
         ids: token ids, None where text is given.
         split: tokens of the prefix, where the file itself separates it from the continuation.
+        prefix: text of the prefix, where the file separates two texts; `text` begins with it.
         metadata: all other columns; never the text, which can be decoded.
+        changes: what was taken away when it was read -> how often (padding).
     """
 
     where: str
@@ -99,11 +147,17 @@ class Row:
     text: str | None = None
     ids: list[int] | None = None
     split: int | None = None
+    prefix: str | None = None
     metadata: dict[str, Any] = field(default_factory=dict)
+    changes: dict[str, int] = field(default_factory=dict)
 
 
 class Unusable(Exception):
     """Why a record, or the remainder of a file, cannot be used."""
+
+
+class NoContent(Unusable):
+    """No column of a file or record can hold token ids or text."""
 
 
 @contextlib.contextmanager
@@ -118,81 +172,6 @@ def errors_as_unusable(problem: str = "it cannot be read") -> Iterator[None]:
         raise Unusable(f"{problem} ({reason[:200]})") from None
 
 
-def make_row(source: Source, number: int, where: str, record: Record) -> Row:
-    """The row of a record: its ids or text, its name and its metadata.
-
-    Args:
-        source: the file, which names rows that bear no name.
-        number: line or row number in the file.
-        where: file and row, for messages.
-        record: the columns.
-
-    Raises:
-        Unusable: if there are neither ids nor text, or they are not what their column promises.
-    """
-    check_columns(record)
-    used: tuple[str, ...]
-    text, ids, split = None, None, None
-    if all(key in record for key in SPLIT):
-        used = SPLIT
-        prefix, suffix = (_ids(record, half) for half in SPLIT)
-        ids, split = prefix + suffix, len(prefix)
-    else:
-        key = next(key for key in (*IDS, *TEXT) if key in record)
-        used = (key,)
-        if key in IDS:
-            ids = _ids(record, key)
-        else:
-            text = _text(record, key)
-    name = next((record[key] for key in NAMES if record.get(key) is not None), None)
-    return Row(
-        where,
-        number,
-        f"{source.stem}-{number:05d}" if name is None else printable(name),
-        text,
-        ids,
-        split,
-        {
-            printable(key): all_printable(value)
-            for key, value in record.items()
-            if key not in ("id", "text", *used)
-        },
-    )
-
-
-def check_columns(columns: Collection[str]) -> None:
-    """Raise `Unusable` if none of the columns holds token ids or text."""
-    if all(key in columns for key in SPLIT) or any(key in columns for key in (*IDS, *TEXT)):
-        return
-    names = ", ".join(printable(name) for name in list(columns)[:10]) or "none"
-    raise Unusable(
-        f"its columns are {names}; it needs one of {', '.join(IDS + TEXT)}, "
-        "or prefix_ids and suffix_ids"
-    )
-
-
-def _ids(record: Record, key: str) -> list[int]:
-    ids = record[key]
-    if hasattr(ids, "tolist"):
-        ids = ids.tolist()
-    if not isinstance(ids, list) or not all(type(i) is int and 0 <= i < 2**31 for i in ids):
-        raise Unusable(f"{key} must be a list of token ids")
-    return ids
-
-
-def _text(record: Record, key: str) -> str:
-    text = record[key]
-    if isinstance(text, bytes):
-        text = decode_utf8(text)
-    if not isinstance(text, str):
-        raise Unusable(f"{key} must be a string")
-    if len(text) > LIMIT:
-        raise Unusable(TOO_LONG)
-    if printable(text) != text:
-        raise Unusable(f"{key} is not UTF-8 text")
-    return text
-
-
 def decode_utf8(raw: bytes) -> str:
     """Text of UTF-8 bytes, with or without a byte order mark.
 
@@ -202,7 +181,7 @@ def decode_utf8(raw: bytes) -> str:
     try:
         return raw.decode("utf-8-sig" if raw.startswith(b"\xef\xbb\xbf") else "utf-8")
     except UnicodeDecodeError as error:
-        raise Unusable(f"not UTF-8 text ({error.reason})") from None
+        raise Unusable(f"not UTF-8 text ({error.reason}); {SAVE_AS_UTF8}") from None
 
 
 def printable(value: Any) -> str:

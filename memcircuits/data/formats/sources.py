@@ -1,18 +1,19 @@
-"""Sources of rows: which files there are, which format each has, and how they are read in chunks.
+"""Sources of rows: every format's reader, and how files are read in chunks.
 
-A *source* is one file (or a Hugging Face dataset); `find_sources` lists those of a folder in a
-fixed order. Reading has two halves, so that work can be shared out:
+A *source* is one file (or a Hugging Face dataset); `listing` finds those of a folder. Reading has
+two halves, so that work can be shared out:
 
 1. `read_chunks` only finds where rows begin and end and groups them into *chunks*. Chunks depend on
    the source alone, never on the computer, so they are the units of work of long scans; a chunk
    that is already done costs no more than finding its end.
 2. `Chunk.rows` decodes: every row becomes a `Row` (token ids or text, a name, further columns) or a
-   `BadRow` that says what is wrong with it. A file whose remainder cannot be read ends in a
-   `BadRow` too.
+   `BadRow` that says what is wrong with it. A file that cannot be read to its end, or that changes
+   while it is read, ends in a `BadRow` that is marked `unread`.
 
 An empty file is one `BadRow`: in a corpus of many files it may be the trace of a copy that failed.
 
-`FORMATS` is the table of formats. A new one is one line there, and a reader.
+`FORMATS` is the table of formats. A new one is one line there, a reader, and how it is told from
+the others in `detection`.
 """
 
 from __future__ import annotations
@@ -23,10 +24,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
-from memcircuits.core.errors import InputError
-from memcircuits.data.formats import tables, text
+from memcircuits.data.formats import arrays, delimited, json_text, tables, text
+from memcircuits.data.formats.columns import make_row
 from memcircuits.data.formats.records import (
-    COMPRESSION,
     EMPTY,
     BadRow,
     Decoder,
@@ -35,40 +35,37 @@ from memcircuits.data.formats.records import (
     Row,
     Source,
     Unusable,
-    make_row,
     unchanged,
 )
 
 
 @dataclass(frozen=True)
 class Format:
-    """How the files of one format are recognised and read.
+    """How the files of one format are read.
 
     Attributes:
-        ending: ending of the files' names; empty if files are not recognised by their name.
         read: finds where the rows begin and end.
         decode: turns what `read` found into a record.
         unit: what rows are counted in, for messages.
-        compressible: whether the file may be compressed as a whole.
     """
 
-    ending: str
     read: Reader
     decode: Decoder = unchanged
     unit: Literal["line", "row"] = "row"
-    compressible: bool = False
 
 
-# A file has the first format whose ending its name has.
 FORMATS: dict[str, Format] = {
-    "jsonl": Format(".jsonl", text.read_jsonl, text.decode_json, "line", compressible=True),
-    "csv": Format(".csv", text.read_csv, text.decode_csv, "line", compressible=True),
-    "txt": Format(".txt", text.read_txt, text.decode_txt, "line", compressible=True),
-    "parquet": Format(".parquet", tables.read_parquet),
-    "pair": Format(tables.PREFIX_ENDING, tables.read_pair),
-    "npy": Format(".npy", tables.read_npy),
-    "pt": Format(".pt", tables.read_pt),
-    "hf": Format("", tables.read_dataset),
+    "jsonl": Format(json_text.read_jsonl, json_text.decode_json, "line"),
+    "json": Format(json_text.read_json),
+    "csv": Format(delimited.read_csv, delimited.decode_csv, "line"),
+    "txt": Format(text.read_txt, text.decode_txt, "line"),
+    "parquet": Format(tables.read_parquet),
+    "arrow": Format(tables.read_arrow),
+    "pair": Format(arrays.read_pair),
+    "npy": Format(arrays.read_npy),
+    "npz": Format(arrays.read_npz),
+    "pt": Format(arrays.read_pt),
+    "hf": Format(tables.read_dataset),
 }
 
 
@@ -102,53 +99,6 @@ class Chunk:
                 yield BadRow(where, "its columns are nested too deeply")
 
 
-def find_sources(path: str | os.PathLike[str]) -> list[Source]:
-    """The files of a corpus, in a fixed order.
-
-    Args:
-        path: a file; a folder, whose files of known formats are taken in the order of their names;
-            or `hf:NAME[@REVISION][:SPLIT[:CONFIG]]`, a dataset on the hub (streamed) or a saved
-            one. A scan that may be resumed should pin the revision.
-
-    Raises:
-        InputError: if there is nothing to read, or a file's format is not known.
-    """
-    name = os.fspath(path)
-    if name.startswith("hf:"):
-        return [Source(name, name.removeprefix("hf:").lstrip("/"), "hf")]
-    location = Path(path)
-    try:
-        is_file, is_folder = location.is_file(), location.is_dir()
-    except (OSError, ValueError):  # a name that no file can have
-        is_file = is_folder = False
-    if is_folder:
-        return _sources_in(location)
-    if not is_file:
-        raise InputError("paragraphs", location.name, "there is no such file")
-    kind = _kind(location)
-    if kind is None:
-        raise InputError("paragraphs", location.name, f"known endings are {_known_endings()}")
-    return [Source(str(location), location.name, kind)]
-
-
-def _sources_in(folder: Path) -> list[Source]:
-    """The files of a folder: a saved dataset, the parts of a scan, or all of known formats."""
-    if tables.is_saved_dataset(folder):
-        return [Source(f"hf:{folder}", folder.name, "hf")]
-    if (folder / "manifest.json").is_file() and (folder / "parts").is_dir():
-        folder /= "parts"
-    sources = []
-    for path in sorted(folder.rglob("*")):
-        kind = _kind(path)
-        if kind and path.is_file() and not _hidden(path, folder) and not tables.is_suffix(path):
-            sources.append(Source(str(path), path.relative_to(folder).as_posix(), kind))
-    if not sources:
-        raise InputError(
-            "paragraphs", f"{folder.name} is a folder", f"it holds no {_known_endings()}"
-        )
-    return sources
-
-
 def read_rows(source: Source) -> Iterator[Row | BadRow]:
     """All rows of a source; see `read_chunks`."""
     for chunk in read_chunks(source):
@@ -174,48 +124,57 @@ def _raw_rows(source: Source) -> Iterator[RawRow]:
     source_format = FORMATS[source.kind]
     number = 0
     try:
-        for number, content, n_bytes in source_format.read(source):
+        for number, content, n_bytes in _while_unchanged(source, source_format.read):
             yield number, content, n_bytes
     except Unusable as problem:
-        after = f"{source.name}, after {source_format.unit} {number}"
-        yield number + 1, BadRow(after if number else source.name, str(problem)), 0
+        if number:
+            where = f"{source.name}, after {source_format.unit} {number}"
+            problem = Unusable(f"{problem}; what follows was not read")
+        else:
+            where = source.name
+        yield number + 1, BadRow(where, str(problem), unread=True), 0
         return
     if not number:
         yield 1, BadRow(source.name, EMPTY), 0
 
 
-def content_files(source: Source) -> list[Path]:
-    """The local files that hold a source's content; none for a dataset on the hub.
+def _while_unchanged(source: Source, read: Reader) -> Iterator[RawRow]:
+    """What a reader finds, unless its files change while they are read.
 
-    Of a saved dataset those that describe it: `datasets` keeps a fingerprint of the content there.
+    Raises:
+        Unusable: if they do, whatever the reader made of it.
     """
+    before = _states(source)
+    try:
+        yield from read(source)
+    except Unusable:
+        _check_unchanged(source, before)
+        raise
+    _check_unchanged(source, before)
+
+
+def _states(source: Source) -> list[tuple[int, ...] | None]:
+    """What tells one version of a source's files from another."""
+    states: list[tuple[int, ...] | None] = []
+    for path in content_files(source):
+        try:
+            stat = os.stat(path)
+        except OSError:
+            states.append(None)
+        else:
+            states.append((stat.st_ino, stat.st_size, stat.st_mtime_ns))
+    return states
+
+
+def _check_unchanged(source: Source, before: list[tuple[int, ...] | None]) -> None:
+    if _states(source) != before:
+        raise Unusable("it changed while it was read; read it when no other process writes to it")
+
+
+def content_files(source: Source) -> list[Path]:
+    """The local files that hold a source's content; none for a dataset on the hub."""
     if source.kind == "hf":
-        folder = Path(source.path.removeprefix("hf:").split(":")[0])
-        return sorted(folder.rglob("state.json")) if tables.is_saved_dataset(folder) else []
+        return []
     path = Path(source.path)
-    return [path, tables.suffix_of(path)] if source.kind == "pair" else [path]
-
-
-def _kind(path: Path) -> str | None:
-    """The format that a file's name tells, None if it is not known."""
-    compressed = path.suffix in COMPRESSION
-    name = path.name.removesuffix(path.suffix) if compressed else path.name
-    if not Path(name).suffix:  # `.csv` is a hidden file, not a table
-        return None
-    for kind, known in FORMATS.items():
-        if known.ending and name.endswith(known.ending):
-            return kind if known.compressible or not compressed else None
-    return None
-
-
-def _known_endings() -> str:
-    """The endings of all formats, for messages."""
-    known = [f for f in FORMATS.values() if f.ending.startswith(".")]
-    compressible = [f.ending for f in known if f.compressible]
-    others = [f.ending for f in known if not f.compressible]
-    compression = " or ".join(COMPRESSION)
-    return f"{', '.join(compressible)} (each also {compression}), {', '.join(others)}"
-
-
-def _hidden(path: Path, folder: Path) -> bool:
-    return any(part.startswith(".") for part in path.relative_to(folder).parts)
+    other = arrays.other_half(path) if source.kind == "pair" else None
+    return [path] if other is None else [path, other]

@@ -25,8 +25,9 @@ import torch
 
 from memcircuits.core.errors import InputError, at_least
 from memcircuits.core.progress import bar
+from memcircuits.data.formats.listing import find_sources
 from memcircuits.data.formats.records import Source
-from memcircuits.data.formats.sources import find_sources, read_chunks
+from memcircuits.data.formats.sources import read_chunks
 from memcircuits.data.tokens import tokenizer_of, vocabulary_size
 from memcircuits.data.unigrams import ChunkCount, UnigramTable
 from memcircuits.data.windows import Windows

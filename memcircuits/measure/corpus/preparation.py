@@ -15,8 +15,9 @@ import torch
 
 from memcircuits.core.errors import InputError, at_least
 from memcircuits.core.io import write_if_absent
+from memcircuits.data.formats.listing import find_sources
 from memcircuits.data.formats.records import BadRow, Source
-from memcircuits.data.formats.sources import find_sources, read_chunks
+from memcircuits.data.formats.sources import read_chunks
 from memcircuits.data.windows import Windows
 from memcircuits.measure.corpus.manifest import differences, new_manifest, read_manifest
 from memcircuits.measure.corpus.parts import PART_NAME
