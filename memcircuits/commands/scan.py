@@ -252,6 +252,10 @@ def _print_folder(folder: ScanFolder, shard: tuple[int, int], json: bool) -> Non
         f"{totals['windows']} windows of {totals['rows']} rows, {totals['memorized']} memorized, "
         f"{totals['quarantined']} unusable"
     )
+    if totals.get("unread"):
+        for row in folder.quarantine():
+            if row.get("unread"):
+                typer.echo(f"not read to its end: {row['where']}: {row['reason']}")
     for reason, n in totals["left_out"].items():
         typer.echo(f"left out: {n} ({reason})")
     typer.echo(

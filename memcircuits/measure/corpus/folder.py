@@ -30,7 +30,7 @@ if TYPE_CHECKING:
 
 
 EMPTY_COUNTS: dict[str, Any] = {
-    **dict.fromkeys(("rows", "windows", "memorized", "tokens", "quarantined"), 0),
+    **dict.fromkeys(("rows", "windows", "memorized", "tokens", "quarantined", "unread"), 0),
     "left_out": {},
     "drift_sampled": 0,
     "drifted": 0,
@@ -139,8 +139,8 @@ class ScanFolder:
         n_prefix = self.manifest["windows"]["n_prefix"]
         return Paragraphs(ids, n_prefix, tuple(table["id"].to_pylist()), metadata)
 
-    def quarantine(self) -> list[dict[str, str]]:
-        """The rows that could not be used: `where` and `reason`."""
+    def quarantine(self) -> list[dict[str, Any]]:
+        """The rows that could not be used: `where`, `reason`, and `unread` for ends of files."""
         files = sorted((self.folder / "quarantine").glob("[0-9]*.jsonl"))
         return [json.loads(line) for f in files for line in f.read_text("utf-8").splitlines()]
 

@@ -68,6 +68,7 @@ class PartWriter:
             "memorized": 0 if scan is None else int(scan.is_memorized.sum()),
             "tokens": len(cuts.ids) * windows.length,
             "quarantined": len(unusable),
+            "unread": sum(row.unread for row in unusable),
             "left_out": cuts.left_out,
             **self._drift(cuts),
         }

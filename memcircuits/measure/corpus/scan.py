@@ -17,7 +17,7 @@ the reason, before the part that counts them.
 | --- | --- |
 | `manifest.json` | what the scan is of, written once |
 | `parts/00000-000000.parquet` | windows of file 0, chunk 0 |
-| `quarantine/00000-000000.jsonl` | its unusable rows: `where`, `reason`; absent if there are none |
+| `quarantine/00000-000000.jsonl` | its unusable rows: `where`, `reason`, `unread` at an unread end |
 | `done/0-of-3.json` | totals of shard 0 of 3, written when it is finished |
 """
 
@@ -128,5 +128,5 @@ def _reasons(folder: Path, total: dict[str, dict[str, int]]) -> str:
     reasons = [f"{n} left out ({reason})" for reason, n in total["left_out"].items() if n]
     unusable = ScanFolder.open(folder).quarantine()
     if unusable:
-        reasons.append("; ".join(unusable[0].values()))
+        reasons.append(f"{unusable[0]['where']}; {unusable[0]['reason']}")
     return ", ".join(reasons)
