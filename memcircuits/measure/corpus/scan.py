@@ -17,7 +17,7 @@ the reason, before the part that counts them.
 | --- | --- |
 | `manifest.json` | what the scan is of, written once |
 | `parts/00000-000000.parquet` | windows of file 0, chunk 0 |
-| `quarantine/00000-000000.jsonl` | its unusable rows: `where`, `reason`, `unread` at an unread end |
+| `quarantine/00000-000000.jsonl` | its unusable rows and unread ends: `where`, `reason`, `unread` |
 | `done/0-of-3.json` | totals of shard 0 of 3, written when it is finished |
 """
 
