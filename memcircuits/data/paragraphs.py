@@ -76,7 +76,11 @@ class Paragraphs:
         for column, values in {"names": names, **self.metadata}.items():
             if len(values) != n:
                 raise InputError(column, f"{len(values)} values", f"give {n}")
-        object.__setattr__(self, "ids", self.ids.detach().to("cpu", torch.long))
+        ids = self.ids.detach().to("cpu", torch.long)
+        if ids.is_inference():  # gradients need tensors from outside `torch.inference_mode()`
+            with torch.inference_mode(False):
+                ids = ids.clone()
+        object.__setattr__(self, "ids", ids)
         object.__setattr__(self, "bos", check_bos_ids(self.bos))
         object.__setattr__(self, "names", names)
         object.__setattr__(self, "metadata", {k: tuple(v) for k, v in self.metadata.items()})

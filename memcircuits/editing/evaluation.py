@@ -22,6 +22,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from memcircuits.core.errors import InputError, at_least
+from memcircuits.core.torch_state import plain_torch
 from memcircuits.data.paragraphs import Paragraphs, ParagraphsLike
 from memcircuits.editing.edit import Edit
 from memcircuits.editing.edit_report import EditReport
@@ -41,6 +42,7 @@ if TYPE_CHECKING:
     import pandas as pd
 
 
+@plain_torch()
 def evaluate_edit(  # noqa: PLR0913
     model: Model,
     edit: Edit,
@@ -205,6 +207,7 @@ def extraction_probability(
     return -torch.expm1(n * torch.log1p(-p))
 
 
+@plain_torch()
 def edit_divergence(
     model: Model, edit: Edit, paragraphs: ParagraphsLike, *, memory_budget: int | None = None
 ) -> Float[Tensor, " paragraph"]:

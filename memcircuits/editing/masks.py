@@ -111,7 +111,7 @@ class Mask:
         """For each masked weight the root mean square of its matrix."""
         return torch.cat(
             [
-                weight.values.float().square().mean().sqrt().expand(len(index)).to(self.device)
+                weight.matrix.float().square().mean().sqrt().expand(len(index)).to(self.device)
                 for weight, index in zip(self.weights, self.indices, strict=True)
             ]
         )

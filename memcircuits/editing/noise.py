@@ -20,6 +20,7 @@ from memcircuits.core.errors import fraction as check_fraction
 from memcircuits.core.heads import HeadLike
 from memcircuits.core.progress import bar
 from memcircuits.core.statistics import bootstrap_interval
+from memcircuits.core.torch_state import plain_torch
 from memcircuits.data.paragraphs import Paragraphs, ParagraphsLike
 from memcircuits.editing.masks import MASK_STRATEGIES, Candidates, Mask, MaskStrategy
 from memcircuits.measure.gradients import mean_gradient
@@ -82,6 +83,7 @@ class NoiseCurve(Result, kind="noise-curve"):
         return f"noise on {self.n_weights:,} of {self.n_candidates:,} weights"
 
 
+@plain_torch()
 def weight_noise(  # noqa: PLR0913
     model: Model,
     memorized: ParagraphsLike,

@@ -27,6 +27,7 @@ from torch import Tensor
 
 from memcircuits.core.errors import InputError, at_least, positive
 from memcircuits.core.heads import Head, HeadLike
+from memcircuits.core.torch_state import plain_torch
 from memcircuits.data.paragraphs import Paragraphs, ParagraphsLike, refuse_overlap
 from memcircuits.editing.edit import Edit
 from memcircuits.editing.masks import Mask
@@ -98,6 +99,7 @@ class Planted(Edit, kind="planted"):
         )
 
 
+@plain_torch()
 def plant(  # noqa: PLR0913
     model: Model,
     paragraphs: ParagraphsLike,

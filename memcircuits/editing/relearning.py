@@ -20,6 +20,7 @@ from torch import Tensor
 from memcircuits.core.errors import InputError, at_least
 from memcircuits.core.progress import bar
 from memcircuits.core.statistics import bootstrap_interval
+from memcircuits.core.torch_state import plain_torch
 from memcircuits.data.paragraphs import Paragraphs, ParagraphsLike
 from memcircuits.editing.edit import Edit
 from memcircuits.measure.gradients import mean_gradient
@@ -90,6 +91,7 @@ class Recovery(Result, kind="recovery"):
         return f"EM {float(em[0]):.1f} -> {float(em[-1]):.1f} after {int(self.steps[-1])} steps"
 
 
+@plain_torch()
 def recovery_curve(  # noqa: PLR0913
     model: Model,
     edit: Edit,

@@ -26,6 +26,7 @@ import torch
 
 from memcircuits.core.errors import InputError
 from memcircuits.core.heads import HeadLike
+from memcircuits.core.torch_state import plain_torch
 from memcircuits.data.paragraphs import Paragraphs, ParagraphsLike, refuse_overlap
 from memcircuits.editing.curvature import Curvature
 from memcircuits.editing.edit import Edit
@@ -41,6 +42,7 @@ from memcircuits.results.provenance import Provenance
 MAX_CONTROL = 80
 
 
+@plain_torch()
 def unlearn(  # noqa: PLR0913
     model: Model,
     memorized: ParagraphsLike,
@@ -112,6 +114,7 @@ def unlearn(  # noqa: PLR0913
     return _find_edit(adapter, memorized, None, control, options)
 
 
+@plain_torch()
 def edit(  # noqa: PLR0913
     model: Model,
     memorized: ParagraphsLike,

@@ -26,6 +26,7 @@ from memcircuits.core.errors import InputError, at_least, one_of
 from memcircuits.core.heads import Head
 from memcircuits.core.progress import bar
 from memcircuits.core.statistics import finite_mean, finite_rows, left_out
+from memcircuits.core.torch_state import plain_torch
 from memcircuits.data.paragraphs import Paragraphs, ParagraphsLike
 from memcircuits.evidence.interventions import FALLBACK, HeadEdit, ResumableRun
 from memcircuits.models.adapter import Adapter, Model
@@ -41,6 +42,7 @@ Mode: TypeAlias = Literal["zero", "mean", "resample"]
 _MAX_PARAGRAPHS = 16  # maximum number of paragraphs whose clean run is held at once
 
 
+@plain_torch()
 def ablate_heads(
     model: Model,
     paragraphs: ParagraphsLike,

@@ -16,6 +16,7 @@ import torch
 
 from memcircuits.core.errors import InputError, sequence
 from memcircuits.core.heads import Head, HeadLike
+from memcircuits.core.torch_state import plain_torch
 from memcircuits.data.paragraphs import Paragraphs, ParagraphsLike
 from memcircuits.data.unigrams import UnigramTable
 from memcircuits.display.pages import AttentionView, Strip
@@ -25,6 +26,7 @@ from memcircuits.models.registry import adapt
 from memcircuits.results.provenance import Provenance
 
 
+@plain_torch()
 def attention_view(
     model: Model,
     paragraph: ParagraphsLike | str,

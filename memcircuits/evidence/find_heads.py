@@ -42,6 +42,7 @@ from memcircuits.core.statistics import (
     left_out,
     permuted_differences,
 )
+from memcircuits.core.torch_state import plain_torch
 from memcircuits.data.paragraphs import Paragraphs, ParagraphsLike
 from memcircuits.data.unigrams import COUNTED_HERE, UnigramTable
 from memcircuits.evidence.ablation import Ablation, Mode
@@ -55,6 +56,7 @@ from memcircuits.models.registry import adapt
 from memcircuits.results.provenance import Provenance
 
 
+@plain_torch()
 def find_memorization_heads(  # noqa: PLR0913
     model: Model,
     paragraphs: ParagraphsLike,

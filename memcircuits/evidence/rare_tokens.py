@@ -21,6 +21,7 @@ from memcircuits.core.errors import InputError, at_least
 from memcircuits.core.heads import Head, HeadLike
 from memcircuits.core.progress import bar
 from memcircuits.core.statistics import finite_mean, finite_rows, interval, left_out
+from memcircuits.core.torch_state import plain_torch
 from memcircuits.data.paragraphs import Paragraphs, ParagraphsLike
 from memcircuits.data.unigrams import UnigramTable
 from memcircuits.models.adapter import Adapter, Model
@@ -149,6 +150,7 @@ class RareTokenAttention(ScoreMap, kind="rare-token-attention"):
         return frame
 
 
+@plain_torch()
 def rare_token_attention(
     model: Model,
     paragraphs: ParagraphsLike,

@@ -19,6 +19,7 @@ from jaxtyping import Int
 from torch import Tensor
 
 from memcircuits.core.progress import bar
+from memcircuits.core.torch_state import plain_torch
 from memcircuits.data.paragraphs import Paragraphs, ParagraphsLike
 from memcircuits.measure.continuation import run_to_continuation
 from memcircuits.models.adapter import Model
@@ -26,6 +27,7 @@ from memcircuits.models.batching import map_batches, rows_that_fit
 from memcircuits.models.registry import adapt
 
 
+@plain_torch()
 def greedy_continuations(
     model: Model,
     paragraphs: ParagraphsLike,

@@ -241,6 +241,5 @@ def _row_gradients(
 ) -> Float[Tensor, "batch head d_in d_out"]:
     """Each row's gradient: the product of its inputs and output gradients over positions."""
     x, grad = x.reshape(n_rows, -1, x.shape[-1]), grad.reshape(n_rows, -1, grad.shape[-1])
-    # Linear stores [out, in], Conv1D [in, out].
-    first, second = (grad, x) if isinstance(weight.module, nn.Linear) else (x, grad)
+    first, second = (grad, x) if weight.layout == "out in" else (x, grad)
     return torch.vmap(weight.split)(torch.bmm(first.transpose(1, 2), second))

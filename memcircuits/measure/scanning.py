@@ -20,6 +20,7 @@ from torch import Tensor
 
 from memcircuits.core.errors import InputError, at_least
 from memcircuits.core.progress import bar
+from memcircuits.core.torch_state import plain_torch
 from memcircuits.data.paragraphs import Paragraphs, ParagraphsLike
 from memcircuits.measure.continuation import Continuation, score_paragraphs
 from memcircuits.measure.near_verbatim import decoded_where_unknown
@@ -173,6 +174,7 @@ class Scan(ParagraphMeasures, Result, kind="scan"):
         )
 
 
+@plain_torch()
 def scan(
     model: Model,
     paragraphs: ParagraphsLike,

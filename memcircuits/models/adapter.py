@@ -23,7 +23,7 @@ Bridge ignores writes to the attention pattern, but none ignores writes to z.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Hashable, Mapping, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from functools import cached_property
@@ -37,6 +37,7 @@ from memcircuits.core.errors import InputError, UnsupportedModel
 from memcircuits.models import blocks, prefix_cache
 from memcircuits.models.architecture import ModelProperties
 from memcircuits.models.fingerprint import WeightsFingerprint
+from memcircuits.models.foreign_hooks import foreign_hooks
 from memcircuits.models.hooks import (
     ActivationEdit,
     Hook,
@@ -47,6 +48,7 @@ from memcircuits.models.hooks import (
     unembedding_only,
 )
 from memcircuits.models.kernels import fused_forwards
+from memcircuits.models.layout import Layout
 from memcircuits.models.prefix_cache import KeysValues
 from memcircuits.models.state import preserved
 from memcircuits.models.weights import HEAD_COMPONENTS, Weight, component_names, find_weight
@@ -73,6 +75,7 @@ class Adapter(ModelProperties):
         self._weights_fingerprint = WeightsFingerprint()
         self._calls: dict[int, list[blocks.BlockCall]] = {}
         self._prefix_cache_works: dict[int, bool] = {}
+        self._layouts: dict[Hashable, Layout] = {}
         if hook_name("z", 0) not in self.hook_names:
             raise UnsupportedModel(
                 "model",
@@ -86,6 +89,11 @@ class Adapter(ModelProperties):
         See `memcircuits.models.fingerprint` for which changes are noticed.
         """
         return self._weights_fingerprint.of(self.model)
+
+    @property
+    def foreign_hooks(self) -> list[str]:
+        """Functions of the caller that take part in the forward pass, with their places."""
+        return foreign_hooks(self.model)
 
     def preserving_state(
         self, *, grad: Sequence[nn.Parameter] = ()
@@ -315,7 +323,14 @@ class Adapter(ModelProperties):
         elif self.is_bridge:
             # With folded weights TransformerLens computes gated MLPs itself, past their modules.
             bypassed = self.basis == "folded" and "W_gate" in self.components
-        return find_weight(self.model, layer, component, heads=heads, bypassed=bypassed)
+        return find_weight(
+            self.model,
+            layer,
+            component,
+            heads=heads,
+            bypassed=bypassed,
+            layouts=self._layouts,
+        )
 
     def weights(self, components: Sequence[str] | None = None) -> list[Weight]:
         """The weight matrices of every block, or those of some components, layer by layer."""

@@ -29,6 +29,24 @@ def is_bridge(model: Any) -> bool:
     return hasattr(model, "original_model")
 
 
+def every_module(model: Any) -> list[nn.Module]:
+    """Modules of a TransformerLens model and of the transformers model inside a Bridge, each once.
+
+    The root of the transformers model, and whatever no Bridge component wraps (the dropout behind
+    the embedding, for one), takes part in a forward pass but is not among `model.modules()`.
+    """
+    modules = dict.fromkeys(model.modules())
+    if is_bridge(model):
+        modules |= dict.fromkeys(model.original_model.modules())
+    return list(modules)
+
+
+def every_parameter(model: Any) -> list[nn.Parameter]:
+    """Parameters of `every_module`, each once."""
+    modules = every_module(model)
+    return list(dict.fromkeys(p for module in modules for p in module.parameters(recurse=False)))
+
+
 def architecture_of(model: Any) -> str:
     """Name of the transformers class, or `unknown`."""
     cfg = model.cfg

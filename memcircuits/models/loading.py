@@ -23,6 +23,8 @@ from typing import Any, Literal, TypeAlias, get_args
 import torch
 
 from memcircuits.core.errors import InputError, UnsupportedModel, one_of
+from memcircuits.core.torch_state import plain_torch
+from memcircuits.models.refusals import not_a_model, refuse_adapter_folder
 from memcircuits.models.registry import adapt
 
 DtypeName: TypeAlias = Literal["float32", "bfloat16", "float16"]
@@ -36,6 +38,7 @@ _PLANTED = "organism-planted"
 _PROBE = torch.arange(3, 11)[None]  # tokens on which models are compared before and after wrapping
 
 
+@plain_torch()
 def load_model(
     name: str | Path = "organism",
     *,
@@ -185,14 +188,9 @@ def boot(hf_model: Any, tokenizer: Any, name: str) -> Any:
         bridge = TransformerBridge.boot_transformers(
             name, hf_model=hf_model, tokenizer=tokenizer, dtype=hf_model.dtype
         )
-    except (
-        ValueError,
-        NotImplementedError,
-        LookupError,
-        AttributeError,
-        TypeError,
-        AssertionError,
-    ) as error:
+    except (MemoryError, torch.OutOfMemoryError):
+        raise
+    except Exception as error:  # every architecture has errors of its own
         raise UnsupportedModel(
             "model",
             f"{name} ({type(hf_model).__name__})",
@@ -229,6 +227,8 @@ def resolve_dtype(dtype: str | torch.dtype) -> torch.dtype:
 
 def _locate(name: str | Path) -> tuple[str, str, dict[str, Any]]:
     """Where transformers finds the model, its name, and further arguments to read it with."""
+    if not isinstance(name, (str, Path)):
+        raise not_a_model(name)
     text = str(name)
     if text in ("organism", _PLANTED):
         from memcircuits.organism import DATA
@@ -241,6 +241,7 @@ def _locate(name: str | Path) -> tuple[str, str, dict[str, Any]]:
         folder = str(path.resolve().parent)
         return folder, path.name, {"gguf_file": path.name, "local_files_only": True}
     if text and _is(path.is_dir):
+        refuse_adapter_folder(path)
         if not (path / "config.json").is_file():
             raise InputError("model", path.resolve().name, "the folder has no config.json")
         return str(path), path.resolve().name, {"local_files_only": True}

@@ -1,26 +1,53 @@
 """One adapter and one report per model object, made when a function first meets the model.
 
 Public functions call `adapt(model)` first and pass the adapter inwards. What is remembered is keyed
-by the model object by a weak reference: it goes when the model goes.
+by the model object by a weak reference: it goes when the model goes. It is also forgotten when the
+model is no longer what it was (`constitution`): after `model.to(torch.bfloat16)`, say, the model is
+tried again, as if it were new.
 """
 
 from __future__ import annotations
 
 import weakref
+from collections.abc import Hashable
+from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import nn
 
-from memcircuits.core.errors import UnsupportedModel
+from memcircuits.core.errors import InputError, UnsupportedModel
 from memcircuits.models.adapter import Adapter, Model
+from memcircuits.models.architecture import every_module, every_parameter, is_bridge
+from memcircuits.models.refusals import not_a_model
 from memcircuits.models.validation import ModelReport, run_checks
 
-# What a model raises when its code does not fit TransformerLens's. Not ValueError: an `InputError`
-# says already what is wrong.
-_CANNOT_RUN = (AttributeError, LookupError, RuntimeError, TypeError)
 
-_ADAPTERS: weakref.WeakKeyDictionary[nn.Module, Adapter] = weakref.WeakKeyDictionary()
-_REPORTS: weakref.WeakKeyDictionary[nn.Module, ModelReport] = weakref.WeakKeyDictionary()
+@dataclass
+class _Known:
+    """What is remembered of a model, as long as its constitution stays."""
+
+    constitution: Hashable
+    adapter: Adapter
+    report: ModelReport
+
+
+_KNOWN: weakref.WeakKeyDictionary[nn.Module, _Known] = weakref.WeakKeyDictionary()
+
+
+def constitution(model: Any) -> Hashable:
+    """All that an adapter remembers depends on, beside the values of the weights.
+
+    Modules, types and devices of the parameters, how attention is computed, and the basis. Modes
+    (training, gradients) do not belong here: an adapter chooses them itself.
+    """
+    config = getattr(model.original_model, "config", None) if is_bridge(model) else None
+    return (
+        tuple((id(module), type(module)) for module in every_module(model)),
+        tuple((p.dtype, p.device) for p in every_parameter(model)),
+        getattr(config, "_attn_implementation", None),
+        getattr(model, "_weights_processed", None),
+    )
 
 
 def adapt(model: Model, *, name: str | None = None, revision: str | None = None) -> Adapter:
@@ -36,40 +63,46 @@ def adapt(model: Model, *, name: str | None = None, revision: str | None = None)
             of the checks of `memcircuits.models.validation`.
     """
     if isinstance(model, Adapter):
-        return model
+        name, revision, model = model.name, model.revision, model.model
     if not isinstance(model, nn.Module) or not hasattr(model, "hook_dict"):
-        raise UnsupportedModel(
-            "model",
-            type(model).__name__,
-            "pass a HookedTransformer, a TransformerBridge or what load_model() returns",
-        )
+        raise not_a_model(model)
     if not hasattr(model, "blocks"):
         raise UnsupportedModel(
             "model", name or type(model).__name__, "it is no stack of decoder blocks"
         )
-    if model not in _ADAPTERS:
-        try:
-            _ADAPTERS[model] = Adapter(model, name=name, revision=revision)
-            validate_model(model)
-        except BaseException as error:
-            _ADAPTERS.pop(model, None)
-            if isinstance(error, _CANNOT_RUN) and not isinstance(error, torch.OutOfMemoryError):
-                text = " ".join(str(error).split())[:200]
-                reason = f"the analyses cannot handle it ({type(error).__name__}: {text})"
-                raise UnsupportedModel("model", name or type(model).__name__, reason) from error
-            raise
-    return _ADAPTERS[model]
+    known, current = _KNOWN.get(model), constitution(model)
+    if known is None or known.constitution != current:
+        if known is not None:
+            name, revision = known.adapter.name, known.adapter.revision
+        _KNOWN.pop(model, None)
+        known = _tried(model, name, revision)
+        # Trying a model can change it: TransformerLens completes itself in the first pass.
+        known.constitution = constitution(model)
+        _KNOWN[model] = known
+    return known.adapter
+
+
+def _tried(model: nn.Module, name: str | None, revision: str | None) -> _Known:
+    """The adapter and the report of a model that is new here."""
+    try:
+        adapter = Adapter(model, name=name, revision=revision)
+        return _Known(None, adapter, run_checks(adapter))
+    except (InputError, MemoryError, torch.OutOfMemoryError):
+        raise
+    except Exception as error:  # a model that does not fit TransformerLens can raise anything
+        text = " ".join(str(error).split())[:200]
+        reason = (
+            f"the analyses cannot handle it ({type(error).__name__}: {text}); use another model"
+        )
+        raise UnsupportedModel("model", name or type(model).__name__, reason) from error
 
 
 def validate_model(model: Model) -> ModelReport:
-    """Check a model by trying it, once per model object; later calls return the same report.
+    """Check a model by trying it, once as long as it stays what it is; the report of that.
 
     Raises:
         UnsupportedModel: if a statement of `memcircuits.models.validation` does not hold; the
             message says which.
     """
     adapter = adapt(model)
-    report = _REPORTS.get(adapter.model)
-    if report is None:
-        report = _REPORTS[adapter.model] = run_checks(adapter)
-    return report
+    return _KNOWN[adapter.model].report

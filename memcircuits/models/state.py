@@ -1,6 +1,6 @@
 """Leaving a model as it came: training flags, gradients and forwards, also after an exception.
 
-Analyses evaluate models in inference mode of their own making: no dropout, gradients only for the
+Analyses evaluate models in a state of their own making: no dropout, gradients only for the
 parameters that are asked about, and fused kernels (`memcircuits.models.kernels`). The caller's
 model may be in training, with gradients accumulated and some parameters frozen; it is found so
 again.
@@ -15,7 +15,14 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from memcircuits.models.architecture import is_bridge
+from memcircuits.core.errors import UnsupportedModel
+from memcircuits.core.torch_state import plain_torch
+from memcircuits.models.architecture import (
+    architecture_of,
+    every_module,
+    every_parameter,
+    is_bridge,
+)
 from memcircuits.models.kernels import patched_forwards
 
 
@@ -31,10 +38,14 @@ def preserved(
         model: a TransformerLens model.
         grad: the only parameters that require gradients inside; without any, gradients are off.
         forwards: see `memcircuits.models.kernels.patched_forwards`.
+
+    Raises:
+        UnsupportedModel: if gradients are asked for and the weights cannot have any.
     """
-    training = [module for module in model.modules() if module.training]
+    refuse_inference_tensors(model, grad)
+    training = [module for module in every_module(model) if module.training]
     wanted = {id(parameter) for parameter in grad}
-    flags = [(p, p.requires_grad) for p in model.parameters()] if grad else []
+    flags = [(p, p.requires_grad) for p in every_parameter(model)] if grad else []
     copies = _plain_copies(model) if grad else []
     try:
         for module in training:
@@ -43,7 +54,7 @@ def preserved(
             parameter.requires_grad_(id(parameter) in wanted)
         for attributes, name, _, parameter in copies:
             attributes[name] = parameter
-        with torch.set_grad_enabled(bool(grad)), patched_forwards(forwards):
+        with plain_torch(), torch.set_grad_enabled(bool(grad)), patched_forwards(forwards):
             yield
     finally:
         for attributes, name, tensor, _ in copies:
@@ -52,6 +63,23 @@ def preserved(
             parameter.requires_grad_(flag)
         for module in training:
             module.training = True
+
+
+def refuse_inference_tensors(model: Any, parameters: Sequence[nn.Parameter]) -> None:
+    """Refuse parameters made in `torch.inference_mode()`.
+
+    Outside of it torch can neither differentiate nor change them.
+
+    Raises:
+        UnsupportedModel: if there are any.
+    """
+    if any(parameter.is_inference() for parameter in parameters):
+        raise UnsupportedModel(
+            "model",
+            architecture_of(model),
+            "its weights were made inside torch.inference_mode(), so they have no gradients and "
+            "cannot be edited; load the model outside of it",
+        )
 
 
 def _plain_copies(model: Any) -> list[tuple[dict[str, Any], str, Tensor, nn.Parameter]]:

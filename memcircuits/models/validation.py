@@ -244,7 +244,7 @@ def _largest_heads(
     outputs: list[Float[Tensor, "pos d_model"]] = []
     for layer in range(adapter.n_layers):
         z = clean.cache[hook_name("z", layer)][0]
-        w_o = adapter.weight(layer, "W_O").values
+        w_o = adapter.weight(layer, "W_O").matrix
         if w_o.shape[:2] != z.shape[1:]:
             raise UnsupportedModel(
                 "model",

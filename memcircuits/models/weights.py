@@ -2,15 +2,20 @@
 
 A `HookedTransformer` holds `W_Q` as [head, d_model, d_head], or as `_W_K` with one head per group
 where heads share keys. A `TransformerBridge` holds the modules of transformers, which store
-[out, in] (Linear) or [in, out] (Conv1D) with all heads side by side. `find_weight` finds the
-parameter and a `split` from its shape to `[head, d_in, d_out]`. A split only ever makes views: what
-is written into `Weight.values` is written into the model, and the gradient of the parameter is
-split in the same way. So gradients, masks and edits have the same coordinates for every model.
+[out, in] or [in, out] (`memcircuits.models.layout` tries which) with all heads side by side.
+`find_weight` finds the parameter and a `split` from its shape to `[head, d_in, d_out]`. A split
+only ever makes views: what is written into `Weight.values` is written into the model, and the
+gradient of the parameter is split in the same way. So gradients, masks and edits have the same
+coordinates for every model.
+
+A wrapper such as LoRA adds a matrix of its own to the one that it wraps. The parameter is then the
+wrapped one: the gradient is the same for both terms of a sum, and an edit of either changes the sum
+alike. `Weight.matrix` is the sum.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Hashable
 from dataclasses import dataclass
 from functools import partial
 from typing import Any
@@ -21,6 +26,13 @@ from torch import Tensor, nn
 
 from memcircuits.core.errors import UnsupportedModel
 from memcircuits.models.architecture import architecture_of, is_bridge
+from memcircuits.models.layout import (
+    Layout,
+    applied_matrix,
+    is_plain,
+    stored_matrix,
+    tried_layout,
+)
 
 HEAD_COMPONENTS = ("W_Q", "W_K", "W_V", "W_O")
 """Matrices of attention, which have a head axis."""
@@ -39,19 +51,32 @@ class Weight:
         parameter: the leaf parameter that holds it; may hold other heads too.
         split: maps a tensor of the parameter's shape (values or gradient) to a view
             `[head, d_in, d_out]`; MLP matrices have a single "head".
-        module: the Linear or Conv1D that applies it and nothing else; None where there is none.
+        layout: order of the axes of the parameter, where a module applies it.
+        module: what applies it to its input by a matrix product; None where there is none.
+        is_wrapped: whether the module may add another matrix to the parameter's.
     """
 
     layer: int
     component: str
     parameter: nn.Parameter
     split: Callable[[Tensor], Tensor]
+    layout: Layout = "in out"
     module: nn.Module | None = None
+    is_wrapped: bool = False
 
     @property
     def values(self) -> Float[Tensor, "head d_in d_out"]:
-        """The weights themselves, detached; writing into the view writes into the model."""
+        """The parameter, detached; writing into the view writes into the model."""
         return self.split(self.parameter.detach())
+
+    @property
+    def matrix(self) -> Float[Tensor, "head d_in d_out"]:
+        """What the model multiplies by: the values, and what a wrapper adds to them."""
+        if not self.is_wrapped or self.module is None:
+            return self.values
+        _, d_in = self.parameter.shape if self.layout == "out in" else self.parameter.shape[::-1]
+        matrix = applied_matrix(self.module, self.parameter, d_in)
+        return self.split(matrix.T if self.layout == "out in" else matrix)
 
 
 def component_names(model: Any) -> tuple[str, ...]:
@@ -63,7 +88,15 @@ def component_names(model: Any) -> tuple[str, ...]:
     return (*HEAD_COMPONENTS, *(("W_gate",) if gated else ()), *MLP_COMPONENTS)
 
 
-def find_weight(model: Any, layer: int, component: str, *, heads: int, bypassed: bool) -> Weight:
+def find_weight(
+    model: Any,
+    layer: int,
+    component: str,
+    *,
+    heads: int,
+    bypassed: bool,
+    layouts: dict[Hashable, Layout],
+) -> Weight:
     """The weight matrix `component` of block `layer`.
 
     Args:
@@ -72,6 +105,7 @@ def find_weight(model: Any, layer: int, component: str, *, heads: int, bypassed:
         component: name of the matrix.
         heads: number of heads that it is split into, 1 for matrices of the MLP.
         bypassed: whether the model computes with the matrix without calling its module.
+        layouts: the layouts that were tried before, for modules of the same kind.
 
     Raises:
         UnsupportedModel: if the architecture stores it in a form not understood here.
@@ -79,29 +113,30 @@ def find_weight(model: Any, layer: int, component: str, *, heads: int, bypassed:
     if not is_bridge(model):
         held = _hooked_parameter(model, layer, component)
         return Weight(layer, component, held, lambda t: t.view(heads, *t.shape[-2:]))
+    owner = architecture_of(model)
     module = _bridge_module(model, layer, component)
-    parameter = getattr(module, "weight", None)
-    if module is None or not isinstance(parameter, nn.Parameter):
-        raise UnsupportedModel(
-            "model", architecture_of(model), f"its block {layer} has no separate {component}"
-        )
-    split = partial(rearrange, pattern=_split_pattern(module, component), head=heads)
-    return Weight(layer, component, parameter, split, None if bypassed else module)
+    if module is None:
+        raise UnsupportedModel("model", owner, f"its block {layer} has no separate {component}")
+    what = f"{component} of block {layer}"
+    parameter = stored_matrix(module, owner, what)
+    kind = (component, *(type(m) for m in module.modules()), parameter.shape, parameter.dtype)
+    if kind not in layouts:
+        layouts[kind] = tried_layout(module, parameter, owner, what)
+    layout = layouts[kind]
+    split = partial(rearrange, pattern=_split_pattern(layout, component), head=heads)
+    applied_by = None if bypassed else module
+    return Weight(layer, component, parameter, split, layout, applied_by, not is_plain(module))
 
 
-def _split_pattern(module: nn.Module, component: str) -> str:
-    """From a module's weight, where the heads lie side by side, to a view of each head.
+def _split_pattern(layout: Layout, component: str) -> str:
+    """From a stored matrix, where the heads lie side by side, to a view of each head.
 
-    Torch's Linear stores [out, in], transformers' Conv1D [in, out]. The heads of W_O share its
-    input axis, those of the other matrices of attention their output axis.
+    The heads of W_O share its input axis, those of the other matrices of attention their output
+    axis.
     """
-    if isinstance(module, nn.Linear):
-        if component == "W_O":
-            return "d_out (head d_in) -> head d_in d_out"
-        return "(head d_out) d_in -> head d_in d_out"
-    if component == "W_O":
-        return "(head d_in) d_out -> head d_in d_out"
-    return "d_in (head d_out) -> head d_in d_out"
+    d_in, d_out = ("(head d_in)", "d_out") if component == "W_O" else ("d_in", "(head d_out)")
+    stored = f"{d_out} {d_in}" if layout == "out in" else f"{d_in} {d_out}"
+    return f"{stored} -> head d_in d_out"
 
 
 def _hooked_parameter(model: Any, layer: int, component: str) -> nn.Parameter:

@@ -38,7 +38,8 @@ class Provenance:
     """What a result was computed from: enough to repeat it, nothing of the user's computer.
 
     Attributes:
-        model: name and fingerprint of the weights, class, architecture, basis, dtype, device kind.
+        model: name and fingerprint of the weights, class, architecture, basis, dtype, device kind,
+            and the caller's hooks that were active.
         paragraphs: name of the set -> number, lengths, tokens in front and hash of its ids.
         options: the call's options, the seed among them.
         versions: memcircuits, transformer-lens, torch, transformers.
@@ -66,6 +67,7 @@ class Provenance:
                 "basis": adapter.basis,
                 "dtype": str(adapter.dtype).removeprefix("torch."),
                 "device": adapter.device.type,
+                "hooks": adapter.foreign_hooks,
             },
             paragraphs={
                 name: {
@@ -97,6 +99,15 @@ class Provenance:
             first = error.errors(include_url=False)[0]
             part = ".".join(map(str, ("provenance", *first["loc"])))
             raise ValueError(f"{part}: {first['msg']}") from None
+
+    @property
+    def notes(self) -> tuple[str, ...]:
+        """What the reader of any number must know about the model."""
+        hooks = self.model.get("hooks") or []
+        if not hooks:
+            return ()
+        named = ", ".join(hooks[:3]) + (f" and {len(hooks) - 3} more" if len(hooks) > 3 else "")
+        return (f"the numbers are the model's with hooks of the caller on it ({named})",)
 
     @property
     def basis(self) -> str:

@@ -88,6 +88,14 @@ class Result:
         for entry in dataclasses.fields(self):  # type: ignore[arg-type]
             if str(entry.type).startswith("tuple["):
                 object.__setattr__(self, entry.name, tuple(getattr(self, entry.name)))
+        if hasattr(self, "notes"):
+            notes = tuple(dict.fromkeys((*self.notes, *self._provenance_notes)))
+            object.__setattr__(self, "notes", notes)
+
+    @property
+    def _provenance_notes(self) -> tuple[str, ...]:
+        provenance = getattr(self, "provenance", None)
+        return provenance.notes if isinstance(provenance, Provenance) else ()
 
     def to_frame(self) -> pd.DataFrame:
         """The result as a pandas table."""
@@ -98,12 +106,13 @@ class Result:
         raise NotImplementedError
 
     def __repr__(self) -> str:
-        return f"<{type(self).__name__}: {self}>"
+        return f"<{type(self).__name__}: {'; '.join((str(self), *self._provenance_notes))}>"
 
     def _repr_html_(self) -> str:
         frame = self.to_frame()
         table = frame.head(20).to_html(index=False, escape=True)
-        page = f"<p>{html.escape(str(self))}</p>{table}"
+        lines = (str(self), *self._provenance_notes)
+        page = "".join(f"<p>{html.escape(line)}</p>" for line in lines) + table
         if len(frame) > 20:
             page += f"<p>The first 20 of {len(frame):,} rows.</p>"
         return page

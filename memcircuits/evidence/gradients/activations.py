@@ -24,6 +24,7 @@ from torch import Tensor
 from memcircuits.core.errors import InputError, one_of
 from memcircuits.core.progress import bar
 from memcircuits.core.statistics import finite_rows, left_out
+from memcircuits.core.torch_state import plain_torch
 from memcircuits.data.paragraphs import Paragraphs, ParagraphsLike
 from memcircuits.measure.continuation import score_continuation
 from memcircuits.models.adapter import Adapter, Model
@@ -96,6 +97,7 @@ class ActivationGradients(Result, kind="activation-gradients"):
         return f"activation gradients at {', '.join(self.values)} [{self.units}]"
 
 
+@plain_torch()
 def activation_gradients(
     model: Model,
     paragraphs: ParagraphsLike,

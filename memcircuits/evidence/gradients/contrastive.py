@@ -24,6 +24,7 @@ from torch import Tensor
 from memcircuits.core.errors import at_least, one_of
 from memcircuits.core.progress import bar
 from memcircuits.core.statistics import left_out
+from memcircuits.core.torch_state import plain_torch
 from memcircuits.data.paragraphs import Paragraphs, ParagraphsLike, refuse_overlap
 from memcircuits.evidence.gradients.parameters import ParameterGradients
 from memcircuits.evidence.gradients.pooling import Pool, layer_summaries, stack_layers, summarize
@@ -36,6 +37,7 @@ from memcircuits.models.weights import Weight
 from memcircuits.results.provenance import Provenance
 
 
+@plain_torch()
 def contrastive_gradients(  # noqa: PLR0913
     model: Model,
     memorized: ParagraphsLike,

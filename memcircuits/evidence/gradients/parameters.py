@@ -24,6 +24,7 @@ from torch import Tensor
 
 from memcircuits.core.errors import InputError, one_of
 from memcircuits.core.statistics import left_out
+from memcircuits.core.torch_state import plain_torch
 from memcircuits.data.paragraphs import Paragraphs, ParagraphsLike
 from memcircuits.evidence.gradients.pooling import STATISTICS, Pool, layer_summaries, summarize
 from memcircuits.measure.gradients import mean_gradient, paragraph_gradients
@@ -133,6 +134,7 @@ class ParameterGradients(Result, kind="parameter-gradients"):
         return f"{self.pool} {self.objective} gradients, lower-half share {self.layer_share():.3f}"
 
 
+@plain_torch()
 def parameter_gradients(
     model: Model,
     paragraphs: ParagraphsLike,

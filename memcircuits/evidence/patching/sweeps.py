@@ -35,6 +35,7 @@ import torch
 from memcircuits.core.errors import InputError, UnsupportedModel, at_least, one_of
 from memcircuits.core.progress import bar
 from memcircuits.core.statistics import finite_mean
+from memcircuits.core.torch_state import plain_torch
 from memcircuits.data.paragraphs import ParagraphsLike
 from memcircuits.evidence.patching.attribution import attribution_effects, check_estimates
 from memcircuits.evidence.patching.context import Direction, PatchingContext, Positions
@@ -53,6 +54,7 @@ from memcircuits.models.hooks import hook_name
 PatchMethod = Literal["exact", "attribution"]
 
 
+@plain_torch()
 def patch_heads(  # noqa: PLR0913
     model: Model,
     clean: ParagraphsLike,
@@ -147,6 +149,7 @@ def patch_heads(  # noqa: PLR0913
     )
 
 
+@plain_torch()
 def patch_layers(  # noqa: PLR0913
     model: Model,
     clean: ParagraphsLike,

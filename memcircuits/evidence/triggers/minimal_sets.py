@@ -22,6 +22,7 @@ from torch import Tensor
 from memcircuits.core.errors import InputError, at_least
 from memcircuits.core.progress import bar
 from memcircuits.core.statistics import bootstrap_interval
+from memcircuits.core.torch_state import plain_torch
 from memcircuits.data.paragraphs import Paragraphs, ParagraphsLike
 from memcircuits.data.unigrams import UnigramTable
 from memcircuits.evidence.triggers.replacements import Replacement, choose_tokens
@@ -124,6 +125,7 @@ def _mean_curve(name: str, first: int, em: Int[Tensor, "paragraph x"]) -> pd.Dat
     )
 
 
+@plain_torch()
 def minimal_sets(  # noqa: PLR0913
     model: Model,
     paragraphs: ParagraphsLike,

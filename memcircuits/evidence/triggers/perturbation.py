@@ -25,6 +25,7 @@ from torch.nn.functional import pad
 from memcircuits.core.errors import InputError
 from memcircuits.core.progress import bar
 from memcircuits.core.statistics import DRAWS, bootstrap_interval, finite_rows, left_out
+from memcircuits.core.torch_state import plain_torch
 from memcircuits.data.paragraphs import Paragraphs, ParagraphsLike
 from memcircuits.data.unigrams import UnigramTable
 from memcircuits.evidence.triggers.pairs import CleanCorrupted, most_destructive_pairs
@@ -219,6 +220,7 @@ class Perturbation(Result, kind="perturbation"):
         )
 
 
+@plain_torch()
 def perturb_prefix(
     model: Model,
     paragraphs: ParagraphsLike,

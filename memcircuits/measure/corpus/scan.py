@@ -31,6 +31,7 @@ from pathlib import Path
 from memcircuits.core.errors import InputError
 from memcircuits.core.io import write_atomically
 from memcircuits.core.progress import bar
+from memcircuits.core.torch_state import plain_torch
 from memcircuits.data.windows import Windows
 from memcircuits.measure.corpus.folder import EMPTY_COUNTS, ScanFolder, total_counts
 from memcircuits.measure.corpus.parts import PART_RECORDS, PartWriter, part_counts
@@ -39,6 +40,7 @@ from memcircuits.models.adapter import Model
 from memcircuits.models.registry import adapt
 
 
+@plain_torch()
 def scan_to_disk(  # noqa: PLR0913
     model: Model,
     source: str | os.PathLike[str],
