@@ -37,6 +37,7 @@ from torch import Tensor
 from memcircuits.core.errors import InputError
 from memcircuits.core.progress import bar
 from memcircuits.core.statistics import bootstrap_interval, finite_mean, finite_rows, left_out
+from memcircuits.core.torch_state import plain_torch
 from memcircuits.data.paragraphs import Paragraphs, ParagraphsLike
 from memcircuits.data.tokens import TokenizerLike, refuse_other_tokenizer
 from memcircuits.data.unigrams import UnigramTable
@@ -281,6 +282,7 @@ def _interval(samples: Float[Tensor, " paragraph"], seed: int) -> tuple[float, f
     return float(low), float(high)
 
 
+@plain_torch()
 def counterfactual(
     model: Model,
     twin: Model,
