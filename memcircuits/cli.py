@@ -75,8 +75,8 @@ _unigrams = typer.Typer(help="Token counts of a corpus.", no_args_is_help=True)
 _unigrams.command()(_as_typer_command(unigrams.build))
 app.add_typer(_unigrams, name="unigrams")
 _bench = typer.Typer(help="Benchmarks of the methods themselves.", no_args_is_help=True)
-_bench.callback()(lambda: None)  # a group, although it has a single command
 _bench.command()(_as_typer_command(bench.localize))
+_bench.command()(_as_typer_command(bench.natural))
 app.add_typer(_bench, name="bench")
 
 

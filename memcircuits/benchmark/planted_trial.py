@@ -163,7 +163,7 @@ def _score(
     """Run one localizer and compare its scores with the truth."""
     start = time.perf_counter()
     with count_forwards(task.adapter) as cost:
-        scores = _scores(task, name, unit)
+        scores = scores_of(task, name, unit)
     fields = {"localizer": name, "unit": unit, **metrics(scores, truth), **cost}
     fields["wall"] = time.perf_counter() - start
     if unit == "head":
@@ -171,7 +171,8 @@ def _score(
     return LocalizerScore.model_validate(fields), scores
 
 
-def _scores(task: LocalizationTask, name: str, unit: Unit) -> Float[Tensor, " unit"]:
+def scores_of(task: LocalizationTask, name: str, unit: Unit) -> Float[Tensor, " unit"]:
+    """The scores of a localizer, or of one of the package's own rankings."""
     if name not in RANKINGS:
         return localize(task, name, unit)
     ranking = find_memorization_heads(

@@ -1,14 +1,15 @@
-"""`memcircuits bench localize`: a leaderboard of methods that look for planted paragraphs."""
+"""`memcircuits bench`: leaderboards of methods that look for paragraphs, planted or trained in."""
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated
 
 import typer
 
-from memcircuits.commands.inputs import Inputs, unigram_table
-from memcircuits.commands.options import Json, Out, Seed
+from memcircuits.commands.inputs import Inputs, load, load_twin, unigram_table
+from memcircuits.commands.options import Json, Out, Seed, Twin
 from memcircuits.commands.output import print_json, print_table, records, say, say_written
 from memcircuits.commands.selection import names
 
@@ -76,3 +77,74 @@ def localize(
     else:
         print_table(frame[["kind", "localizer", "trials", *METRICS, "forwards"]])
     say_written(write_leaderboard(trials, out), inputs.quiet)
+
+
+@dataclass(frozen=True)
+class NaturalOptions:
+    """How many trials there are, of which paragraphs and localizers."""
+
+    trials: Annotated[int, typer.Option(min=1, help="Number of trials in each direction.")] = 8
+    n_paragraphs: Annotated[
+        int, typer.Option("--per-trial", min=1, help="Number of paragraphs of each trial.")
+    ] = 4
+    localizers: Annotated[
+        str | None, typer.Option(help="Score only these, with commas; by default, all.")
+    ] = None
+    quick: Annotated[
+        bool, typer.Option("--quick", help="Run only two trials of two paragraphs each.")
+    ] = False
+    seed: Seed = 0
+
+
+def natural(
+    inputs: Inputs,
+    options: NaturalOptions,
+    twin: Twin = None,
+    noise: Annotated[
+        str | None,
+        typer.Option(
+            help="Model trained on the paragraphs of --model in another order: the floor."
+        ),
+    ] = None,
+    out: Out = Path("memcircuits-natural"),
+    json: Json = False,
+) -> None:
+    """Score how localizers find what training wrote, by exchanging heads with a twin.
+
+    The paragraphs are sorted by their column role (organism, twin, neither), or without one by which
+    model recites them. Every trial is a file in OUT: run the command again to continue after an
+    interruption. Writes natural.parquet, natural.json, natural.md and natural.html.
+
+    Example: memcircuits bench natural --quick --out natural
+    """
+    from memcircuits.benchmark.natural import natural_leaderboard, write_natural_leaderboard
+    from memcircuits.benchmark.natural_trials import (
+        Twins,
+        read_natural_trials,
+        run_natural_trials,
+    )
+
+    model, paragraphs = inputs.load()
+    twins = Twins.of(
+        model,
+        load_twin(inputs, twin),
+        paragraphs,
+        noise=None if noise is None else load(noise, inputs.quiet, **inputs.loading),
+        unigrams=unigram_table(inputs.model, None),
+    )
+    run_natural_trials(
+        twins,
+        out,
+        n_trials=2 if options.quick else options.trials,
+        n_paragraphs=2 if options.quick else options.n_paragraphs,
+        localizers=names(options.localizers),
+        seed=options.seed,
+        progress=inputs.progress,
+    )
+    trials = read_natural_trials(out)
+    frame = natural_leaderboard(trials, seed=options.seed)
+    if json:
+        print_json({"leaderboard": records(frame)})
+    else:
+        print_table(frame.drop(columns=["reference"]))
+    say_written(write_natural_leaderboard(trials, out, seed=options.seed), inputs.quiet)

@@ -71,6 +71,9 @@ OPTIONS: dict[str, tuple[str, ...]] = {
     "--seed": ("x", "", "1.5", str(2**70), str(-(2**70))),
     "--top": ("0", "-5", "x"),
     "--twin": ("", "nobody/nothing", "empty", "file", "a b"),
+    "--trials": ("0", "-1", "x"),
+    "--per-trial": ("0", "-1", "x"),
+    "--noise-twin": ("", "nobody/nothing", "empty"),
     "--by": ("", "x"),
     "--patched": ("", "norms"),
     "--units": ("", "x", "head,", "neuron"),
@@ -142,7 +145,7 @@ def odd_command_line(
     chosen = {"--model": "tiny", "--paragraphs": "good.jsonl"}
     if command == "heads":  # whose own folder holds what `report` is given here
         chosen |= {"--out": "heads"}
-    if command in ("counterfactual", "transplant"):
+    if command in ("counterfactual", "transplant", "bench natural"):
         chosen |= {"--twin": "tiny"}
     if command == "plant":
         chosen |= {"--where": "L1H2", "--steps": "2"}
