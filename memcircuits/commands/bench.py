@@ -103,7 +103,8 @@ def natural(
     noise: Annotated[
         str | None,
         typer.Option(
-            help="Model trained on the paragraphs of --model in another order: the floor."
+            "--noise-twin",
+            help="Model trained on the paragraphs of --model in another order: the floor.",
         ),
     ] = None,
     out: Out = Path("memcircuits-natural"),
@@ -111,9 +112,9 @@ def natural(
 ) -> None:
     """Score how localizers find what training wrote, by exchanging heads with a twin.
 
-    The paragraphs are sorted by their column role (organism, twin, neither), or without one by which
-    model recites them. Every trial is a file in OUT: run the command again to continue after an
-    interruption. Writes natural.parquet, natural.json, natural.md and natural.html.
+    The paragraphs are sorted by their column role (organism, twin, neither), or without one by
+    which model recites them. Every trial is a file in OUT: run the command again to continue after
+    an interruption. Writes natural.parquet, natural.json, natural.md and natural.html.
 
     Example: memcircuits bench natural --quick --out natural
     """

@@ -94,6 +94,22 @@ def test_transplant_prints_a_table_and_writes_a_page(options, folder, tmp_path):
     assert sorted(p.name for p in out.iterdir()) == ["transplant.html", "transplant.safetensors"]
 
 
+def test_the_natural_benchmark_prints_a_leaderboard(options, folder, tmp_path):
+    zoo.hf_model("gpt_neo", seed=1).save_pretrained(tmp_path / "twin")
+    zoo.tokenizer().save_pretrained(tmp_path / "twin")
+    models = [zoo.bridge("gpt_neo"), zoo.bridge("gpt_neo", seed=1)]
+    rows = [row for m in models for row in zoo.mixed(m, n=3).ids.tolist()]
+    (tmp_path / "both.jsonl").write_text("".join(json.dumps({"ids": row}) + "\n" for row in rows))
+    chosen = {"--paragraphs": "both.jsonl", "--twin": "twin", "--out": "out"}
+    arguments = [part for key, name in chosen.items() for part in (key, str(tmp_path / name))]
+    arguments += ["--quick", "--localizers", "random", "--json", *options[:2], *options[4:]]
+    result = runner.invoke(app, ["bench", "natural", *arguments])
+    assert result.exit_code == 0, result.output
+    leaderboard = json.loads(result.stdout)["leaderboard"]
+    assert {row["direction"] for row in leaderboard} == {"model", "twin"}
+    assert "random" in {row["localizer"] for row in leaderboard}
+
+
 def test_perturb_measures_controls_against_their_own_continuation(options, tmp_path):
     out = tmp_path / "out"
     arguments = ["--replacement", "random,second", "--max-paragraphs", "3", "--minimal"]
