@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from memcircuits.commands.options import (
+    BosOption,
     Continuation,
     Device,
     Dtype,
@@ -21,10 +22,13 @@ from memcircuits.commands.options import (
 from memcircuits.commands.output import say
 
 if TYPE_CHECKING:
+    from memcircuits.data.bos import Bos
     from memcircuits.data.paragraphs import Paragraphs
     from memcircuits.data.unigrams import UnigramTable
 
 SHIPPED_LENGTH = 50  # tokens of prefix and of continuation
+
+_BOS: dict[str, Bos] = {"auto": "auto", "yes": True, "no": False}
 
 # What each shipped model would be without the paragraphs that it was given.
 _TWINS = {
@@ -48,6 +52,7 @@ class Inputs:
     ] = None
     n_prefix: Prefix = SHIPPED_LENGTH
     n_continuation: Continuation = SHIPPED_LENGTH
+    bos: BosOption = "auto"
     device: Device = "auto"
     dtype: Dtype = "float32"
     revision: Revision = None
@@ -58,6 +63,18 @@ class Inputs:
     def progress(self) -> bool:
         """Whether progress is shown."""
         return not self.quiet
+
+    @property
+    def tokens_in_front(self) -> Bos:
+        """The argument `bos` of what reads text.
+
+        Raises:
+            InputError: for another word than those of `--bos`.
+        """
+        from memcircuits.core.errors import one_of
+
+        one_of("--bos", self.bos, _BOS)
+        return _BOS[self.bos]
 
     @property
     def loading(self) -> dict[str, Any]:
@@ -85,7 +102,11 @@ class Inputs:
         from memcircuits.data.paragraphs import Paragraphs
 
         return Paragraphs.read(
-            path, model, n_prefix=self.n_prefix, n_continuation=self.n_continuation
+            path,
+            model,
+            n_prefix=self.n_prefix,
+            n_continuation=self.n_continuation,
+            bos=self.tokens_in_front,
         )
 
     def check_paragraphs_given(self) -> None:
@@ -107,6 +128,10 @@ class Inputs:
                 raise InputError(
                     option, length, "the shipped paragraphs have 50 + 50 tokens: give a file"
                 )
+        if self.paragraphs is None and self.tokens_in_front is True:
+            raise InputError(
+                "--bos", "yes", "the organism was trained without it: give a file of paragraphs"
+            )
 
 
 def load(name: str, quiet: bool, **loading: Any) -> Any:

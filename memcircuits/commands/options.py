@@ -54,5 +54,12 @@ TrustRemoteCode = Annotated[
     bool,
     _of_model("Run the code of the repository; needs --revision COMMIT.", "--trust-remote-code"),
 ]
+BosOption = Annotated[
+    str,
+    _of_model(
+        "Tokens in front of every text, never counted: auto (what the tokenizer puts there), "
+        "yes (its BOS in any case) or no."
+    ),
+]
 Prefix = Annotated[int, _of_model("Number of prefix tokens.", min=1, max=100_000)]
 Continuation = Annotated[int, _of_model("Number of continuation tokens.", min=1, max=100_000)]

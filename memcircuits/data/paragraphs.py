@@ -26,6 +26,7 @@ from jaxtyping import Int
 from torch import Tensor
 
 from memcircuits.core.errors import InputError, at_least, one_of
+from memcircuits.data.bos import Bos, bos_ids, without_bos
 from memcircuits.data.formats.listing import find_sources
 from memcircuits.data.formats.records import EMPTY, Row, Source
 from memcircuits.data.formats.sources import read_rows
@@ -124,6 +125,7 @@ class Paragraphs:
         n_prefix: int = 50,
         n_continuation: int = 50,
         names: Sequence[str] = (),
+        bos: Bos = "auto",
     ) -> Paragraphs:
         """Encode each text once, without special tokens, and keep its first tokens.
 
@@ -133,6 +135,9 @@ class Paragraphs:
             n_prefix: tokens of the prefix.
             n_continuation: tokens of the continuation.
             names: a name for each.
+            bos: tokens that the model reads in front of every text and that are not counted:
+                `"auto"` for those that its tokenizer puts there by default, True for its BOS token
+                in any case, False for none.
 
         Raises:
             InputError: if there is no text, or one is shorter than `n_prefix + n_continuation`.
@@ -150,7 +155,8 @@ class Paragraphs:
         at_least("n_prefix", n_prefix, 1)
         at_least("n_continuation", n_continuation, 1)
         length = n_prefix + n_continuation
-        rows = [encode(text, model) for text in texts]
+        front = bos_ids(model, bos)
+        rows = [without_bos(encode(text, model), front) for text in texts]
         short = [i for i, row in enumerate(rows) if len(row) < length]
         if short:
             raise InputError(
@@ -160,7 +166,7 @@ class Paragraphs:
                 "give longer texts or smaller lengths",
             )
         ids = torch.tensor([row[:length] for row in rows], dtype=torch.long)
-        return cls(ids, n_prefix, tuple(names))
+        return cls(ids, n_prefix, tuple(names), bos=front)
 
     @classmethod
     def read(
@@ -170,6 +176,7 @@ class Paragraphs:
         *,
         n_prefix: int = 50,
         n_continuation: int = 50,
+        bos: Bos = "auto",
     ) -> Paragraphs:
         """Read the first window of every row of a file, folder or dataset.
 
@@ -178,6 +185,8 @@ class Paragraphs:
             model: model or tokenizer, needed where there is text.
             n_prefix: tokens of the prefix.
             n_continuation: tokens of the continuation; longer rows are cut.
+            bos: tokens that the model reads in front, as in `from_texts`. Rows of token ids that
+                begin with them do not get them twice. Without a model nothing is put in front.
 
         Raises:
             InputError: if the file is missing, of an unknown format, damaged, empty, or has rows
@@ -188,11 +197,12 @@ class Paragraphs:
         if not rows:
             empty = f"{sources[0].name} is empty"
             raise InputError("paragraphs", empty, "give at least one paragraph")
-        windows = cut(rows, model, Windows(n_prefix, n_continuation))
+        front = bos_ids(model, bos)
+        windows = cut(rows, model, Windows(n_prefix, n_continuation), bos=front)
         if windows.bad:
             raise InputError("paragraphs", windows.bad[0].where, windows.bad[0].reason)
         metadata = columns_of(row.metadata for row in rows)
-        return cls(windows.ids, n_prefix, tuple(row.name for row in rows), metadata)
+        return cls(windows.ids, n_prefix, tuple(row.name for row in rows), metadata, front)
 
     @classmethod
     def shipped(cls, role: Role = "all") -> Paragraphs:

@@ -26,6 +26,7 @@ from torch import Tensor
 from memcircuits.core.errors import InputError, at_least
 from memcircuits.core.io import read_safetensors, safetensors_bytes, write_atomically
 from memcircuits.core.progress import bar
+from memcircuits.data.bos import default_bos, without_bos
 from memcircuits.data.formats.listing import find_sources
 from memcircuits.data.formats.records import BadRow
 from memcircuits.data.formats.sources import Chunk, read_chunks
@@ -220,13 +221,14 @@ class ChunkCount:
         texts: list[str] = []
         ids: list[list[int]] = []
         bad: list[BadRow] = []
+        front = default_bos(tokenizer)
         for row in chunk.rows():
             if isinstance(row, BadRow):
                 bad.append(row)
             elif row.ids is None:
                 texts.append(row.text or "")
             elif max(row.ids, default=0) < d_vocab:
-                ids.append(row.ids)
+                ids.append(without_bos(row.ids, front))
             else:
                 bad.append(BadRow(row.where, f"token ids must lie in [0, {d_vocab})"))
         rows = [np.asarray(row, dtype=np.int64) for row in (*encode_all(texts, tokenizer), *ids)]

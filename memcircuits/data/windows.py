@@ -23,6 +23,7 @@ from jaxtyping import Int
 from torch import Tensor
 
 from memcircuits.core.errors import InputError, at_least
+from memcircuits.data.bos import without_bos
 from memcircuits.data.formats.records import BadRow, Row, Unusable
 from memcircuits.data.tokens import TokenizerLike, decode, encode_all, ids_of_rows
 
@@ -103,6 +104,7 @@ def cut(
     windows: Windows,
     *,
     d_vocab: int | None = None,
+    bos: tuple[int, ...] = (),
 ) -> Cut:
     """Encode rows and cut them into windows.
 
@@ -111,6 +113,8 @@ def cut(
         model: model or tokenizer, needed where rows hold text.
         windows: which slices to take.
         d_vocab: size of the vocabulary; rows with ids outside it are bad.
+        bos: ids of the tokens in front of every window. They are no part of windows; rows that
+            begin with them begin behind them.
 
     Raises:
         InputError: if a row holds text and there is no tokenizer.
@@ -129,7 +133,7 @@ def cut(
     starts: list[np.ndarray] = [np.zeros(0, dtype=np.int64)]
     for row, ids in zip(good, ids_of_rows(good, model), strict=True):
         try:
-            first, row_windows = _windows_of_row(row, ids, windows, d_vocab)
+            first, row_windows = _windows_of_row(row, ids, windows, d_vocab, bos)
         except Unusable as problem:
             bad.append(BadRow(row.where, str(problem)))
             continue
@@ -153,7 +157,7 @@ def cut(
 
 
 def _windows_of_row(
-    row: Row, ids: list[int], windows: Windows, d_vocab: int | None
+    row: Row, ids: list[int], windows: Windows, d_vocab: int | None, bos: tuple[int, ...]
 ) -> tuple[int, Int[Tensor, "window pos"]]:
     """The first window's start, and the windows.
 
@@ -161,11 +165,13 @@ def _windows_of_row(
         Unusable: if the row is too short, or has ids outside the vocabulary.
     """
     first, length = windows.offset, windows.length
+    n_all, ids = len(ids), without_bos(ids, bos)
     if row.split is not None:
         # One window, around the place where the file separates prefix and continuation.
-        first = row.split - windows.n_prefix
+        split = row.split - (n_all - len(ids))
+        first = split - windows.n_prefix
         if first < 0:
-            raise Unusable(f"its prefix has {row.split} tokens; use n_prefix={row.split}")
+            raise Unusable(f"its prefix has {split} tokens; use n_prefix={split}")
         ids = ids[: first + length]
     if len(ids) < first + length:
         needed = f"{first + length} are needed; use smaller lengths or remove the row"

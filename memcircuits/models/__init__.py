@@ -13,7 +13,7 @@ of one module for each thing that it does:
 | `state`, `kernels` | evaluate a model quickly and leave it as it came |
 | `fingerprint` | name the exact weights |
 
-`loading` loads models from the package, folders, GGUF files and the hub; `validation` tries a model
-before its numbers are believed; `batching` divides work so that it fits into memory. May import:
-`core`, `display`, `organism`.
+`loading` loads models from the package, folders, GGUF files and the hub, `own_tokenizer` keeps
+their tokenizers as they were read; `validation` tries a model before its numbers are believed;
+`batching` divides work so that it fits into memory. May import: `core`, `display`, `organism`.
 """

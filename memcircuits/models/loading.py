@@ -24,6 +24,7 @@ import torch
 
 from memcircuits.core.errors import InputError, UnsupportedModel, one_of
 from memcircuits.core.torch_state import plain_torch
+from memcircuits.models.own_tokenizer import kept_as_read
 from memcircuits.models.refusals import not_a_model, refuse_adapter_folder
 from memcircuits.models.registry import adapt
 
@@ -185,9 +186,10 @@ def boot(hf_model: Any, tokenizer: Any, name: str) -> Any:
     if hf_model.config.architectures != [type(hf_model).__name__]:
         hf_model.config.architectures = [type(hf_model).__name__]
     try:
-        bridge = TransformerBridge.boot_transformers(
-            name, hf_model=hf_model, tokenizer=tokenizer, dtype=hf_model.dtype
-        )
+        with kept_as_read(tokenizer):
+            bridge = TransformerBridge.boot_transformers(
+                name, hf_model=hf_model, tokenizer=tokenizer, dtype=hf_model.dtype
+            )
     except (MemoryError, torch.OutOfMemoryError):
         raise
     except Exception as error:  # every architecture has errors of its own

@@ -137,7 +137,8 @@ class ScanFolder:
         ids = torch.tensor(table["ids"].to_pylist())
         metadata = {"em": tuple(table["em"].to_pylist())}
         n_prefix = self.manifest["windows"]["n_prefix"]
-        return Paragraphs(ids, n_prefix, tuple(table["id"].to_pylist()), metadata)
+        bos = tuple(self.manifest["bos"])
+        return Paragraphs(ids, n_prefix, tuple(table["id"].to_pylist()), metadata, bos)
 
     def quarantine(self) -> list[dict[str, Any]]:
         """The rows that could not be used: `where`, `reason`, and `unread` for ends of files."""

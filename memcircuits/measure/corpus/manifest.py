@@ -1,7 +1,8 @@
 """The manifest of a corpus scan: everything that decides its numbers.
 
 A scan may be continued by another process, on another day, on another machine. Its rows are only
-comparable if weights, tokenizer, dtype, weight processing, files and windows are the same. The
+comparable if weights, tokenizer, dtype, weight processing, files, windows and the tokens in front
+of them are the same. The
 manifest records all of these by name or hash; the first process writes it, and every other process
 compares its own with it and stops if they differ.
 """
@@ -29,13 +30,18 @@ _HASHED_BYTES = 2**16  # at both ends of a file
 
 
 def new_manifest(
-    adapter: Adapter, sources: Sequence[Source], windows: Windows, part_records: int
+    adapter: Adapter,
+    sources: Sequence[Source],
+    windows: Windows,
+    part_records: int,
+    bos: tuple[int, ...],
 ) -> dict[str, Any]:
     """The manifest of a scan, in the form in which it is read back from JSON."""
     manifest = {
         "schema": SCHEMA,
         "model": model_identity(adapter),
         "windows": dataclasses.asdict(windows),
+        "bos": bos,
         "part_records": part_records,
         "sources": [source_fingerprint(source) for source in sources],
     }
@@ -59,7 +65,7 @@ def read_manifest(path: Path) -> dict[str, Any]:
         raise InputError("out", f"{folder}/manifest.json", f"damaged ({error})") from None
     if schema != SCHEMA:
         raise InputError("out", folder, f"its schema is {schema}, this version writes {SCHEMA}")
-    return manifest
+    return {"bos": [], **manifest}  # older scans put nothing in front
 
 
 def differences(written: dict[str, Any], expected: dict[str, Any]) -> str:

@@ -25,6 +25,7 @@ import torch
 
 from memcircuits.core.errors import InputError, at_least
 from memcircuits.core.progress import bar
+from memcircuits.data.bos import Bos
 from memcircuits.data.formats.listing import find_sources
 from memcircuits.data.formats.records import Source
 from memcircuits.data.formats.sources import read_chunks
@@ -34,7 +35,7 @@ from memcircuits.data.windows import Windows
 from memcircuits.measure.corpus.folder import ScanFolder
 from memcircuits.measure.corpus.parts import PART_RECORDS, PartWriter, part_counts
 from memcircuits.measure.corpus.plan import Plan
-from memcircuits.measure.corpus.preparation import prepare_scan
+from memcircuits.measure.corpus.preparation import ScanOptions, prepare_scan
 from memcircuits.measure.corpus.scan import finish_shard
 from memcircuits.models.registry import adapt
 
@@ -49,6 +50,7 @@ def scan_with_ray(  # noqa: PLR0913
     out: str | os.PathLike[str],
     *,
     windows: Windows | None = None,
+    bos: Bos = "auto",
     part_records: int = PART_RECORDS,
     batch_size: int | None = None,
     resume: bool = False,
@@ -64,6 +66,7 @@ def scan_with_ray(  # noqa: PLR0913
         source: file, folder or dataset, under the same path on every node.
         out: folder for the parts, under the same path on every node.
         windows: as in `scan_to_disk`.
+        bos: as in `scan_to_disk`.
         part_records: as in `scan_to_disk`.
         batch_size: as in `scan_to_disk`.
         resume: as in `scan_to_disk`.
@@ -83,9 +86,7 @@ def scan_with_ray(  # noqa: PLR0913
         adapter,
         source,
         out,
-        windows=windows,
-        part_records=part_records,
-        batch_size=batch_size,
+        ScanOptions(windows or Windows(), bos, part_records, batch_size),
         resume=resume,
         shard=(0, 1),
     )

@@ -53,7 +53,13 @@ class PartWriter:
     def write(self, name: str, chunk: Chunk) -> dict[str, Any]:
         """Scan one chunk, write its part, and return the part's counts."""
         windows = self.plan.windows
-        cuts = cut(chunk.rows(), self.adapter.tokenizer, windows, d_vocab=self.adapter.d_vocab)
+        cuts = cut(
+            chunk.rows(),
+            self.adapter.tokenizer,
+            windows,
+            d_vocab=self.adapter.d_vocab,
+            bos=self.plan.bos,
+        )
         scan = self._scan(cuts)
         unusable = list(cuts.bad)
         if scan is not None:
@@ -82,7 +88,9 @@ class PartWriter:
         """The scan of the windows of a chunk; None if there are none."""
         if not len(cuts.ids):
             return None
-        paragraphs = Paragraphs(cuts.ids, self.plan.windows.n_prefix, tuple(cuts.names))
+        paragraphs = Paragraphs(
+            cuts.ids, self.plan.windows.n_prefix, tuple(cuts.names), bos=self.plan.bos
+        )
         scores = score_paragraphs(self.adapter, paragraphs, batch_size=self.plan.batch_size)
         return Scan.of(paragraphs, scores, self.provenance)
 

@@ -24,12 +24,14 @@ class Plan:
         windows: what is cut from their rows.
         part_records: maximum number of rows per part, and of KiB of text.
         batch_size: windows per forward pass; fixed, because rounding depends on it.
+        bos: ids of the tokens in front of every window.
     """
 
     sources: tuple[Source, ...]
     windows: Windows
     part_records: int
     batch_size: int
+    bos: tuple[int, ...] = ()
 
     def chunks(self, shard: tuple[int, int] = (0, 1)) -> Iterator[tuple[str, Chunk]]:
         """Part names and chunks of one shard (index, number of shards)."""

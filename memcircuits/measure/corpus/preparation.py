@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 import os
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +16,7 @@ import torch
 
 from memcircuits.core.errors import InputError, at_least
 from memcircuits.core.io import write_if_absent
+from memcircuits.data.bos import Bos, bos_ids, check_bos
 from memcircuits.data.formats.listing import find_sources
 from memcircuits.data.formats.records import BadRow, Source
 from memcircuits.data.formats.sources import read_chunks
@@ -27,14 +29,32 @@ from memcircuits.models.batching import rows_that_fit
 from memcircuits.results.provenance import versions
 
 
+@dataclass(frozen=True)
+class ScanOptions:
+    """What a caller chose about the rows of a scan; the attributes are arguments of `scan_to_disk`.
+
+    Raises:
+        InputError: for an argument that is out of range.
+    """
+
+    windows: Windows
+    bos: Bos
+    part_records: int
+    batch_size: int | None
+
+    def __post_init__(self) -> None:
+        check_bos(self.bos)
+        at_least("part_records", self.part_records, 1)
+        if self.batch_size is not None:
+            at_least("batch_size", self.batch_size, 1)
+
+
 def prepare_scan(
     adapter: Adapter,
     source: str | os.PathLike[str],
     out: str | os.PathLike[str],
+    options: ScanOptions,
     *,
-    windows: Windows | None,
-    part_records: int,
-    batch_size: int | None,
     resume: bool,
     shard: tuple[int, int],
 ) -> tuple[Path, Plan]:
@@ -43,24 +63,23 @@ def prepare_scan(
     Returns:
         The folder, which now holds a manifest, and the plan.
     """
-    at_least("part_records", part_records, 1)
-    if batch_size is not None:
-        at_least("batch_size", batch_size, 1)
     _check_shard(shard)
-    windows = windows or Windows()
-    adapter.check_tokens(torch.zeros(1, windows.length, dtype=torch.long), "windows")
+    windows, part_records = options.windows, options.part_records
+    front = bos_ids(adapter, options.bos)
+    n_inputs = len(front) + windows.length
+    adapter.check_tokens(torch.zeros(1, n_inputs, dtype=torch.long), "windows")
     sources = tuple(find_sources(source))
     _check_readable(sources)
     folder = Path(out)
     if folder.exists() and not folder.is_dir():
         raise InputError("out", folder.name, "it is a file; give a folder")
 
-    manifest = new_manifest(adapter, sources, windows, part_records)
+    manifest = new_manifest(adapter, sources, windows, part_records, front)
     if not (folder / "manifest.json").is_file():
-        size = batch_size or rows_that_fit(adapter, windows.length, windows.n_continuation)
+        size = options.batch_size or rows_that_fit(adapter, n_inputs, windows.n_continuation)
         _write_manifest(folder, manifest, size)
-    size = _check_manifest(folder, manifest, batch_size)
-    plan = Plan(sources, windows, part_records, size)
+    size = _check_manifest(folder, manifest, options.batch_size)
+    plan = Plan(sources, windows, part_records, size, front)
     _check_parts(folder, plan, shard, resume)
     return folder, plan
 

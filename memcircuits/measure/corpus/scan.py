@@ -6,9 +6,9 @@
    forward pass each, and written as one parquet file that appears complete or not at all. The same
    function does this in one process, in a job array and on Ray.
 3. `manifest.json` names everything that decides the rows: weights, tokenizer, dtype, weight
-   processing, files, windows, batch size. A resumed scan (`resume`) skips the parts that exist and
-   refuses a folder whose manifest differs. The versions of the first process are noted but not
-   compared; another version may round differently.
+   processing, files, windows, tokens in front of them, batch size. A resumed scan (`resume`) skips
+   the parts that exist and refuses a folder whose manifest differs. The versions of the first
+   process are noted but not compared; another version may round differently.
 
 Rows that cannot be used, and windows whose scores are not finite, are written to `quarantine` with
 the reason, before the part that counts them.
@@ -32,10 +32,11 @@ from memcircuits.core.errors import InputError
 from memcircuits.core.io import write_atomically
 from memcircuits.core.progress import bar
 from memcircuits.core.torch_state import plain_torch
+from memcircuits.data.bos import Bos
 from memcircuits.data.windows import Windows
 from memcircuits.measure.corpus.folder import EMPTY_COUNTS, ScanFolder, total_counts
 from memcircuits.measure.corpus.parts import PART_RECORDS, PartWriter, part_counts
-from memcircuits.measure.corpus.preparation import prepare_scan
+from memcircuits.measure.corpus.preparation import ScanOptions, prepare_scan
 from memcircuits.models.adapter import Model
 from memcircuits.models.registry import adapt
 
@@ -47,6 +48,7 @@ def scan_to_disk(  # noqa: PLR0913
     out: str | os.PathLike[str],
     *,
     windows: Windows | None = None,
+    bos: Bos = "auto",
     part_records: int = PART_RECORDS,
     batch_size: int | None = None,
     resume: bool = False,
@@ -60,6 +62,7 @@ def scan_to_disk(  # noqa: PLR0913
         source: file, folder or dataset (see `memcircuits.data.formats`).
         out: folder for the parts.
         windows: what to cut from the rows; by default the first 50 + 50 tokens of each.
+        bos: tokens in front of every window, as in `Paragraphs.from_texts`.
         part_records: maximum number of rows per part, and of KiB of text.
         batch_size: windows per forward pass; by default as many as fit. A resumed scan, and the
             other shards, use the first process's.
@@ -77,9 +80,7 @@ def scan_to_disk(  # noqa: PLR0913
         adapter,
         source,
         out,
-        windows=windows,
-        part_records=part_records,
-        batch_size=batch_size,
+        ScanOptions(windows or Windows(), bos, part_records, batch_size),
         resume=resume,
         shard=shard,
     )
