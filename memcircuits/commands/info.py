@@ -17,7 +17,7 @@ from memcircuits.commands.options import (
     Revision,
     TrustRemoteCode,
 )
-from memcircuits.commands.output import print_json
+from memcircuits.commands.output import print_json, print_notes
 
 
 def info(
@@ -37,7 +37,9 @@ def info(
 
     Example: memcircuits info EleutherAI/pythia-70m
     """
-    from memcircuits.models.registry import validate_model
+    from memcircuits.data.tokens import decode
+    from memcircuits.models.registry import adapt, validate_model
+    from memcircuits.results.bos_notes import bos_notes, bos_of_model
 
     loaded = load(
         model,
@@ -49,11 +51,16 @@ def info(
     )
     report = validate_model(loaded)
     properties = report.properties()
-    properties[f"{n_prefix} + {n_continuation} fit"] = n_prefix + n_continuation <= report.n_ctx
+    bos = bos_of_model(adapt(loaded))
+    front = [[token] for token in bos["bos"]]
+    properties["tokens in front"] = decode(front, loaded) if front else []
+    n_tokens = len(front) + n_prefix + n_continuation
+    properties[f"{n_prefix} + {n_continuation} fit"] = n_tokens <= report.n_ctx
     if json:
         print_json(properties)
     else:
         _print(properties)
+        print_notes(bos_notes(bos, {"text": {"bos": bos["bos"]}}))
 
 
 def _print(properties: dict[str, Any]) -> None:
@@ -61,6 +68,8 @@ def _print(properties: dict[str, Any]) -> None:
     for name, value in properties.items():
         if isinstance(value, list):
             value = ", ".join(map(str, value)) or None
+        elif isinstance(value, float):
+            value = f"{value:.3f} nats/token"
         typer.echo(f"{name:<21} {'none' if value is None else value}")
     typer.echo(f"\nchecks, by how much two ways to the same answer differ (at most {tolerance:g}):")
     for name, difference in checks.items():

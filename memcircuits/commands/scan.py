@@ -12,7 +12,7 @@ import typer
 
 from memcircuits.commands.inputs import Inputs
 from memcircuits.commands.options import Json
-from memcircuits.commands.output import print_json, print_table, records, say
+from memcircuits.commands.output import print_json, print_notes, print_table, records, say
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -247,8 +247,10 @@ def _device_of_process(inputs: Inputs, options: CorpusOptions) -> dict[str, Any]
 def _print_folder(folder: ScanFolder, shard: tuple[int, int], json: bool) -> None:
     totals = folder.summary
     if json:
-        print_json({"complete": folder.complete, "totals": totals})
+        notes = list(folder.notes)
+        print_json({"complete": folder.complete, "totals": totals, "notes": notes})
         return
+    print_notes(folder.notes)
     typer.echo(
         f"{totals['windows']} windows of {totals['rows']} rows, {totals['memorized']} memorized, "
         f"{totals['quarantined']} unusable"
@@ -281,9 +283,15 @@ def _print_scan(result: Scan, json: bool, top: int) -> None:
     if json:
         n_continuation = result.token_correct.shape[1]
         print_json(
-            {"summary": groups, "n_continuation": n_continuation, "paragraphs": records(frame)}
+            {
+                "summary": groups,
+                "n_continuation": n_continuation,
+                "notes": list(result.notes),
+                "paragraphs": records(frame),
+            }
         )
         return
+    print_notes(result.notes)
     ordered = frame.sort_values(["em", "nll"], ascending=[False, True], kind="stable")
     hidden = [name for name in _NOT_PRINTED if name != "samples" or result.token_sampled is None]
     print_table(ordered.drop(columns=hidden).head(top))

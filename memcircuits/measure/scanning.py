@@ -52,6 +52,7 @@ class Scan(ParagraphMeasures, Result, kind="scan"):
         token_correct: whether it is the greedy choice, [paragraph, pos].
         token_margin: top-2 logit margin, [paragraph, pos].
         provenance: where the numbers come from.
+        notes: what the reader must know.
         bos: ids of the tokens in front of every paragraph.
         token_sampled: log p of each continuation token where the `sampler` of `scan` draws it,
             nats, [paragraph, pos]; None if none was given.
@@ -67,6 +68,7 @@ class Scan(ParagraphMeasures, Result, kind="scan"):
     token_correct: Bool[Tensor, "paragraph pos"]
     token_margin: Float[Tensor, "paragraph pos"]
     provenance: Provenance
+    notes: tuple[str, ...] = ()
     bos: tuple[int, ...] = ()
     token_sampled: Float[Tensor, "paragraph pos"] | None = None
     greedy: Int[Tensor, "paragraph pos"] | None = None

@@ -14,7 +14,8 @@ tokens are run to test five statements:
 
 Each gives the largest difference found, relative to the size of what is compared; a difference
 above the tolerance makes the model unsupported. The same passes tell at which sites an edit reaches
-the logits. The cost is about a dozen forward passes of eight tokens.
+the logits. The cost is about a dozen forward passes of eight tokens, and eight of sentences
+(`memcircuits.models.bos_probe`).
 
 `memcircuits.models.registry.validate_model` runs the checks once per model and keeps the report.
 """
@@ -34,6 +35,7 @@ from torch import Tensor
 from memcircuits.core.errors import UnsupportedModel
 from memcircuits.models.adapter import Adapter, Run
 from memcircuits.models.architecture import Basis
+from memcircuits.models.bos_probe import bos_gain
 from memcircuits.models.hooks import SITES, ActivationEdit, Site, hook_name
 
 TOLERANCE = 1e-3
@@ -87,6 +89,8 @@ class ModelReport:
     """Size of the vocabulary."""
     n_ctx: int = field(metadata=_fact("context"))
     """Longest paragraph, tokens."""
+    bos_gain: float | None = field(metadata=_fact("gain behind BOS", bos_gain))
+    """By how much BOS in front lowers the NLL of a few sentences, nats/token."""
     local_layers: tuple[int, ...] = field(
         metadata=_fact("local layers", lambda a: tuple(a.local_layers))
     )

@@ -23,6 +23,7 @@ from torch import Tensor
 
 from memcircuits.core.errors import InputError
 from memcircuits.models.adapter import Adapter
+from memcircuits.results.bos_notes import bos_notes, bos_of_model, bos_of_paragraphs
 
 if TYPE_CHECKING:
     from pydantic import TypeAdapter
@@ -39,7 +40,7 @@ class Provenance:
 
     Attributes:
         model: name and fingerprint of the weights, class, architecture, basis, dtype, device kind,
-            and the caller's hooks that were active.
+            the caller's hooks that were active, tokens in front.
         paragraphs: name of the set -> number, lengths, tokens in front and hash of its ids.
         options: the call's options, the seed among them.
         versions: memcircuits, transformer-lens, torch, transformers.
@@ -68,14 +69,15 @@ class Provenance:
                 "dtype": str(adapter.dtype).removeprefix("torch."),
                 "device": adapter.device.type,
                 "hooks": adapter.foreign_hooks,
+                **bos_of_model(adapter),
             },
             paragraphs={
                 name: {
                     "n": len(group),
                     "n_prefix": group.n_prefix,
                     "n_continuation": group.n_continuation,
-                    "bos": list(group.bos),
                     "hash": group.hash,
+                    **bos_of_paragraphs(adapter, group),
                 }
                 for name, group in paragraphs.items()
                 if group is not None
@@ -102,12 +104,13 @@ class Provenance:
 
     @property
     def notes(self) -> tuple[str, ...]:
-        """What the reader of any number must know about the model."""
+        """What the reader of any number must know about the model and the paragraphs."""
+        of_bos = bos_notes(self.model, self.paragraphs)
         hooks = self.model.get("hooks") or []
         if not hooks:
-            return ()
+            return of_bos
         named = ", ".join(hooks[:3]) + (f" and {len(hooks) - 3} more" if len(hooks) > 3 else "")
-        return (f"the numbers are the model's with hooks of the caller on it ({named})",)
+        return (f"the numbers are the model's with hooks of the caller on it ({named})", *of_bos)
 
     @property
     def basis(self) -> str:

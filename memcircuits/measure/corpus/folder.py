@@ -63,6 +63,11 @@ class ScanFolder:
         return f"<ScanFolder {self.folder}: {len(self.parts)} parts, {state}>"
 
     @property
+    def notes(self) -> tuple[str, ...]:
+        """What the reader must know."""
+        return tuple(self.manifest.get("notes", ()))
+
+    @property
     def parts(self) -> list[Path]:
         """The parts, in the corpus's order."""
         return sorted((self.folder / "parts").glob("[0-9]*.parquet"))

@@ -26,6 +26,7 @@ from memcircuits.measure.corpus.parts import PART_NAME
 from memcircuits.measure.corpus.plan import Plan
 from memcircuits.models.adapter import Adapter
 from memcircuits.models.batching import rows_that_fit
+from memcircuits.results.bos_notes import bos_notes, bos_of_model
 from memcircuits.results.provenance import versions
 
 
@@ -77,7 +78,7 @@ def prepare_scan(
     manifest = new_manifest(adapter, sources, windows, part_records, front)
     if not (folder / "manifest.json").is_file():
         size = options.batch_size or rows_that_fit(adapter, n_inputs, windows.n_continuation)
-        _write_manifest(folder, manifest, size)
+        _write_manifest(folder, manifest, size, _notes(adapter, front))
     size = _check_manifest(folder, manifest, options.batch_size)
     plan = Plan(sources, windows, part_records, size, front)
     _check_parts(folder, plan, shard, resume)
@@ -102,13 +103,21 @@ def _check_readable(sources: tuple[Source, ...]) -> None:
         raise InputError("paragraphs", problem.where, problem.reason)
 
 
-def _write_manifest(folder: Path, manifest: dict[str, Any], batch_size: int) -> None:
+def _notes(adapter: Adapter, front: tuple[int, ...]) -> tuple[str, ...]:
+    model = bos_of_model(adapter)
+    windows = {"bos": list(front), "as_trained": list(front) == model["bos"]}
+    return bos_notes(model, {"windows": windows})
+
+
+def _write_manifest(
+    folder: Path, manifest: dict[str, Any], batch_size: int, notes: tuple[str, ...]
+) -> None:
     """Write the manifest, unless another shard was faster.
 
-    Versions and batch size are noted but not compared: another version can be used to continue, and
+    Versions, batch size and notes are kept but not compared: another version can be used to continue, and
     the batch size is that of the first process.
     """
-    noted = {"batch_size": batch_size, "versions": versions()}
+    noted = {"batch_size": batch_size, "versions": versions(), "notes": notes}
     write_if_absent(folder / "manifest.json", json.dumps({**manifest, **noted}, indent=1))
 
 
