@@ -114,7 +114,7 @@ class Paragraphs:
         if not len(ids):
             raise InputError("ids", "empty", "give at least one paragraph")
         tensor = ids if isinstance(ids, Tensor) else ids_from_rows(ids)
-        return cls(tensor, n_prefix, tuple(names), bos=tuple(bos))
+        return cls(tensor, n_prefix, tuple(names), bos=check_bos_ids(bos))
 
     @classmethod
     def from_texts(

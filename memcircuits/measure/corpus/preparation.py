@@ -114,8 +114,8 @@ def _write_manifest(
 ) -> None:
     """Write the manifest, unless another shard was faster.
 
-    Versions, batch size and notes are kept but not compared: another version can be used to continue, and
-    the batch size is that of the first process.
+    Versions, batch size and notes are kept but not compared: another version can be used to
+    continue, and the batch size is that of the first process.
     """
     noted = {"batch_size": batch_size, "versions": versions(), "notes": notes}
     write_if_absent(folder / "manifest.json", json.dumps({**manifest, **noted}, indent=1))
