@@ -32,8 +32,10 @@ from memcircuits.commands import (
     unigrams,
     unlearn,
 )
+from memcircuits.commands.usage_errors import Command, Group
 
 app = typer.Typer(
+    cls=Group,
     help="Which paragraphs does a language model recite, and which heads does that depend on?",
     no_args_is_help=True,
     add_completion=False,
@@ -70,13 +72,13 @@ for _command in (
     plant.plant,
     info.info,
 ):
-    app.command()(_as_typer_command(_command))
-_unigrams = typer.Typer(help="Token counts of a corpus.", no_args_is_help=True)
-_unigrams.command()(_as_typer_command(unigrams.build))
+    app.command(cls=Command)(_as_typer_command(_command))
+_unigrams = typer.Typer(cls=Group, help="Token counts of a corpus.", no_args_is_help=True)
+_unigrams.command(cls=Command)(_as_typer_command(unigrams.build))
 app.add_typer(_unigrams, name="unigrams")
-_bench = typer.Typer(help="Benchmarks of the methods themselves.", no_args_is_help=True)
-_bench.command()(_as_typer_command(bench.localize))
-_bench.command()(_as_typer_command(bench.natural))
+_bench = typer.Typer(cls=Group, help="Benchmarks of the methods themselves.", no_args_is_help=True)
+_bench.command(cls=Command)(_as_typer_command(bench.localize))
+_bench.command(cls=Command)(_as_typer_command(bench.natural))
 app.add_typer(_bench, name="bench")
 
 

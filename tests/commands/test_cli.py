@@ -1,6 +1,7 @@
 """The command line as a user meets it: exit codes, streams, files, speed of --help."""
 
 import json
+import re
 import subprocess
 import sys
 
@@ -294,3 +295,22 @@ def test_lengths_that_the_shipped_paragraphs_do_not_have_are_refused(option):
     result = runner.invoke(app, ["scan", option, "10"])
     assert result.exit_code == 2
     assert f"{option}: 10; the shipped paragraphs have 50 + 50 tokens" in result.stderr
+
+
+@pytest.mark.parametrize(
+    ("arguments", "said"),
+    [
+        (["heads", "--max-paragraphs", "0"], "--max-paragraphs.* 2 .given: 0.; see .*heads --help"),
+        (["heads", "--nosuch"], "No such option: --nosuch.*heads --help"),
+        (["scan", "--max-paragraphs"], "--max-paragraphs.* requires an argument"),
+        (["nosuch"], "No such command 'nosuch'"),
+        (["bench", "nosuch"], "No such command 'nosuch'; see .*bench --help"),
+        (["heads", "a", "b"], "unexpected extra argument"),
+    ],
+)
+def test_wrong_options_are_refused_in_one_line(arguments: list[str], said: str) -> None:
+    result = CliRunner().invoke(app, arguments)
+    assert result.exit_code == 2
+    assert not result.stdout
+    assert result.stderr.count("\n") == 1
+    assert re.match(f"memcircuits: .*{said}", result.stderr)
