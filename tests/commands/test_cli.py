@@ -302,7 +302,7 @@ def test_lengths_that_the_shipped_paragraphs_do_not_have_are_refused(option):
     [
         (["heads", "--max-paragraphs", "0"], "--max-paragraphs.* 2 .given: 0.; see .*heads --help"),
         (["heads", "--nosuch"], "No such option: --nosuch.*heads --help"),
-        (["scan", "--max-paragraphs"], "--max-paragraphs.* requires an argument"),
+        (["heads", "--max-paragraphs"], "--max-paragraphs.* requires an argument"),
         (["nosuch"], "No such command 'nosuch'"),
         (["bench", "nosuch"], "No such command 'nosuch'; see .*bench --help"),
         (["heads", "a", "b"], "unexpected extra argument"),
