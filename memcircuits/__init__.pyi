@@ -14,6 +14,7 @@ from .evidence.gradients.parameters import parameter_gradients
 from .evidence.patching.sweeps import patch_heads
 from .evidence.prefix_cuts.cuts import cut_prefix
 from .evidence.rare_tokens import rare_token_attention
+from .evidence.subnetworks.core import core
 from .evidence.transplants.sweep import transplant
 from .evidence.triggers.perturbation import perturb_prefix
 from .measure.sampling import Sampler
@@ -33,6 +34,7 @@ __all__ = [
     "activation_gradients",
     "attention_view",
     "contrastive_gradients",
+    "core",
     "counterfactual",
     "cut_prefix",
     "edit",

@@ -38,6 +38,7 @@ SCHEMA = 1
 # Where each kind of result is defined: loading a file imports the one module that it needs.
 MODULE_OF_KIND = {
     "activation-gradients": "evidence.gradients.activations",
+    "core": "evidence.subnetworks.results",
     "counterfactual": "evidence.counterfactual",
     "cut-prefix": "evidence.prefix_cuts.result",
     "edit": "editing.edit",

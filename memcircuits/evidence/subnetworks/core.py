@@ -249,7 +249,10 @@ class _Search:
             ).cpu()
 
         size = rows_that_fit(
-            self._adapter, paragraphs.ids.shape[1], paragraphs.n_continuation, self._memory_budget
+            self._adapter,
+            paragraphs.inputs.shape[1],
+            paragraphs.n_continuation,
+            self._memory_budget,
         )
         return map_batches(len(masks) * n, size, one_batch).view(len(masks), n, -1)
 
@@ -273,7 +276,7 @@ def _usable_groups(
     groups = []
     for name, value in (("memorized", memorized), ("control", control)):
         group = Paragraphs.of(value, adapter.model, name)
-        adapter.check_tokens(group.ids, name)
+        adapter.check_tokens(group.inputs, name)
         groups.append(group[has_finite_scores(adapter, group, name, memory_budget)])
     first, second = ((g.n_prefix, g.n_continuation) for g in groups)
     if first != second:

@@ -79,12 +79,10 @@ class MeanAblation:
         totals: dict[str, Tensor] = {}
         n = 0
         for start in range(0, len(reference), _BATCH_SIZE):
-            ids = reference.ids[start : start + _BATCH_SIZE]
-            cache = run_to_continuation(
-                self.adapter, ids, reference.n_prefix, read=self._names
-            ).cache
-            finite = torch.stack([finite_rows(out) for out in cache.values()]).all(0)
-            for name, out in cache.items():
+            batch = slice(start, start + _BATCH_SIZE)
+            run = run_to_continuation(self.adapter, reference, batch, read=self._names)
+            finite = torch.stack([finite_rows(out) for out in run.cache.values()]).all(0)
+            for name, out in run.cache.items():
                 totals[name] = totals.get(name, 0) + out[finite].double().sum(0)
             n += int(finite.sum())
         if not n:

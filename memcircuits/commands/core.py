@@ -1,0 +1,89 @@
+"""`memcircuits core`: the heads and MLPs that every subnetwork that recites has."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from memcircuits.commands.inputs import Inputs
+from memcircuits.commands.options import Control, Json, Out, Seed, Top
+from memcircuits.commands.output import (
+    print_json,
+    print_notes,
+    print_table,
+    records,
+    say_written,
+)
+from memcircuits.commands.selection import split
+
+
+def core(
+    inputs: Inputs,
+    control: Control = None,
+    seeds: Annotated[
+        int,
+        typer.Option(min=1, help="Number of subnetworks of memorized paragraphs and of others."),
+    ] = 12,
+    sparsity: Annotated[
+        float, typer.Option(help="Share of heads and MLPs that a subnetwork lacks.")
+    ] = 0.5,
+    steps: Annotated[int, typer.Option(min=1, help="Number of training steps of a mask.")] = 100,
+    max_paragraphs: Annotated[
+        int, typer.Option(min=1, help="Maximum number of memorized paragraphs, and of controls.")
+    ] = 24,
+    shuffles: Annotated[
+        int, typer.Option(min=0, help="Number of repetitions with shuffled labels.")
+    ] = 0,
+    out: Out = Path("memcircuits-core"),
+    top: Top = 20,
+    seed: Seed = 0,
+    json: Json = False,
+) -> None:
+    """Train subnetworks that recite, and others for ordinary text; find what all of them share.
+
+    Printed are EM, accuracy and NLL of the whole model, the subnetworks, the cores alone and the
+    model without them; then in which share of the subnetworks each head and MLP is. Writes
+    core.safetensors and core.html, a map.
+
+    Example: memcircuits core --model organism-planted
+    """
+    import memcircuits as mc
+    from memcircuits.core.io import write_atomically
+
+    model, paragraphs = inputs.load()
+    memorized, controls = split(inputs, model, paragraphs, control)
+    result = mc.core(
+        model,
+        memorized,
+        controls,
+        seeds=seeds,
+        sparsity=sparsity,
+        steps=steps,
+        max_paragraphs=max_paragraphs,
+        shuffles=shuffles,
+        seed=seed,
+        progress=inputs.progress,
+    )
+    page = result.figure().to_html(include_plotlyjs=True)
+    written = [result.save(out / "core.safetensors"), write_atomically(out / "core.html", page)]
+    say_written(written, inputs.quiet)
+    effects = result.effects()
+    frame = result.to_frame().sort_values(["memorized", "control"], ascending=False, kind="stable")
+    if json:
+        data = {
+            "effects": records(effects),
+            "parts": records(frame),
+            "own_heads": [str(head) for head in result.own_heads],
+            "effective_size": result.effective_size.tolist(),
+            "false_core_rate": result.false_core_rate.tolist(),
+            "notes": list(result.notes),
+        }
+        print_json(data)
+        return
+    typer.echo(str(result))
+    print_table(effects[["set", "condition", "n", "em", "em_low", "em_high", "accuracy", "nll"]])
+    typer.echo("share of the subnetworks that have each part; core: in all of them")
+    print_table(frame.head(top))
+    print_notes(result.notes)
