@@ -11,6 +11,7 @@ from .evidence.find_heads import find_memorization_heads
 from .evidence.gradients.activations import activation_gradients
 from .evidence.gradients.contrastive import contrastive_gradients
 from .evidence.gradients.parameters import parameter_gradients
+from .evidence.lookups.measure import lookups
 from .evidence.patching.sweeps import patch_heads
 from .evidence.prefix_cuts.cuts import cut_prefix
 from .evidence.rare_tokens import rare_token_attention
@@ -40,6 +41,7 @@ __all__ = [
     "edit",
     "find_memorization_heads",
     "load_model",
+    "lookups",
     "parameter_gradients",
     "patch_heads",
     "perturb_prefix",

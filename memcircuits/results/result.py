@@ -44,6 +44,7 @@ MODULE_OF_KIND = {
     "edit": "editing.edit",
     "edit-report": "editing.edit_report",
     "layer-patches": "evidence.patching.results",
+    "lookups": "evidence.lookups.results",
     "minimal-sets": "evidence.triggers.minimal_sets",
     "noise-curve": "editing.noise",
     "parameter-gradients": "evidence.gradients.parameters",
