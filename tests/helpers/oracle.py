@@ -26,7 +26,7 @@ _PLACES = {
     "gemma2": ("model.layers", "self_attn.o_proj"),
 }
 _LLAMA_MLP = {"W_gate": "mlp.gate_proj", "W_in": "mlp.up_proj", "W_out": "mlp.down_proj"}
-_MLPS = {
+MLPS = {
     "gpt_neo": {"W_in": "mlp.c_fc", "W_out": "mlp.c_proj"},
     "gpt2": {"W_in": "mlp.c_fc", "W_out": "mlp.c_proj"},
     "neox": {"W_in": "mlp.dense_h_to_4h", "W_out": "mlp.dense_4h_to_h"},
@@ -149,7 +149,7 @@ class Plain:
             values.setdefault("W_O", []).append(
                 _in_out(out, of).unflatten(0, (self.n_heads, -1))  # [head, d_head, d_model]
             )
-            for component, place in _MLPS[self.name].items():
+            for component, place in MLPS[self.name].items():
                 matrix = _in_out(block.get_submodule(place), of)
                 values.setdefault(component, []).append(matrix[None])
         return values

@@ -21,6 +21,8 @@ from tests.helpers.results import result_types
 RESULTS = (
     "Scan",
     "Counterfactual",
+    "Core",
+    "Lookups",
     "Transplant",
     "ScoreMap",
     "ParameterGradients",
@@ -54,6 +56,8 @@ def save_all(model: nn.Module, folder: Path) -> Path:
     results = [
         mc.scan(model, paragraphs, **quiet),
         mc.counterfactual(model, model, paragraphs, **quiet),
+        mc.core(model, memorized, control, seeds=2, steps=2, **quiet),
+        mc.lookups(model, paragraphs, neurons=1, prompts=2, **quiet),
         mc.transplant(model, model, paragraphs, units=["head", "all"], **quiet),
         mc.ablate_heads(model, paragraphs, **quiet),
         mc.parameter_gradients(model, paragraphs, **quiet),

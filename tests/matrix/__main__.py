@@ -45,7 +45,8 @@ def table() -> str:
             for analysis, line in ANALYSES.items():
                 off = compared(name, variant, analysis)
                 mark = "" if line.plain and variant.split()[1] in line.bases else " c"
-                cells.append("ran" if off is None else f"{off:.0e}{mark}")
+                missing = "refused" if name in line.refused else "ran"
+                cells.append(missing if off is None else f"{off:.0e}{mark}")
                 assert off is None or off <= line.tolerance, (name, variant, analysis, off)
             lines.append(f"| {name} | {variant} | " + " | ".join(cells) + " |")
     return "\n".join([*lines, "", *other_lines()])

@@ -9,9 +9,9 @@ import torch
 
 import memcircuits as mc
 from tests.helpers import models as zoo
-from tests.helpers.oracle import Plain
+from tests.helpers.oracle import MLPS, Plain
 from tests.matrix.cases import Numbers, model, plain_twin, reference_paragraph, told, twins
-from tests.matrix.ours import perturb, written
+from tests.matrix.ours import next_token_lookups, perturb, written
 
 
 def plain_scan(m: Plain, p: mc.Paragraphs) -> Numbers:
@@ -165,3 +165,23 @@ def plain_plant(m: Plain, p: mc.Paragraphs) -> Numbers:
         "masked": torch.tensor([masked]),
         "restored": torch.tensor([True]),
     }
+
+
+def plain_lookups(m: Plain, p: mc.Paragraphs) -> Numbers:
+    """The activations of the neurons at the prompts that were found, read before their matrix."""
+    result = next_token_lookups(model(m.name, "Bridge raw"), p)
+    activation = torch.empty(result["prompts"].shape[:2])
+    for i, (layer, neuron) in enumerate(result["neurons"].tolist()):
+        read: list[torch.Tensor] = []
+        out = m.blocks[layer].get_submodule(MLPS[m.name]["W_out"])
+        handle = out.register_forward_pre_hook(lambda _, args, read=read: read.append(args[0]))
+        with torch.no_grad():
+            m.logits(p.ids[:, :-1])
+        handle.remove()
+        post = read[0].view(len(p), p.ids.shape[1] - 1, -1)[..., neuron]
+        activation[i] = post[result["prompts"][i, :, 0], result["prompts"][i, :, 1]]
+    return {"neurons": result["neurons"], "activation": activation}
+
+
+def plain_core(m: Plain, p: mc.Paragraphs) -> Numbers:
+    return {key: value for key, value in plain_scan(m, p).items() if key != "log_prob"}

@@ -139,3 +139,24 @@ def plant(m: Any, p: mc.Paragraphs) -> Numbers:
         "masked": torch.tensor([result.n_masked]),
         "restored": torch.tensor([adapt(m).fingerprint() == before]),
     }
+
+
+def next_token_lookups(m: Any, p: mc.Paragraphs) -> Numbers:
+    result = mc.lookups(m, p, neurons=1, prompts=2, progress=False)
+    which = result.is_next_token
+    return {
+        "neurons": result.neurons[which],
+        "prompts": result.prompts[which],
+        "activation": result.activation[which],
+    }
+
+
+def lookups(m: Any, p: mc.Paragraphs) -> Numbers:
+    numbers = next_token_lookups(m, p)
+    return {key: numbers[key] for key in ("neurons", "activation")}
+
+
+def core(m: Any, p: mc.Paragraphs) -> Numbers:
+    result = mc.core(m, p[:3], p[3:], seeds=1, steps=1, progress=False)
+    whole = torch.cat([result.scores[f"{of}, whole"] for of in ("memorized", "control")])
+    return {"em": whole[:, 0].long(), "nll": whole[:, 2]}

@@ -67,6 +67,18 @@ CALLS: dict[str, dict[str, tuple[Any, ...]]] = {
         "backtrack": (0, -1, "x"),
         "tolerance": (-1, 2, "x", None),
     },
+    "lookups": {
+        "neurons": (0, -1, "x", 1.5, 9999),
+        "prompts": (0, 1, "x", 1.5),
+        "max_paragraphs": (0, 1, "x"),
+    },
+    "core": {
+        "seeds": (0, -1, "x", 1.5),
+        "sparsity": (0, 1, -1, 2, "x", None),
+        "steps": (0, "x", 1.5),
+        "max_paragraphs": (0, "x"),
+        "shuffles": (-1, "x", 1.5),
+    },
     "unlearn": {
         "fraction": (0, -1, 2, "x", float("nan"), None),
         "mask": ("", None, "most"),
@@ -114,6 +126,7 @@ def call(
         "contrastive_gradients": (good[3:],),
         "patch_heads": (good,),
         "unlearn": (good[3:],),
+        "core": (good[3:],),
         "edit": (good[3:], good[3:]),
     }
     if function in TWO_MODELS:

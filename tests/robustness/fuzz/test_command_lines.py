@@ -77,6 +77,11 @@ OPTIONS: dict[str, tuple[str, ...]] = {
     "--by": ("", "x"),
     "--patched": ("", "norms"),
     "--units": ("", "x", "head,", "neuron"),
+    "--neurons": ("0", "x", "9999"),
+    "--prompts": ("0", "1", "x"),
+    "--seeds": ("0", "-1", "x"),
+    "--sparsity": ("0", "1", "-1", "nan", "x"),
+    "--shuffles": ("-1", "x"),
     "--cuts": ("", "x", "99999", "1.5", "0,,1"),
     "--backtrack": ("0", "-1", "x"),
     "--mode": ("", "none", "zero "),
@@ -149,6 +154,10 @@ def odd_command_line(
         chosen |= {"--twin": "tiny"}
     if command == "plant":
         chosen |= {"--where": "L1H2", "--steps": "2"}
+    if command == "core":
+        chosen |= {"--seeds": "2", "--steps": "2"}
+    if command == "lookups":
+        chosen |= {"--neurons": "2"}
     if command != "unigrams build":
         chosen |= {"--n-prefix": "10", "--n-continuation": "12"}
     own = sorted(set(commands.get(command, ())) & set(OPTIONS) - {"--help"})
