@@ -43,7 +43,10 @@ class GradientOptions:
         ),
     ] = False
     out: Annotated[
-        Path | None, typer.Option(help="Folder for gradients-SET.safetensors; by default, none.")
+        Path | None,
+        typer.Option(
+            file_okay=False, help="Folder for gradients-SET.safetensors; by default, none."
+        ),
     ] = None
     seed: Seed = 0
 

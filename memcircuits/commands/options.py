@@ -7,7 +7,7 @@ from typing import Annotated, Any
 
 import typer
 
-Out = Annotated[Path, typer.Option(help="Folder for the files that are written.")]
+Out = Annotated[Path, typer.Option(file_okay=False, help="Folder for the files that are written.")]
 Json = Annotated[bool, typer.Option("--json", help="Print JSON instead of a table.")]
 Quiet = Annotated[bool, typer.Option("--quiet", "-q", help="Print no progress on stderr.")]
 Seed = Annotated[int, typer.Option(min=0, max=2**31 - 1, help="Seed of all random draws.")]

@@ -306,6 +306,7 @@ def test_lengths_that_the_shipped_paragraphs_do_not_have_are_refused(option):
         (["nosuch"], "No such command 'nosuch'"),
         (["bench", "nosuch"], "No such command 'nosuch'; see .*bench --help"),
         (["heads", "a", "b"], "unexpected extra argument"),
+        (["heads", "--out", "pyproject.toml"], "--out.*is a file"),
     ],
 )
 def test_wrong_options_are_refused_in_one_line(arguments: list[str], said: str) -> None:
