@@ -1,6 +1,7 @@
 """What goes into a model: files become rows, rows become windows of token ids, `Paragraphs`.
 
-`formats` reads files; `windows` cuts rows; `tokens` encodes and decodes; `paragraphs` holds a
-prefix and a continuation each; `unigrams` says how rare a token is. May import: `core`, `display`,
-`organism`; it knows tokenizers but no models.
+`formats` reads files; `windows` cuts rows; `tokens` encodes and decodes; `bos` says which tokens
+stand in front of text; `paragraphs` holds a prefix and a continuation each, made by `reading`;
+`overlap` says which sets may be compared; `unigrams` says how rare a token is. May import: `core`,
+`display`, `organism`; it knows tokenizers but no models.
 """

@@ -8,8 +8,7 @@ paragraph. Such tokens are kept beside the ids, in `bos`. `inputs` is what a mod
 is measured: positions, `n_prefix`, EM and NLL never count the tokens in front.
 
 `Paragraphs` is what all analyses take. It is made `from_tokens`, `from_texts`, by `read` from a
-file, or as the `shipped` set; a subset of it is `Paragraphs` again, one paragraph too. Comparisons
-of memorized paragraphs with controls call `refuse_overlap` first.
+file, or as the `shipped` set; a subset of it is `Paragraphs` again, one paragraph too.
 """
 
 from __future__ import annotations
@@ -26,13 +25,11 @@ from jaxtyping import Int
 from torch import Tensor
 
 from memcircuits.core.errors import InputError, at_least, one_of
-from memcircuits.data.bos import Bos, bos_ids, without_bos
-from memcircuits.data.formats.listing import find_sources
-from memcircuits.data.formats.records import EMPTY, Row, Source
-from memcircuits.data.formats.sources import read_rows
+from memcircuits.data.bos import Bos, bos_ids
 from memcircuits.data.metadata import columns_of, unique_names
+from memcircuits.data.reading import encode_texts, read_usable_rows
 from memcircuits.data.token_ids import check_bos_ids, check_ids, ids_from_rows
-from memcircuits.data.tokens import TokenizerLike, decode, encode
+from memcircuits.data.tokens import TokenizerLike, decode
 from memcircuits.data.windows import Windows, cut
 
 if TYPE_CHECKING:
@@ -149,23 +146,8 @@ class Paragraphs:
         """
         if isinstance(texts, str):
             raise InputError("texts", texts, "give a list of strings, one per paragraph")
-        texts = list(texts)
-        if not texts:
-            raise InputError("texts", "empty", "give at least one paragraph")
-        at_least("n_prefix", n_prefix, 1)
-        at_least("n_continuation", n_continuation, 1)
-        length = n_prefix + n_continuation
         front = bos_ids(model, bos)
-        rows = [without_bos(encode(text, model), front) for text in texts]
-        short = [i for i, row in enumerate(rows) if len(row) < length]
-        if short:
-            raise InputError(
-                "texts",
-                f"text {short[0]} has {len(rows[short[0]])} tokens ({len(short)} are too short)",
-                f"each needs n_prefix + n_continuation = {length}; "
-                "give longer texts or smaller lengths",
-            )
-        ids = torch.tensor([row[:length] for row in rows], dtype=torch.long)
+        ids = encode_texts(texts, model, n_prefix, n_continuation, front)
         return cls(ids, n_prefix, tuple(names), bos=front)
 
     @classmethod
@@ -192,11 +174,7 @@ class Paragraphs:
             InputError: if the file is missing, of an unknown format, damaged, empty, or has rows
                 that are too short.
         """
-        sources = find_sources(path)
-        rows = [row for source in sources for row in _usable_rows(source)]
-        if not rows:
-            empty = f"{sources[0].name} is empty"
-            raise InputError("paragraphs", empty, "give at least one paragraph")
+        rows = read_usable_rows(path)
         front = bos_ids(model, bos)
         windows = cut(rows, model, Windows(n_prefix, n_continuation), bos=front)
         if windows.bad:
@@ -270,7 +248,8 @@ class Paragraphs:
         """Ids that the model reads: the tokens in front, then the paragraph."""
         if not self.bos:
             return self.ids
-        return torch.cat([torch.tensor(self.bos).expand(len(self), -1), self.ids], 1)
+        with torch.inference_mode(False):
+            return torch.cat([torch.tensor(self.bos).expand(len(self), -1), self.ids], 1)
 
     @cached_property
     def hash(self) -> str:
@@ -361,38 +340,3 @@ ParagraphsLike: TypeAlias = Paragraphs | Sequence[str] | Tensor | Sequence[Seque
 def sample_rows(n_rows: int, n: int, generator: torch.Generator) -> Int[Tensor, " row"]:
     """`n` of `n_rows` indices without replacement, ascending."""
     return torch.randperm(n_rows, generator=generator)[:n].sort().values
-
-
-def refuse_overlap(
-    memorized: Paragraphs, control: Paragraphs, *, same: Literal["paragraph", "prefix"]
-) -> None:
-    """Raise `InputError` if a control is one of the memorized paragraphs, or has another `bos`.
-
-    Args:
-        memorized: paragraphs that the model recites.
-        control: paragraphs that they are compared with.
-        same: `paragraph`, if all ids must agree: enough for measurements, because another
-            continuation of a memorized prefix is not recited. `prefix`, if only the prefixes must
-            agree: needed where an objective changes one continuation and keeps the other, because
-            to the model both paragraphs are the same input.
-    """
-    memorized.check_same_bos(control, "control")
-    if same == "paragraph":
-        known, asked, problem = memorized.ids, control.ids, "are in the memorized set"
-    else:
-        known, asked = memorized.prefix, control.prefix
-        problem = "have the prefix of a memorized one"
-    known_ids = set(map(tuple, known.tolist()))
-    n_shared = sum(tuple(ids) in known_ids for ids in asked.tolist())
-    if n_shared:
-        shared = f"{n_shared} of its paragraphs {problem}"
-        raise InputError("control", shared, "controls must be other paragraphs")
-
-
-def _usable_rows(source: Source) -> Iterator[Row]:
-    """The rows of a file; the first that cannot be used is an error, an empty file is not."""
-    for row in read_rows(source):
-        if isinstance(row, Row):
-            yield row
-        elif row.reason != EMPTY:
-            raise InputError("paragraphs", row.where, row.reason)

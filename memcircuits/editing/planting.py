@@ -28,7 +28,8 @@ from torch import Tensor
 from memcircuits.core.errors import InputError, at_least, positive
 from memcircuits.core.heads import Head, HeadLike
 from memcircuits.core.torch_state import plain_torch
-from memcircuits.data.paragraphs import Paragraphs, ParagraphsLike, refuse_overlap
+from memcircuits.data.overlap import refuse_overlap
+from memcircuits.data.paragraphs import Paragraphs, ParagraphsLike
 from memcircuits.editing.edit import Edit
 from memcircuits.editing.masks import Mask
 from memcircuits.editing.optimization import AdamSteps, SearchResult, search

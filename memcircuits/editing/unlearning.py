@@ -27,7 +27,8 @@ import torch
 from memcircuits.core.errors import InputError
 from memcircuits.core.heads import HeadLike
 from memcircuits.core.torch_state import plain_torch
-from memcircuits.data.paragraphs import Paragraphs, ParagraphsLike, refuse_overlap
+from memcircuits.data.overlap import refuse_overlap
+from memcircuits.data.paragraphs import Paragraphs, ParagraphsLike
 from memcircuits.editing.curvature import Curvature
 from memcircuits.editing.edit import Edit
 from memcircuits.editing.edit_search import Editor

@@ -17,7 +17,8 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from memcircuits.core.errors import InputError
-from memcircuits.data.paragraphs import Paragraphs, ParagraphsLike, refuse_overlap, sample_rows
+from memcircuits.data.overlap import refuse_overlap
+from memcircuits.data.paragraphs import Paragraphs, ParagraphsLike, sample_rows
 from memcircuits.measure.scanning import Scan, scan
 from memcircuits.models.adapter import Adapter
 

@@ -4,7 +4,7 @@ import pytest
 import torch
 
 import memcircuits as mc
-from memcircuits.data.paragraphs import refuse_overlap
+from memcircuits.data.overlap import refuse_overlap
 from tests.helpers import models as zoo
 
 TEXT = " ".join(f"<{i % 101}>" for i in range(120))

@@ -25,7 +25,8 @@ from memcircuits.core.errors import at_least, one_of
 from memcircuits.core.progress import bar
 from memcircuits.core.statistics import left_out
 from memcircuits.core.torch_state import plain_torch
-from memcircuits.data.paragraphs import Paragraphs, ParagraphsLike, refuse_overlap
+from memcircuits.data.overlap import refuse_overlap
+from memcircuits.data.paragraphs import Paragraphs, ParagraphsLike
 from memcircuits.evidence.gradients.parameters import ParameterGradients
 from memcircuits.evidence.gradients.pooling import Pool, layer_summaries, stack_layers, summarize
 from memcircuits.measure.fisher import damped_root, fisher_diagonal
