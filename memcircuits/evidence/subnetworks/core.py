@@ -30,7 +30,8 @@ from torch import Tensor
 
 from memcircuits.core.errors import InputError, at_least, fraction
 from memcircuits.core.progress import bar
-from memcircuits.data.paragraphs import Paragraphs, ParagraphsLike, refuse_overlap
+from memcircuits.data.overlap import refuse_overlap
+from memcircuits.data.paragraphs import Paragraphs, ParagraphsLike
 from memcircuits.evidence.subnetworks.hard_concrete import (
     STEPS,
     initial_log_odds,
