@@ -8,7 +8,8 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Callable
-from typing import Any
+from importlib.metadata import version
+from typing import Annotated, Any
 
 import typer
 
@@ -41,6 +42,7 @@ app = typer.Typer(
     help="Which paragraphs does a language model recite, and which heads does that depend on?",
     no_args_is_help=True,
     add_completion=False,
+    rich_markup_mode="markdown",
     pretty_exceptions_enable=False,
 )
 
@@ -57,33 +59,51 @@ def _as_typer_command(command: Callable[..., None]) -> Callable[..., None]:
     return safe_command
 
 
-for _command in (
-    heads.heads,
-    report.report,
-    scan.scan,
-    gradients.gradients,
-    ablate.ablate,
-    attention.attention,
-    perturb.perturb,
-    counterfactual.counterfactual,
-    transplant.transplant,
-    cut_prefix.cut_prefix,
-    lookups.lookups,
-    core.core,
-    patch.patch,
-    unlearn.unlearn,
-    edit.edit,
-    plant.plant,
-    info.info,
-):
-    app.command(cls=Command)(_as_typer_command(_command))
-_unigrams = typer.Typer(cls=Group, help="Token counts of a corpus.", no_args_is_help=True)
-_unigrams.command(cls=Command)(_as_typer_command(unigrams.build))
-app.add_typer(_unigrams, name="unigrams")
+_COMMANDS: dict[str, tuple[Callable[..., None], ...]] = {
+    "Find": (scan.scan, heads.heads, report.report),
+    "Explain": (
+        gradients.gradients,
+        ablate.ablate,
+        patch.patch,
+        attention.attention,
+        perturb.perturb,
+        counterfactual.counterfactual,
+        transplant.transplant,
+        cut_prefix.cut_prefix,
+        lookups.lookups,
+        core.core,
+    ),
+    "Change": (unlearn.unlearn, edit.edit, plant.plant),
+    "Check": (info.info,),
+}
+for _panel, _commands in _COMMANDS.items():
+    for _command in _commands:
+        app.command(cls=Command, rich_help_panel=_panel)(_as_typer_command(_command))
 _bench = typer.Typer(cls=Group, help="Benchmarks of the methods themselves.", no_args_is_help=True)
 _bench.command(cls=Command)(_as_typer_command(bench.localize))
 _bench.command(cls=Command)(_as_typer_command(bench.natural))
-app.add_typer(_bench, name="bench")
+app.add_typer(_bench, name="bench", rich_help_panel="Check")
+_unigrams = typer.Typer(cls=Group, help="Token counts of a corpus.", no_args_is_help=True)
+_unigrams.command(cls=Command)(_as_typer_command(unigrams.build))
+app.add_typer(_unigrams, name="unigrams", rich_help_panel="Check")
+
+
+def _print_version(wanted: bool) -> None:
+    if wanted:
+        typer.echo(f"memcircuits {version('memcircuits')}")
+        raise typer.Exit
+
+
+@app.callback()
+def _options(
+    show_version: Annotated[
+        bool,
+        typer.Option(
+            "--version", help="Print the version and exit.", callback=_print_version, is_eager=True
+        ),
+    ] = False,
+) -> None:
+    """Options of `memcircuits` itself; their callbacks do the work."""
 
 
 def main() -> None:

@@ -4,6 +4,7 @@ import json
 import re
 import subprocess
 import sys
+from importlib.metadata import version
 
 import pandas as pd
 import pytest
@@ -315,3 +316,13 @@ def test_wrong_options_are_refused_in_one_line(arguments: list[str], said: str) 
     assert not result.stdout
     assert result.stderr.count("\n") == 1
     assert re.match(f"memcircuits: .*{said}", result.stderr)
+
+
+def test_the_version_is_that_of_the_package() -> None:
+    result = CliRunner().invoke(app, ["--version"])
+    assert (result.exit_code, result.stdout) == (0, f"memcircuits {version('memcircuits')}\n")
+
+
+def test_help_joins_the_lines_of_a_paragraph() -> None:
+    text = CliRunner().invoke(app, ["scan", "--help"], env={"COLUMNS": "80"}).stdout
+    assert "a scan   \n that was stopped can be continued" in text
