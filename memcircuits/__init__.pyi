@@ -8,6 +8,7 @@ from .evidence.ablation import ablate_heads
 from .evidence.attention_view import attention_view
 from .evidence.counterfactual import counterfactual
 from .evidence.find_heads import find_memorization_heads
+from .evidence.formation import formation
 from .evidence.gradients.activations import activation_gradients
 from .evidence.gradients.contrastive import contrastive_gradients
 from .evidence.gradients.parameters import parameter_gradients
@@ -40,6 +41,7 @@ __all__ = [
     "cut_prefix",
     "edit",
     "find_memorization_heads",
+    "formation",
     "load_model",
     "lookups",
     "parameter_gradients",

@@ -43,6 +43,7 @@ MODULE_OF_KIND = {
     "cut-prefix": "evidence.prefix_cuts.result",
     "edit": "editing.edit",
     "edit-report": "editing.edit_report",
+    "formation": "evidence.formation_results",
     "layer-patches": "evidence.patching.results",
     "lookups": "evidence.lookups.results",
     "minimal-sets": "evidence.triggers.minimal_sets",

@@ -112,6 +112,21 @@ def test_the_natural_benchmark_prints_a_leaderboard(options, folder, tmp_path):
     assert "random" in {row["localizer"] for row in leaderboard}
 
 
+def test_formation_prints_every_step(options, folder, tmp_path):
+    out, model = tmp_path / "out", folder / "model"
+    arguments = ["--checkpoints", f"0={model},9={model}", "--twins", str(model), "--out", str(out)]
+    arguments += ["--control", str(folder / "paragraphs.jsonl"), "--max-paragraphs", "2", "--json"]
+    result = runner.invoke(app, ["formation", *options, *arguments])
+    assert result.exit_code == 0, result.output
+    data = json.loads(result.stdout)
+    assert [row["step"] for row in data["steps"]] == [0, 9]
+    assert [row["effect"] for row in data["steps"]] == [0, 0]
+    assert data["agreement"][1]["ranking_last"] == pytest.approx(1)
+    assert sorted(p.name for p in out.iterdir()) == ["formation.html", "formation.safetensors"]
+    wrong = runner.invoke(app, ["formation", *options, "--checkpoints", "x=1"])
+    assert wrong.exit_code == 2
+
+
 def test_perturb_measures_controls_against_their_own_continuation(options, tmp_path):
     out = tmp_path / "out"
     arguments = ["--replacement", "random,second", "--max-paragraphs", "3", "--minimal"]

@@ -68,6 +68,14 @@ def plain_transplant(m: Plain, p: mc.Paragraphs) -> Numbers:
     return {"necessity": necessity, "sufficiency": -sufficiency}
 
 
+def plain_formation(m: Plain, p: mc.Paragraphs) -> Numbers:
+    pair, ids = [plain_twin(m.name), m], p.ids[:3]
+    with torch.no_grad():
+        nll = torch.stack([x.nll(ids, p.n_prefix) for x in pair])
+    em = torch.stack([x.em(ids, p.n_prefix) for x in pair])
+    return {"em": em, "nll": nll, "twin_nll": nll[[0, 0]]}
+
+
 def plain_ablate(mode: str, m: Plain, p: mc.Paragraphs) -> Numbers:
     new = m.z(reference_paragraph().ids)
     if mode == "zero":

@@ -20,6 +20,7 @@ from tests.matrix.by_hand import (
     plain_counterfactual,
     plain_cut_prefix,
     plain_each_gradients,
+    plain_formation,
     plain_gradients,
     plain_heads,
     plain_lookups,
@@ -42,6 +43,7 @@ from tests.matrix.ours import (
     counterfactual,
     cut_prefix,
     each_gradients,
+    formation,
     gradients,
     heads,
     lookups,
@@ -86,6 +88,7 @@ ANALYSES: dict[str, Analysis] = {
     "counterfactual": Analysis(counterfactual, plain_counterfactual, 2e-5, BASES),
     "transplant, weights": Analysis(transplant, plain_transplant, 2e-5),
     "transplant, activations": Analysis(transplant_activations, None, 2e-5),
+    "formation": Analysis(formation, plain_formation, 1e-5, BASES),
     "ablate_heads, zero": Analysis(ablate("zero"), functools.partial(plain_ablate, "zero"), 1e-5),
     "ablate_heads, mean": Analysis(
         ablate("mean"), functools.partial(plain_ablate, "mean"), 1e-5, BASES

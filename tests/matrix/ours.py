@@ -38,6 +38,13 @@ def transplant_activations(m: Any, p: mc.Paragraphs) -> Numbers:
     return {name: result.samples[name] for name in ("necessity", "sufficiency")}
 
 
+def formation(m: Any, p: mc.Paragraphs) -> Numbers:
+    steps = {0: twin_model(m), 5: m}
+    options = {"twins": twin_model(m), "control": p[3:], "max_paragraphs": 2, "progress": False}
+    result = mc.formation(steps, p[:3], **options)
+    return {"em": result.em, "nll": result.nll, "twin_nll": result.twin_nll}
+
+
 def ablate(mode: str) -> Callable[[Any, mc.Paragraphs], Numbers]:
     def measure(m: Any, p: mc.Paragraphs) -> Numbers:
         reference = None if mode == "zero" else reference_paragraph()

@@ -21,6 +21,12 @@ CALLS: dict[str, dict[str, tuple[Any, ...]]] = {
         "units": ([], ["x"], "head", 3, ["neuron", 1]),
         "neuron_groups": (0, -1, "x", 1.5),
     },
+    "formation": {
+        "twins": ([], {}, {3: 1}, 3),
+        "control": (3, [], "x", [[1]]),
+        "max_paragraphs": (-1, "x", 1.5),
+        "seed": (-1, "x"),
+    },
     "ablate_heads": {
         "mode": ("", None, 0, []),
         "reference": (3, [], "x", [[1]]),
@@ -131,6 +137,9 @@ def call(
     }
     if function in TWO_MODELS:
         getattr(mc, function)(bridge, bridge, value, **{"progress": False, **options})
+        return
+    if function == "formation":
+        mc.formation([bridge], value, **{"progress": False, **options})
         return
     if function == "attention_view":
         mc.attention_view(bridge, value, **options)

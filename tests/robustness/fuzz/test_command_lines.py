@@ -74,6 +74,8 @@ OPTIONS: dict[str, tuple[str, ...]] = {
     "--trials": ("0", "-1", "x"),
     "--per-trial": ("0", "-1", "x"),
     "--noise-twin": ("", "nobody/nothing", "empty"),
+    "--checkpoints": ("", "x", "0=", "=tiny", "0=nobody/nothing", "-1=tiny", "0=tiny,,"),
+    "--twins": ("", "x=tiny", "1=tiny", "nobody/nothing"),
     "--by": ("", "x"),
     "--patched": ("", "norms"),
     "--units": ("", "x", "head,", "neuron"),
@@ -152,6 +154,8 @@ def odd_command_line(
         chosen |= {"--out": "heads"}
     if command in ("counterfactual", "transplant", "bench natural"):
         chosen |= {"--twin": "tiny"}
+    if command == "formation":
+        chosen |= {"--checkpoints": "0=tiny,5=tiny", "--max-paragraphs": "0"}
     if command == "plant":
         chosen |= {"--where": "L1H2", "--steps": "2"}
     if command == "core":
