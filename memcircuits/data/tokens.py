@@ -1,9 +1,9 @@
 """Tokenizers: text to ids and back, and how two tokenizers are told apart.
 
 Text is encoded without special tokens: a paragraph is what stands in the corpus, and tokens in
-front of it (BOS) are added where the model runs. Decoding is for display only, because decoding and
-encoding again does not always give the same ids. The same id means another token to another
-tokenizer, so whatever stores ids beside a tokenizer stores `tokenizer_hash` too.
+front of it (BOS) are kept beside it (`memcircuits.data.bos`). Decoding is for display only, because
+decoding and encoding again does not always give the same ids. The same id means another token to
+another tokenizer, so whatever stores ids beside a tokenizer stores `tokenizer_hash` too.
 
 Functions take a tokenizer or a model that has one.
 """

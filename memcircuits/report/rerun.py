@@ -67,6 +67,7 @@ def settings(ranking: Ranking) -> list[Setting]:
         _keyword("load", "dtype", model["dtype"], default="float32"),
         Setting("find", "", () if _has_shipped_paragraphs(ranking) else ("--paragraphs", "FILE")),
         *(_keyword("read", name, value, default=50) for name, value in lengths.items()),
+        _bos(ranking),
         _control(options["control"]),
         _unigrams(options["unigrams"], model["name"]),
         _keyword("find", "mode", options["mode"]),
@@ -92,6 +93,15 @@ def _keyword(
 
 def _unless(default: str, option: str, value: str) -> tuple[str, ...]:
     return () if value == default else (option, value)
+
+
+def _bos(ranking: Ranking) -> Setting:
+    """The tokens in front, unless they are what the model's tokenizer puts there by default."""
+    default = tuple(ranking.provenance.model.get("bos", ranking.bos))  # absent from older rankings
+    if ranking.bos == default:
+        return Setting("read", "", ())
+    is_given = bool(ranking.bos)
+    return Setting("read", f"bos={is_given}", ("--bos", "yes" if is_given else "no"))
 
 
 def _control(origin: str) -> Setting:
