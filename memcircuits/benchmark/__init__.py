@@ -5,7 +5,7 @@
 `paragraph_pool` draws their paragraphs, `planted_trial` and `other_trials` carry them out,
 `schemas` says how their files look, and `trials` runs, writes and reads them. `metrics` scores one
 localizer in one trial; `leaderboard` aggregates trials, and `pages` writes the aggregate as
-Markdown and HTML. `natural_trials`
-and `natural` score localizers on trained memory, against transplants between twins, and
-`estimands` tries what a ranking of heads could estimate. This folder may import `evidence`, `editing` and the folders below them.
+Markdown and HTML. `natural_trials` and `natural` score localizers on trained memory, against
+transplants between twins, and `estimands` tries what a ranking of heads could estimate. This folder
+may import `evidence`, `editing` and the folders below them.
 """
