@@ -11,12 +11,16 @@ import typer
 from memcircuits.commands.options import (
     BosOption,
     Continuation,
+    ContinuationColumn,
     Device,
     Dtype,
     Model,
+    NormalizeOption,
     Prefix,
+    PrefixColumn,
     Quiet,
     Revision,
+    TextColumn,
     TrustRemoteCode,
 )
 from memcircuits.commands.output import say
@@ -53,6 +57,10 @@ class Inputs:
     n_prefix: Prefix = SHIPPED_LENGTH
     n_continuation: Continuation = SHIPPED_LENGTH
     bos: BosOption = "auto"
+    normalize: NormalizeOption = "auto"
+    text_column: TextColumn = None
+    prefix_column: PrefixColumn = None
+    continuation_column: ContinuationColumn = None
     device: Device = "auto"
     dtype: Dtype = "float32"
     revision: Revision = None
@@ -75,6 +83,24 @@ class Inputs:
 
         one_of("--bos", self.bos, _BOS)
         return _BOS[self.bos]
+
+    @property
+    def reading(self) -> dict[str, Any]:
+        """The arguments `bos`, `columns` and `normalize` of what reads text.
+
+        Raises:
+            InputError: for a value that these do not have.
+        """
+        from memcircuits.data.formats.records import Columns
+        from memcircuits.data.normalizing import check_normalize
+
+        normalize: Any = self.normalize
+        check_normalize(normalize)
+        return {
+            "bos": self.tokens_in_front,
+            "columns": Columns(self.text_column, self.prefix_column, self.continuation_column),
+            "normalize": normalize,
+        }
 
     @property
     def loading(self) -> dict[str, Any]:
@@ -101,13 +127,16 @@ class Inputs:
         """The paragraphs of another file, of the same lengths."""
         from memcircuits.data.paragraphs import Paragraphs
 
-        return Paragraphs.read(
+        paragraphs = Paragraphs.read(
             path,
             model,
             n_prefix=self.n_prefix,
             n_continuation=self.n_continuation,
-            bos=self.tokens_in_front,
+            **self.reading,
         )
+        for note in paragraphs.notes:
+            say(note, self.quiet)
+        return paragraphs
 
     def check_paragraphs_given(self) -> None:
         """Raise `InputError` if the shipped paragraphs would be used where they do not fit.
@@ -122,6 +151,7 @@ class Inputs:
                 "not given",
                 f"the shipped paragraphs are the organism's, not {self.model}'s: give a file",
             )
+        self.reading  # noqa: B018 - wrong values are refused before the model is loaded
         lengths = {"--n-prefix": self.n_prefix, "--n-continuation": self.n_continuation}
         for option, length in lengths.items():
             if self.paragraphs is None and length != SHIPPED_LENGTH:

@@ -39,6 +39,10 @@ def _of_model(text: str, *names: str, **settings: Any) -> Any:
     return typer.Option(*names, help=text, rich_help_panel="Model and lengths", **settings)
 
 
+def _of_text(text: str, *names: str, **settings: Any) -> Any:
+    return typer.Option(*names, help=text, rich_help_panel="Texts and files", **settings)
+
+
 Model = Annotated[
     str,
     typer.Option(
@@ -60,6 +64,18 @@ BosOption = Annotated[
         "Tokens in front of every text, never counted: auto (what the tokenizer puts there), "
         "yes (its BOS in any case) or no."
     ),
+]
+NormalizeOption = Annotated[
+    str,
+    _of_text(
+        "auto undoes what saving and copying does to text (line ends, non-breaking spaces and "
+        "others); none keeps it as written."
+    ),
+]
+TextColumn = Annotated[str | None, _of_text("Column of the text, where its name does not tell.")]
+PrefixColumn = Annotated[str | None, _of_text("Column of the prefix; needs --continuation-column.")]
+ContinuationColumn = Annotated[
+    str | None, _of_text("Column of the continuation; needs --prefix-column.")
 ]
 Prefix = Annotated[int, _of_model("Number of prefix tokens.", min=1, max=100_000)]
 Continuation = Annotated[int, _of_model("Number of continuation tokens.", min=1, max=100_000)]

@@ -200,7 +200,7 @@ def _scan_corpus(inputs: Inputs, options: CorpusOptions, out: Path, json: bool) 
     corpus = str(inputs.paragraphs or DATA / "paragraphs.jsonl")
     arguments: dict[str, Any] = {
         "windows": options.windows(inputs),
-        "bos": inputs.tokens_in_front,
+        **inputs.reading,
         "part_records": options.part_records,
         "batch_size": options.batch_size,
         "resume": options.resume,

@@ -26,11 +26,13 @@ from torch import Tensor
 
 from memcircuits.core.errors import InputError, at_least, one_of
 from memcircuits.data.bos import Bos, bos_ids
-from memcircuits.data.metadata import columns_of, unique_names
-from memcircuits.data.reading import encode_texts, read_usable_rows
+from memcircuits.data.formats.records import Columns, ColumnsLike
+from memcircuits.data.metadata import unique_names
+from memcircuits.data.normalizing import Normalize
+from memcircuits.data.reading import read_file, read_texts
 from memcircuits.data.token_ids import check_bos_ids, check_ids, ids_from_rows
 from memcircuits.data.tokens import TokenizerLike, decode
-from memcircuits.data.windows import Windows, cut
+from memcircuits.data.windows import Windows
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -49,6 +51,9 @@ class Paragraphs:
         names: a unique name for each paragraph; repeated ones get `#2`, `#3` and so on.
         metadata: further columns, one value per paragraph (source, repetitions, ...).
         bos: ids of the tokens that the model reads in front of every paragraph.
+        as_written: token ids of the texts as they are written, [paragraph, pos], where normalising
+            changed one; None where it changed none.
+        notes: what the reader must know about the files and texts that were read.
     """
 
     ids: Int[Tensor, "paragraph pos"]
@@ -56,6 +61,8 @@ class Paragraphs:
     names: tuple[str, ...] = ()
     metadata: Mapping[str, tuple[Any, ...]] = field(default_factory=dict)
     bos: tuple[int, ...] = ()
+    as_written: Int[Tensor, "paragraph pos"] | None = None
+    notes: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
         check_ids(self.ids)
@@ -122,6 +129,7 @@ class Paragraphs:
         n_prefix: int = 50,
         n_continuation: int = 50,
         names: Sequence[str] = (),
+        normalize: Normalize = "auto",
         bos: Bos = "auto",
     ) -> Paragraphs:
         """Encode each text once, without special tokens, and keep its first tokens.
@@ -132,6 +140,10 @@ class Paragraphs:
             n_prefix: tokens of the prefix.
             n_continuation: tokens of the continuation.
             names: a name for each.
+            normalize: `"auto"` to undo what copying and saving does to text (line ends,
+                non-breaking spaces and others, see `memcircuits.data.normalizing`), `"none"` to
+                keep texts as they are written. `Scan` reports what was changed and what it is
+                worth.
             bos: tokens that the model reads in front of every text and that are not counted:
                 `"auto"` for those that its tokenizer puts there by default, True for its BOS token
                 in any case, False for none.
@@ -147,8 +159,9 @@ class Paragraphs:
         if isinstance(texts, str):
             raise InputError("texts", texts, "give a list of strings, one per paragraph")
         front = bos_ids(model, bos)
-        ids = encode_texts(texts, model, n_prefix, n_continuation, front)
-        return cls(ids, n_prefix, tuple(names), bos=front)
+        lengths = Windows(n_prefix, n_continuation)
+        reading = read_texts(texts, model, lengths, names=names, normalize=normalize, bos=front)
+        return cls(n_prefix=n_prefix, bos=front, **vars(reading))
 
     @classmethod
     def read(
@@ -158,6 +171,8 @@ class Paragraphs:
         *,
         n_prefix: int = 50,
         n_continuation: int = 50,
+        columns: ColumnsLike = None,
+        normalize: Normalize = "auto",
         bos: Bos = "auto",
     ) -> Paragraphs:
         """Read the first window of every row of a file, folder or dataset.
@@ -167,6 +182,9 @@ class Paragraphs:
             model: model or tokenizer, needed where there is text.
             n_prefix: tokens of the prefix.
             n_continuation: tokens of the continuation; longer rows are cut.
+            columns: the columns that hold the text, where their names do not tell: for instance
+                `{"text": "body"}` or `{"prefix": "question", "continuation": "answer"}`.
+            normalize: as in `from_texts`.
             bos: tokens that the model reads in front, as in `from_texts`. Rows of token ids that
                 begin with them do not get them twice. Without a model nothing is put in front.
 
@@ -174,13 +192,16 @@ class Paragraphs:
             InputError: if the file is missing, of an unknown format, damaged, empty, or has rows
                 that are too short.
         """
-        rows = read_usable_rows(path)
         front = bos_ids(model, bos)
-        windows = cut(rows, model, Windows(n_prefix, n_continuation), bos=front)
-        if windows.bad:
-            raise InputError("paragraphs", windows.bad[0].where, windows.bad[0].reason)
-        metadata = columns_of(row.metadata for row in rows)
-        return cls(windows.ids, n_prefix, tuple(row.name for row in rows), metadata, front)
+        reading = read_file(
+            path,
+            model,
+            Windows(n_prefix, n_continuation),
+            columns=Columns.of(columns),
+            normalize=normalize,
+            bos=front,
+        )
+        return cls(n_prefix=n_prefix, bos=front, **vars(reading))
 
     @classmethod
     def shipped(cls, role: Role = "all") -> Paragraphs:
@@ -280,6 +301,7 @@ class Paragraphs:
             tuple(self.names[i] for i in chosen),
             {key: tuple(values[i] for i in chosen) for key, values in self.metadata.items()},
             self.bos,
+            None if self.as_written is None else self.as_written[rows],
         )
 
     def __add__(self, other: Paragraphs) -> Paragraphs:
@@ -299,6 +321,7 @@ class Paragraphs:
             self.names + other.names,
             {key: self.metadata[key] + other.metadata[key] for key in shared},
             self.bos,
+            _as_written(self, other),
         )
 
     def check_same_bos(self, other: Paragraphs, argument: str = "paragraphs") -> None:
@@ -340,3 +363,11 @@ ParagraphsLike: TypeAlias = Paragraphs | Sequence[str] | Tensor | Sequence[Seque
 def sample_rows(n_rows: int, n: int, generator: torch.Generator) -> Int[Tensor, " row"]:
     """`n` of `n_rows` indices without replacement, ascending."""
     return torch.randperm(n_rows, generator=generator)[:n].sort().values
+
+
+def _as_written(first: Paragraphs, second: Paragraphs) -> Int[Tensor, "paragraph pos"] | None:
+    """Token ids of two sets as they are written; None if none differs."""
+    if first.as_written is None and second.as_written is None:
+        return None
+    groups = (first, second)
+    return torch.cat([g.ids if g.as_written is None else g.as_written for g in groups])

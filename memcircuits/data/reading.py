@@ -1,74 +1,164 @@
-"""What `Paragraphs` are made of: the rows of files, and texts as token ids.
+"""Reading paragraphs strictly: one window of every row, or an error that names the row.
 
-Both are strict: the first row or text that cannot be used is an error. Scans of corpora put such
-rows aside instead (`memcircuits.data.windows.cut`).
+`Paragraphs.read` and `from_texts` are built from this; scans of corpora take `windows.cut`, which
+collects bad rows instead. Where normalising changed a text, the ids of the text as it is written
+are kept beside the others, so that a scan can measure both.
 """
 
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
 
-import torch
 from jaxtyping import Int
 from torch import Tensor
 
-from memcircuits.core.errors import InputError, at_least
-from memcircuits.data.bos import without_bos
-from memcircuits.data.formats.listing import find_sources
-from memcircuits.data.formats.records import EMPTY, Row, Source
+from memcircuits.core.errors import InputError
+from memcircuits.data.formats.listing import list_files
+from memcircuits.data.formats.records import EMPTY, Columns, Row, Source
 from memcircuits.data.formats.sources import read_rows
-from memcircuits.data.tokens import TokenizerLike, encode
+from memcircuits.data.metadata import columns_of
+from memcircuits.data.normalizing import (
+    Normalize,
+    check_normalize,
+    in_words,
+    is_rewritten,
+    reading_notes,
+)
+from memcircuits.data.tokens import TokenizerLike
+from memcircuits.data.windows import Cut, Windows, cut
 
 
-def encode_texts(
+@dataclass(frozen=True)
+class Reading:
+    """What was read: the fields of `Paragraphs`.
+
+    Attributes:
+        ids: token ids, [paragraph, pos].
+        names: a name for each.
+        metadata: further columns, one value per paragraph; `changed` says what was changed.
+        as_written: token ids of the texts as they are written, [paragraph, pos]; None if no text
+            was changed.
+        notes: what the reader must know about the files and texts.
+    """
+
+    ids: Int[Tensor, "paragraph pos"]
+    names: tuple[str, ...]
+    metadata: Mapping[str, tuple[Any, ...]]
+    as_written: Int[Tensor, "paragraph pos"] | None
+    notes: tuple[str, ...]
+
+
+def read_file(
+    path: str | os.PathLike[str],
+    model: TokenizerLike | None,
+    windows: Windows,
+    *,
+    columns: Columns,
+    normalize: Normalize,
+    bos: tuple[int, ...],
+) -> Reading:
+    """The first window of every row of a file, folder or dataset; arguments as `_read_rows`.
+
+    Raises:
+        InputError: for the first row that cannot be used, or if there is none.
+    """
+    check_normalize(normalize)
+    listing = list_files(path, columns)
+    rows = [row for source in listing.sources for row in _usable_rows(source)]
+    if not rows:
+        empty = f"{listing.sources[0].name} is empty"
+        raise InputError("paragraphs", empty, "give at least one paragraph")
+    return _read_rows(rows, model, windows, normalize=normalize, bos=bos, notes=listing.notes)
+
+
+def read_texts(
     texts: Sequence[str],
     model: TokenizerLike,
-    n_prefix: int,
-    n_continuation: int,
+    windows: Windows,
+    *,
+    names: Sequence[str],
+    normalize: Normalize,
     bos: tuple[int, ...],
-) -> Int[Tensor, "paragraph pos"]:
-    """The first tokens of each text, encoded once and without special tokens.
-
-    Args:
-        texts: one paragraph each.
-        model: model (or tokenizer) that defines the token ids.
-        n_prefix: tokens of the prefix.
-        n_continuation: tokens of the continuation.
-        bos: ids of the tokens in front; texts that begin with them begin behind them.
+) -> Reading:
+    """The first window of every text; arguments as `_read_rows`, and a name for each text.
 
     Raises:
         InputError: if there is no text, or one is too short.
     """
+    check_normalize(normalize)
+    texts = list(texts)
     if not texts:
         raise InputError("texts", "empty", "give at least one paragraph")
-    at_least("n_prefix", n_prefix, 1)
-    at_least("n_continuation", n_continuation, 1)
-    length = n_prefix + n_continuation
-    rows = [without_bos(encode(text, model), bos) for text in texts]
-    short = [i for i, row in enumerate(rows) if len(row) < length]
-    if short:
-        raise InputError(
-            "texts",
-            f"text {short[0]} has {len(rows[short[0]])} tokens ({len(short)} are too short)",
-            f"each needs n_prefix + n_continuation = {length}; "
-            "give longer texts or smaller lengths",
-        )
-    return torch.tensor([row[:length] for row in rows], dtype=torch.long)
+    names = tuple(names) or tuple(f"paragraph-{i:04d}" for i in range(len(texts)))
+    if len(names) != len(texts):
+        raise InputError("names", f"{len(names)} values", f"give {len(texts)}")
+    rows = [
+        Row(f"text {i}", i, name, text)
+        for i, (text, name) in enumerate(zip(texts, names, strict=True))
+    ]
+    return _read_rows(rows, model, windows, normalize=normalize, bos=bos, argument="texts")
 
 
-def read_usable_rows(path: str | os.PathLike[str]) -> list[Row]:
-    """All rows of a file, folder or dataset.
+def _read_rows(
+    rows: Sequence[Row],
+    model: TokenizerLike | None,
+    windows: Windows,
+    *,
+    normalize: Normalize,
+    bos: tuple[int, ...],
+    notes: tuple[str, ...] = (),
+    argument: str = "paragraphs",
+) -> Reading:
+    """The first window of every row.
+
+    Args:
+        rows: the rows.
+        model: model or tokenizer, needed where there is text.
+        windows: how long a window is.
+        normalize: whether texts are normalised before they are encoded.
+        bos: ids of the tokens in front, which are no part of a window.
+        notes: what is known about the files.
+        argument: name of the rows in errors.
 
     Raises:
-        InputError: if there is none, or one cannot be used.
+        InputError: for the first row that is too short, or has a prefix that is.
     """
-    sources = find_sources(path)
-    rows = [row for source in sources for row in _usable_rows(source)]
-    if not rows:
-        empty = f"{sources[0].name} is empty"
-        raise InputError("paragraphs", empty, "give at least one paragraph")
-    return rows
+    cuts = cut(rows, model, windows, normalize=normalize, bos=bos)
+    if cuts.bad:
+        raise InputError(argument, cuts.bad[0].where, cuts.bad[0].reason)
+    metadata = columns_of(row.metadata for row in rows)
+    changes = [row.changes for row in cuts.origin]
+    if any(changes):
+        metadata["changed"] = tuple(map(in_words, changes))
+    return Reading(
+        cuts.ids,
+        tuple(row.name for row in rows),
+        metadata,
+        _as_written(rows, cuts, model, windows, bos),
+        (*notes, *reading_notes(changes)),
+    )
+
+
+def _as_written(
+    rows: Sequence[Row],
+    cuts: Cut,
+    model: TokenizerLike | None,
+    windows: Windows,
+    bos: tuple[int, ...],
+) -> Int[Tensor, "paragraph pos"] | None:
+    """Ids of the texts as they are written; where these are too short, those of the others."""
+    rewritten = [i for i, row in enumerate(cuts.origin) if is_rewritten(row)]
+    if not rewritten:
+        return None
+    written = cuts.ids.clone()
+    for i in rewritten:
+        as_it_is = cut([rows[i]], model, windows, normalize="none", bos=bos)
+        if len(as_it_is.ids):
+            written[i] = as_it_is.ids[0]
+    return written
 
 
 def _usable_rows(source: Source) -> Iterator[Row]:

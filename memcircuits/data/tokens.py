@@ -10,6 +10,7 @@ Functions take a tokenizer or a model that has one.
 
 from __future__ import annotations
 
+import dataclasses
 import hashlib
 import json
 from collections.abc import Iterable, Sequence
@@ -84,6 +85,29 @@ def ids_of_rows(rows: Sequence[Row], model: TokenizerLike | None) -> list[list[i
         raise InputError("model", "None", f"{where} holds text: pass the model to encode it")
     encoded = iter(encode_all([row.text for row in text_rows if row.text is not None], model))
     return [row.ids if row.ids is not None else next(encoded) for row in rows]
+
+
+def split_rows(
+    rows: Sequence[Row], ids: Sequence[Sequence[int]], model: TokenizerLike | None
+) -> list[Row]:
+    """The rows of which the file separates two texts, with the number of tokens of the prefix.
+
+    Both texts are encoded as one, as a model reads them. The continuation begins at the first token
+    that the prefix alone would not give: one that crosses the border, such as a word with the space
+    before it, belongs to the continuation.
+    """
+    prefixes = [row.prefix for row in rows if row.prefix is not None]
+    encoded = iter(encode_all(prefixes, model))
+    return [
+        row if row.prefix is None else dataclasses.replace(row, split=_shared(whole, next(encoded)))
+        for row, whole in zip(rows, ids, strict=True)
+    ]
+
+
+def _shared(whole: Sequence[int], part: Sequence[int]) -> int:
+    """Number of ids at the beginning in which two sequences agree."""
+    pairs = zip(whole, part, strict=False)
+    return next((i for i, (a, b) in enumerate(pairs) if a != b), min(len(whole), len(part)))
 
 
 def decode(ids: Iterable[Sequence[int]], model: TokenizerLike | None) -> list[str]:

@@ -3,7 +3,8 @@
 A row of a corpus is a document of any length. `Windows` says where its windows begin, how long they
 are, and which of them are left out: those with few different tokens (the paper keeps paragraphs
 with more than half of their tokens unique, section 3), those with a keyword, exact duplicates.
-Where the file itself separates prefix from continuation, the window is taken around that place.
+Where the file itself separates prefix from continuation, the window is taken around that place. Two
+texts of which one is too short for this are cut from the beginning of both together, which is said.
 
 The ids are the truth: text is encoded once, without special tokens, and sliced.
 `retokenization_drift` shows why: encoding decoded text again often gives other ids.
@@ -14,6 +15,7 @@ strict and refuses the file instead.
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Iterable
 from dataclasses import dataclass
 
@@ -25,7 +27,8 @@ from torch import Tensor
 from memcircuits.core.errors import InputError, at_least
 from memcircuits.data.bos import without_bos
 from memcircuits.data.formats.records import BadRow, Row, Unusable
-from memcircuits.data.tokens import TokenizerLike, decode, encode_all, ids_of_rows
+from memcircuits.data.normalizing import MOVED, Normalize, normalized_row
+from memcircuits.data.tokens import TokenizerLike, decode, encode_all, ids_of_rows, split_rows
 
 
 @dataclass(frozen=True)
@@ -76,7 +79,7 @@ class Cut:
         rows: for each window its index in `origin`.
         starts: for each window its first token's place in the row.
         counts: how often each window occurred among these rows; 1 unless deduplicated.
-        origin: the rows that could be used.
+        origin: the rows that could be used, with what was changed in them.
         bad: the rows that could not.
         left_out: filter -> number of windows that it left out.
     """
@@ -105,6 +108,7 @@ def cut(
     *,
     d_vocab: int | None = None,
     bos: tuple[int, ...] = (),
+    normalize: Normalize = "none",
 ) -> Cut:
     """Encode rows and cut them into windows.
 
@@ -115,6 +119,7 @@ def cut(
         d_vocab: size of the vocabulary; rows with ids outside it are bad.
         bos: ids of the tokens in front of every window. They are no part of windows; rows that
             begin with them begin behind them.
+        normalize: whether texts are normalised before they are encoded.
 
     Raises:
         InputError: if a row holds text and there is no tokenizer.
@@ -125,13 +130,16 @@ def cut(
         if isinstance(row, BadRow):
             bad.append(row)
         else:
-            good.append(row)
+            good.append(normalized_row(row, normalize))
+    ids_of_good = ids_of_rows(good, model)
+    split = split_rows(good, ids_of_good, model)
+    good = [_with_room(row, len(ids), windows) for row, ids in zip(split, ids_of_good, strict=True)]
 
     used: list[Row] = []
     ids_of_used: list[Tensor] = []
     row_of_window: list[np.ndarray] = [np.zeros(0, dtype=np.int64)]
     starts: list[np.ndarray] = [np.zeros(0, dtype=np.int64)]
-    for row, ids in zip(good, ids_of_rows(good, model), strict=True):
+    for row, ids in zip(good, ids_of_good, strict=True):
         try:
             first, row_windows = _windows_of_row(row, ids, windows, d_vocab, bos)
         except Unusable as problem:
@@ -156,6 +164,15 @@ def cut(
     return _filtered(every_window, model, windows)
 
 
+def _with_room(row: Row, n_tokens: int, windows: Windows) -> Row:
+    """The row; without the border between its two texts if that leaves no room for a window."""
+    if row.prefix is None or row.split is None or n_tokens < windows.length:
+        return row
+    if windows.n_prefix <= row.split <= n_tokens - windows.n_continuation:
+        return row
+    return dataclasses.replace(row, split=None, changes={**row.changes, MOVED: 1})
+
+
 def _windows_of_row(
     row: Row, ids: list[int], windows: Windows, d_vocab: int | None, bos: tuple[int, ...]
 ) -> tuple[int, Int[Tensor, "window pos"]]:
@@ -169,9 +186,11 @@ def _windows_of_row(
     if row.split is not None:
         # One window, around the place where the file separates prefix and continuation.
         split = row.split - (n_all - len(ids))
-        first = split - windows.n_prefix
+        first, n_behind = split - windows.n_prefix, len(ids) - split
         if first < 0:
             raise Unusable(f"its prefix has {split} tokens; use n_prefix={split}")
+        if n_behind < windows.n_continuation:
+            raise Unusable(f"its continuation has {n_behind} tokens; use n_continuation={n_behind}")
         ids = ids[: first + length]
     if len(ids) < first + length:
         needed = f"{first + length} are needed; use smaller lengths or remove the row"

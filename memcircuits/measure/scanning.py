@@ -22,6 +22,7 @@ from memcircuits.core.errors import InputError, at_least
 from memcircuits.core.progress import bar
 from memcircuits.core.torch_state import plain_torch
 from memcircuits.data.paragraphs import Paragraphs, ParagraphsLike
+from memcircuits.measure.as_written import comparison, em_as_written
 from memcircuits.measure.continuation import Continuation, score_paragraphs
 from memcircuits.measure.near_verbatim import decoded_where_unknown
 from memcircuits.measure.paragraph_measures import ParagraphMeasures
@@ -234,7 +235,13 @@ def scan(
         )
     options = {} if sampler is None else {"sampler": dataclasses.asdict(sampler)}
     provenance = Provenance.of(adapter, {"paragraphs": paragraphs}, **options)
-    return Scan.of(paragraphs, scores, provenance, greedy)
+    result = Scan.of(paragraphs, scores, provenance, greedy)
+    written = em_as_written(adapter, paragraphs, memory_budget=memory_budget)
+    metadata = dict(result.metadata)
+    if written:
+        metadata["em_as_written"] = tuple(map(written.get, range(len(paragraphs))))
+    notes = (*paragraphs.notes, *comparison(result.em, written, paragraphs.n_continuation))
+    return dataclasses.replace(result, metadata=metadata, notes=(*result.notes, *notes))
 
 
 def has_finite_scores(

@@ -55,7 +55,10 @@ def test_hash_knows_ids_and_split():
     [
         (lambda: mc.Paragraphs.from_texts([], zoo.tokenizer()), "texts: empty"),
         (lambda: mc.Paragraphs.from_texts(TEXT, zoo.tokenizer()), "list of strings"),
-        (lambda: mc.Paragraphs.from_texts([TEXT, "<1> <2>"], zoo.tokenizer()), "text 1 has 2 tok"),
+        (
+            lambda: mc.Paragraphs.from_texts([TEXT, "<1> <2>"], zoo.tokenizer()),
+            "text 1; it has 2",
+        ),
         (lambda: mc.Paragraphs.from_tokens([]), "at least one paragraph"),
         (lambda: mc.Paragraphs.from_tokens([[1, 2, 3], [1, 2]]), "equally long"),
         (lambda: mc.Paragraphs.from_tokens(torch.rand(2, 100)), "integer tensor"),

@@ -205,8 +205,8 @@ def _rows_of_columns(columns: dict[str, Any], named: Columns) -> Iterator[RawRow
     if not is_usable(columns, named):
         columns = _named_by_shape(columns)
     for name, values in columns.items():
-        if getattr(values, "ndim", 2) == 2 and name in ("ids", *ID_PAIRS[0]):
-            _checked(values, "it")
+        if hasattr(values, "ndim") and name in ("ids", *ID_PAIRS[0]):
+            _checked(values)
     n_rows = max((len(values) for values in columns.values()), default=0)
     if any(len(values) != n_rows for values in columns.values()):
         lengths = ", ".join(f"{name} {len(values)}" for name, values in columns.items())

@@ -20,6 +20,7 @@ import torch
 
 from memcircuits.core.errors import InputError
 from memcircuits.core.json_values import python_value
+from memcircuits.data.normalizing import in_words
 from memcircuits.data.paragraphs import Paragraphs
 from memcircuits.measure.corpus.manifest import read_manifest
 from memcircuits.measure.corpus.parts import part_counts
@@ -32,6 +33,8 @@ if TYPE_CHECKING:
 EMPTY_COUNTS: dict[str, Any] = {
     **dict.fromkeys(("rows", "windows", "memorized", "tokens", "quarantined", "unread"), 0),
     "left_out": {},
+    "changes": {},
+    "as_written": {},
     "drift_sampled": 0,
     "drifted": 0,
 }
@@ -65,7 +68,18 @@ class ScanFolder:
     @property
     def notes(self) -> tuple[str, ...]:
         """What the reader must know."""
-        return tuple(self.manifest.get("notes", ()))
+        totals = self.summary
+        notes = list(self.manifest.get("notes", ()))
+        if totals.get("changes"):
+            notes.append(f"Changed before encoding: {in_words(totals['changes'])}.")
+        if totals.get("as_written"):
+            means = [
+                f"{group['em'] / max(1, group['windows']):.2f} {name} ({group['memorized']} of "
+                f"{group['windows']} windows memorized)"
+                for name, group in totals["as_written"].items()
+            ]
+            notes.append(f"Mean EM of some texts that normalising changed: {', '.join(means)}.")
+        return tuple(notes)
 
     @property
     def parts(self) -> list[Path]:

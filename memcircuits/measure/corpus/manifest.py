@@ -18,14 +18,20 @@ from pathlib import Path
 from typing import Any
 
 from memcircuits.core.errors import InputError
-from memcircuits.data.formats.records import Source
+from memcircuits.data.formats.records import Columns, Source
 from memcircuits.data.formats.sources import content_files
+from memcircuits.data.normalizing import Normalize
 from memcircuits.data.tokens import tokenizer_hash
 from memcircuits.data.windows import Windows
 from memcircuits.models.adapter import Adapter
 
 SCHEMA = "memcircuits.scan-parts/1"
 
+_WHAT_OLDER_SCANS_DID = {
+    "bos": [],
+    "columns": dataclasses.asdict(Columns()),
+    "normalize": "none",
+}
 _HASHED_BYTES = 2**16  # at both ends of a file
 
 
@@ -34,7 +40,10 @@ def new_manifest(
     sources: Sequence[Source],
     windows: Windows,
     part_records: int,
+    *,
     bos: tuple[int, ...],
+    columns: Columns,
+    normalize: Normalize,
 ) -> dict[str, Any]:
     """The manifest of a scan, in the form in which it is read back from JSON."""
     manifest = {
@@ -42,6 +51,8 @@ def new_manifest(
         "model": model_identity(adapter),
         "windows": dataclasses.asdict(windows),
         "bos": bos,
+        "columns": dataclasses.asdict(columns),
+        "normalize": normalize,
         "part_records": part_records,
         "sources": [source_fingerprint(source) for source in sources],
     }
@@ -65,7 +76,7 @@ def read_manifest(path: Path) -> dict[str, Any]:
         raise InputError("out", f"{folder}/manifest.json", f"damaged ({error})") from None
     if schema != SCHEMA:
         raise InputError("out", folder, f"its schema is {schema}, this version writes {SCHEMA}")
-    return {"bos": [], **manifest}  # older scans put nothing in front
+    return {**_WHAT_OLDER_SCANS_DID, **manifest}
 
 
 def differences(written: dict[str, Any], expected: dict[str, Any]) -> str:

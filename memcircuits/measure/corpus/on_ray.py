@@ -27,8 +27,9 @@ from memcircuits.core.errors import InputError, at_least
 from memcircuits.core.progress import bar
 from memcircuits.data.bos import Bos
 from memcircuits.data.formats.listing import find_sources
-from memcircuits.data.formats.records import Source
+from memcircuits.data.formats.records import Columns, ColumnsLike, Source
 from memcircuits.data.formats.sources import read_chunks
+from memcircuits.data.normalizing import Normalize
 from memcircuits.data.tokens import tokenizer_of, vocabulary_size
 from memcircuits.data.unigrams import ChunkCount, UnigramTable
 from memcircuits.data.windows import Windows
@@ -51,6 +52,8 @@ def scan_with_ray(  # noqa: PLR0913
     *,
     windows: Windows | None = None,
     bos: Bos = "auto",
+    columns: ColumnsLike = None,
+    normalize: Normalize = "auto",
     part_records: int = PART_RECORDS,
     batch_size: int | None = None,
     resume: bool = False,
@@ -67,6 +70,8 @@ def scan_with_ray(  # noqa: PLR0913
         out: folder for the parts, under the same path on every node.
         windows: as in `scan_to_disk`.
         bos: as in `scan_to_disk`.
+        columns: as in `scan_to_disk`.
+        normalize: as in `scan_to_disk`.
         part_records: as in `scan_to_disk`.
         batch_size: as in `scan_to_disk`.
         resume: as in `scan_to_disk`.
@@ -86,7 +91,14 @@ def scan_with_ray(  # noqa: PLR0913
         adapter,
         source,
         out,
-        ScanOptions(windows or Windows(), bos, part_records, batch_size),
+        ScanOptions(
+            windows or Windows(),
+            bos,
+            Columns.of(columns),
+            normalize,
+            part_records,
+            batch_size,
+        ),
         resume=resume,
         shard=(0, 1),
     )
@@ -211,7 +223,7 @@ def _box(value: Any) -> np.ndarray:
 def _absolute(source: Source) -> Source:
     if source.kind == "hf":
         return source
-    return Source(str(Path(source.path).resolve()), source.name, source.kind)
+    return dataclasses.replace(source, path=str(Path(source.path).resolve()))
 
 
 @contextlib.contextmanager

@@ -13,7 +13,7 @@ import functools
 import io
 import json
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any
 
@@ -22,8 +22,9 @@ import torch
 
 from memcircuits.core.io import write_atomically
 from memcircuits.core.json_values import json_value
-from memcircuits.data.formats.records import BadRow
+from memcircuits.data.formats.records import BadRow, Row
 from memcircuits.data.formats.sources import Chunk
+from memcircuits.data.normalizing import Normalize, is_rewritten, total_changes
 from memcircuits.data.paragraphs import Paragraphs
 from memcircuits.data.windows import Cut, cut, retokenization_drift
 from memcircuits.measure.continuation import score_paragraphs
@@ -32,6 +33,7 @@ from memcircuits.measure.scanning import Scan
 from memcircuits.models.adapter import Adapter
 from memcircuits.results.provenance import Provenance
 
+WRITTEN_SAMPLE = 64  # rows of a part that are scanned as they are written, too
 DRIFT_SAMPLE = 8  # windows of a part that are decoded and encoded again
 PART_RECORDS = 4096
 PART_NAME = re.compile(r"\.?(\d+)-(\d+)\.(parquet|jsonl)")
@@ -52,14 +54,8 @@ class PartWriter:
 
     def write(self, name: str, chunk: Chunk) -> dict[str, Any]:
         """Scan one chunk, write its part, and return the part's counts."""
-        windows = self.plan.windows
-        cuts = cut(
-            chunk.rows(),
-            self.adapter.tokenizer,
-            windows,
-            d_vocab=self.adapter.d_vocab,
-            bos=self.plan.bos,
-        )
+        rows = list(chunk.rows())
+        cuts = self._cut(rows, self.plan.normalize)
         scan = self._scan(cuts)
         unusable = list(cuts.bad)
         if scan is not None:
@@ -72,10 +68,12 @@ class PartWriter:
             "rows": len(chunk.raw),
             "windows": table.num_rows,
             "memorized": 0 if scan is None else int(scan.is_memorized.sum()),
-            "tokens": len(cuts.ids) * windows.length,
+            "tokens": len(cuts.ids) * self.plan.windows.length,
             "quarantined": len(unusable),
             "unread": sum(row.unread for row in unusable),
             "left_out": cuts.left_out,
+            "changes": total_changes(row.changes for row in cuts.origin),
+            "as_written": self._as_written(rows, cuts, scan),
             **self._drift(cuts),
         }
         if unusable:
@@ -83,6 +81,38 @@ class PartWriter:
             write_atomically(self.folder / "quarantine" / f"{name}.jsonl", "".join(lines))
         write_part(self.folder, name, table, counts)
         return counts
+
+    def _cut(self, rows: Iterable[Row | BadRow], normalize: Normalize) -> Cut:
+        return cut(
+            rows,
+            self.adapter.tokenizer,
+            self.plan.windows,
+            d_vocab=self.adapter.d_vocab,
+            normalize=normalize,
+            bos=self.plan.bos,
+        )
+
+    def _as_written(
+        self, rows: list[Row | BadRow], cuts: Cut, scan: Scan | None
+    ) -> dict[str, dict[str, int]]:
+        """EM of some rows whose text was normalised, and of the same rows as they are written."""
+        sample = [i for i, row in enumerate(cuts.origin) if is_rewritten(row)][:WRITTEN_SAMPLE]
+        if scan is None or not sample:
+            return {}
+        numbers = {cuts.origin[i].number for i in sample}
+        written = self._scan(
+            self._cut((r for r in rows if isinstance(r, Row) and r.number in numbers), "none")
+        )
+        if written is None:
+            return {}
+        windows = torch.from_numpy(np.isin(cuts.rows, sample))
+        return {
+            name: {"windows": len(em), "em": int(em.sum()), "memorized": int(memorized.sum())}
+            for name, em, memorized in (
+                ("normalized", scan.em[windows], scan.is_memorized[windows]),
+                ("as written", written.em, written.is_memorized),
+            )
+        }
 
     def _scan(self, cuts: Cut) -> Scan | None:
         """The scan of the windows of a chunk; None if there are none."""

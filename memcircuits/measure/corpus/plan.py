@@ -12,6 +12,7 @@ from dataclasses import dataclass
 
 from memcircuits.data.formats.records import Source
 from memcircuits.data.formats.sources import Chunk, read_chunks
+from memcircuits.data.normalizing import Normalize
 from memcircuits.data.windows import Windows
 
 
@@ -25,6 +26,7 @@ class Plan:
         part_records: maximum number of rows per part, and of KiB of text.
         batch_size: windows per forward pass; fixed, because rounding depends on it.
         bos: ids of the tokens in front of every window.
+        normalize: whether texts are normalised before they are encoded.
     """
 
     sources: tuple[Source, ...]
@@ -32,6 +34,7 @@ class Plan:
     part_records: int
     batch_size: int
     bos: tuple[int, ...] = ()
+    normalize: Normalize = "auto"
 
     def chunks(self, shard: tuple[int, int] = (0, 1)) -> Iterator[tuple[str, Chunk]]:
         """Part names and chunks of one shard (index, number of shards)."""

@@ -17,9 +17,10 @@ import torch
 from memcircuits.core.errors import InputError, at_least
 from memcircuits.core.io import write_if_absent
 from memcircuits.data.bos import Bos, bos_ids, check_bos
-from memcircuits.data.formats.listing import find_sources
-from memcircuits.data.formats.records import BadRow, Source
+from memcircuits.data.formats.listing import list_files
+from memcircuits.data.formats.records import BadRow, Columns, Source
 from memcircuits.data.formats.sources import read_chunks
+from memcircuits.data.normalizing import Normalize, check_normalize
 from memcircuits.data.windows import Windows
 from memcircuits.measure.corpus.manifest import differences, new_manifest, read_manifest
 from memcircuits.measure.corpus.parts import PART_NAME
@@ -40,11 +41,14 @@ class ScanOptions:
 
     windows: Windows
     bos: Bos
+    columns: Columns
+    normalize: Normalize
     part_records: int
     batch_size: int | None
 
     def __post_init__(self) -> None:
         check_bos(self.bos)
+        check_normalize(self.normalize)
         at_least("part_records", self.part_records, 1)
         if self.batch_size is not None:
             at_least("batch_size", self.batch_size, 1)
@@ -69,18 +73,27 @@ def prepare_scan(
     front = bos_ids(adapter, options.bos)
     n_inputs = len(front) + windows.length
     adapter.check_tokens(torch.zeros(1, n_inputs, dtype=torch.long), "windows")
-    sources = tuple(find_sources(source))
+    listing = list_files(source, options.columns)
+    sources = tuple(listing.sources)
     _check_readable(sources)
     folder = Path(out)
     if folder.exists() and not folder.is_dir():
         raise InputError("out", folder.name, "it is a file; give a folder")
 
-    manifest = new_manifest(adapter, sources, windows, part_records, front)
+    manifest = new_manifest(
+        adapter,
+        sources,
+        windows,
+        part_records,
+        bos=front,
+        columns=options.columns,
+        normalize=options.normalize,
+    )
     if not (folder / "manifest.json").is_file():
         size = options.batch_size or rows_that_fit(adapter, n_inputs, windows.n_continuation)
-        _write_manifest(folder, manifest, size, _notes(adapter, front))
+        _write_manifest(folder, manifest, size, (*listing.notes, *_notes(adapter, front)))
     size = _check_manifest(folder, manifest, options.batch_size)
-    plan = Plan(sources, windows, part_records, size, front)
+    plan = Plan(sources, windows, part_records, size, front, options.normalize)
     _check_parts(folder, plan, shard, resume)
     return folder, plan
 

@@ -33,6 +33,8 @@ from memcircuits.core.io import write_atomically
 from memcircuits.core.progress import bar
 from memcircuits.core.torch_state import plain_torch
 from memcircuits.data.bos import Bos
+from memcircuits.data.formats.records import Columns, ColumnsLike
+from memcircuits.data.normalizing import Normalize
 from memcircuits.data.windows import Windows
 from memcircuits.measure.corpus.folder import EMPTY_COUNTS, ScanFolder, total_counts
 from memcircuits.measure.corpus.parts import PART_RECORDS, PartWriter, part_counts
@@ -49,6 +51,8 @@ def scan_to_disk(  # noqa: PLR0913
     *,
     windows: Windows | None = None,
     bos: Bos = "auto",
+    columns: ColumnsLike = None,
+    normalize: Normalize = "auto",
     part_records: int = PART_RECORDS,
     batch_size: int | None = None,
     resume: bool = False,
@@ -63,6 +67,8 @@ def scan_to_disk(  # noqa: PLR0913
         out: folder for the parts.
         windows: what to cut from the rows; by default the first 50 + 50 tokens of each.
         bos: tokens in front of every window, as in `Paragraphs.from_texts`.
+        columns: the columns that hold the text, as in `Paragraphs.read`.
+        normalize: whether texts are normalised, as in `Paragraphs.from_texts`.
         part_records: maximum number of rows per part, and of KiB of text.
         batch_size: windows per forward pass; by default as many as fit. A resumed scan, and the
             other shards, use the first process's.
@@ -80,7 +86,14 @@ def scan_to_disk(  # noqa: PLR0913
         adapter,
         source,
         out,
-        ScanOptions(windows or Windows(), bos, part_records, batch_size),
+        ScanOptions(
+            windows or Windows(),
+            bos,
+            Columns.of(columns),
+            normalize,
+            part_records,
+            batch_size,
+        ),
         resume=resume,
         shard=shard,
     )
