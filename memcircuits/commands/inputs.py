@@ -145,6 +145,7 @@ class Inputs:
         """
         from memcircuits.core.errors import InputError
 
+        bos = self.tokens_in_front
         if self.paragraphs is None and not is_shipped(self.model):
             raise InputError(
                 "--paragraphs",
@@ -158,7 +159,7 @@ class Inputs:
                 raise InputError(
                     option, length, "the shipped paragraphs have 50 + 50 tokens: give a file"
                 )
-        if self.paragraphs is None and self.tokens_in_front is True:
+        if self.paragraphs is None and bos is True:
             raise InputError(
                 "--bos", "yes", "the organism was trained without it: give a file of paragraphs"
             )

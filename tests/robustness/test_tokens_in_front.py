@@ -147,19 +147,27 @@ WITH_POSITIONS: dict[str, tuple[int, Callable[..., Mapping[str, Tensor]]]] = {
 }
 
 
+HOOKED = ["hooked gpt2"] if zoo.has_hooked() else []
+
+
+def model_of(name: str):
+    kind, _, architecture = name.rpartition(" ")
+    return zoo.hooked(architecture) if kind else zoo.bridge(architecture)
+
+
 @pytest.mark.parametrize("call", sorted(WITHOUT_POSITIONS))
-@pytest.mark.parametrize("name", ["gemma2", "opt"])
+@pytest.mark.parametrize("name", ["gemma2", "opt", *HOOKED])
 def test_numbers_are_those_of_an_uncounted_first_token(name, call):
-    model = zoo.bridge(name)
+    model = model_of(name)
     paragraphs = in_front(model)
     measure = WITHOUT_POSITIONS[call]
     assert_equal(measure(model, paragraphs), measure(model, as_prefix(paragraphs)))
 
 
 @pytest.mark.parametrize("call", sorted(WITH_POSITIONS))
-@pytest.mark.parametrize("name", ["gpt_neo", "llama"])
+@pytest.mark.parametrize("name", ["gpt_neo", "llama", *HOOKED])
 def test_positions_count_from_the_first_token_of_the_paragraph(name, call):
-    model = zoo.bridge(name)
+    model = model_of(name)
     paragraphs = in_front(model)
     axis, measure = WITH_POSITIONS[call]
     counted = {

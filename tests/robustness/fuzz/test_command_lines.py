@@ -48,6 +48,7 @@ def stub(bridge, results, tmp_path, monkeypatch):
 PATHS = ("good.jsonl", "short.jsonl", "other.jsonl", "broken.jsonl", "empty.txt", "file", "empty",
          "missing", "", "/", "..", "\0", "x" * 300, "é.pt", "-1")  # fmt: skip
 OPTIONS: dict[str, tuple[str, ...]] = {
+    "--bos": ("yes", "no", "maybe", "", "AUTO"),
     "--model": (
         "nobody/nothing",
         "empty",
