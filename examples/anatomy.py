@@ -14,8 +14,9 @@
 # # Anatomy of one recitation
 #
 # One paragraph that the shipped model recites, taken apart: how sure the model is of each token,
-# which tokens of the prefix set it off, how few of them stop or start it, which heads it needs,
-# which of them carry the trigger, and what those look at. No network; about a minute on two cores.
+# which tokens of the prefix set it off, how few of them stop or start it, which heads it needs and
+# which every subnetwork shares, which neurons write its tokens, which heads carry the trigger, and
+# what those look at. No network; two minutes on two cores.
 #
 # `examples/anatomy.py` and `examples/anatomy.ipynb` are the same notebook. The text is the source;
 # `jupytext --update --to ipynb examples/anatomy.py` writes the other.
@@ -92,6 +93,32 @@ for result in (zero, by_mean):
     print(f"{result.name}: {', '.join(best)}")
 print(f"rank correlation of the two: {zero.correlation(by_mean):.2f}")
 zero.figure()
+
+# %% [markdown]
+# ## Which heads does every part of the model that recites share?
+#
+# Masks close half of the heads and MLPs, three times with different seeds, for recitations and for
+# paragraphs that the model never saw. What all three keep is the core. By default there are twelve.
+
+# %%
+never_seen = mc.Paragraphs.shipped("control")
+shared = mc.core(model, scan.memorized, never_seen[:40], seeds=3, steps=40)
+print(shared)
+print("only for recitations:", *shared.own_heads)
+columns = ["set", "condition", "n", "em", "accuracy", "nll"]
+print(shared.effects()[columns].round(2).to_string(index=False))
+shared.figure()
+
+# %% [markdown]
+# ## Which neurons write the next token, and which heads call them?
+#
+# Neurons whose output points at one token, and the head that adds most to their input. Does the
+# neuron fall without that head on other paragraphs? The same for random neurons, to compare.
+
+# %%
+calls = mc.lookups(model, scan.memorized + never_seen[:20], neurons=4, prompts=10)
+print(calls.summary().round(2).to_string(index=False))
+print(calls.to_frame().head(4).round(2).to_string(index=False))
 
 # %% [markdown]
 # ## Which heads carry the trigger?

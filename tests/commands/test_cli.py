@@ -171,6 +171,31 @@ def test_patch_goes_both_ways(options, tmp_path):
     }
 
 
+def test_core_prints_what_subnetworks_share(options, tmp_path):
+    out = tmp_path / "out"
+    arguments = ["--seeds", "2", "--steps", "3", "--shuffles", "1"]
+    result = runner.invoke(app, ["core", *options, *arguments, "--json", "--out", str(out)])
+    assert result.exit_code == 0, result.output
+    data = json.loads(result.stdout)
+    assert len(data["parts"]) == 20
+    in_both = {row["part"] for row in data["parts"] if row["core"] == "memorized"}
+    assert {p for p in in_both if "H" in p} == set(data["own_heads"])
+    assert Result.load(out / "core.safetensors").effective_size.tolist() == data["effective_size"]
+    result = runner.invoke(app, ["core", *options, "--sparsity", "1", "--out", str(out)])
+    assert result.exit_code == 2
+    assert "sparsity: 1.0; give a number below 1" in result.stderr
+
+
+def test_lookups_prints_both_kinds_of_neuron(options, tmp_path):
+    out = tmp_path / "out"
+    arguments = ["--neurons", "2", "--prompts", "4"]
+    result = runner.invoke(app, ["lookups", *options, *arguments, "--json", "--out", str(out)])
+    assert result.exit_code == 0, result.output
+    data = json.loads(result.stdout)
+    assert [row["neurons"] for row in data["summary"]] == ["next-token", "random", "difference"]
+    assert len(data["neurons"]) == len(Result.load(out / "lookups.safetensors").neurons) == 8
+
+
 def test_info_describes_the_model(folder):
     result = runner.invoke(app, ["info", str(folder / "model"), "--json"])
     assert result.exit_code == 0, result.output
