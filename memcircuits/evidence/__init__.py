@@ -3,6 +3,6 @@
 `interventions` changes activations in the middle of a forward pass. `ablation`, `screening`,
 `rare_tokens`, `gradients`, `triggers`, `prefix_cuts`, `patching`, `lookups` and `subnetworks`
 measure. `groups` chooses the paragraphs to compare, `find_heads` puts the evidence about heads
-together into a `ranking`, and `attention_view` shows what heads attend to. May import: `measure` and
-below; not `editing`.
+together into a `ranking`, and `attention_view` shows what heads attend to. May import: `measure`
+and below; not `editing`.
 """
