@@ -12,6 +12,7 @@ from .evidence.formation import formation
 from .evidence.gradients.activations import activation_gradients
 from .evidence.gradients.contrastive import contrastive_gradients
 from .evidence.gradients.parameters import parameter_gradients
+from .evidence.influence import influence
 from .evidence.lookups.measure import lookups
 from .evidence.patching.sweeps import patch_heads
 from .evidence.prefix_cuts.cuts import cut_prefix
@@ -42,6 +43,7 @@ __all__ = [
     "edit",
     "find_memorization_heads",
     "formation",
+    "influence",
     "load_model",
     "lookups",
     "parameter_gradients",

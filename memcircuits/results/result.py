@@ -44,6 +44,7 @@ MODULE_OF_KIND = {
     "edit": "editing.edit",
     "edit-report": "editing.edit_report",
     "formation": "evidence.formation_results",
+    "influence": "evidence.influence",
     "layer-patches": "evidence.patching.results",
     "lookups": "evidence.lookups.results",
     "minimal-sets": "evidence.triggers.minimal_sets",

@@ -68,6 +68,11 @@ CALLS: dict[str, dict[str, tuple[Any, ...]]] = {
         "draws": (0, -1, "x", 1.5),
         "unigrams": (3, "x"),
     },
+    "influence": {
+        "eta": (0, "x", float("nan"), None, True),
+        "where": ("L9H9", "x", [], 3, "L9.mlp", [None]),
+        "tested": (3, [], "x", [[1]]),
+    },
     "cut_prefix": {
         "cuts": ((), None, "0", 3, [99999], [-999], [1.5], [True]),
         "backtrack": (0, -1, "x"),
