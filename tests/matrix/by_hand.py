@@ -11,7 +11,7 @@ import memcircuits as mc
 from tests.helpers import models as zoo
 from tests.helpers.oracle import MLPS, Plain
 from tests.matrix.cases import Numbers, model, plain_twin, reference_paragraph, told, twins
-from tests.matrix.ours import next_token_lookups, perturb, written
+from tests.matrix.ours import STEP, next_token_lookups, perturb, written
 
 
 def plain_scan(m: Plain, p: mc.Paragraphs) -> Numbers:
@@ -74,6 +74,23 @@ def plain_formation(m: Plain, p: mc.Paragraphs) -> Numbers:
         nll = torch.stack([x.nll(ids, p.n_prefix) for x in pair])
     em = torch.stack([x.em(ids, p.n_prefix) for x in pair])
     return {"em": em, "nll": nll, "twin_nll": nll[[0, 0]]}
+
+
+def plain_influence(m: Plain, p: mc.Paragraphs) -> Numbers:
+    """One step on the log-probability of each of two rows, in the weight matrices only."""
+    before, changes = m.log_prob(p.ids, p.n_prefix).sum(-1).detach(), []
+    for i in range(2):
+        trained = Plain(m.name, copy.deepcopy(m.model).requires_grad_(True))
+        seen: list[torch.nn.Parameter] = []
+        trained.weights(lambda weight, seen=seen: seen.append(weight) or weight)
+        matrices = list({id(weight): weight for weight in seen}.values())
+        log_prob = trained.log_prob(p.ids[[i]], p.n_prefix).sum()
+        gradients = torch.autograd.grad(log_prob, matrices)
+        with torch.no_grad():
+            for weight, gradient in zip(matrices, gradients, strict=True):
+                weight += STEP * gradient
+            changes.append(trained.log_prob(p.ids, p.n_prefix).sum(-1) - before)
+    return {"log p": torch.stack(changes)}
 
 
 def plain_ablate(mode: str, m: Plain, p: mc.Paragraphs) -> Numbers:

@@ -11,6 +11,8 @@ import memcircuits as mc
 from memcircuits.models.registry import adapt
 from tests.matrix.cases import Numbers, reference_paragraph, told, twin_model, twins, unigrams
 
+STEP = 1e-3  # of influence
+
 
 def scan(m: Any, p: mc.Paragraphs) -> Numbers:
     scan_result = mc.scan(m, p, progress=False)
@@ -43,6 +45,11 @@ def formation(m: Any, p: mc.Paragraphs) -> Numbers:
     options = {"twins": twin_model(m), "control": p[3:], "max_paragraphs": 2, "progress": False}
     result = mc.formation(steps, p[:3], **options)
     return {"em": result.em, "nll": result.nll, "twin_nll": result.twin_nll}
+
+
+def influence(m: Any, p: mc.Paragraphs) -> Numbers:
+    result = mc.influence(m, p[:2], p, STEP, progress=False)
+    return {"log p": result.values}
 
 
 def ablate(mode: str) -> Callable[[Any, mc.Paragraphs], Numbers]:
