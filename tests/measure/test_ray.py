@@ -14,6 +14,7 @@ from typer.testing import CliRunner
 
 import memcircuits as mc
 from memcircuits.cli import app
+from memcircuits.measure.corpus.folder import ScanFolder
 from memcircuits.measure.corpus.scan import scan_to_disk
 from tests.helpers import ROOT, corpus_job
 from tests.helpers import models as zoo
@@ -89,6 +90,7 @@ def test_the_command_on_a_cluster_writes_the_same_parts(tmp_path):
     model = zoo.save("gpt_neo", tmp_path / "model")
     options = {"n-prefix": 10, "n-continuation": 12, "stride": 22, "part-records": 8}
     options |= {"model": model, "paragraphs": tmp_path / "corpus.jsonl", "batch-size": 32}
+    options |= {"bos": "yes"}
     job = ["scan", *(text for key, value in options.items() for text in (f"--{key}", str(value)))]
     local = CliRunner().invoke(app, [*job, "--quiet", "--out", str(tmp_path / "local")])
     assert local.exit_code == 0, local.output
@@ -98,6 +100,7 @@ def test_the_command_on_a_cluster_writes_the_same_parts(tmp_path):
     assert outcome.returncode == 0, outcome.stderr
     assert "280 windows of 30 rows" in outcome.stdout
     assert parts_of(tmp_path / "ray") == parts_of(tmp_path / "local")
+    assert ScanFolder.open(tmp_path / "ray").manifest["bos"] == [0]
 
 
 @pytest.mark.parametrize("address", ["127.0.0.1:1", "nowhere", "127.0.0.1:99999", "ray://[::1]:1"])

@@ -41,8 +41,11 @@ def in_front(model: object, n: int = 6) -> Paragraphs:
 
 
 def other(model: object) -> object:
-    """A model of the same architecture with other weights."""
-    return zoo.bridge(adapt(model).name.removeprefix("tiny-"), seed=1)
+    """A model of the same class and architecture with other weights."""
+    name = adapt(model).name.removeprefix("tiny-")
+    if adapt(model).is_bridge:
+        return zoo.bridge(name, seed=1)
+    return zoo.hooked(name, zoo.hf_model(name, seed=1))
 
 
 def as_prefix(paragraphs: Paragraphs) -> Paragraphs:
