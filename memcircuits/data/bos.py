@@ -3,8 +3,8 @@
 Many models were trained with a beginning-of-sequence token (BOS) in front of every text, and read a
 text without it badly: Gemma 3 270M predicts the Lord's Prayer at 3.08 nats/token without BOS and at
 0.35 behind it (`tests/models/test_gemma3.py`). Nothing in a model says which tokens these are as
-reliably as what its tokenizer does by default: GPT-2, GPT-Neo and Pythia put nothing in front, Llama
-and Gemma their BOS, OPT `</s>`.
+reliably as what its tokenizer does by default: GPT-2, GPT-Neo and Pythia put nothing in front,
+Llama and Gemma their BOS, OPT `</s>`.
 
 TransformerLens hides this default: it reads a tokenizer again with `add_bos_token=True`, whatever
 the model. `default_bos` therefore asks the tokenizer's own files where that may have happened.
