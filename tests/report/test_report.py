@@ -125,8 +125,9 @@ def read_by(commands_run, monkeypatch, neo):
         asked["load"] = {"name": name, **options}
         return neo
 
-    def read(path, model=None, **lengths):
-        asked["reads"].append((str(path), lengths))
+    def read(path, model=None, *, n_prefix, n_continuation, bos="auto", **_):
+        lengths = {"n_prefix": n_prefix, "n_continuation": n_continuation}
+        asked["reads"].append((str(path), {**lengths, "bos": bos}))
         return zoo.mixed(neo, n=6)
 
     def find(model, paragraphs, **options):
@@ -188,6 +189,7 @@ def test_matched_controls_are_matched_again(neo, monkeypatch, tmp_path):
         pytest.param({"control": "given", "unigrams": "a corpus"}, id="files of one's own"),
         pytest.param({"model": {"name": "my model", "dtype": "bfloat16"}}, id="another model"),
         pytest.param({"model": {"name": "hub/model", "revision": "main"}}, id="a revision"),
+        pytest.param({"model": {"bos": [5]}}, id="text read without BOS"),
         pytest.param(
             {"model": {"name": "organism"}, "unigrams": mc.UnigramTable.shipped().source},
             id="counts of the package",
@@ -222,7 +224,8 @@ def test_the_command_in_the_report_asks_for_the_same_ranking(neo, ranking, optio
         assert load["name"] == wanted.model["name"]
         assert load.get("revision") == wanted.model["revision"]
         assert load.get("dtype", "float32") == wanted.model["dtype"]
-        lengths = {"n_prefix": 10, "n_continuation": 12}
+        bos = False if wanted.model["bos"] else "auto"
+        lengths = {"n_prefix": 10, "n_continuation": 12, "bos": bos}
         n_files = 1 + (wanted.options["control"] == "given")
         assert asked["reads"] == [("FILE", lengths)] * n_files
 
