@@ -209,6 +209,8 @@ def test_info_describes_the_model(folder):
     }
     assert {"q", "k", "v", "z", "resid_pre"} <= set(facts["writable sites"])
     assert "pattern" not in facts.pop("writable sites")  # attention that a Bridge only observes
+    assert abs(facts.pop("gain behind BOS")) < 0.3
+    assert facts.pop("tokens in front") == []
     assert facts == {
         "model": "model",
         "revision": None,
