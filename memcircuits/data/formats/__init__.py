@@ -1,20 +1,23 @@
 """File formats: from bytes to rows, one after the other, in bounded memory.
 
-| ending | content |
+| content | read as |
 | --- | --- |
-| `.jsonl` | one object a line with token ids, `prefix_ids` and `suffix_ids`, or text |
-| `.csv` | a column of text |
-| `.txt` | paragraphs separated by blank lines |
-| `.parquet` | columns as in `.jsonl` |
-| `.npy` | an integer array [paragraph, pos]; `NAME_prefix.npy` with `NAME_suffix.npy` beside it |
-| `.pt` | an integer tensor [paragraph, pos], read with `weights_only=True` |
-| `hf:NAME[@REVISION][:SPLIT]` | a dataset on the hub, streamed, or a folder that `datasets` saved |
+| a JSON object, text or list of ids a line (`.jsonl`, `.ndjson`) | a row each |
+| other JSON (`.json`): arrays, pretty-printed objects, `{"data": [...]}`, columns | a row each |
+| tables between commas, tabs, semicolons or bars (`.csv`, `.tsv`) | a row each |
+| plain text (`.txt`) | a row for each block between blank lines |
+| parquet, Arrow and Feather (`.parquet`, `.arrow`, `.feather`) | a row each |
+| integer arrays and tensors (`.npy`, `.npz`, `.pt`), alone, named or in pairs | a row each |
+| `hf:NAME[@REVISION][:SPLIT]`, a dataset on the hub or a saved one | a row each |
+| a folder | the rows of all its files |
 
-Token ids are a column `ids`, `tokens`, `input_ids` or `token_ids`, text is one `text` or
-`paragraph`; `id` (or `index`) names the paragraphs, every other column becomes their metadata. The
-first three formats may be compressed (`.gz`, `.zst`); a folder means all its files.
+What a file holds decides, not its name (`detection`). Texts may be compressed (gzip, zstd, bz2, xz,
+lz4) and UTF-16 or UTF-32; other text must be UTF-8. Which columns hold text or ids, and which
+become metadata, says `columns`; masks and labels beside token ids are obeyed (`token_columns`). A
+folder says what it passed over (`listing`). A file that cannot be read to its end, or changes while
+it is read, ends in a row that says so.
 
-`sources` finds files and reads chunks of them; `records` says what a row is; `text` reads JSON
-lines, CSV and plain text; `tables` reads parquet, arrays, tensors and datasets. To add a format,
-write its reader and add one line to the table `FORMATS` in `sources`.
+`sources` reads rows in chunks; `records` says what a row is; `opening` unpacks; `text`,
+`json_text`, `delimited`, `tables` and `arrays` read. To add a format, write its reader, tell it
+from the others in `detection`, and add one line to the table `FORMATS` in `sources`.
 """

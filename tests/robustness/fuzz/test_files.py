@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import gzip
+import json
+import lzma
 import random
 from collections.abc import Callable
 from pathlib import Path
@@ -44,6 +46,30 @@ FORMATS: dict[str, Callable[[Path], bytes]] = {
     "table.parquet": written_by(lambda path: pd.DataFrame({"ids": IDS.tolist()}).to_parquet(path)),
     "array.npy": written_by(lambda path: np.save(path, IDS.numpy())),
     "tensor.pt": written_by(lambda path: torch.save(IDS, path)),
+    "array.json": lambda path: json.dumps(
+        [{"id": i, "ids": row} for i, row in enumerate(IDS.tolist())], indent=1
+    ).encode(),
+    "nested.json": lambda path: json.dumps({"n": 1, "data": [{"text": t} for t in TEXTS]}).encode(),
+    "padded.jsonl": lambda path: jsonl(
+        [
+            {"input_ids": [*r, 0, 0], "attention_mask": [1] * 24 + [0, 0], "labels": [*r, -100, 0]}
+            for r in IDS.tolist()
+        ]
+    ),
+    "pairs.ndjson": lambda path: jsonl(
+        [{"prompt": t[: len(t) // 2], "completion": t[len(t) // 2 :]} for t in TEXTS]
+    ),
+    "table.tsv": lambda path: pd.DataFrame({"text": TEXTS, "n": 1}).to_csv(sep="\t").encode(),
+    "wide.txt": lambda path: "\r\n\r\n".join(TEXTS).encode("utf-16"),
+    "packed.jsonl.xz": lambda path: lzma.compress(jsonl([{"ids": r} for r in IDS.tolist()])),
+    "table.arrow": written_by(lambda path: _arrow(path)),
+    "table.feather": written_by(lambda path: pd.DataFrame({"text": TEXTS}).to_feather(path)),
+    "arrays.npz": written_by(
+        lambda path: np.savez(path, prefix=IDS[:, :10].numpy(), suffix=IDS[:, 10:].numpy())
+    ),
+    "batch.pt": written_by(
+        lambda path: torch.save({"input_ids": IDS, "attention_mask": torch.ones_like(IDS)}, path)
+    ),
     "half_prefix.npy": written_by(
         lambda path: (
             np.save(path, IDS[:, :10].numpy()),
@@ -58,6 +84,14 @@ def _zstd(path: Path, raw: bytes) -> None:
 
     with pa.output_stream(str(path), compression="zstd") as stream:
         stream.write(raw)
+
+
+def _arrow(path: Path) -> None:
+    import pyarrow as pa
+
+    table = pa.table({"text": TEXTS, "when": pa.array(range(4), pa.timestamp("us"))})
+    with pa.OSFile(str(path), "wb") as sink, pa.ipc.new_stream(sink, table.schema) as writer:
+        writer.write_table(table)
 
 
 def read(path: Path) -> mc.Paragraphs:
@@ -100,6 +134,10 @@ def test_odd_records(tmp_path):
         "paragraph",
         "prefix_ids",
         "suffix_ids",
+        "prompt",
+        "completion",
+        "attention_mask",
+        "labels",
         "id",
         "index",
         "x",
@@ -126,7 +164,8 @@ def test_odd_records(tmp_path):
     ],
 )  # fmt: skip
 @pytest.mark.parametrize(
-    "ending", [".jsonl", ".csv", ".txt", ".parquet", ".npy", ".pt", ".jsonl.gz"]
+    "ending",
+    [".jsonl", ".json", ".csv", ".tsv", ".txt", ".parquet", ".arrow", ".npy", ".npz", ".pt", ""],
 )
 def test_strange_files(tmp_path, raw, ending):
     path = tmp_path / f"strange{ending}"
