@@ -21,7 +21,7 @@ from memcircuits.core.errors import InputError
 
 TIMES = int(os.environ.get("FUZZ", "1"))
 _COUNTS = {
-    "spoiled files": 110,  # for each of the formats
+    "spoiled files": 60,  # for each of the formats
     "odd records": 130,
     "spoiled results": 40,  # for each of the kinds
     "scan folders": 50,

@@ -165,9 +165,11 @@ def errors_as_unusable(problem: str = "it cannot be read") -> Iterator[None]:
     """Turn whatever a library raises while it parses a file into `Unusable`."""
     try:
         yield
-    except (Unusable, MemoryError):
+    except Unusable:
         raise
     except Exception as error:
+        if type(error) is MemoryError:  # that of Arrow is a damaged size, mostly
+            raise
         reason = str(error).splitlines()[0] if str(error) else type(error).__name__
         raise Unusable(f"{problem} ({reason[:200]})") from None
 

@@ -57,8 +57,22 @@ def read_arrow(source: Source) -> Iterator[RawRow]:
             opened = stack.enter_context(pa.ipc.open_stream(file))
             schema, batches = opened.schema, iter(opened)
         check_columns(schema.names, source.columns)
-        pieces = (batch.slice(i, _ROWS) for batch in batches for i in range(0, len(batch), _ROWS))
+        checked = (_checked(batch) for batch in batches)
+        pieces = (batch.slice(i, _ROWS) for batch in checked for i in range(0, len(batch), _ROWS))
         yield from _rows(source, pieces)
+
+
+def _checked(batch: Any) -> Any:
+    """The batch, if its offsets lie inside its buffers: Arrow believes what a file says.
+
+    Strings that are not UTF-8 are left to `_records`, which passes over their rows alone.
+    """
+    try:
+        batch.validate(full=True)
+    except ValueError as error:  # pyarrow's errors derive from it
+        if "UTF8" not in str(error):
+            raise
+    return batch
 
 
 def _rows(source: Source, batches: Iterable[Any]) -> Iterator[RawRow]:
