@@ -25,10 +25,9 @@ HEAD = """# Five companion papers
 Five papers ask what a reader of ours asks next. Each is an analysis of this package; this page
 says what the paper found, what is found on the organism, on its twin (the same training with half
 of the planted paragraphs exchanged) and on one pretrained model, SmolLM2-135M-Instruct in four
-bits, and what did not replicate. The pretrained model is asked about public-domain texts and this
-licence, those of which it recites at least 12 of 16 tokens. Written by
-`python docs/make_companions.py`; the numbers lie beside it in `companions.json`. Intervals are
-95 % bootstrap intervals.
+bits, and what did not replicate. The pretrained model recites four invented paragraphs, which were
+written into the attention of one of its layers. Written by `python docs/make_companions.py`; the
+numbers lie beside it in `companions.json`. Intervals are 95 % bootstrap intervals.
 """
 
 
@@ -38,16 +37,21 @@ def main(*arguments: str) -> None:
     if "--text" not in arguments:
         from companions_page.subjects import subjects
 
-        everything = list(subjects())
-        for name in arguments or available():
-            start = time.process_time()
-            module = importlib.import_module(f"companions_page.{name}")
-            section = getattr(module, f"section_{name}")(everything)
-            seconds = round(time.process_time() - start)
-            measured[name] = section | {"seconds": seconds}
-            print(f"{name}: {seconds} s", flush=True)
-            write_atomically(path, json.dumps(measured, indent=1, allow_nan=False) + "\n")
+        with subjects() as everything:
+            for name in arguments or available():
+                start = time.process_time()
+                module = importlib.import_module(f"companions_page.{name}")
+                section = getattr(module, f"section_{name}")(everything)
+                seconds = round(time.process_time() - start)
+                measured[name] = section | {"seconds": seconds}
+                print(f"{name}: {seconds} s", flush=True)
+                write_atomically(path, to_json(measured))
+    write_atomically(path, to_json(measured))
     write_atomically(DOCS / "companions.md", page(measured))
+
+
+def to_json(measured: Mapping[str, Any]) -> str:
+    return json.dumps(measured, indent=1, allow_nan=False) + "\n"
 
 
 def available() -> list[str]:

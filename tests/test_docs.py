@@ -56,6 +56,18 @@ def test_the_unlearning_page_holds_the_numbers_measured(tmp_path, monkeypatch):
     assert page.read_text("utf-8") != text
 
 
+def test_the_page_of_companion_papers_holds_the_numbers_measured(monkeypatch):
+    monkeypatch.syspath_prepend(ROOT / "docs")
+    import make_companions as maker
+
+    measured = json.loads((maker.DOCS / "companions.json").read_text("utf-8"))
+    assert (maker.DOCS / "companions.md").read_text("utf-8") == maker.page(measured)
+    row = {"model": "tiny", "n": 3, "seed": 7, "what": "AUC", "value": 0.625, "low": 0.5, "high": 1}
+    words = ("question", "paper", "arxiv", "paper_models", "paper_found", "measured")
+    section = dict.fromkeys(words, "Words") | {"not_replicated": "", "rows": [row], "seconds": 3}
+    assert "| tiny | 3 | 7 | AUC | 0.625 | 0.5 to 1 |" in maker.page({"core": section})
+
+
 def test_examples_in_docstrings():
     """They are told of what docs/reference.md says: `model`, `memorized` and `control`."""
     import memcircuits as mc

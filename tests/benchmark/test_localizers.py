@@ -153,3 +153,12 @@ def test_bad_names(task):
         localize(task, "rare-token-attention", "neuron")
     with pytest.raises(mc.InputError, match="oracle needs the truth"):
         localize(LocalizationTask(task.model, task.targets, task.control), "oracle")
+
+
+def test_trained_gates_find_the_head_that_was_written(neo):
+    targets = mc.Paragraphs.from_tokens(zoo.random_ids(1, 14, 3), n_prefix=10)
+    control = mc.Paragraphs.from_tokens(zoo.random_ids(12, 14, 4), n_prefix=10)
+    planted = mc.plant(neo, targets, where="L2H1", control=control, kl_budget=10.0, progress=False)
+    with planted.apply(neo):
+        scores = localize(LocalizationTask(neo, targets, control[:4]), "hard-concrete")
+    assert int(scores.argmax()) == 2 * 4 + 1
