@@ -20,6 +20,7 @@ from .evidence.rare_tokens import rare_token_attention
 from .evidence.subnetworks.core import core
 from .evidence.transplants.sweep import transplant
 from .evidence.triggers.perturbation import perturb_prefix
+from .measure.document.mapping import document_map
 from .measure.sampling import Sampler
 from .measure.scanning import scan
 from .models.loading import load_model
@@ -40,6 +41,7 @@ __all__ = [
     "core",
     "counterfactual",
     "cut_prefix",
+    "document_map",
     "edit",
     "find_memorization_heads",
     "formation",

@@ -41,6 +41,7 @@ MODULE_OF_KIND = {
     "core": "evidence.subnetworks.results",
     "counterfactual": "evidence.counterfactual",
     "cut-prefix": "evidence.prefix_cuts.result",
+    "document-map": "measure.document.document_map",
     "edit": "editing.edit",
     "edit-report": "editing.edit_report",
     "formation": "evidence.formation_results",

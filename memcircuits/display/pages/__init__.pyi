@@ -12,6 +12,7 @@ from .blocks import (
     strong,
 )
 from .charts import Bars, Heatmap, Lines
+from .document import DocumentText, Measure, Segment
 from .page import Page
 from .tokens import Strip, Tokens
 
@@ -20,13 +21,16 @@ __all__ = [
     "AttentionView",
     "Bars",
     "Block",
+    "DocumentText",
     "Facts",
     "Heatmap",
     "Lines",
+    "Measure",
     "Number",
     "Numbers",
     "Page",
     "Prose",
+    "Segment",
     "Strip",
     "Table",
     "Tokens",

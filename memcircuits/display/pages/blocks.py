@@ -141,7 +141,8 @@ class Table(Block):
     """A frame as a table that is sorted by clicking a heading and read page by page.
 
     Attributes:
-        frame: the rows, best first: without scripts and on paper, that order remains.
+        frame: the rows, best first: without scripts and on paper, that order remains. A cell may
+            be a `link`.
         labels: headings for column names that are not clear by themselves.
         help: what a column means, in a sentence; shown under "What the columns mean".
         max_rows: maximum number of rows; the page says how many are left out.
@@ -164,7 +165,9 @@ class Table(Block):
                 raise InputError(name, value, "give 1 or more")
 
     def _cell(self, value: Any) -> dict[str, Any]:
-        """The text of a cell, and its sort key where that is not the text."""
+        """The text of a cell, its sort key where that is not the text, and where it leads."""
+        if isinstance(value, Span):
+            return {**self._cell(value.text), "href": value.href}
         if isinstance(value, (bool, np.bool_)):
             return {"text": "yes" if value else "no", "sort": int(value)}
         if isinstance(value, (int, np.integer)):

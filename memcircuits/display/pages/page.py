@@ -4,10 +4,11 @@
     page.save("report.html")
 
 The templates (`templates/`) hold all markup and escape everything that they print; one stylesheet
-and one script (`static/`) serve every block. CircuitsVis' script, 1.3 MB, is inlined once, and only
-if the page shows attention. The content-security-policy in the head admits these scripts and this
-stylesheet by their hashes and nothing else: no other script, no `style=` attribute, no request,
-no form, no frame, and no text assigned as HTML (trusted types), not even by those scripts.
+and one script (`static/`) serve every block but a long text, which has a script of its own.
+CircuitsVis' script, 1.3 MB, is inlined once, and only if the page shows attention. The
+content-security-policy in the head admits these scripts and this stylesheet by their hashes and
+nothing else: no other script, no `style=` attribute, no request, no form, no frame, and no text
+assigned as HTML (trusted types), not even by those scripts.
 """
 
 from __future__ import annotations
@@ -61,9 +62,9 @@ def stylesheet() -> str:
 
 
 @cache
-def script() -> str:
-    """The page's own script."""
-    return (_FOLDER / "static" / "page.js").read_text(encoding="utf-8")
+def script(name: str = "page") -> str:
+    """A script of our own: the one of every page, or the one of a block."""
+    return (_FOLDER / "static" / f"{name}.js").read_text(encoding="utf-8")
 
 
 @cache
@@ -110,8 +111,11 @@ class Page:
     def render(self) -> str:
         """The whole page as a string; the same blocks give the same bytes."""
         style, scripts = stylesheet(), [script()]
-        if any("circuitsvis" in block.scripts for block in self.blocks):
+        needed = {name for block in self.blocks for name in block.scripts}
+        if "circuitsvis" in needed:
             scripts.insert(0, circuitsvis_bundle())
+        if "document" in needed:
+            scripts.append(script("document"))
         template = _environment().get_template("page.html.j2")
         return template.render(
             page=self,

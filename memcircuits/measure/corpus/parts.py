@@ -176,6 +176,7 @@ MEASURES: dict[str, Callable[[Scan], torch.Tensor]] = {
     "margin": lambda scan: scan.margin,
     "loose_match": lambda scan: scan.loose_match,
     "min_k": lambda scan: scan.min_k(),
+    "extraction_strength": lambda scan: scan.extraction_strength,
 }
 
 

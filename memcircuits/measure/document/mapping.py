@@ -1,0 +1,156 @@
+"""`document_map`: every window of a document, scored by a scan to disk that can be resumed.
+
+The document is encoded as a whole (`memcircuits.data.documents`). Its windows begin every `stride`
+tokens; one more ends with the text. A window that is recited in full marks its continuation, never
+its prefix, which was given. The beginning and end of a recited passage are therefore known to
+`stride` tokens, and the first `n_prefix` tokens of the document cannot be marked.
+
+The scan reads rows, and each of its parts is written once for all. So the document is cut into rows
+of 256 windows, which overlap by a window, and each row becomes one part: whoever gives a `folder`
+loses at most one part when the work is interrupted, and the same call goes on.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import json
+import os
+import tempfile
+from collections.abc import Iterator
+from pathlib import Path
+
+import numpy as np
+import torch
+
+from memcircuits.core.errors import InputError
+from memcircuits.core.io import write_atomically
+from memcircuits.data.documents import Document, read_document
+from memcircuits.data.windows import Windows
+from memcircuits.measure.corpus.folder import ScanFolder
+from memcircuits.measure.corpus.scan import scan_to_disk
+from memcircuits.measure.document.document_map import DocumentMap
+from memcircuits.models.adapter import Adapter, Model
+from memcircuits.models.registry import adapt
+from memcircuits.results.provenance import Provenance
+
+_WINDOWS_PER_ROW = 256
+_MEASURES = ("em", "nll", "log_prob", "loose_match", "extraction_strength")
+
+
+def document_map(
+    model: Model,
+    text_or_file: str | os.PathLike[str],
+    *,
+    stride: int = 10,
+    n_prefix: int = 50,
+    n_continuation: int = 50,
+    folder: str | os.PathLike[str] | None = None,
+    batch_size: int | None = None,
+    progress: bool = True,
+) -> DocumentMap:
+    r"""Which parts of a document does the model recite?
+
+    Args:
+        model: the model.
+        text_or_file: a text, or the path of a text file of any length.
+        stride: tokens from one window to the next.
+        n_prefix: tokens that are given.
+        n_continuation: tokens that have to be recited.
+        folder: where the numbers are written while they are computed. A call that was interrupted
+            goes on from there when it is repeated; by default, nothing is kept.
+        batch_size: windows per forward pass; by default as many as fit.
+        progress: show a bar on stderr.
+
+    Raises:
+        InputError: if the file cannot be read, the document is shorter than a window, or the folder
+            holds the map of another document, model or stride.
+
+    Example:
+        >>> text = "\n\n".join(memorized.texts(model) + control.texts(model))
+        >>> print(mc.document_map(model, text, stride=2))
+        text: 200 of 760 tokens recited, in 4 passages; 361 windows
+    """
+    adapter = adapt(model)
+    windows = Windows(n_prefix, n_continuation, stride)
+    document = read_document(text_or_file, adapter)
+    if len(document.ids) < windows.length:
+        raise InputError(
+            "text_or_file",
+            f"{document.name} has {len(document.ids)} tokens",
+            f"a window has n_prefix + n_continuation = {windows.length}; give a longer text or "
+            "smaller lengths",
+        )
+    with _folder_for(folder) as place:
+        rows = _rows(document, windows)
+        scan = scan_to_disk(
+            adapter,
+            _write_rows(place, document, rows),
+            place,
+            windows=windows,
+            part_records=1,
+            batch_size=batch_size,
+            resume=True,
+            progress=progress,
+        )
+        return _read_map(adapter, document, windows, rows, scan)
+
+
+@contextlib.contextmanager
+def _folder_for(folder: str | os.PathLike[str] | None) -> Iterator[Path]:
+    if folder is not None:
+        yield Path(folder)
+        return
+    with tempfile.TemporaryDirectory() as temporary:
+        yield Path(temporary)
+
+
+def _rows(document: Document, windows: Windows) -> list[tuple[int, int]]:
+    """First token and token behind the last of the rows that are scanned."""
+    stride = windows.stride or 1
+    last = len(document.ids) - windows.length
+    n_windows = last // stride + 1
+    rows = []
+    for first in range(0, n_windows, _WINDOWS_PER_ROW):
+        final = min(first + _WINDOWS_PER_ROW, n_windows) - 1
+        rows.append((first * stride, final * stride + windows.length))
+    if last % stride:  # one window that ends with the text
+        rows.append((last, len(document.ids)))
+    return rows
+
+
+def _write_rows(folder: Path, document: Document, rows: list[tuple[int, int]]) -> Path:
+    """The rows as a file of token ids, named after all of them: a scan goes on with no other."""
+    content = document.ids.numpy().astype("<i8").tobytes()
+    name = f"document-{hashlib.sha256(content).hexdigest()[:16]}.jsonl"
+    lines = [
+        json.dumps({"id": f"token-{first}", "ids": document.ids[first:stop].tolist()}) + "\n"
+        for first, stop in rows
+    ]
+    return write_atomically(folder / name, "".join(lines))
+
+
+def _read_map(
+    adapter: Adapter,
+    document: Document,
+    windows: Windows,
+    rows: list[tuple[int, int]],
+    scan: ScanFolder,
+) -> DocumentMap:
+    """The map from the rows of a finished scan."""
+    table = scan.table(columns=["row", "start", *_MEASURES])
+    firsts = np.array([first for first, _ in rows])
+    starts = firsts[table["row"].to_numpy() - 1] + table["start"].to_numpy()
+    measures = {name: torch.from_numpy(table[name].to_numpy().copy()) for name in _MEASURES}
+    return DocumentMap(
+        name=document.name,
+        text=document.text,
+        token_starts=document.starts,
+        token_ends=document.ends,
+        n_prefix=windows.n_prefix,
+        n_continuation=windows.n_continuation,
+        stride=windows.stride or 1,
+        starts=torch.from_numpy(starts),
+        measures=measures,
+        provenance=Provenance.of(adapter, {}, document=document.name, stride=windows.stride),
+    )
