@@ -21,6 +21,7 @@ from memcircuits.commands import (
     core,
     counterfactual,
     cut_prefix,
+    document_map,
     edit,
     formation,
     gradients,
@@ -62,7 +63,7 @@ def _as_typer_command(command: Callable[..., None]) -> Callable[..., None]:
 
 
 _COMMANDS: dict[str, tuple[Callable[..., None], ...]] = {
-    "Find": (scan.scan, heads.heads, report.report),
+    "Find": (scan.scan, document_map.map, heads.heads, report.report),
     "Explain": (
         gradients.gradients,
         ablate.ablate,

@@ -97,6 +97,6 @@ def _name_and_text(text_or_file: str | os.PathLike[str]) -> tuple[str, str]:
 
 def _names_a_file(text: str) -> bool:
     try:
-        return "\n" not in text and Path(text).exists()
+        return bool(text) and "\n" not in text and Path(text).exists()
     except (OSError, ValueError):  # longer than a name can be, or with a NUL
         return False

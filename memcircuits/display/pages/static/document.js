@@ -10,12 +10,13 @@
     const step = level(value, measure);
     return step ? `s${step}` : "";
   };
-  const told = (value, { unit, high }) => {
+  const power = (value) => `1e${String(value).replace("-", "−")}`;
+  const told = (value, { unit, low, high }) => {
     if (value === null) return "–";
     if (unit === "share") return value.toFixed(2);
     if (unit === "count") return `${value} of ${high}`;
-    if (value <= -300) return "0";
-    return value > -2.5 ? (10 ** value).toFixed(3) : `1e${value.toFixed(1).replace("-", "−")}`;
+    if (value <= low) return `at most ${power(low)}`;
+    return value > -2.5 ? (10 ** value).toFixed(3) : power(value.toFixed(1));
   };
 
   const documentView = (view) => {
@@ -82,7 +83,7 @@
     const choose = () => {
       measure = Number(select.value);
       const { low, high, unit } = data.measures[measure];
-      ends[0].textContent = unit === "log10" ? `1e${low}`.replace("-", "−") : String(low);
+      ends[0].textContent = unit === "log10" ? power(low) : String(low);
       ends[1].textContent = unit === "log10" ? String(10 ** high) : String(high);
       data.bins.forEach((bin, i) => {
         const step = bin[1 + measure];

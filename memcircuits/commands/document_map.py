@@ -1,0 +1,90 @@
+"""`memcircuits map`: which parts of a book or a file does the model recite?"""
+
+from __future__ import annotations
+
+import shutil
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from memcircuits.commands.inputs import load
+from memcircuits.commands.options import (
+    Continuation,
+    Device,
+    Dtype,
+    Json,
+    Model,
+    Prefix,
+    Quiet,
+    Revision,
+    TrustRemoteCode,
+)
+from memcircuits.commands.output import print_json, print_notes, print_table, records, say_written
+
+_PRINTED = ["line", "n_tokens", "n_windows", "probability", "text"]
+
+
+def map(
+    file: Annotated[Path, typer.Argument(help="Text file: a book, a source file, a page.")],
+    model: Model = "organism",
+    stride: Annotated[int, typer.Option(min=1, help="Tokens from one window to the next.")] = 10,
+    n_prefix: Prefix = 50,
+    n_continuation: Continuation = 50,
+    out: Annotated[Path, typer.Option(help="The page to write.")] = Path("map.html"),
+    top: Annotated[int, typer.Option(min=0, help="Number of passages printed.")] = 10,
+    batch_size: Annotated[
+        int | None,
+        typer.Option(min=1, help="Windows per forward pass; by default, as many as fit."),
+    ] = None,
+    device: Device = "auto",
+    dtype: Dtype = "float32",
+    revision: Revision = None,
+    trust_remote_code: TrustRemoteCode = False,
+    quiet: Quiet = False,
+    json: Json = False,
+) -> None:
+    """Which parts of a document does the model recite? Every window of it, as a page.
+
+    The page shows the text with the recited passages marked. Beside it are the passages as .csv,
+    all windows as .json, and the map for `DocumentMap.load` as .safetensors. While it runs, numbers
+    are kept in a folder beside the page (map.scan); after an interruption the same command goes on.
+
+    Example: memcircuits map book.txt --out map.html
+    """
+    import memcircuits as mc
+    from memcircuits.core.io import write_atomically
+
+    if out.suffix != ".html":
+        raise mc.InputError("--out", out.name, "give a name that ends with .html")
+    loading = {"device": device, "dtype": dtype, "revision": revision}
+    loaded = load(model, quiet, trust_remote_code=trust_remote_code, **loading)
+    unfinished = out.with_suffix(".scan")
+    mapped = mc.document_map(
+        loaded,
+        file,
+        stride=stride,
+        n_prefix=n_prefix,
+        n_continuation=n_continuation,
+        folder=unfinished,
+        batch_size=batch_size,
+        progress=not quiet,
+    )
+    passages = mapped.spans_frame()
+    written = [
+        mapped.to_html(out),
+        write_atomically(out.with_suffix(".csv"), passages.to_csv(index=False)),
+        mapped.to_json(out.with_suffix(".json")),
+        mapped.save(out.with_suffix(".safetensors")),
+    ]
+    shutil.rmtree(unfinished)
+    if json:
+        totals = {"recited_share": mapped.recited_share, "n_windows": len(mapped.starts)}
+        print_json({"summary": str(mapped), **totals, "spans": records(passages)})
+    else:
+        typer.echo(str(mapped))
+        shown = passages[_PRINTED].head(top)
+        if len(shown):
+            print_table(shown.assign(text=[" ".join(text.split())[:60] for text in shown["text"]]))
+        print_notes(mapped.notes)
+    say_written(written, quiet)
