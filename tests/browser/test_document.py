@@ -39,8 +39,10 @@ def test_only_what_is_near_the_screen_has_elements(
     n_chunks = page.locator(".chunk").count()
     for share in (0, 0.3, 0.6, 1):
         page.evaluate(f"scrollTo(0, document.documentElement.scrollHeight * {share})")
-        page.wait_for_function("scrollY === 0 || document.querySelector('.chunk > [class]')")
-        page.wait_for_function(f"{COLOURED} < 2500")  # what is left behind is plain text again
+        page.wait_for_function("() => scrollY === 0 || document.querySelector('.chunk > [class]')")
+        page.wait_for_function(
+            f"() => {COLOURED} < 2500"
+        )  # what is left behind is plain text again
         assert page.evaluate("document.querySelectorAll('*').length") < 6000 + n_chunks + n_bins
     assert page.evaluate(TEXT) == clean(mapped.text)
     assert page.evaluate("document.documentElement.scrollWidth <= innerWidth")
@@ -62,7 +64,7 @@ def test_the_table_the_strip_and_the_buttons_lead_to_places(open_page: Any, book
     page.wait_for_function(ON_SCREEN, arg=following)
     page.locator(".overview a").last.click(force=True)
     last = page.locator(".chunk").last
-    page.wait_for_function("scrollY > document.documentElement.scrollHeight * 0.5")
+    page.wait_for_function("() => scrollY > document.documentElement.scrollHeight * 0.5")
     assert last.bounding_box()["y"] < 900
 
 
