@@ -4,28 +4,33 @@ from __future__ import annotations
 
 import shutil
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, get_args
 
 import typer
 
-from memcircuits.commands.inputs import load
+from memcircuits.commands.inputs import bos_of, load
 from memcircuits.commands.options import (
+    BosOption,
     Continuation,
     Device,
     Dtype,
     Json,
     Model,
+    NormalizeOption,
     Prefix,
     Quiet,
     Revision,
     TrustRemoteCode,
 )
 from memcircuits.commands.output import print_json, print_notes, print_table, records, say_written
+from memcircuits.commands.scan import ExtractionOptions
+from memcircuits.commands.selection import choice
 
 _PRINTED = ["line", "n_tokens", "n_windows", "probability", "text"]
 
 
 def map(
+    extraction: ExtractionOptions,
     file: Annotated[Path, typer.Argument(help="Text file: a book, a source file, a page.")],
     model: Model = "organism",
     stride: Annotated[int, typer.Option(min=1, help="Tokens from one window to the next.")] = 10,
@@ -33,6 +38,8 @@ def map(
     n_continuation: Continuation = 50,
     out: Annotated[Path, typer.Option(help="The page to write.")] = Path("map.html"),
     top: Annotated[int, typer.Option(min=0, help="Number of passages printed.")] = 10,
+    bos: BosOption = "auto",
+    normalize: NormalizeOption = "auto",
     batch_size: Annotated[
         int | None,
         typer.Option(min=1, help="Windows per forward pass; by default, as many as fit."),
@@ -54,9 +61,11 @@ def map(
     """
     import memcircuits as mc
     from memcircuits.core.io import write_atomically
+    from memcircuits.data.normalizing import Normalize
 
     if out.suffix != ".html":
         raise mc.InputError("--out", out.name, "give a name that ends with .html")
+    sampler, tokens_in_front = extraction.sampler(), bos_of(bos)
     loading = {"device": device, "dtype": dtype, "revision": revision}
     loaded = load(model, quiet, trust_remote_code=trust_remote_code, **loading)
     unfinished = out.with_suffix(".scan")
@@ -66,6 +75,10 @@ def map(
         stride=stride,
         n_prefix=n_prefix,
         n_continuation=n_continuation,
+        bos=tokens_in_front,
+        normalize=choice("--normalize", normalize, get_args(Normalize)),
+        sampler=sampler,
+        near_verbatim=extraction.near_verbatim,
         folder=unfinished,
         batch_size=batch_size,
         progress=not quiet,

@@ -79,10 +79,7 @@ class Inputs:
         Raises:
             InputError: for another word than those of `--bos`.
         """
-        from memcircuits.core.errors import one_of
-
-        one_of("--bos", self.bos, _BOS)
-        return _BOS[self.bos]
+        return bos_of(self.bos)
 
     @property
     def reading(self) -> dict[str, Any]:
@@ -163,6 +160,14 @@ class Inputs:
             raise InputError(
                 "--bos", "yes", "the organism was trained without it: give a file of paragraphs"
             )
+
+
+def bos_of(option: str) -> Bos:
+    """The argument `bos` that the option `--bos` means; `InputError` for another word."""
+    from memcircuits.core.errors import one_of
+
+    one_of("--bos", option, _BOS)
+    return _BOS[option]
 
 
 def load(name: str, quiet: bool, **loading: Any) -> Any:

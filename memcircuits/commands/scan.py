@@ -176,7 +176,7 @@ def scan(
     import memcircuits as mc
 
     if options.out is not None:
-        _scan_corpus(inputs, options, options.out, json)
+        _scan_corpus(inputs, extraction, options, options.out, json)
         return
     options.check_unused()
     sampler = extraction.sampler()
@@ -192,7 +192,13 @@ def scan(
     _print_scan(result, json, top)
 
 
-def _scan_corpus(inputs: Inputs, options: CorpusOptions, out: Path, json: bool) -> None:
+def _scan_corpus(
+    inputs: Inputs,
+    extraction: ExtractionOptions,
+    options: CorpusOptions,
+    out: Path,
+    json: bool,
+) -> None:
     import memcircuits as mc
     from memcircuits.organism import DATA
 
@@ -201,6 +207,8 @@ def _scan_corpus(inputs: Inputs, options: CorpusOptions, out: Path, json: bool) 
     arguments: dict[str, Any] = {
         "windows": options.windows(inputs),
         **inputs.reading,
+        "sampler": extraction.sampler(),
+        "near_verbatim": extraction.near_verbatim,
         "part_records": options.part_records,
         "batch_size": options.batch_size,
         "resume": options.resume,

@@ -10,7 +10,8 @@ tokens of the character share it.
 from __future__ import annotations
 
 import os
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import torch
@@ -19,6 +20,7 @@ from torch import Tensor
 
 from memcircuits.core.errors import InputError
 from memcircuits.data.formats.records import Unusable, decode_utf8, printable
+from memcircuits.data.normalizing import Normalize, check_normalize, normalized
 from memcircuits.data.tokens import TokenizerLike, tokenizer_of
 
 
@@ -32,6 +34,7 @@ class Document:
         ids: token ids, [token].
         starts: for each token, the place of its first character in the text, [token].
         ends: for each token, the place behind its last character, [token].
+        changes: kind of character -> how often it was normalised.
     """
 
     name: str
@@ -39,21 +42,27 @@ class Document:
     ids: Int[Tensor, " token"]
     starts: Int[Tensor, " token"]
     ends: Int[Tensor, " token"]
+    changes: Mapping[str, int] = field(default_factory=dict)
 
 
-def read_document(text_or_file: str | os.PathLike[str], model: TokenizerLike) -> Document:
+def read_document(
+    text_or_file: str | os.PathLike[str], model: TokenizerLike, *, normalize: Normalize = "auto"
+) -> Document:
     """Read and encode one document.
 
     Args:
         text_or_file: a text, or the path of a UTF-8 text file of any kind. A string of one line
             that names an existing file is a path.
         model: model or tokenizer.
+        normalize: as in `Paragraphs.from_texts`; characters are counted in the normalised text.
 
     Raises:
         InputError: if the file cannot be read, the text is empty, or the tokenizer does not tell
             the characters of its tokens.
     """
+    check_normalize(normalize)
     name, text = _name_and_text(text_or_file)
+    text, changes = normalized(text) if normalize == "auto" else (text, {})
     if not text:
         raise InputError("text_or_file", name, "it is empty")
     tokenizer = tokenizer_of(model)
@@ -74,11 +83,12 @@ def read_document(text_or_file: str | os.PathLike[str], model: TokenizerLike) ->
     offsets = torch.tensor(encoded["offset_mapping"], dtype=torch.long).reshape(-1, 2)
     ends = offsets[:, 1].cummax(0).values
     starts = torch.minimum(torch.cat([torch.zeros(1, dtype=torch.long), ends])[:-1], offsets[:, 0])
-    return Document(name, text, torch.tensor(encoded["input_ids"], dtype=torch.long), starts, ends)
+    ids = torch.tensor(encoded["input_ids"], dtype=torch.long)
+    return Document(name, text, ids, starts, ends, changes)
 
 
 def _name_and_text(text_or_file: str | os.PathLike[str]) -> tuple[str, str]:
-    """The name of a document, and its text with line ends as newlines."""
+    """The name of a document, and its text as it is written."""
     if isinstance(text_or_file, str) and not _names_a_file(text_or_file):
         if printable(text_or_file) != text_or_file:
             raise InputError("text_or_file", "halves of surrogate pairs", "give UTF-8 text")
@@ -92,7 +102,7 @@ def _name_and_text(text_or_file: str | os.PathLike[str]) -> tuple[str, str]:
         raise InputError("text_or_file", path.name, "there is no such file") from None
     except (OSError, Unusable) as problem:
         raise InputError("text_or_file", path.name, f"{problem}; give a UTF-8 text file") from None
-    return path.name, text.replace("\r\n", "\n")
+    return path.name, text
 
 
 def _names_a_file(text: str) -> bool:

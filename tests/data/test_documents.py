@@ -25,7 +25,7 @@ def tokenizer():
 def test_tokens_have_the_characters_of_their_bytes(tokenizer, name):
     """In a byte-level vocabulary every character of a token's name is one byte."""
     text = TEXTS[name]
-    document = read_document(text, tokenizer)
+    document = read_document(text, tokenizer, normalize="none")
     assert document.text == text
     n_bytes = [len(token) for token in tokenizer.convert_ids_to_tokens(document.ids.tolist())]
     character_of_byte = [i for i, c in enumerate(text) for _ in c.encode()]

@@ -23,6 +23,7 @@ from memcircuits.evidence.triggers.minimal_sets import minimal_sets
 from memcircuits.measure.corpus.scan import scan_to_disk
 from memcircuits.measure.decoding import greedy_continuations
 from tests import matrix
+from tests.helpers.document import words
 
 
 @functools.cache
@@ -105,6 +106,9 @@ CALLS: dict[str, Callable[[Any, str], Any]] = {
         m, edit_of(m, name), *halves(name), steps=2, progress=False
     ),
     "scan_to_disk": parts_of_a_scan,
+    "document_map": of_paragraphs(
+        lambda m, p: mc.document_map(m, words(p), n_prefix=10, n_continuation=12, progress=False)
+    ),
 }
 
 

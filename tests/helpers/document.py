@@ -7,6 +7,7 @@ import random
 import numpy as np
 import torch
 
+from memcircuits.data.paragraphs import Paragraphs
 from memcircuits.measure.document.document_map import DocumentMap
 from memcircuits.results.provenance import Provenance, versions
 
@@ -14,6 +15,12 @@ WORDS = ("the", "of", "and", "to", "in", "that", "he", "was", "it", "his", "with
 N_PASSAGES = 40
 _N_PREFIX = _N_CONTINUATION = 50
 _STRIDE = 10
+
+
+def words(paragraphs: Paragraphs) -> str:
+    """A text for the tokenizer of tiny models: a line of words for each paragraph."""
+    rows = paragraphs.ids.tolist()
+    return "\n".join(" ".join(f"<{token}>" for token in row) for row in rows)
 
 
 def prose(n_characters: int) -> str:

@@ -16,6 +16,7 @@ from memcircuits.editing.relearning import recovery_curve
 from memcircuits.evidence.patching.sweeps import patch_layers
 from memcircuits.evidence.triggers.minimal_sets import minimal_sets
 from tests.helpers import models as zoo
+from tests.helpers.document import words
 from tests.helpers.results import result_types
 
 RESULTS = (
@@ -40,6 +41,7 @@ RESULTS = (
     "MinimalSets",
     "CutPrefix",
     "Influence",
+    "DocumentMap",
     "NoiseCurve",
 )
 """The types of result, which name their files."""
@@ -69,6 +71,7 @@ def save_all(model: nn.Module, folder: Path) -> Path:
         mc.patch_heads(model, clean, corrupted, **quiet),
         mc.perturb_prefix(model, paragraphs, **quiet),
         mc.find_memorization_heads(model, paragraphs, draws=20, **quiet),
+        mc.document_map(model, words(paragraphs), n_prefix=10, n_continuation=12, **quiet),
         edit,
         mc.plant(model, paragraphs[3], where=["L0.mlp", "L1.mlp"], kl_budget=99.0, **quiet),
         evaluate_edit(model, edit, memorized, control, attacks=1, **quiet),

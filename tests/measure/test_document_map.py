@@ -17,47 +17,43 @@ from memcircuits.measure.document.spans import largest_at_tokens, runs
 from memcircuits.organism import DATA
 from tests.helpers import models as zoo
 from tests.helpers.decoding import PlainModel, em_of
-from tests.helpers.document import N_PASSAGES, long_map
+from tests.helpers.document import N_PASSAGES, long_map, words
 
 LENGTHS = {"n_prefix": 10, "n_continuation": 12, "progress": False}
-
-
-def as_text(ids):
-    return "\n".join(" ".join(f"<{i}>" for i in row) for row in ids.tolist())
 
 
 @pytest.fixture(scope="module")
 def text(neo):
     """Paragraphs that the tiny model recites, between paragraphs that it does not."""
-    return as_text(zoo.mixed(neo, n=3).ids[[3, 0, 4, 1, 2, 5]])
+    return words(zoo.mixed(neo, n=3)[[3, 0, 4, 1, 2, 5]])
 
 
 def windows_of(text, stride):
     """Token ids of every window, and the first character of each word and the one behind it."""
-    words = [(int(m[1]), m.start(), m.end()) for m in re.finditer(r"<(\d+)>", text)]
-    ids = torch.tensor([word[0] for word in words])
+    places = [(int(m[1]), m.start(), m.end()) for m in re.finditer(r"<(\d+)>", text)]
+    ids = torch.tensor([place[0] for place in places])
     starts = sorted({*range(0, len(ids) - 21, stride), len(ids) - 22})
-    return torch.stack([ids[i : i + 22] for i in starts]), starts, words
+    return torch.stack([ids[i : i + 22] for i in starts]), starts, places
 
 
 @pytest.mark.parametrize("stride", [1, 4, 11])
 def test_recited_characters_are_those_of_brute_force(neo, text, stride):
     mapped = mc.document_map(neo, text, stride=stride, **LENGTHS)
-    windows, starts, words = windows_of(text, stride)
+    windows, starts, places = windows_of(text, stride)
     em = em_of(PlainModel("gpt_neo").decode(windows[:, :10], 12), windows[:, 10:])
     assert mapped.starts.tolist() == starts
     assert mapped.measures["em"].tolist() == em.tolist()
     recited = np.zeros(len(text), dtype=bool)
     for start, n in zip(starts, em.tolist(), strict=True):
         if n == 12:
-            recited[words[start + 10][1] : words[start + 21][2]] = True
+            recited[places[start + 10][1] : places[start + 21][2]] = True
     marked = np.zeros(len(text), dtype=bool)
     for span in mapped.spans:
         assert not marked[span.start - 1]  # the spans are as long as can be
         marked[span.start : span.end] = True
     gaps = [i for i, c in enumerate(text) if c.isspace()]  # between words of a span, or outside
     assert (marked == recited)[np.setdiff1d(np.arange(len(text)), gaps)].all()
-    assert mapped.recited.sum() == sum(recited[word[1]] for word in words)
+    assert mapped.recited.sum() == sum(recited[place[1]] for place in places)
     assert 0 < mapped.recited_share < 1
     n_windows = [
         sum(
@@ -93,7 +89,7 @@ def test_planted_paragraphs_of_the_organism_are_marked_and_controls_are_not():
 
 
 def test_a_map_goes_on_where_it_stopped(neo, tmp_path, monkeypatch):
-    text = as_text(zoo.random_ids(30, 22))
+    text = words(mc.Paragraphs(zoo.random_ids(30, 22), 10))
     monkeypatch.setattr("memcircuits.measure.document.mapping._WINDOWS_PER_ROW", 16)
     whole = mc.document_map(neo, text, folder=tmp_path / "whole", batch_size=8, **LENGTHS)
     parts = sorted((tmp_path / "whole" / "parts").iterdir())
@@ -106,6 +102,34 @@ def test_a_map_goes_on_where_it_stopped(neo, tmp_path, monkeypatch):
     pd.testing.assert_frame_equal(again.to_frame(), whole.to_frame())
     with pytest.raises(mc.InputError, match="holds a scan with other"):
         mc.document_map(neo, text + " <1>", folder=tmp_path / "whole", **LENGTHS)
+
+
+def test_windows_have_the_numbers_of_a_scan_behind_the_same_tokens(neo, text):
+    """With tokens in front, a sampler and decoding; the text begins with the token in front."""
+    text = "<0> " + text
+    sampler = mc.Sampler(temperature=0.7, top_k=30)
+    options = {"sampler": sampler, "near_verbatim": True}
+    mapped = mc.document_map(neo, text, stride=4, bos=True, **options, **LENGTHS)
+    windows, starts, _ = windows_of(text, 4)
+    paragraphs = mc.Paragraphs.from_tokens(windows, n_prefix=10, bos=[0])
+    expected = mc.scan(neo, paragraphs, progress=False, **options)
+    assert mapped.starts.tolist() == starts
+    for name in ("em", "longest_match", "similarity", "loose_match", "extraction_strength"):
+        assert mapped.measures[name].tolist() == getattr(expected, name).tolist()
+    for name in ("nll", "log_prob", "sampled_log_prob"):
+        torch.testing.assert_close(mapped.measures[name], getattr(expected, name))
+    assert mapped.probability_measure == "sampled_log_prob"
+    assert mapped.provenance.paragraphs["windows"]["hash"] == paragraphs.hash
+    plain = mc.document_map(neo, text, stride=4, **LENGTHS)
+    assert plain.measures["em"].tolist() != mapped.measures["em"].tolist()
+
+
+def test_what_was_normalised_is_noted(neo, text):
+    marked = text.replace("\n", "\r\n")
+    mapped = mc.document_map(neo, marked, stride=4, **LENGTHS)
+    assert mapped.text == text
+    assert any("5 line ends" in note for note in mapped.notes)
+    assert mc.document_map(neo, marked, normalize="none", **LENGTHS).text == marked
 
 
 def test_documents_that_are_too_short_are_refused(neo):

@@ -24,6 +24,7 @@ from memcircuits.data.normalizing import in_words
 from memcircuits.data.paragraphs import Paragraphs
 from memcircuits.measure.corpus.manifest import read_manifest
 from memcircuits.measure.corpus.parts import part_counts
+from memcircuits.measure.near_verbatim import NEAR_VERBATIM
 from memcircuits.measure.recitation_statistics import by_repetitions, em_buckets, samples_needed
 
 if TYPE_CHECKING:
@@ -133,7 +134,10 @@ class ScanFolder:
         frame = table.drop_columns(["facts"]).to_pandas()
         n_continuation = self.manifest["windows"]["n_continuation"]
         frame["bits"] = -frame["log_prob"].astype(float) / np.log(2)
-        frame["samples"] = samples_needed(frame["log_prob"].to_numpy(float), 0.9)
+        drawn = "sampled_log_prob" if "sampled_log_prob" in frame else "log_prob"
+        frame["samples"] = samples_needed(frame[drawn].to_numpy(float), 0.9)
+        if "similarity" in frame:
+            frame["near_verbatim"] = frame["similarity"] >= np.float32(NEAR_VERBATIM)
         frame["bucket"] = em_buckets(frame["em"].to_numpy(), n_continuation)
         frame["memorized"] = frame["em"] == n_continuation
         deduplicated = self.manifest["windows"]["deduplicate"]

@@ -31,6 +31,8 @@ _WHAT_OLDER_SCANS_DID = {
     "bos": [],
     "columns": dataclasses.asdict(Columns()),
     "normalize": "none",
+    "measures": ["em", "nll", "log_prob", "margin", "loose_match", "min_k"],
+    "sampler": None,
 }
 _HASHED_BYTES = 2**16  # at both ends of a file
 

@@ -38,6 +38,7 @@ from memcircuits.measure.corpus.parts import PART_RECORDS, PartWriter, part_coun
 from memcircuits.measure.corpus.plan import Plan
 from memcircuits.measure.corpus.preparation import ScanOptions, prepare_scan
 from memcircuits.measure.corpus.scan import finish_shard
+from memcircuits.measure.sampling import Sampler
 from memcircuits.models.registry import adapt
 
 Batch = dict[str, Any]
@@ -54,6 +55,8 @@ def scan_with_ray(  # noqa: PLR0913
     bos: Bos = "auto",
     columns: ColumnsLike = None,
     normalize: Normalize = "auto",
+    sampler: Sampler | None = None,
+    near_verbatim: bool = False,
     part_records: int = PART_RECORDS,
     batch_size: int | None = None,
     resume: bool = False,
@@ -72,6 +75,8 @@ def scan_with_ray(  # noqa: PLR0913
         bos: as in `scan_to_disk`.
         columns: as in `scan_to_disk`.
         normalize: as in `scan_to_disk`.
+        sampler: as in `scan_to_disk`.
+        near_verbatim: as in `scan_to_disk`.
         part_records: as in `scan_to_disk`.
         batch_size: as in `scan_to_disk`.
         resume: as in `scan_to_disk`.
@@ -98,6 +103,8 @@ def scan_with_ray(  # noqa: PLR0913
             normalize,
             part_records,
             batch_size,
+            sampler,
+            near_verbatim,
         ),
         resume=resume,
         shard=(0, 1),

@@ -29,6 +29,7 @@ from memcircuits.data.paragraphs import Paragraphs
 from memcircuits.data.windows import Cut, cut, retokenization_drift
 from memcircuits.measure.continuation import score_paragraphs
 from memcircuits.measure.corpus.plan import Plan
+from memcircuits.measure.near_verbatim import decoded_where_unknown
 from memcircuits.measure.scanning import Scan
 from memcircuits.models.adapter import Adapter
 from memcircuits.results.provenance import Provenance
@@ -63,7 +64,7 @@ class PartWriter:
                 BadRow(scan.names[i], "its numbers are not finite")
                 for i in torch.nonzero(~scan.finite).flatten().tolist()
             ]
-        table = part_table(chunk, cuts, scan)
+        table = part_table(chunk, cuts, scan, measures_of(self.plan))
         counts = {
             "rows": len(chunk.raw),
             "windows": table.num_rows,
@@ -121,8 +122,12 @@ class PartWriter:
         paragraphs = Paragraphs(
             cuts.ids, self.plan.windows.n_prefix, tuple(cuts.names), bos=self.plan.bos
         )
-        scores = score_paragraphs(self.adapter, paragraphs, batch_size=self.plan.batch_size)
-        return Scan.of(paragraphs, scores, self.provenance)
+        size, sampler = self.plan.batch_size, self.plan.sampler
+        scores = score_paragraphs(self.adapter, paragraphs, batch_size=size, sampler=sampler)
+        greedy = None
+        if self.plan.near_verbatim:
+            greedy = decoded_where_unknown(self.adapter, paragraphs, scores, progress=False)
+        return Scan.of(paragraphs, scores, self.provenance, greedy)
 
     def _drift(self, cuts: Cut) -> dict[str, int]:
         """How many of some windows get other ids when their text is encoded again."""
@@ -149,7 +154,15 @@ def part_path(folder: Path, name: str) -> Path:
     return folder / "parts" / f"{name}.parquet"
 
 
-def part_table(chunk: Chunk, cuts: Cut, scan: Scan | None) -> Any:
+def measures_of(plan: Plan) -> tuple[str, ...]:
+    """Names of the measures that a scan writes, in the order of their columns."""
+    sampled = ("sampled_log_prob",) if plan.sampler else ()
+    decoded = ("longest_match", "similarity") if plan.near_verbatim else ()
+    always = tuple(name for name in MEASURES if name not in ON_REQUEST)
+    return (*always, *sampled, *decoded)
+
+
+def part_table(chunk: Chunk, cuts: Cut, scan: Scan | None, measures: tuple[str, ...]) -> Any:
     """The windows with finite scores as a pyarrow table, one row per window."""
     import pyarrow as pa
 
@@ -164,12 +177,13 @@ def part_table(chunk: Chunk, cuts: Cut, scan: Scan | None) -> Any:
         "ids": list(cuts.ids[torch.from_numpy(keep)].int().numpy()),
         "facts": [json.dumps(json_value(row.metadata), sort_keys=True) for row in rows],
     }
-    for name, measure in MEASURES.items():
-        columns[name] = measure(scan).numpy()[keep] if scan else []
-    return pa.table({f.name: pa.array(columns[f.name], f.type) for f in _schema()}, _schema())
+    for name in measures:
+        columns[name] = MEASURES[name](scan).numpy()[keep] if scan else []
+    schema = _schema(measures)
+    return pa.table({f.name: pa.array(columns[f.name], f.type) for f in schema}, schema)
 
 
-MEASURES: dict[str, Callable[[Scan], torch.Tensor]] = {
+MEASURES: dict[str, Callable[[Scan], Any]] = {
     "em": lambda scan: scan.em,
     "nll": lambda scan: scan.nll,
     "log_prob": lambda scan: scan.log_prob,
@@ -177,20 +191,29 @@ MEASURES: dict[str, Callable[[Scan], torch.Tensor]] = {
     "loose_match": lambda scan: scan.loose_match,
     "min_k": lambda scan: scan.min_k(),
     "extraction_strength": lambda scan: scan.extraction_strength,
+    "sampled_log_prob": lambda scan: scan.sampled_log_prob,
+    "longest_match": lambda scan: scan.longest_match,
+    "similarity": lambda scan: scan.similarity,
 }
+
+ON_REQUEST = ("sampled_log_prob", "longest_match", "similarity")
+"""Measures that need a sampler, or decoding."""
 
 
 @functools.cache
-def _schema() -> Any:
+def _schema(measures: tuple[str, ...]) -> Any:
     import pyarrow as pa
 
-    integers = {"row": pa.int64(), "start": pa.int64(), "duplicates": pa.int64(), "em": pa.int32()}
+    integers = {
+        **dict.fromkeys(("row", "start", "duplicates"), pa.int64()),
+        **dict.fromkeys(("em", "longest_match"), pa.int32()),
+    }
     return pa.schema(
         [
             *((name, pa.string()) for name in ("id", "file")),
             *((name, integers[name]) for name in ("row", "start", "duplicates")),
             ("ids", pa.list_(pa.int32())),
-            *((name, integers.get(name, pa.float32())) for name in MEASURES),
+            *((name, integers.get(name, pa.float32())) for name in measures),
             ("facts", pa.string()),
         ]
     )

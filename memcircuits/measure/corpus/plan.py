@@ -14,6 +14,7 @@ from memcircuits.data.formats.records import Source
 from memcircuits.data.formats.sources import Chunk, read_chunks
 from memcircuits.data.normalizing import Normalize
 from memcircuits.data.windows import Windows
+from memcircuits.measure.sampling import Sampler
 
 
 @dataclass(frozen=True)
@@ -27,6 +28,8 @@ class Plan:
         batch_size: windows per forward pass; fixed, because rounding depends on it.
         bos: ids of the tokens in front of every window.
         normalize: whether texts are normalised before they are encoded.
+        sampler: how text is drawn, if the probabilities of samples are asked for.
+        near_verbatim: whether windows are decoded that are not recited in full.
     """
 
     sources: tuple[Source, ...]
@@ -35,6 +38,8 @@ class Plan:
     batch_size: int
     bos: tuple[int, ...] = ()
     normalize: Normalize = "auto"
+    sampler: Sampler | None = None
+    near_verbatim: bool = False
 
     def chunks(self, shard: tuple[int, int] = (0, 1)) -> Iterator[tuple[str, Chunk]]:
         """Part names and chunks of one shard (index, number of shards)."""

@@ -6,6 +6,7 @@ source that cannot be read, a folder of another scan, parts that would be scanne
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import os
 from dataclasses import dataclass
@@ -23,8 +24,9 @@ from memcircuits.data.formats.sources import read_chunks
 from memcircuits.data.normalizing import Normalize, check_normalize
 from memcircuits.data.windows import Windows
 from memcircuits.measure.corpus.manifest import differences, new_manifest, read_manifest
-from memcircuits.measure.corpus.parts import PART_NAME
+from memcircuits.measure.corpus.parts import PART_NAME, measures_of
 from memcircuits.measure.corpus.plan import Plan
+from memcircuits.measure.sampling import Sampler
 from memcircuits.models.adapter import Adapter
 from memcircuits.models.batching import rows_that_fit
 from memcircuits.results.bos_notes import bos_notes, bos_of_model
@@ -45,6 +47,8 @@ class ScanOptions:
     normalize: Normalize
     part_records: int
     batch_size: int | None
+    sampler: Sampler | None = None
+    near_verbatim: bool = False
 
     def __post_init__(self) -> None:
         check_bos(self.bos)
@@ -80,6 +84,16 @@ def prepare_scan(
     if folder.exists() and not folder.is_dir():
         raise InputError("out", folder.name, "it is a file; give a folder")
 
+    plan = Plan(
+        sources,
+        windows,
+        part_records,
+        options.batch_size or rows_that_fit(adapter, n_inputs, windows.n_continuation),
+        front,
+        options.normalize,
+        options.sampler,
+        options.near_verbatim,
+    )
     manifest = new_manifest(
         adapter,
         sources,
@@ -89,11 +103,13 @@ def prepare_scan(
         columns=options.columns,
         normalize=options.normalize,
     )
+    manifest["measures"] = list(measures_of(plan))
+    manifest["sampler"] = dataclasses.asdict(plan.sampler) if plan.sampler else None
     if not (folder / "manifest.json").is_file():
-        size = options.batch_size or rows_that_fit(adapter, n_inputs, windows.n_continuation)
-        _write_manifest(folder, manifest, size, (*listing.notes, *_notes(adapter, front)))
+        notes = (*listing.notes, *_notes(adapter, front))
+        _write_manifest(folder, manifest, plan.batch_size, notes)
     size = _check_manifest(folder, manifest, options.batch_size)
-    plan = Plan(sources, windows, part_records, size, front, options.normalize)
+    plan = dataclasses.replace(plan, batch_size=size)
     _check_parts(folder, plan, shard, resume)
     return folder, plan
 

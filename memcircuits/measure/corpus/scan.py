@@ -39,6 +39,7 @@ from memcircuits.data.windows import Windows
 from memcircuits.measure.corpus.folder import EMPTY_COUNTS, ScanFolder, total_counts
 from memcircuits.measure.corpus.parts import PART_RECORDS, PartWriter, part_counts
 from memcircuits.measure.corpus.preparation import ScanOptions, prepare_scan
+from memcircuits.measure.sampling import Sampler
 from memcircuits.models.adapter import Model
 from memcircuits.models.registry import adapt
 
@@ -53,6 +54,8 @@ def scan_to_disk(  # noqa: PLR0913
     bos: Bos = "auto",
     columns: ColumnsLike = None,
     normalize: Normalize = "auto",
+    sampler: Sampler | None = None,
+    near_verbatim: bool = False,
     part_records: int = PART_RECORDS,
     batch_size: int | None = None,
     resume: bool = False,
@@ -69,6 +72,9 @@ def scan_to_disk(  # noqa: PLR0913
         bos: tokens in front of every window, as in `Paragraphs.from_texts`.
         columns: the columns that hold the text, as in `Paragraphs.read`.
         normalize: whether texts are normalised, as in `Paragraphs.from_texts`.
+        sampler: how text is drawn, as in `scan`; gives a column `sampled_log_prob`.
+        near_verbatim: also decode what is not recited in full, as in `scan`; gives columns
+            `longest_match` and `similarity`.
         part_records: maximum number of rows per part, and of KiB of text.
         batch_size: windows per forward pass; by default as many as fit. A resumed scan, and the
             other shards, use the first process's.
@@ -93,6 +99,8 @@ def scan_to_disk(  # noqa: PLR0913
             normalize,
             part_records,
             batch_size,
+            sampler,
+            near_verbatim,
         ),
         resume=resume,
         shard=shard,

@@ -42,9 +42,9 @@ class DocumentMap(Result, kind="document-map"):
         stride: tokens from one window to the next.
         starts: first token of each window, [window].
         measures: name of a measure -> its values, [window]: `em` (tokens), `nll` (nats/token),
-            `log_prob` (nats), `loose_match` and `extraction_strength` (in [0, 1]); `log_prob` is
-            that of one sample where a sampler was given, which may be -inf. If the windows were
-            decoded, also `longest_match` (tokens) and `similarity` (in [0, 1]).
+            `log_prob` (nats), `loose_match` and `extraction_strength` (in [0, 1]). With a sampler
+            also `sampled_log_prob` (nats, may be -inf). If the windows were decoded, also
+            `longest_match` (tokens) and `similarity` (in [0, 1]).
         provenance: where the numbers come from.
         notes: what the reader must know.
     """
@@ -112,6 +112,11 @@ class DocumentMap(Result, kind="document-map"):
         return ~np.isnan(self.at_tokens("em"))
 
     @property
+    def probability_measure(self) -> str:
+        """The measure that says how probable a continuation is as a sample."""
+        return "sampled_log_prob" if "sampled_log_prob" in self.measures else "log_prob"
+
+    @property
     def recited_share(self) -> float:
         """Share of the scored tokens that are recited, in [0, 1]."""
         return float(self.recited.sum() / max(1, self.scored.sum()))
@@ -121,7 +126,7 @@ class DocumentMap(Result, kind="document-map"):
         """The recited passages in the order of the text, each as long as it can be made."""
         memorized = self.is_memorized.numpy()
         firsts = (self.starts.numpy() + self.n_prefix)[memorized]
-        log_probs = self.measures["log_prob"].double().numpy()[memorized]
+        log_probs = self.measures[self.probability_measure].double().numpy()[memorized]
         spans = []
         for first, stop in runs(self.recited):
             start, end = int(self.token_starts[first]), int(self.token_ends[stop - 1])

@@ -25,11 +25,16 @@ import torch
 
 from memcircuits.core.errors import InputError
 from memcircuits.core.io import write_atomically
+from memcircuits.data.bos import Bos, bos_ids
 from memcircuits.data.documents import Document, read_document
+from memcircuits.data.normalizing import Normalize, reading_notes
+from memcircuits.data.paragraphs import Paragraphs
 from memcircuits.data.windows import Windows
 from memcircuits.measure.corpus.folder import ScanFolder
+from memcircuits.measure.corpus.parts import ON_REQUEST
 from memcircuits.measure.corpus.scan import scan_to_disk
 from memcircuits.measure.document.document_map import DocumentMap
+from memcircuits.measure.sampling import Sampler
 from memcircuits.models.adapter import Adapter, Model
 from memcircuits.models.registry import adapt
 from memcircuits.results.provenance import Provenance
@@ -38,13 +43,17 @@ _WINDOWS_PER_ROW = 256
 _MEASURES = ("em", "nll", "log_prob", "loose_match", "extraction_strength")
 
 
-def document_map(
+def document_map(  # noqa: PLR0913
     model: Model,
     text_or_file: str | os.PathLike[str],
     *,
     stride: int = 10,
     n_prefix: int = 50,
     n_continuation: int = 50,
+    bos: Bos = "auto",
+    normalize: Normalize = "auto",
+    sampler: Sampler | None = None,
+    near_verbatim: bool = False,
     folder: str | os.PathLike[str] | None = None,
     batch_size: int | None = None,
     progress: bool = True,
@@ -57,6 +66,12 @@ def document_map(
         stride: tokens from one window to the next.
         n_prefix: tokens that are given.
         n_continuation: tokens that have to be recited.
+        bos: tokens in front of every window, as in `Paragraphs.from_texts`.
+        normalize: whether the text is normalised, as in `Paragraphs.from_texts`.
+        sampler: how text is drawn, for the probability of a continuation; by default from the
+            model's own distribution.
+        near_verbatim: also decode the windows that are not recited in full, for the similarity of
+            the model's continuation; takes several times as long.
         folder: where the numbers are written while they are computed. A call that was interrupted
             goes on from there when it is repeated; by default, nothing is kept.
         batch_size: windows per forward pass; by default as many as fit.
@@ -73,7 +88,7 @@ def document_map(
     """
     adapter = adapt(model)
     windows = Windows(n_prefix, n_continuation, stride)
-    document = read_document(text_or_file, adapter)
+    document = read_document(text_or_file, adapter, normalize=normalize)
     if len(document.ids) < windows.length:
         raise InputError(
             "text_or_file",
@@ -85,9 +100,12 @@ def document_map(
         rows = _rows(document, windows)
         scan = scan_to_disk(
             adapter,
-            _write_rows(place, document, rows),
+            _write_rows(place, document, rows, bos_ids(adapter, bos)),
             place,
             windows=windows,
+            bos=bos,
+            sampler=sampler,
+            near_verbatim=near_verbatim,
             part_records=1,
             batch_size=batch_size,
             resume=True,
@@ -119,12 +137,19 @@ def _rows(document: Document, windows: Windows) -> list[tuple[int, int]]:
     return rows
 
 
-def _write_rows(folder: Path, document: Document, rows: list[tuple[int, int]]) -> Path:
-    """The rows as a file of token ids, named after all of them: a scan goes on with no other."""
+def _write_rows(
+    folder: Path, document: Document, rows: list[tuple[int, int]], front: tuple[int, ...]
+) -> Path:
+    """The rows as a file of token ids, named after all of them: a scan goes on with no other.
+
+    Every row begins with the tokens in front of it, which the scan takes away again: a row of the
+    document might begin with the same tokens and would lose them.
+    """
     content = document.ids.numpy().astype("<i8").tobytes()
     name = f"document-{hashlib.sha256(content).hexdigest()[:16]}.jsonl"
     lines = [
-        json.dumps({"id": f"token-{first}", "ids": document.ids[first:stop].tolist()}) + "\n"
+        json.dumps({"id": f"token-{first}", "ids": [*front, *document.ids[first:stop].tolist()]})
+        + "\n"
         for first, stop in rows
     ]
     return write_atomically(folder / name, "".join(lines))
@@ -138,10 +163,22 @@ def _read_map(
     scan: ScanFolder,
 ) -> DocumentMap:
     """The map from the rows of a finished scan."""
-    table = scan.table(columns=["row", "start", *_MEASURES])
+    on_request = [name for name in ON_REQUEST if name in scan.manifest["measures"]]
+    names = [*_MEASURES, *on_request]
+    table = scan.table(columns=["row", "start", *names])
     firsts = np.array([first for first, _ in rows])
-    starts = firsts[table["row"].to_numpy() - 1] + table["start"].to_numpy()
-    measures = {name: torch.from_numpy(table[name].to_numpy().copy()) for name in _MEASURES}
+    starts = torch.from_numpy(firsts[table["row"].to_numpy() - 1] + table["start"].to_numpy())
+    measures = {name: torch.from_numpy(table[name].to_numpy().copy()) for name in names}
+    scanned = Paragraphs(
+        document.ids.unfold(0, windows.length, 1)[starts],
+        windows.n_prefix,
+        bos=tuple(scan.manifest["bos"]),
+    )
+    options = {
+        "document": document.name,
+        "stride": windows.stride,
+        "sampler": scan.manifest["sampler"],
+    }
     return DocumentMap(
         name=document.name,
         text=document.text,
@@ -150,7 +187,8 @@ def _read_map(
         n_prefix=windows.n_prefix,
         n_continuation=windows.n_continuation,
         stride=windows.stride or 1,
-        starts=torch.from_numpy(starts),
+        starts=starts,
         measures=measures,
-        provenance=Provenance.of(adapter, {}, document=document.name, stride=windows.stride),
+        provenance=Provenance.of(adapter, {"windows": scanned}, **options),
+        notes=(*scan.notes, *reading_notes([document.changes])),
     )

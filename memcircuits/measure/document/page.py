@@ -132,7 +132,7 @@ def _text(mapped: DocumentMap) -> DocumentText:
         if similarity == "similarity"
         else "share of tokens that are greedy choices"
     )
-    log10 = np.maximum(mapped.at_tokens("log_prob") / math.log(10), _LEAST_LOG10)
+    log10 = np.maximum(mapped.at_tokens(mapped.probability_measure) / math.log(10), _LEAST_LOG10)
     values = np.stack([mapped.at_tokens("em"), log10.round(1), mapped.at_tokens(similarity)])
     return DocumentText(
         _segments(mapped, values.round(2)),
