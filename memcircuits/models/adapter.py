@@ -175,6 +175,16 @@ class Adapter(ModelProperties):
         with self._hooked(editing_hooks(edit)):
             return blocks.run_blocks(self.model, calls, first, last, resid_pre)
 
+    def run_block(
+        self, layer: int, resid_pre: Float[Tensor, "batch pos d_model"], read: Sequence[str]
+    ) -> tuple[dict[str, Tensor], Float[Tensor, "batch pos d_model"]]:
+        """Run one block; the activations that were read by name, and its attention's output."""
+        calls = self._block_calls(resid_pre.shape[1])
+        cache: dict[str, Tensor] = {}
+        with self._hooked(reading_hooks(read, cache)), self.recording() as record:
+            blocks.run_blocks(self.model, calls, layer, layer + 1, resid_pre)
+        return cache, record.attn_out[0]
+
     def unembed(
         self, resid: Float[Tensor, "batch pos d_model"]
     ) -> Float[Tensor, "batch pos d_vocab"]:
@@ -184,6 +194,11 @@ class Adapter(ModelProperties):
             self.model.cfg, "output_logits_soft_cap", None
         )
         return torch.tanh(logits / cap) * cap if cap and cap > 0 else logits
+
+    def embeddings(self) -> Float[Tensor, "d_vocab d_model"]:
+        """The embedding of every token, as the model computes it."""
+        with self.preserving_state():
+            return self.model.embed(torch.arange(self.d_vocab, device=self.device)[None])[0]
 
     def recording(self) -> AbstractContextManager[blocks.Recording]:
         """Inside, a forward pass records each block's input and the output of its attention."""
@@ -331,6 +346,10 @@ class Adapter(ModelProperties):
             bypassed=bypassed,
             layouts=self._layouts,
         )
+
+    def weights_of(self, layer: int) -> dict[str, Weight]:
+        """The weight matrices of one block, by name."""
+        return {component: self.weight(layer, component) for component in self.components}
 
     def weights(self, components: Sequence[str] | None = None) -> list[Weight]:
         """The weight matrices of every block, or those of some components, layer by layer."""

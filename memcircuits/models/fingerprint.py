@@ -17,6 +17,9 @@ do not count: those through `.data`, NumPy or other memory, and the steps of fus
 Therefore evenly spaced numbers of every tensor, some in every row and every column of a matrix, are
 compared too. One kind of change is not noticed: a write through `.data` or NumPy to a few single
 weights that misses all of these. Write such changes in place under `torch.no_grad()`.
+
+Layers of PEFT add matrices to those of the model, by switches and scales. Where there are such
+layers, all of these belong to the digits.
 """
 
 from __future__ import annotations
@@ -24,10 +27,13 @@ from __future__ import annotations
 import hashlib
 import math
 from collections.abc import Hashable, Mapping
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.multiprocessing.reductions import StorageWeakRef
+
+from memcircuits.models.architecture import every_module
 
 CHUNK = 2**18  # words of 8 bytes: a chunk stays in the processor's cache
 SAMPLE = 4096  # numbers of each tensor that are compared, more for matrices with longer sides
@@ -42,12 +48,39 @@ class WeightsFingerprint:
 
     def of(self, model: nn.Module) -> str:
         """The fingerprint of the weights that `model` has now."""
-        tensors = model.state_dict()
+        adapters, switches = adapters_of(model)
+        tensors = model.state_dict() | adapters
         state = weights_state(tensors)
-        if state is None or state != self._state:
+        if state is None or (state, switches) != self._state:
             self._digits = fingerprint(tensors)
-            self._state = state
+            if switches:
+                digest = hashlib.sha256(f"{self._digits}{switches}".encode())
+                self._digits = digest.hexdigest()[:16]
+            self._state = (state, switches)
         return self._digits
+
+
+def adapters_of(model: nn.Module) -> tuple[dict[str, Tensor], tuple[Hashable, ...]]:
+    """The tensors of PEFT's layers, which a Bridge leaves out of its state dict, and the switches.
+
+    Switches are which adapters act, whether they are merged, and their scales, layer by layer.
+    """
+    tensors: dict[str, Tensor] = {}
+    switches: list[Hashable] = []
+    layers: list[Any] = [m for m in every_module(model) if hasattr(m, "active_adapters")]
+    for layer in layers:
+        if not hasattr(layer, "base_layer"):
+            continue
+        tensors |= {f"adapter {len(switches)}.{k}": v for k, v in layer.state_dict().items()}
+        switches.append(
+            (
+                tuple(layer.active_adapters),
+                bool(getattr(layer, "disable_adapters", False)),
+                tuple(getattr(layer, "merged_adapters", ())),
+                tuple(sorted(getattr(layer, "scaling", {}).items())),
+            )
+        )
+    return tensors, tuple(switches)
 
 
 def fingerprint(tensors: Mapping[str, Tensor]) -> str:

@@ -12,6 +12,8 @@ edits of the parameter would mean something else, and the module is refused by n
 
 from __future__ import annotations
 
+import contextlib
+from collections.abc import Iterator
 from typing import Any, Literal, TypeAlias
 
 import torch
@@ -26,6 +28,13 @@ Layout: TypeAlias = Literal["out in", "in out"]
 
 _TOLERANCE, _TOLERANCE_HALF = 1e-3, 5e-2
 _BLOCK = 1024
+
+
+def unwrapped(module: Any) -> nn.Module | None:
+    """The module of transformers inside the components of a Bridge."""
+    while module is not None and getattr(module, "original_component", None) is not None:
+        module = module.original_component
+    return module
 
 
 def is_plain(module: nn.Module) -> bool:
@@ -76,20 +85,17 @@ def _responds(module: nn.Module, name: str, parameter: nn.Parameter, layout: Lay
     stored = parameter.detach()
     generator = torch.Generator().manual_seed(0)
     first, second = (torch.randn(size, generator=generator).to(stored) for size in stored.shape)
-    size = 10 * stored.float().abs().mean().clamp_min(1e-3)
-    change = size.to(stored.dtype) * torch.outer(first, second)
-    d_in = stored.shape[1] if layout == "out in" else stored.shape[0]
-    x = torch.randn(3, d_in, generator=generator).to(stored)
-    # What is really added, after rounding.
-    added = ((stored + change).double() - stored.double()).float()
-    added = added if layout == "out in" else added.T
+    size = 10 * float(stored.float().abs().mean().clamp_min(1e-3))
+    changed = stored + size * torch.outer(first, second)
+    u, v = (first, second) if layout == "out in" else (second, first)
+    x = torch.randn(3, len(v), generator=generator).to(stored)
     try:
-        with torch.no_grad():
+        with _evaluated(module):
             before = module(x)
-            after = torch.func.functional_call(module, {name: stored + change}, (x,))
+            after = torch.func.functional_call(module, {name: changed}, (x,))
     except (RuntimeError, TypeError, ValueError, IndexError):  # of a shape that does not fit
         return False
-    expected = x.float() @ added.T
+    expected = size * torch.outer(x.float() @ v.float(), u.float())
     if not isinstance(after, Tensor) or after.shape != expected.shape:
         return False
     full = stored.dtype in (torch.float32, torch.float64)
@@ -101,10 +107,24 @@ def applied_matrix(
     module: nn.Module, parameter: nn.Parameter, d_in: int
 ) -> Float[Tensor, "in out"]:
     """What a module multiplies by, with what a wrapper adds: its outputs for unit vectors."""
-    with torch.no_grad():
+    with _evaluated(module):
         zero = module(torch.zeros(1, d_in, dtype=parameter.dtype, device=parameter.device))
         unit = torch.eye(d_in, dtype=parameter.dtype, device=parameter.device)
         return torch.cat([module(part) - zero for part in unit.split(_BLOCK)]).to(parameter.dtype)
+
+
+@contextlib.contextmanager
+def _evaluated(module: nn.Module) -> Iterator[None]:
+    """Inside, a module has no dropout and no gradients."""
+    training = [part for part in module.modules() if part.training]
+    try:
+        for part in training:
+            part.training = False
+        with torch.no_grad():
+            yield
+    finally:
+        for part in training:
+            part.training = True
 
 
 def _not_understood(module: Any, owner: str, what: str, reason: str) -> UnsupportedModel:

@@ -3,14 +3,16 @@
 Wrong numbers without an error are the worst fault of work with hooks: hooks that do nothing, tokens
 that are prepended in silence, weights stored in another order. So before anything is measured,
 every block must have the weight matrices that are edited and differentiated, and a few random
-tokens are run to test five statements:
+tokens are run to test six statements:
 
 1. *attention rows*: each row of every attention pattern sums to 1;
 2. *head removal*: zeroing the z of one head of every layer changes that layer's attention output by
    exactly -z @ W_O of that head, and changes the logits;
 3. *batching*: a row by itself gives the logits that it gives in a batch;
 4. *greedy decoding*: tokens decoded one by one see the logits of one teacher-forced pass;
-5. *plain forward*: the transformers module inside a Bridge gives the same logits.
+5. *plain forward*: the transformers module inside a Bridge gives the same logits;
+6. *weights of heads*: a change of the weights of one head or neuron changes its output and no
+   other's, in every kind of block (`memcircuits.models.weight_checks`).
 
 Each gives the largest difference found, relative to the size of what is compared; a difference
 above the tolerance makes the model unsupported. The same passes tell at which sites an edit reaches
@@ -37,6 +39,11 @@ from memcircuits.models.adapter import Adapter, Run
 from memcircuits.models.architecture import Basis
 from memcircuits.models.bos_probe import bos_gain
 from memcircuits.models.hooks import SITES, ActivationEdit, Site, hook_name
+from memcircuits.models.weight_checks import (
+    misplaced_gradient,
+    refuse_lost_wrappers,
+    refuse_shared,
+)
 
 TOLERANCE = 1e-3
 """Largest relative difference that passes in float32 and float64."""
@@ -132,14 +139,14 @@ class ModelReport:
 
 
 def run_checks(adapter: Adapter) -> ModelReport:
-    """Test the five statements on a model, whether or not it was tested before.
+    """Test the six statements on a model, whether or not it was tested before.
 
     Raises:
         UnsupportedModel: if one does not hold, or a weight matrix is missing.
     """
-    for layer in range(adapter.n_layers):
-        for component in adapter.components:
-            adapter.weight(layer, component)  # mixtures of experts have no W_in, for one
+    weights = adapter.weights()  # mixtures of experts have no W_in, for one
+    refuse_shared(adapter, weights)
+    refuse_lost_wrappers(adapter)
     with adapter.preserving_state():
         tokens, clean, patterns = _clean_run(adapter)
         removal, writable = _try_edits(adapter, tokens[0], clean)
@@ -149,6 +156,7 @@ def run_checks(adapter: Adapter) -> ModelReport:
             "batching": _difference(adapter.forward(tokens[1:]), clean.logits[1:]),
             "greedy decoding": _decoding_error(adapter, tokens[:1, : _LENGTH - _DECODED]),
             "plain forward": _plain_forward_error(adapter, tokens, clean.logits),
+            "weights of heads": _weights_error(adapter, tokens),
         }
     tolerance = TOLERANCE if adapter.dtype in (torch.float32, torch.float64) else TOLERANCE_HALF
     for name, difference in checks.items():
@@ -167,6 +175,7 @@ _REASONS = {
     "batching": "a row alone gives other logits than in a batch",
     "greedy decoding": "decoding token by token gives other logits than one pass over the tokens",
     "plain forward": "the transformers module inside gives other logits",
+    "weights of heads": "a change of one head's or neuron's weights changes another's output",
 }
 
 
@@ -293,6 +302,20 @@ def _decoding_error(adapter: Adapter, tokens: Int[Tensor, "batch pos"]) -> float
         steps.append(adapter.forward(tokens)[:, -1:])
         tokens = torch.cat([tokens, steps[-1].argmax(-1)], 1)
     return _difference(torch.cat(steps, 1), adapter.forward(tokens)[:, n - 1 : -1])
+
+
+def _weights_error(adapter: Adapter, tokens: Int[Tensor, "batch pos"]) -> float | None:
+    """The largest error of `misplaced_gradient` in one block of every kind; None if not tried."""
+    first_of_kind: dict[Any, int] = {}
+    for layer, block in enumerate(adapter.model.blocks):
+        first_of_kind.setdefault(tuple(type(module) for module in block.modules()), layer)
+    with adapter.recording() as record:
+        adapter.run(tokens, positions=slice(-1, None))
+    errors = [
+        misplaced_gradient(adapter, layer, record.resid_pre[layer][:1])
+        for layer in first_of_kind.values()
+    ]
+    return max((error for error in errors if error is not None), default=None)
 
 
 def _plain_forward_error(

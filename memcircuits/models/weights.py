@@ -32,6 +32,7 @@ from memcircuits.models.layout import (
     is_plain,
     stored_matrix,
     tried_layout,
+    unwrapped,
 )
 
 HEAD_COMPONENTS = ("W_Q", "W_K", "W_V", "W_O")
@@ -153,10 +154,8 @@ def _hooked_parameter(model: Any, layer: int, component: str) -> nn.Parameter:
 
 def _bridge_module(model: Any, layer: int, component: str) -> nn.Module | None:
     """The module of transformers inside a `TransformerBridge` that applies a matrix."""
-    module = _owner(model, layer, component)._modules.get(component.removeprefix("W_").lower())
-    while module is not None and getattr(module, "original_component", None) is not None:
-        module = module.original_component
-    return module
+    name = component.removeprefix("W_").lower()
+    return unwrapped(_owner(model, layer, component)._modules.get(name))
 
 
 def _owner(model: Any, layer: int, component: str) -> Any:

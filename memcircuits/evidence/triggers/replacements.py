@@ -112,7 +112,7 @@ def _nearest_in_embedding(
     adapter: Adapter, prefix: Int[Tensor, "paragraph pos"], draws: int, n_tokens: int
 ) -> Int[Tensor, "paragraph pos draw"]:
     """The `draws` other tokens with the largest cosine similarity of embeddings."""
-    embedding = torch.nn.functional.normalize(adapter.model.W_E[:n_tokens].float(), dim=-1)
+    embedding = torch.nn.functional.normalize(adapter.embeddings()[:n_tokens].float(), dim=-1)
     tokens, index = prefix.unique(return_inverse=True)
     nearest = []
     for some_tokens in tokens.split(_TOKENS_PER_PRODUCT):
