@@ -10,6 +10,7 @@ from memcircuits.commands.inputs import load
 from memcircuits.commands.options import (
     Continuation,
     Device,
+    DeviceMap,
     Dtype,
     Json,
     Prefix,
@@ -25,6 +26,7 @@ def info(
     json: Json = False,
     device: Device = "auto",
     dtype: Dtype = "float32",
+    device_map: DeviceMap = None,
     revision: Revision = None,
     trust_remote_code: TrustRemoteCode = False,
     n_prefix: Prefix = 50,
@@ -47,6 +49,7 @@ def info(
         revision=revision,
         device=device,
         dtype=dtype,
+        device_map=device_map,
         trust_remote_code=trust_remote_code,
     )
     report = validate_model(loaded)

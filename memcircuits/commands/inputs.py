@@ -13,6 +13,7 @@ from memcircuits.commands.options import (
     Continuation,
     ContinuationColumn,
     Device,
+    DeviceMap,
     Dtype,
     Model,
     NormalizeOption,
@@ -63,6 +64,7 @@ class Inputs:
     continuation_column: ContinuationColumn = None
     device: Device = "auto"
     dtype: Dtype = "float32"
+    device_map: DeviceMap = None
     revision: Revision = None
     trust_remote_code: TrustRemoteCode = False
     quiet: Quiet = False
@@ -105,6 +107,7 @@ class Inputs:
         return {
             "device": self.device,
             "dtype": self.dtype,
+            "device_map": self.device_map,
             "revision": self.revision,
             "trust_remote_code": self.trust_remote_code,
         }

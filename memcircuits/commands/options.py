@@ -52,7 +52,10 @@ Model = Annotated[
     ),
 ]
 Device = Annotated[str, _of_model("auto, cpu, cuda, cuda:1 or mps.")]
-Dtype = Annotated[str, _of_model("float32, bfloat16 or float16.")]
+Dtype = Annotated[str, _of_model("float32, bfloat16, float16, or auto: as in the files.")]
+DeviceMap = Annotated[
+    str | None, _of_model("Split the model over several GPUs: auto, balanced or sequential.")
+]
 Revision = Annotated[str | None, _of_model("Commit, tag or branch on the hub.")]
 TrustRemoteCode = Annotated[
     bool,

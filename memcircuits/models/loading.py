@@ -18,21 +18,26 @@ import json
 import re
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
-from typing import Any, Literal, TypeAlias, get_args
+from typing import Any
 
 import torch
 
-from memcircuits.core.errors import InputError, UnsupportedModel, one_of
+from memcircuits.core.errors import InputError, UnsupportedModel
 from memcircuits.core.torch_state import plain_torch
+from memcircuits.models.devices import (
+    DeviceKind,
+    DeviceMap,
+    DtypeName,
+    check_device_map,
+    offloaded,
+    refuse_offloaded,
+    resolve_device,
+    resolve_dtype,
+)
+from memcircuits.models.gguf import parsed_once
 from memcircuits.models.own_tokenizer import kept_as_read
 from memcircuits.models.refusals import not_a_model, refuse_adapter_folder
 from memcircuits.models.registry import adapt
-
-DtypeName: TypeAlias = Literal["float32", "bfloat16", "float16"]
-"""Types that weights can be loaded in."""
-
-DeviceKind: TypeAlias = Literal["auto", "cpu", "cuda", "mps"]
-"""Kinds of device; `auto` is CUDA if there is one, else the CPU."""
 
 _PLANTED = "organism-planted"
 
@@ -46,6 +51,7 @@ def load_model(
     revision: str | None = None,
     device: DeviceKind | str = "auto",
     dtype: DtypeName | torch.dtype = "float32",
+    device_map: DeviceMap | None = None,
     trust_remote_code: bool = False,
 ) -> Any:
     """Load a model as a `TransformerBridge`.
@@ -58,7 +64,9 @@ def load_model(
         revision: commit, tag or branch on the hub.
         device: a kind, or one of several devices such as `cuda:1`; `mps` only on request, as its
             numerics are known to differ.
-        dtype: type of the weights.
+        dtype: type of the weights; `auto` is the type of the files.
+        device_map: split the model over several devices, in the place of `device`: `auto`, or from
+            names of modules to devices (`memcircuits.models.devices`).
         trust_remote_code: run the model code of a repository; needs `revision` to be a full commit
             hash.
 
@@ -72,7 +80,12 @@ def load_model(
         (6, 8)
     """
     hf_model, tokenizer, label = read_pretrained(
-        name, revision=revision, device=device, dtype=dtype, trust_remote_code=trust_remote_code
+        name,
+        revision=revision,
+        device=device,
+        dtype=dtype,
+        device_map=device_map,
+        trust_remote_code=trust_remote_code,
     )
     return as_bridge(hf_model, tokenizer, name=label, revision=revision)
 
@@ -83,6 +96,7 @@ def read_pretrained(
     revision: str | None = None,
     device: DeviceKind | str = "auto",
     dtype: DtypeName | torch.dtype = "float32",
+    device_map: DeviceMap | None = None,
     trust_remote_code: bool = False,
 ) -> tuple[Any, Any, str]:
     """The transformers model, its tokenizer and its name without a path.
@@ -91,19 +105,23 @@ def read_pretrained(
     """
     from transformers import AutoModelForCausalLM, AutoTokenizer
 
+    if device_map is not None:
+        check_device_map(device_map, device)
     device = resolve_device(device)
     torch_dtype = resolve_dtype(dtype)
     source, label, extra = _locate(name)
     refuse_remote_code(source, trust_remote_code, revision)
     common: dict[str, Any] = {"revision": revision} if revision else {}
     common["trust_remote_code"] = trust_remote_code
+    placed = {} if device_map is None else {"device_map": device_map}
     try:
-        with without_bars():
+        with without_bars(), parsed_once():
             loaded: Any = AutoModelForCausalLM.from_pretrained(
                 source,
                 dtype=torch_dtype,
                 attn_implementation="eager",
                 output_loading_info=True,
+                **placed,
                 **common,
                 **extra,
             )
@@ -113,14 +131,17 @@ def read_pretrained(
     except (MemoryError, torch.OutOfMemoryError):
         raise
     except Exception as error:  # a folder may hold anything, and every reader has errors of its own
+        if placed and "offload" in str(error):
+            raise offloaded(repr(device_map), "some") from error
         raise InputError("model", label, f"it cannot be loaded ({_first_line(error)})") from error
     hf_model, info = loaded
+    refuse_offloaded(hf_model)
     _refuse_missing(hf_model, info, label)
     if str(name) == _PLANTED:
         from memcircuits.organism.delta import write_planted
 
         write_planted(hf_model)
-    return hf_model.to(device), tokenizer, label
+    return hf_model if placed else hf_model.to(device), tokenizer, label
 
 
 @contextlib.contextmanager
@@ -200,31 +221,6 @@ def boot(hf_model: Any, tokenizer: Any, name: str) -> Any:
         ) from None
     bridge.eval()
     return bridge
-
-
-def resolve_device(device: str) -> str:
-    """`auto` becomes `cuda` or `cpu`; an unavailable device is an error."""
-    if device == "auto":
-        return "cuda" if torch.cuda.is_available() else "cpu"
-    n_cuda = torch.cuda.device_count() if torch.cuda.is_available() else 0
-    available = ["cpu"]
-    if n_cuda:
-        available += ["cuda", *(f"cuda:{i}" for i in range(n_cuda))]
-    if torch.backends.mps.is_available():
-        available.append("mps")
-    one_of("device", device.partition(":")[0], get_args(DeviceKind))
-    if device not in available:
-        raise InputError(
-            "device", device, f"torch finds no such device; use {', '.join(available)}"
-        )
-    return device
-
-
-def resolve_dtype(dtype: str | torch.dtype) -> torch.dtype:
-    """The type of this name; other types than those of `DtypeName` are an error."""
-    name = str(dtype).removeprefix("torch.") if isinstance(dtype, torch.dtype) else dtype
-    one_of("dtype", name, get_args(DtypeName))
-    return getattr(torch, name)
 
 
 def _locate(name: str | Path) -> tuple[str, str, dict[str, Any]]:
