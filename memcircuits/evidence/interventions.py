@@ -250,7 +250,7 @@ class ResumableRun:
         self, layer: int, edits: Sequence[HeadEdit], measure: Measure, batch: slice
     ) -> Float[Tensor, "batch measure"]:
         """Run some of the (edit, paragraph) pairs of `edited` by a partial forward."""
-        w_o = self.adapter.weight(layer, "W_O").matrix
+        w_o = self.adapter.weight(layer, "W_O").matrix.to(self.adapter.device)
         rows_of_edit = self._split_by_edit(batch)
         rows = torch.cat([self._all_rows[edit_rows] for _, edit_rows in rows_of_edit])
         attn_out = []

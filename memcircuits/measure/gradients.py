@@ -112,7 +112,7 @@ def paragraph_gradients(
             for of_weight, batch_grad in zip(reduced, batch_grads, strict=True):
                 of_weight.append(batch_grad)
             progress_bar.update(len(batch_losses))
-    return torch.cat(losses), [torch.cat(of_weight) for of_weight in reduced]
+    return torch.cat(losses), [torch.cat(of_weight).to(adapter.device) for of_weight in reduced]
 
 
 def iter_paragraph_gradients(

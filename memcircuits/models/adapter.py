@@ -17,6 +17,9 @@ TransformerLens only observes. Everything else in this package sees an `Adapter`
 * `Adapter.preserving_state` guarantees that the model leaves as it came
   (`memcircuits.models.state`).
 
+A model may be split over several devices. Whatever goes in and comes out here is on one of them,
+`Adapter.device`; gradients and weights are where the parameters are.
+
 Interventions happen at the site z, the output of every head before W_O: on several architectures a
 Bridge ignores writes to the attention pattern, but none ignores writes to z.
 """
@@ -132,7 +135,7 @@ class Adapter(ModelProperties):
             Logits [batch, pos, d_vocab] at `positions`, and the activations by name.
         """
         cache: dict[str, Tensor] = {}
-        hooks = [*editing_hooks(edit), *reading_hooks(read, cache)]
+        hooks = [*editing_hooks(edit, self.device), *reading_hooks(read, cache, self.device)]
         with self._hooked(hooks), unembedding_only(self.model, positions):
             logits = self.forward(tokens)
         absent = [name for name in read if name not in cache]
@@ -148,7 +151,7 @@ class Adapter(ModelProperties):
         """Plain forward pass of the TransformerLens model: no padding, no BOS, no cache."""
         tokens = tokens.to(self.device)
         if self.is_bridge:
-            return self.model(tokens, return_type="logits", use_cache=False)
+            return self.model(tokens, return_type="logits", use_cache=False).to(self.device)
         # An explicit mask: otherwise HookedTransformer masks tokens that equal the padding id.
         return self.model(tokens, return_type="logits", attention_mask=torch.ones_like(tokens))
 
@@ -172,18 +175,9 @@ class Adapter(ModelProperties):
         """
         calls = self._block_calls(resid_pre.shape[1])  # before the hooks: it may run the model
         last = self.n_layers if last is None else last
-        with self._hooked(editing_hooks(edit)):
-            return blocks.run_blocks(self.model, calls, first, last, resid_pre)
-
-    def run_block(
-        self, layer: int, resid_pre: Float[Tensor, "batch pos d_model"], read: Sequence[str]
-    ) -> tuple[dict[str, Tensor], Float[Tensor, "batch pos d_model"]]:
-        """Run one block; the activations that were read by name, and its attention's output."""
-        calls = self._block_calls(resid_pre.shape[1])
-        cache: dict[str, Tensor] = {}
-        with self._hooked(reading_hooks(read, cache)), self.recording() as record:
-            blocks.run_blocks(self.model, calls, layer, layer + 1, resid_pre)
-        return cache, record.attn_out[0]
+        with self._hooked(editing_hooks(edit, self.device)):
+            resid_post = blocks.run_blocks(self.model, calls, first, last, resid_pre)
+        return resid_post.to(self.device)
 
     def unembed(
         self, resid: Float[Tensor, "batch pos d_model"]
@@ -193,7 +187,8 @@ class Adapter(ModelProperties):
         cap = getattr(self.hf_config, "final_logit_softcapping", None) or getattr(
             self.model.cfg, "output_logits_soft_cap", None
         )
-        return torch.tanh(logits / cap) * cap if cap and cap > 0 else logits
+        logits = torch.tanh(logits / cap) * cap if cap and cap > 0 else logits
+        return logits.to(self.device)
 
     def embeddings(self) -> Float[Tensor, "d_vocab d_model"]:
         """The embedding of every token, as the model computes it."""
@@ -202,14 +197,14 @@ class Adapter(ModelProperties):
 
     def recording(self) -> AbstractContextManager[blocks.Recording]:
         """Inside, a forward pass records each block's input and the output of its attention."""
-        return blocks.recording(self.model)
+        return blocks.recording(self.model, self.device)
 
     def attention_output(
         self, layer: int, resid_pre: Float[Tensor, "batch pos d_model"]
     ) -> Float[Tensor, "batch pos d_model"]:
         """The output of the attention of `layer`; the rest of the block is not run."""
         calls = self._block_calls(resid_pre.shape[1])
-        return blocks.attention_output(self.model, calls, layer, resid_pre)
+        return blocks.attention_output(self.model, calls, layer, resid_pre).to(self.device)
 
     def read_z(
         self, layer: int, resid_pre: Float[Tensor, "batch pos d_model"]
@@ -217,7 +212,7 @@ class Adapter(ModelProperties):
         """The z of every head of `layer`; the rest of the block is not run."""
         name, cache = hook_name("z", layer), dict[str, Tensor]()
         calls = self._block_calls(resid_pre.shape[1])  # before the hook: it may run the model
-        with self._hooked(reading_hooks([name], cache)):
+        with self._hooked(reading_hooks([name], cache, self.device)):
             blocks.attention_output(self.model, calls, layer, resid_pre)
         return cache[name]
 
@@ -229,6 +224,7 @@ class Adapter(ModelProperties):
         The rest of the block (norms, MLP, parallel or not) runs as the model defines it.
         """
         calls = self._block_calls(attn_out.shape[1])
+        attn_out = attn_out.to(next(self.model.blocks[layer].parameters()).device)
         return blocks.override_attention_output(self.model, calls, layer, attn_out)
 
     def _block_calls(self, n_pos: int) -> list[blocks.BlockCall]:
@@ -309,17 +305,16 @@ class Adapter(ModelProperties):
             prefix_rows: the row of `prefix` that each of `tokens` begins like.
             positions: only these positions, counted from `start`, are unembedded.
         """
-        tokens, prefix_rows = tokens.to(self.device), prefix_rows.to(self.device)
         return prefix_cache.run_after_prefix(
-            self.model, start, tokens, prefix, prefix_rows, positions
-        )
+            self.model, start, tokens.to(self.device), prefix, prefix_rows, positions
+        ).to(self.device)
 
     def decode(self, tokens: Int[Tensor, "batch pos"], n: int) -> Int[Tensor, "batch continuation"]:
         """The next `n` tokens, each the most likely one, with keys and values kept between steps.
 
         Only where `supports_prefix_cache(n_pos)` says so.
         """
-        return prefix_cache.decode(self.model, tokens.to(self.device), n)
+        return prefix_cache.decode(self.model, tokens.to(self.device), n).to(self.device)
 
     @property
     def components(self) -> tuple[str, ...]:
@@ -338,18 +333,8 @@ class Adapter(ModelProperties):
         elif self.is_bridge:
             # With folded weights TransformerLens computes gated MLPs itself, past their modules.
             bypassed = self.basis == "folded" and "W_gate" in self.components
-        return find_weight(
-            self.model,
-            layer,
-            component,
-            heads=heads,
-            bypassed=bypassed,
-            layouts=self._layouts,
-        )
-
-    def weights_of(self, layer: int) -> dict[str, Weight]:
-        """The weight matrices of one block, by name."""
-        return {component: self.weight(layer, component) for component in self.components}
+        options: Any = {"heads": heads, "bypassed": bypassed, "layouts": self._layouts}
+        return find_weight(self.model, layer, component, **options)
 
     def weights(self, components: Sequence[str] | None = None) -> list[Weight]:
         """The weight matrices of every block, or those of some components, layer by layer."""

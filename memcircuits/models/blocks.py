@@ -18,6 +18,7 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+import torch
 from jaxtyping import Float
 from torch import Tensor
 
@@ -75,15 +76,18 @@ def record_calls(model: Any, forward: Callable[[], Any]) -> list[BlockCall]:
 
 
 @contextlib.contextmanager
-def recording(model: Any) -> Iterator[Recording]:
-    """Inside, a forward pass records what enters every block and what its attention returns."""
+def recording(model: Any, home: torch.device) -> Iterator[Recording]:
+    """Inside, a forward pass records what enters every block and what its attention returns.
+
+    The records are on the device `home`, also if the model is split over several.
+    """
     record = Recording([], [])
 
     def on_block(layer: int, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
-        record.resid_pre.append(args[0] if args else kwargs["hidden_states"])
+        record.resid_pre.append((args[0] if args else kwargs["hidden_states"]).to(home))
 
     def on_attention(layer: int, out: Any) -> None:
-        record.attn_out.append(_first(out))
+        record.attn_out.append(_first(out).to(home))
 
     with _watched_blocks(model, on_block, on_attention):
         yield record

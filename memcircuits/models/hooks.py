@@ -24,6 +24,7 @@ import contextlib
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any, Literal, TypeAlias, get_args
 
+import torch
 from torch import Tensor
 
 HeadSite: TypeAlias = Literal["q", "k", "v", "z"]
@@ -63,21 +64,27 @@ def hook_name(site: Site, layer: int) -> str:
     return f"blocks.{layer}.hook_{site}"
 
 
-def editing_hooks(edit: Mapping[str, ActivationEdit] | None) -> list[Hook]:
-    """Hooks that replace activations, by name."""
+def editing_hooks(edit: Mapping[str, ActivationEdit] | None, home: torch.device) -> list[Hook]:
+    """Hooks that replace activations, by name.
+
+    The functions are given activations on the device `home`, also if a model is split over several.
+    """
 
     def replacing(function: ActivationEdit) -> Callable[..., Tensor]:
-        return lambda tensor, hook=None: function(tensor)
+        def replace(tensor: Tensor, hook: Any = None) -> Tensor:
+            return function(tensor.to(home)).to(tensor.device)
+
+        return replace
 
     return [(name, replacing(function)) for name, function in (edit or {}).items()]
 
 
-def reading_hooks(names: Sequence[str], cache: dict[str, Tensor]) -> list[Hook]:
-    """Hooks that put activations into `cache`, by name."""
+def reading_hooks(names: Sequence[str], cache: dict[str, Tensor], home: torch.device) -> list[Hook]:
+    """Hooks that put activations into `cache`, by name, on the device `home`."""
 
     def keeping(name: str) -> Callable[..., None]:
         def keep(tensor: Tensor, hook: Any = None) -> None:
-            cache[name] = tensor
+            cache[name] = tensor.to(home)
 
         return keep
 

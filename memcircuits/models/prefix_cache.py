@@ -45,7 +45,8 @@ def run_after_prefix(
 
     cache: Any = DynamicCache()
     for layer, (keys, values) in enumerate(prefix):
-        cache.update(keys[prefix_rows, :, :start], values[prefix_rows, :, :start], layer)
+        rows = prefix_rows.to(keys.device)  # of a model on several devices, each layer has its own
+        cache.update(keys[rows, :, :start], values[rows, :, :start], layer)
     with unembedding_only(bridge, positions):
         return _forward(bridge, tokens[:, start:], cache)
 
@@ -60,7 +61,7 @@ def decode(
     steps = [tokens]
     with unembedding_only(bridge, slice(-1, None)):
         for _ in range(n):
-            steps.append(_forward(bridge, steps[-1], cache).argmax(-1))
+            steps.append(_forward(bridge, steps[-1], cache).argmax(-1).to(tokens.device))
     return torch.cat(steps[1:], 1)
 
 

@@ -257,7 +257,7 @@ def _largest_heads(
     outputs: list[Float[Tensor, "pos d_model"]] = []
     for layer in range(adapter.n_layers):
         z = clean.cache[hook_name("z", layer)][0]
-        w_o = adapter.weight(layer, "W_O").matrix
+        w_o = adapter.weight(layer, "W_O").matrix.to(z.device)
         if w_o.shape[:2] != z.shape[1:]:
             raise UnsupportedModel(
                 "model",
@@ -325,7 +325,7 @@ def _plain_forward_error(
     if not adapter.is_bridge:
         return None
     plain = adapter.model.original_model(input_ids=tokens, use_cache=False).logits
-    return _difference(plain, logits)
+    return _difference(plain.to(logits.device), logits)
 
 
 def _difference(logits: Tensor, expected: Tensor) -> float:

@@ -15,7 +15,7 @@ Where `memcircuits.models.layout` looks at a module by itself, these checks look
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from typing import Any
 
 import torch
@@ -24,7 +24,7 @@ from torch import Tensor
 
 from memcircuits.core.errors import UnsupportedModel
 from memcircuits.models.adapter import Adapter
-from memcircuits.models.hooks import Site, hook_name
+from memcircuits.models.hooks import ActivationEdit, Site, hook_name
 from memcircuits.models.layout import is_plain, unwrapped
 from memcircuits.models.weights import Weight
 
@@ -93,7 +93,7 @@ def misplaced_gradient(
     Returns:
         None where derivatives cannot be taken: weights made inside `torch.inference_mode()`.
     """
-    weights = adapter.weights_of(layer)
+    weights = {component: adapter.weight(layer, component) for component in adapter.components}
     parameters = [weight.parameter for weight in weights.values()]
     if any(parameter.is_inference() for parameter in parameters):
         return None
@@ -102,7 +102,7 @@ def misplaced_gradient(
     names = {site: name for site, name in names.items() if name in adapter.hook_names}
     worst = 0.0
     with adapter.preserving_state(grad=parameters):
-        cache, attn_out = adapter.run_block(layer, resid_pre.detach().clone(), list(names.values()))
+        cache, attn_out = _run_block(adapter, layer, resid_pre.detach().clone(), names.values())
         for component, weight in weights.items():
             site = _SITE_OF.get(component)
             if component == "W_O":
@@ -110,6 +110,24 @@ def misplaced_gradient(
             elif site in names and names[site] in cache:
                 worst = max(worst, _column_error(weight, cache[names[site]], layer))
     return worst
+
+
+def _run_block(
+    adapter: Adapter, layer: int, resid_pre: Tensor, names: Iterable[str]
+) -> tuple[dict[str, Tensor], Tensor]:
+    """The activations of one block by name, and the output of its attention."""
+    cache: dict[str, Tensor] = {}
+
+    def keeping(name: str) -> ActivationEdit:
+        def keep(activation: Tensor) -> Tensor:
+            cache[name] = activation
+            return activation
+
+        return keep
+
+    with adapter.recording() as record:
+        adapter.run_blocks(layer, resid_pre, layer + 1, edit={n: keeping(n) for n in names})
+    return cache, record.attn_out[-1]  # before it, the whole model may have run
 
 
 def _column_error(weight: Weight, activation: Tensor, layer: int) -> float:
@@ -135,6 +153,6 @@ def _output_error(weight: Weight, z: Tensor, attn_out: Tensor) -> float:
     generator = torch.Generator().manual_seed(0)
     factors = torch.randn(attn_out.shape, generator=generator).to(attn_out)
     (grad,) = torch.autograd.grad((attn_out * factors).sum(), weight.parameter, retain_graph=True)
-    split = weight.split(grad).float()
+    split = weight.split(grad).float().to(z.device)
     expected = torch.einsum("bphd,bpm->hdm", z.detach().float(), factors.float())
     return float((split - expected).abs().max() / expected.abs().max().clamp_min(1e-12))

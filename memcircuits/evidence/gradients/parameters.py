@@ -260,7 +260,7 @@ class _Samples:
             self.adapter, paragraphs, self.weights, self.memory_budget, self.progress
         )
         summaries = [
-            summarize(weight.split(gradient), self.pool)[None]
+            summarize(weight.split(gradient), self.pool)[None].to(self.adapter.device)
             for weight, gradient in zip(self.weights, gradients, strict=True)
         ]
         return torch.tensor([loss]), summaries
