@@ -21,10 +21,6 @@ def plain_torch() -> Iterator[None]:
     No inference mode, no autocast, new tensors in float32 and on the CPU; gradients are computed
     for what requires them. TensorFloat-32 and deterministic algorithms stay as the caller has set
     them.
-
-    Example:
-        >>> @plain_torch()
-        ... def measure(model, paragraphs): ...
     """
     default = torch.get_default_dtype()
     with contextlib.ExitStack() as stack:

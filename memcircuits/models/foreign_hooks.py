@@ -24,10 +24,7 @@ _GLOBAL_HOOKS = tuple(f"_global{kind}" for kind in _HOOKS[:3])
 def foreign_hooks(model: Any) -> list[str]:
     """Where there are functions of the caller, and their names, in order of the model.
 
-    Example:
-        >>> model.add_hook("blocks.1.hook_resid_pre", steer)
-        >>> foreign_hooks(model)
-        ['blocks.1.hook_in: steer']
+    A function `steer` at the input of block 1 is `blocks.1.hook_in: steer`.
     """
     names: dict[nn.Module, str] = {}
     for root in (model, *((model.original_model,) if is_bridge(model) else ())):
