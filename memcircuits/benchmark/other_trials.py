@@ -32,7 +32,11 @@ from memcircuits.benchmark.schemas import (
 from memcircuits.benchmark.units import LocalizationTask
 from memcircuits.core.errors import InputError
 from memcircuits.core.heads import Head
-from memcircuits.core.statistics import benjamini_hochberg, permuted_differences
+from memcircuits.core.statistics import (
+    benjamini_hochberg,
+    permutation_p_value,
+    permuted_differences,
+)
 from memcircuits.data.paragraphs import Paragraphs
 from memcircuits.editing.planting import plant
 from memcircuits.evidence.ablation import Ablation
@@ -171,8 +175,7 @@ def _any_significant(
     """Whether a permutation test calls a head's mean effect larger in the first group."""
     a, b = effects[first], effects[second]
     null = permuted_differences(a, b, _PERMUTATIONS, generator)
-    score = a.mean(0) - b.mean(0)
-    p_value = (1 + (null >= score).sum(0)) / (1 + _PERMUTATIONS)
+    p_value = permutation_p_value(a.mean(0) - b.mean(0), null)
     return bool((benjamini_hochberg(p_value) < SIGNIFICANCE).any())
 
 

@@ -12,6 +12,7 @@ from itertools import accumulate, pairwise
 import torch
 
 from memcircuits.core.errors import InputError
+from memcircuits.data.draws import first_rows
 from memcircuits.data.paragraphs import Paragraphs, ParagraphsLike
 from memcircuits.data.unigrams import UnigramTable
 from memcircuits.measure.scanning import scan
@@ -44,10 +45,14 @@ class ParagraphPool:
     ) -> ParagraphPool:
         """Scan paragraphs and sort them by whether the model recites them.
 
+        Of paragraphs that depend on each other only the first is used: the sets that trials draw
+        must be independent.
+
         Raises:
             InputError: if the model fails to recite fewer than 60 of them.
         """
-        scan_result = scan(model, Paragraphs.of(paragraphs, model), progress=False)
+        given = Paragraphs.of(paragraphs, model)
+        scan_result = scan(model, given[first_rows(given.groups)], progress=False)
         unknown = scan_result.control
         if unknown is None or len(unknown) < _MIN_UNKNOWN:
             n = 0 if unknown is None else len(unknown)

@@ -26,12 +26,15 @@ from torch import Tensor
 
 from memcircuits.core.errors import InputError, at_least, one_of
 from memcircuits.data.bos import Bos, bos_ids
+from memcircuits.data.draws import sample_rows
 from memcircuits.data.formats.records import Columns, ColumnsLike
+from memcircuits.data.groups import GROUP_COLUMN, find_groups
 from memcircuits.data.metadata import unique_names
 from memcircuits.data.normalizing import Normalize
 from memcircuits.data.reading import read_file, read_texts
 from memcircuits.data.token_ids import check_bos_ids, check_ids, ids_from_rows
-from memcircuits.data.tokens import TokenizerLike, decode
+from memcircuits.data.token_text import row_text, token_labels
+from memcircuits.data.tokens import TokenizerLike
 from memcircuits.data.windows import Windows
 
 if TYPE_CHECKING:
@@ -49,7 +52,8 @@ class Paragraphs:
         ids: token ids, [paragraph, pos].
         n_prefix: number of tokens of the prefix.
         names: a unique name for each paragraph; repeated ones get `#2`, `#3` and so on.
-        metadata: further columns, one value per paragraph (source, repetitions, ...).
+        metadata: further columns, one value per paragraph (source, repetitions, ...). The column
+            `group` says which paragraphs depend on each other (`groups`).
         bos: ids of the tokens that the model reads in front of every paragraph.
         as_written: token ids of the texts as they are written, [paragraph, pos], where normalising
             changed one; None where it changed none.
@@ -281,6 +285,15 @@ class Paragraphs:
         digest.update(self.ids.contiguous().numpy().astype("<i8").tobytes())
         return digest.hexdigest()[:16]
 
+    @cached_property
+    def groups(self) -> Int[Tensor, " paragraph"]:
+        """Number of the independent group that each paragraph belongs to.
+
+        By the column `group`, or else found: copies, near copies and parts of one document
+        (`memcircuits.data.groups`). Groups are numbered in the order of their first paragraphs.
+        """
+        return find_groups(self.ids, self.names, self.metadata)
+
     def __len__(self) -> int:
         return len(self.ids)
 
@@ -334,22 +347,28 @@ class Paragraphs:
             )
 
     def sample(self, n: int | None, generator: torch.Generator) -> Paragraphs:
-        """`n` paragraphs drawn without replacement, in their order; all if there are no more."""
-        return self if n is None or len(self) <= n else self[sample_rows(len(self), n, generator)]
+        """`n` paragraphs drawn without replacement, in their order; all if there are no more.
+
+        A second paragraph of a group is drawn only when every group has one.
+        """
+        return self if n is None or len(self) <= n else self[sample_rows(self.groups, n, generator)]
 
     def texts(self, model: TokenizerLike) -> list[str]:
-        """The decoded paragraphs, for display."""
-        return decode(self.ids.tolist(), model)
+        """The decoded paragraphs, for display (`memcircuits.data.token_text`)."""
+        return [row_text(row, model) for row in self.ids.tolist()]
 
     def tokens(self, model: TokenizerLike, index: int = 0) -> list[str]:
-        """Each token of one paragraph as text, for display."""
-        return decode(self.ids[index].unsqueeze(-1).tolist(), model)
+        """Each token of one paragraph as text, for display (`memcircuits.data.token_text`)."""
+        return token_labels(self.ids[index].tolist(), model)
 
     def to_frame(self) -> pd.DataFrame:
-        """Columns `id`, the metadata, and the ids as lists."""
+        """Columns `id`, the metadata, `group` (see `groups`) and the ids as lists."""
         import pandas as pd
 
-        return pd.DataFrame({"id": self.names, **self.metadata, "ids": self.ids.tolist()})
+        columns = dict(self.metadata)
+        if GROUP_COLUMN not in columns:
+            columns[GROUP_COLUMN] = tuple(self.groups.tolist())
+        return pd.DataFrame({"id": self.names, **columns, "ids": self.ids.tolist()})
 
     def __repr__(self) -> str:
         front = f", bos={self.bos}" if self.bos else ""
@@ -358,11 +377,6 @@ class Paragraphs:
 
 ParagraphsLike: TypeAlias = Paragraphs | Sequence[str] | Tensor | Sequence[Sequence[int]]
 """What the public functions take: `Paragraphs`, texts, or token ids [paragraph, pos]."""
-
-
-def sample_rows(n_rows: int, n: int, generator: torch.Generator) -> Int[Tensor, " row"]:
-    """`n` of `n_rows` indices without replacement, ascending."""
-    return torch.randperm(n_rows, generator=generator)[:n].sort().values
 
 
 def _as_written(first: Paragraphs, second: Paragraphs) -> Int[Tensor, "paragraph pos"] | None:

@@ -22,7 +22,9 @@ from typing import Any
 
 from memcircuits.data.tokens import TokenizerLike, encode, tokenizer_of
 
-_BYTE = re.compile(r"<0x([0-9A-Fa-f]{2})>")
+BYTE_TOKEN = re.compile(r"<0x([0-9A-Fa-f]{2})>")
+"""How SentencePiece names the token of one byte."""
+
 _LARGER_THAN_ALL = b"\xff" * 8  # no UTF-8 text holds this byte
 
 
@@ -143,11 +145,11 @@ def _decoder(tokenizer: Any) -> str:
 
 def _byte_level(token: str) -> bytes:
     """GPT-2 writes bytes that are no visible characters as those from U+0100 on."""
-    return bytes(_BYTE_OF_CHARACTER[c] for c in token if c in _BYTE_OF_CHARACTER)
+    return bytes(BYTE_OF_CHARACTER[c] for c in token if c in BYTE_OF_CHARACTER)
 
 
 def _sentence_piece(token: str) -> bytes:
-    byte = _BYTE.fullmatch(token)
+    byte = BYTE_TOKEN.fullmatch(token)
     return bytes([int(byte[1], 16)]) if byte else token.replace("\u2581", " ").encode()
 
 
@@ -167,4 +169,5 @@ def _characters_of_bytes() -> dict[str, int]:
     return table | {chr(0x100 + i): byte for i, byte in enumerate(others)}
 
 
-_BYTE_OF_CHARACTER = _characters_of_bytes()
+BYTE_OF_CHARACTER = _characters_of_bytes()
+"""GPT-2's alphabet: the visible character that byte-level BPE writes -> its byte."""

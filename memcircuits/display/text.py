@@ -19,6 +19,7 @@ from __future__ import annotations
 import base64
 import hashlib
 import json
+import re
 import unicodedata
 
 from markupsafe import Markup
@@ -33,8 +34,27 @@ _MARKS = {" ": "·", "\n": "⏎", "\t": "⇥"}
 _INVISIBLE = frozenset({"Cc", "Cf", "Cs", "Co", "Cn", "Zl", "Zp"})
 
 
+# Bytes that are no whole character, as `surrogateescape` decodes them, and U+FFFD: it says that
+# something could not be decoded, so that different bytes would look alike.
+_NO_CHARACTER = re.compile("[\udc80-\udcff]+|\ufffd")
+
+
 def _code(character: str) -> str:
     return f"⟨U+{ord(character):04X}⟩"
+
+
+def text_of_bytes(raw: bytes) -> str:
+    """UTF-8 bytes as text; those that are no whole character are written out, `⟨E6 97⟩`.
+
+    Example:
+        >>> text_of_bytes("日".encode()[:2] + b" a")
+        '⟨E6 97⟩ a'
+    """
+
+    def written_out(match: re.Match[str]) -> str:
+        return f"⟨{match[0].encode('utf-8', 'surrogateescape').hex(' ').upper()}⟩"
+
+    return _NO_CHARACTER.sub(written_out, raw.decode("utf-8", "surrogateescape"))
 
 
 def clean(text: str) -> str:

@@ -1,4 +1,4 @@
-"""What an edit did: measures before and after it, with intervals over paragraphs.
+"""What an edit did: measures before and after it, with intervals over independent paragraphs.
 
 `memcircuits.editing.evaluation.evaluate_edit` makes an `EditReport`; `edit_arms` puts several of
 them side by side for a figure.
@@ -8,15 +8,21 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 import torch
-from jaxtyping import Float
+from jaxtyping import Float, Int
 from torch import Tensor
 
 from memcircuits.core.errors import InputError
-from memcircuits.core.statistics import DRAWS, bootstrap_interval, bootstrap_means, interval
+from memcircuits.core.statistics import (
+    DRAWS,
+    bootstrap_interval,
+    bootstrap_means,
+    group_means,
+    interval,
+)
 from memcircuits.results.provenance import Provenance
 from memcircuits.results.result import Result
 
@@ -46,31 +52,43 @@ class EditReport(Result, kind="edit-report"):
         samples: `set/measure` -> [moment, paragraph]; the moments are before and after the edit.
         n_samples: samples that `extraction` allows an attacker.
         provenance: where the numbers come from.
+        groups: set -> number of each paragraph's independent group; of a set that is not there,
+            each paragraph is its own group.
+        notes: what the reader must know.
     """
 
     samples: Mapping[str, Float[Tensor, "moment paragraph"]]
     n_samples: int
     provenance: Provenance
+    groups: Mapping[str, Int[Tensor, " paragraph"]] = field(default_factory=dict)
+    notes: tuple[str, ...] = ()
+
+    def group_samples(self, name: str) -> Float[Tensor, "moment group"]:
+        """A measure before and after the edit, averaged within independent groups."""
+        groups = self.groups.get(name.partition("/")[0])
+        return group_means(self.samples[name].T, groups).T
 
     def mean(self, name: str) -> tuple[float, float]:
-        """Means over paragraphs before and after the edit, for instance of `memorized/em`."""
+        """Means over groups before and after the edit, for instance of `memorized/em`."""
         if name not in self.samples:
             raise InputError("name", repr(name), "choose one of " + ", ".join(self.samples))
-        before, after = self.samples[name].double().mean(-1).tolist()
+        before, after = self.group_samples(name).double().mean(-1).tolist()
         return before, after
 
     def to_frame(self) -> pd.DataFrame:
-        """Columns `set, measure, units, before, after, change, ci_low, ci_high, n`.
+        """Columns `set, measure, units, before, after, change, ci_low, ci_high, n, n_groups`.
 
-        `ci_low` and `ci_high` bound the 95 % interval of the mean change over paragraphs (NaN for a
-        single paragraph). Perplexity is the exponential of the mean NLL. `control, own text` is
-        what the model itself writes after the controls' prefixes.
+        `ci_low` and `ci_high` bound the 95 % interval of the mean change over independent groups of
+        paragraphs (NaN for a single group), `n` counts paragraphs. Perplexity is the exponential of
+        the mean NLL. `control, own text` is what the model itself writes after the controls'
+        prefixes.
         """
         import pandas as pd
 
         rows = []
-        for name, (before, after) in self.samples.items():
+        for name, samples in self.samples.items():
             group, _, measure = name.partition("/")
+            before, after = self.group_samples(name)
             generator = torch.Generator().manual_seed(0)
             resampled = bootstrap_means(torch.stack([before, after], -1), DRAWS, generator)
             means = torch.stack([before.mean(), after.mean()])
@@ -89,7 +107,8 @@ class EditReport(Result, kind="edit-report"):
                     "change": float(means[1] - means[0]),
                     "ci_low": low,
                     "ci_high": high,
-                    "n": len(before),
+                    "n": samples.shape[1],
+                    "n_groups": len(before),
                 }
             )
         return pd.DataFrame(rows)
@@ -126,7 +145,7 @@ def edit_arms(reports: Mapping[str, EditReport]) -> pd.DataFrame:
             report before the edit, every other arm the numbers after it.
 
     Returns:
-        Columns `arm, set, value, value_low, value_high` (tokens, 95 % over paragraphs), for the
+        Columns `arm, set, value, value_low, value_high` (tokens, 95 % over groups), for the
         targets, the targets under attack where that was measured, and the controls' own
         continuations.
     """
@@ -142,7 +161,7 @@ def edit_arms(reports: Mapping[str, EditReport]) -> pd.DataFrame:
         for arm, report in reports.items():
             if measure not in report.samples:
                 continue
-            values = report.samples[measure][0 if arm == "before" else 1].float()
+            values = report.group_samples(measure)[0 if arm == "before" else 1].float()
             low, high = bootstrap_interval(values).tolist()
             rows.append(
                 {

@@ -22,6 +22,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from memcircuits.core.errors import InputError, at_least
+from memcircuits.core.statistics import group_notes
 from memcircuits.core.torch_state import plain_torch
 from memcircuits.data.paragraphs import Paragraphs, ParagraphsLike
 from memcircuits.editing.edit import Edit
@@ -99,13 +100,17 @@ def evaluate_edit(  # noqa: PLR0913
     with edit.apply(adapter):
         after = texts.measure()
     kl = edit_divergence(adapter, edit, texts.own, memory_budget=memory_budget)
+    given = {"memorized": memorized, "control": control, "others": others, "heldout": heldout}
+    groups_of = {name: each.groups for name, each in given.items() if each is not None}
     before["control/kl"], after["control/kl"] = torch.zeros_like(kl), kl
     return EditReport(
         samples={name: torch.stack([before[name].float(), after[name].float()]) for name in before},
         n_samples=n_samples,
+        groups=groups_of,
+        notes=group_notes(groups_of),
         provenance=Provenance.of(
             adapter,
-            {"memorized": memorized, "control": control, "others": others, "heldout": heldout},
+            given,
             edit=dict(edit.provenance.options),
             attacks=attacks,
             n_samples=n_samples,

@@ -8,18 +8,18 @@ gradients harms it at smaller sizes than noise on as many random ones, and befor
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 import torch
-from jaxtyping import Float
+from jaxtyping import Float, Int
 from torch import Tensor
 
 from memcircuits.core.errors import InputError, at_least, one_of
 from memcircuits.core.errors import fraction as check_fraction
 from memcircuits.core.heads import HeadLike
 from memcircuits.core.progress import bar
-from memcircuits.core.statistics import bootstrap_interval
+from memcircuits.core.statistics import bootstrap_interval, group_means, group_notes
 from memcircuits.core.torch_state import plain_torch
 from memcircuits.data.paragraphs import Paragraphs, ParagraphsLike
 from memcircuits.editing.masks import MASK_STRATEGIES, Candidates, Mask, MaskStrategy
@@ -45,6 +45,9 @@ class NoiseCurve(Result, kind="noise-curve"):
         n_weights: number of weights with noise.
         n_candidates: number of weights that they were chosen from.
         provenance: where the numbers come from.
+        groups: set -> number of each paragraph's independent group; of a set that is not there,
+            each paragraph is its own group.
+        notes: what the reader must know.
     """
 
     sizes: Float[Tensor, " size"]
@@ -53,11 +56,13 @@ class NoiseCurve(Result, kind="noise-curve"):
     n_weights: int
     n_candidates: int
     provenance: Provenance
+    groups: Mapping[str, Int[Tensor, " paragraph"]] = field(default_factory=dict)
+    notes: tuple[str, ...] = ()
 
     def to_frame(self) -> pd.DataFrame:
         """Columns `set, size, em, em_low, em_high, nll, nll_low, nll_high`.
 
-        Means over draws; 95 % intervals over paragraphs.
+        Means over draws; 95 % intervals over independent groups of paragraphs.
         """
         import pandas as pd
 
@@ -65,9 +70,9 @@ class NoiseCurve(Result, kind="noise-curve"):
         for name in self.em:
             columns = {"set": name, "size": self.sizes.numpy()}
             for measure, values in {"em": self.em[name], "nll": self.nll[name]}.items():
-                per_paragraph = values.float().mean(1)
-                low, high = bootstrap_interval(per_paragraph.T)
-                columns[measure] = per_paragraph.mean(-1).double().numpy()
+                per_group = group_means(values.float().mean(1).T, self.groups.get(name)).T
+                low, high = bootstrap_interval(per_group.T)
+                columns[measure] = per_group.mean(-1).double().numpy()
                 columns[f"{measure}_low"] = low.double().numpy()
                 columns[f"{measure}_high"] = high.double().numpy()
             frames.append(pd.DataFrame(columns))
@@ -151,6 +156,7 @@ def weight_noise(  # noqa: PLR0913
     chosen = candidates.choose(fraction, scores, mask, generator)
     noise = torch.randn(draws, len(chosen), generator=generator)
     noise *= chosen.root_mean_squares().cpu()
+    groups_of = {name: group.groups for name, group in groups.items()}
     em, nll = _scans_under_noise(adapter, groups, chosen, sizes, noise, memory_budget, progress)
     return NoiseCurve(
         sizes=torch.tensor(list(sizes), dtype=torch.float32),
@@ -159,6 +165,8 @@ def weight_noise(  # noqa: PLR0913
         n_weights=len(chosen),
         n_candidates=chosen.n_candidates,
         provenance=provenance,
+        groups=groups_of,
+        notes=group_notes(groups_of),
     )
 
 

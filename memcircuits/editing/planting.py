@@ -27,7 +27,9 @@ from torch import Tensor
 
 from memcircuits.core.errors import InputError, at_least, positive
 from memcircuits.core.heads import Head, HeadLike
+from memcircuits.core.statistics import count_groups
 from memcircuits.core.torch_state import plain_torch
+from memcircuits.data.draws import random_order, split_groups
 from memcircuits.data.overlap import refuse_overlap
 from memcircuits.data.paragraphs import Paragraphs, ParagraphsLike
 from memcircuits.editing.edit import Edit
@@ -211,7 +213,7 @@ def _anchors(
     refuse_overlap(paragraphs, anchors, same="prefix")
     if len(anchors) < 2:
         raise InputError("control", "one paragraph", "one is held out: give at least two")
-    return anchors[torch.randperm(len(anchors), generator=generator)[:MAX_ANCHORS]]
+    return anchors[random_order(anchors.groups, generator)[:MAX_ANCHORS]]
 
 
 def _objective(
@@ -224,16 +226,17 @@ def _objective(
     generator: torch.Generator,
     memory_budget: int | None,
 ) -> WritingObjective:
-    """Run the unedited model on all texts; every tenth anchor is held out.
+    """Run the unedited model on all texts; a tenth of the groups of anchors is held out.
 
     Raises:
         InputError: if its logits are not finite.
     """
-    n_held_out = max(1, len(anchors) // 10)
+    n_held_out = max(1, count_groups(anchors.groups) // 10)
+    held_out_rows, seen_rows = split_groups(anchors.groups, torch.arange(len(anchors)), n_held_out)
     low = min(weight.layer for weight in mask.weights) if adapter.supports_partial_forward else 0
     targets, seen, held_out = (
         PartialForward.of(adapter, group, low, memory_budget)
-        for group in (paragraphs, anchors[n_held_out:], anchors[:n_held_out])
+        for group in (paragraphs, anchors[seen_rows], anchors[held_out_rows])
     )
     for name, forward in (("paragraphs", targets), ("control", seen), ("control", held_out)):
         if forward.log_p.isnan().any():

@@ -20,6 +20,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from memcircuits.core.errors import InputError
+from memcircuits.data.groups import GROUP_COLUMN
 from memcircuits.data.paragraphs import Paragraphs
 from memcircuits.editing.masks import Mask
 from memcircuits.editing.objective import Evaluation, Objective
@@ -214,4 +215,6 @@ def sampled_text(
                 )
             token = torch.multinomial(logits.softmax(-1), 1, generator=generator)
             ids = torch.cat([ids, token], 1)
-    return Paragraphs(ids[:, like.n_bos :], like.n_prefix, bos=like.bos)
+    # Samples are independent, also where the model writes the same text twice.
+    groups = {GROUP_COLUMN: tuple(range(n))}
+    return Paragraphs(ids[:, like.n_bos :], like.n_prefix, metadata=groups, bos=like.bos)

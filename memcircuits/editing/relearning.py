@@ -14,12 +14,12 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 import torch
-from jaxtyping import Int
+from jaxtyping import Float, Int
 from torch import Tensor
 
 from memcircuits.core.errors import InputError, at_least
 from memcircuits.core.progress import bar
-from memcircuits.core.statistics import bootstrap_interval
+from memcircuits.core.statistics import bootstrap_interval, group_means, group_notes
 from memcircuits.core.torch_state import plain_torch
 from memcircuits.data.paragraphs import Paragraphs, ParagraphsLike
 from memcircuits.editing.edit import Edit
@@ -43,29 +43,38 @@ class Recovery(Result, kind="recovery"):
             edited and the unedited model, the first step is before any training.
         steps: number of training steps at each entry, [step].
         provenance: where the numbers come from.
+        groups: number of each paragraph's independent group, [paragraph]; None: each is its own.
+        notes: what the reader must know.
     """
 
     em: Int[Tensor, "arm step paragraph"]
     steps: Int[Tensor, " step"]
     provenance: Provenance
+    groups: Int[Tensor, " paragraph"] | None = None
+    notes: tuple[str, ...] = ()
+
+    def _group_em(self, arm: int) -> Float[Tensor, "step group"]:
+        """EM averaged within independent groups."""
+        return group_means(self.em[arm].float().T, self.groups).T
 
     def steps_to(self, em: float) -> int | None:
         """Training steps until the edited model's mean EM reaches `em` tokens; None if never."""
-        reached = self.em[0].float().mean(-1) >= em
+        reached = self._group_em(0).mean(-1) >= em
         return int(self.steps[reached][0]) if reached.any() else None
 
     def to_frame(self) -> pd.DataFrame:
-        """Columns `arm, step, em, ci_low, ci_high`, 95 % over paragraphs."""
+        """Columns `arm, step, em, ci_low, ci_high`, 95 % over independent groups."""
         import pandas as pd
 
         rows = []
-        for arm, values in zip(("edited", "unedited"), self.em, strict=True):
+        for index, arm in enumerate(("edited", "unedited")):
+            values = self._group_em(index)
             low, high = bootstrap_interval(values.T)
             rows += [
                 {
                     "arm": arm,
                     "step": int(step),
-                    "em": float(values[i].float().mean()),
+                    "em": float(values[i].mean()),
                     "ci_low": float(low[i]),
                     "ci_high": float(high[i]),
                 }
@@ -87,7 +96,7 @@ class Recovery(Result, kind="recovery"):
         )
 
     def __str__(self) -> str:
-        em = self.em[0].float().mean(-1)
+        em = self._group_em(0).mean(-1)
         return f"EM {float(em[0]):.1f} -> {float(em[-1]):.1f} after {int(self.steps[-1])} steps"
 
 
@@ -150,6 +159,8 @@ def recovery_curve(  # noqa: PLR0913
         em=torch.stack([edited, unedited]),
         steps=torch.arange(0, steps + 1, every),
         provenance=provenance,
+        groups=forgotten.groups,
+        notes=group_notes({"forgotten": forgotten.groups}),
     )
 
 

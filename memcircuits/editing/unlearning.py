@@ -26,7 +26,9 @@ import torch
 
 from memcircuits.core.errors import InputError
 from memcircuits.core.heads import HeadLike
+from memcircuits.core.statistics import count_groups
 from memcircuits.core.torch_state import plain_torch
+from memcircuits.data.draws import random_order, split_groups
 from memcircuits.data.overlap import refuse_overlap
 from memcircuits.data.paragraphs import Paragraphs, ParagraphsLike
 from memcircuits.editing.curvature import Curvature
@@ -227,15 +229,18 @@ def control_curvature(
 def split_control(control: Paragraphs, seed: int) -> tuple[Paragraphs, Paragraphs]:
     """Draw at most 80 controls: those that the optimisation sees, and those held out from it.
 
+    A fifth of the independent groups is held out: no group is on both sides.
+
     Raises:
-        InputError: if there are fewer than two controls.
+        InputError: if there are fewer than two controls, or all depend on each other.
     """
     if len(control) < 2:
         raise InputError("control", "one paragraph", "one is held out: give at least two")
     generator = torch.Generator().manual_seed(seed)
-    order = torch.randperm(len(control), generator=generator)[:MAX_CONTROL]
-    n_held_out = max(1, len(order) // 5)
-    return control[order[n_held_out:]], control[order[:n_held_out]]
+    order = random_order(control.groups, generator)[:MAX_CONTROL]
+    n_groups = count_groups(control.groups[order])
+    held_out, seen = split_groups(control.groups, order, max(1, n_groups // 5))
+    return control[seen], control[held_out]
 
 
 def _find_edit(

@@ -16,7 +16,8 @@ recitation *needs*. The algorithm:
 1. `select_groups` (`memcircuits.evidence.groups`): scan, then draw memorized paragraphs and
    controls;
 2. `ablation_effects`: ablate the heads on both sets;
-3. `compare_groups`: score, bootstrap interval over paragraphs, permutation p-value over labels;
+3. `compare_groups`: score, bootstrap interval and permutation p-value; independent groups of
+   paragraphs are averaged, resampled and relabelled (`memcircuits.core.statistics`);
 4. `gather_evidence`: gradients and attention beside the score.
 
 The result is a `memcircuits.evidence.ranking.Ranking`.
@@ -38,8 +39,10 @@ from memcircuits.core.statistics import (
     DRAWS,
     bootstrap_means,
     finite_rows,
+    group_means,
     interval,
     left_out,
+    permutation_p_value,
     permuted_differences,
 )
 from memcircuits.core.torch_state import plain_torch
@@ -193,9 +196,6 @@ def _caveats(adapter: Adapter, groups: Groups) -> tuple[str, ...]:
     """Notes about the paragraphs and the model that change how to read the ranking."""
     not_finite = groups.counts["not_finite"]
     notes = {
-        "One memorized paragraph: the intervals show how the controls vary, not the paragraphs.": (
-            len(groups.memorized) == 1
-        ),
         f"{not_finite} paragraphs had non-finite numbers and were left out.": not_finite > 0,
         "Half precision: near-ties may decide exact matches differently.": (
             adapter.dtype in (torch.float16, torch.bfloat16)
@@ -214,7 +214,9 @@ def ablation_effects(
     memory_budget: int | None = None,
     progress: bool = True,
 ) -> HeadEffects:
-    """Effects of the heads on both sets, without paragraphs of non-finite numbers.
+    """Effects of the heads on both sets, one for each independent group of paragraphs.
+
+    Paragraphs with non-finite numbers are left out; the others are averaged within their group.
 
     Raises:
         InputError: if fewer than one memorized paragraph or two controls have finite effects.
@@ -235,9 +237,11 @@ def ablation_effects(
         notes += [f"{name}: {note}" for note in left_out(finite[name])]
         if finite[name].sum() < minimum:
             raise InputError(name, "non-finite numbers when heads are ablated", "use float32")
+    sets = {"memorized": groups.memorized, "control": groups.control}
+    groups_of = {name: sets[name].groups[finite[name]] for name in sets}
     return HeadEffects(
-        nll={name: nll[finite[name]] for name, nll in effects.nll.items()},
-        em={name: em[finite[name]] for name, em in effects.em.items()},
+        nll={name: group_means(effects.nll[name][finite[name]], groups_of[name]) for name in sets},
+        em={name: group_means(effects.em[name][finite[name]], groups_of[name]) for name in sets},
         verified=effects.verified,
         notes=tuple(notes),
     )
@@ -249,7 +253,8 @@ class Comparison:
 
     Attributes:
         score: memorized minus control effect, nats/token, [layer, head].
-        ci: its 95 % bootstrap interval, [bound, layer, head]; NaN where not verified.
+        ci: its 95 % bootstrap interval, [bound, layer, head]; NaN where not verified, and if a set
+            has one group.
         p_value: one-sided label permutation, [layer, head]; 1 where not verified.
     """
 
@@ -259,17 +264,18 @@ class Comparison:
 
 
 def compare_groups(effects: HeadEffects, draws: int, generator: torch.Generator) -> Comparison:
-    """Score, interval and p-value of every head; paragraphs are the unit that is resampled."""
+    """Score, interval and p-value of every head; the effects are those of independent groups."""
     memorized, control = effects.nll["memorized"], effects.nll["control"]
     score = memorized.mean(0) - control.mean(0)
     # The generator is used in this order: interval (memorized, then control), then p-value.
     resampled = bootstrap_means(memorized, draws, generator)
     resampled = resampled - bootstrap_means(control, draws, generator)
     null = permuted_differences(memorized, control, draws, generator)
-    p_value = (1 + (null >= score).sum(0)) / (1 + draws)
+    p_value = permutation_p_value(score, null)
+    has_interval = effects.verified & (min(len(memorized), len(control)) > 1)
     return Comparison(
         score=score,
-        ci=interval(resampled).where(effects.verified, torch.nan),
+        ci=interval(resampled).where(has_interval, torch.nan),
         p_value=p_value.where(effects.verified, 1.0),
     )
 

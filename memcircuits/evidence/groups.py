@@ -4,6 +4,10 @@ One scan says which of the given paragraphs are memorized (EM of the whole conti
 are given, or are those of the same paragraphs with a low EM. A limited number of both sets is
 measured, drawn at random. Controls can instead be those nearest in NLL to the memorized paragraphs:
 a loss near zero has farther to rise than that of an average control.
+
+Copies, near copies and parts of one document are dependent (`memcircuits.data.groups`). Draws take
+one paragraph of every group before a second one, and the notes say how many independent groups
+either set has.
 """
 
 from __future__ import annotations
@@ -17,14 +21,19 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from memcircuits.core.errors import InputError
+from memcircuits.core.statistics import count_groups, group_notes, smallest_p_value
+from memcircuits.data.draws import sample_rows
 from memcircuits.data.overlap import refuse_overlap
-from memcircuits.data.paragraphs import Paragraphs, ParagraphsLike, sample_rows
+from memcircuits.data.paragraphs import Paragraphs, ParagraphsLike
 from memcircuits.measure.scanning import Scan, scan
 from memcircuits.models.adapter import Adapter
 
 MIN_CONTROLS = 20
 """Number of controls drawn from the given paragraphs, if there are that many, even for fewer
 memorized ones: few labels leave no room for small p-values."""
+
+RESOLUTION = 0.001
+"""A note says what the smallest possible p-value is if it is larger than this."""
 
 
 @dataclass(frozen=True)
@@ -34,7 +43,8 @@ class Groups:
     Attributes:
         memorized: the memorized paragraphs measured.
         control: the controls measured.
-        counts: numbers of paragraphs given, memorized, controls, not finite and measured.
+        counts: numbers of paragraphs given, memorized, controls, not finite and measured, and of
+            independent groups measured.
         notes: what the reader must know about the choice.
     """
 
@@ -70,10 +80,10 @@ class CandidateParagraphs:
         return self.scan_result.nll[self.rows]
 
     def draw(self, limit: int | None, generator: torch.Generator) -> CandidateParagraphs:
-        """A random subset of at most `limit`, in the order of the scan."""
+        """A random subset of at most `limit`, from as many groups as possible, in their order."""
         if limit is None or len(self) <= limit:
             return self
-        drawn = sample_rows(len(self), limit, generator)
+        drawn = sample_rows(self.paragraphs.groups, limit, generator)
         return CandidateParagraphs(self.scan_result, self.rows[drawn])
 
     def nearest(self, nll: Tensor, limit: int | None) -> CandidateParagraphs:
@@ -142,8 +152,35 @@ def select_groups(
         )
     else:
         controls = controls.draw(limit, generator)
-    counts |= {"measured": len(memorized), "measured_control": len(controls)}
+    counts |= {
+        "measured": len(memorized),
+        "measured_control": len(controls),
+        "groups": count_groups(memorized.paragraphs.groups),
+        "groups_control": count_groups(controls.paragraphs.groups),
+    }
+    notes += _dependence_notes(memorized.paragraphs, controls.paragraphs)
     return Groups(memorized.paragraphs, controls.paragraphs, counts, notes)
+
+
+def _dependence_notes(memorized: Paragraphs, control: Paragraphs) -> tuple[str, ...]:
+    """How many independent groups there are, and what so many can show."""
+    notes = group_notes({"memorized": memorized.groups, "control": control.groups})
+    n_groups = count_groups(memorized.groups), count_groups(control.groups)
+    smallest = smallest_p_value(*n_groups)
+    if smallest > RESOLUTION:
+        notes += (
+            f"The smallest p-value that {n_groups[0]} against {n_groups[1]} independent groups "
+            f"allow is {smallest:.2g}.",
+        )
+    if memorized.ids.shape == (len(memorized), control.ids.shape[1]):
+        together = (memorized + control).groups.tolist()
+        n_shared = len({*together[: len(memorized)]} & {*together[len(memorized) :]})
+        if n_shared:
+            notes += (
+                f"{n_shared} groups have paragraphs in both sets: taking the sets as independent "
+                "makes intervals and p-values too large, not too small.",
+            )
+    return notes
 
 
 def _memorized_candidates(scan_result: Scan) -> CandidateParagraphs:

@@ -4,7 +4,8 @@ The score of a head is its causal evidence: how much more its ablation raises th
 paragraphs than that of controls. Gradients and attention stand beside it, one column each. The
 interval comes from resampling paragraphs and the p-value from permuting their labels. A head is
 *significant* if its q-value, the p-value after Benjamini-Hochberg correction over all heads, is
-below 0.05; if no head is, the summary says so.
+below 0.05; if no head is, the summary says so. Paragraphs that depend on each other count as one
+(`memcircuits.data.groups`), and the summary says how many independent groups there are.
 
 `memcircuits.evidence.find_heads` computes it.
 """
@@ -54,8 +55,8 @@ class Ranking(Result, kind="ranking"):
 
     Attributes:
         score: memorized minus control ablation effect, nats/token, [layer, head].
-        ci: 95 % bootstrap interval over paragraphs, [bound, layer, head].
-        p_value: one-sided label permutation, [layer, head].
+        ci: 95 % bootstrap interval over independent groups of paragraphs, [bound, layer, head].
+        p_value: one-sided permutation of the groups' labels, [layer, head].
         evidence: column -> [layer, head].
         memorized_ids: the memorized paragraphs measured, [paragraph, pos].
         control_ids: the controls measured, [paragraph, pos].
@@ -63,7 +64,8 @@ class Ranking(Result, kind="ranking"):
         n_prefix: number of prefix tokens.
         layer_share: set -> share of the lower half of the layers in the gradient.
         layer_gradients: set -> gradient sum per layer.
-        counts: how many paragraphs were given, memorized, controls, measured, not finite.
+        counts: how many paragraphs were given, memorized, controls, measured, not finite, and how
+            many independent groups were measured.
         notes: what the reader must know.
         provenance: where the numbers come from.
         bos: ids of the tokens in front of every paragraph.
@@ -236,9 +238,14 @@ class Ranking(Result, kind="ranking"):
         measured, controls = self.counts["measured"], self.counts["measured_control"]
         n_controls = "as many" if controls == measured else str(controls)
         sets = f"{measured} memorized paragraphs against {n_controls} controls"
+        # Rankings saved by earlier versions took every paragraph as independent.
+        groups = self.counts.get("groups", measured)
+        groups_control = self.counts.get("groups_control", controls)
+        if (groups, groups_control) != (measured, controls):
+            sets += f", in {groups} and {groups_control} independent groups"
         if not n_significant:
             text = f"No head is significant ({sets}, q < {SIGNIFICANCE})."
-            if measured < FEW_PARAGRAPHS:
+            if groups < FEW_PARAGRAPHS:
                 text += " So few paragraphs can hardly reach that: read the order and intervals."
             return text
         ranked = [head for head in self.scores.top(n_heads) if self.significant[head]]

@@ -6,6 +6,10 @@ frequency rank over the corpus. That sum falls mechanically, because few paragra
 ranks. Here Kendall's tau-b correlates attention with counts over the prefix tokens within each
 paragraph, and is averaged over paragraphs. The null distribution comes from counts permuted within
 each paragraph.
+
+Paragraphs that depend on each other are one group (`memcircuits.data.groups`), which counts once:
+its tau is the mean of its paragraphs', and each permutation takes only one of its paragraphs, in
+turn, because the mean over several permuted copies would vary too little.
 """
 
 from __future__ import annotations
@@ -14,13 +18,21 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 import torch
-from jaxtyping import Float, Int
+from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 from memcircuits.core.errors import InputError, at_least
 from memcircuits.core.heads import Head, HeadLike
 from memcircuits.core.progress import bar
-from memcircuits.core.statistics import finite_mean, finite_rows, interval, left_out
+from memcircuits.core.statistics import (
+    finite_mean,
+    finite_rows,
+    group_means,
+    group_notes,
+    interval,
+    left_out,
+    turns_in_groups,
+)
 from memcircuits.core.torch_state import plain_torch
 from memcircuits.data.paragraphs import Paragraphs, ParagraphsLike
 from memcircuits.data.unigrams import UnigramTable
@@ -45,12 +57,14 @@ class RareTokenAttention(ScoreMap, kind="rare-token-attention"):
         attention: attention from the query to the prefix, [paragraph, layer, head, pos].
         counts: unigram counts of the prefix tokens, [paragraph, pos].
         query: position from which the attention is read.
+        groups: number of each paragraph's independent group, [paragraph]; None: each is its own.
     """
 
     null: Tensor = field(default_factory=lambda: torch.empty(0))
     attention: Tensor = field(default_factory=lambda: torch.empty(0))
     counts: Tensor = field(default_factory=lambda: torch.empty(0))
     query: int = 0
+    groups: Tensor | None = None
 
     @property
     def p_value(self) -> Float[Tensor, "layer head"]:
@@ -62,7 +76,7 @@ class RareTokenAttention(ScoreMap, kind="rare-token-attention"):
     def entropy(self) -> Float[Tensor, "layer head"]:
         """Mean entropy of the attention within the prefix, rescaled to sum to 1, nats."""
         p = self.attention / self.attention.sum(-1, keepdim=True).clamp_min(1e-12)
-        return finite_mean(-(p * p.clamp_min(1e-12).log()).sum(-1))
+        return finite_mean(-(p * p.clamp_min(1e-12).log()).sum(-1), self.groups)
 
     def by_rank(self, head: HeadLike, *, permutations: int = 200, seed: int = 0) -> pd.DataFrame:
         """Attention of one head against the frequency rank of tokens (figure 7 of the paper).
@@ -78,7 +92,8 @@ class RareTokenAttention(ScoreMap, kind="rare-token-attention"):
             seed: seed of the permutations.
 
         Returns:
-            Columns `rank, n, attention, attention_se, null_low, null_high`.
+            Columns `rank, n, attention, attention_se, null_low, null_high`; `n` counts independent
+            groups of paragraphs.
 
         Raises:
             InputError: if there is no such head.
@@ -93,38 +108,43 @@ class RareTokenAttention(ScoreMap, kind="rare-token-attention"):
         ranks = torch.stack([row.unique(return_inverse=True)[1] for row in self.counts])
         has_rank = torch.nn.functional.one_hot(ranks).float()  # [paragraph, pos, rank]
         n_tokens = has_rank.sum(1)
-        present = n_tokens > 0
-        n_paragraphs = present.sum(0)
+        present = (n_tokens > 0).float()
 
         def mean_per_rank(attention: Tensor) -> Float[Tensor, "paragraph rank"]:
             return torch.einsum("pk,pkr->pr", attention, has_rank) / n_tokens.clamp_min(1)
 
-        def mean(values: Float[Tensor, "paragraph rank"]) -> Float[Tensor, " rank"]:
-            return (values * present).sum(0) / n_paragraphs.clamp_min(1)
+        def mean(values: Tensor, present: Tensor) -> Float[Tensor, " rank"]:
+            return (values * present).sum(0) / present.sum(0).clamp_min(1)
 
-        # The mean per rank, and its spread over the paragraphs that have the rank.
-        values = mean_per_rank(attention)
-        squares = mean((values - mean(values)).square())
-        variance = squares * n_paragraphs / (n_paragraphs - 1).clamp_min(1)
+        # The mean per rank, and its spread over the groups that have the rank.
+        share_present = group_means(present, self.groups)
+        values = group_means(mean_per_rank(attention) * present, self.groups)
+        values = values / share_present.where(share_present > 0, 1.0)
+        has_group = (share_present > 0).float()
+        n_groups = has_group.sum(0).long()
+        squares = mean((values - mean(values, has_group)).square(), has_group)
+        variance = squares * n_groups / (n_groups - 1).clamp_min(1)
 
         # The same mean when the counts, and so the ranks, are permuted within paragraphs.
         generator = torch.Generator().manual_seed(seed)
         null = []
-        for _ in range(permutations):
+        for permutation in range(permutations):
             order = torch.rand(attention.shape, generator=generator).argsort(-1)
-            null.append(mean(mean_per_rank(attention.gather(1, order))))
+            taken = _taken(self.groups, len(attention), permutation)
+            permuted = mean_per_rank(attention.gather(1, order))
+            null.append(mean(permuted[taken], present[taken]))
         low, high = interval(torch.stack(null))
         frame = pd.DataFrame(
             {
-                "rank": range(1, len(n_paragraphs) + 1),
-                "n": n_paragraphs.numpy(),
-                "attention": mean(values).double().numpy(),
-                "attention_se": (variance / n_paragraphs.clamp_min(1)).sqrt().double().numpy(),
+                "rank": range(1, len(n_groups) + 1),
+                "n": n_groups.numpy(),
+                "attention": mean(values, has_group).double().numpy(),
+                "attention_se": (variance / n_groups.clamp_min(1)).sqrt().double().numpy(),
                 "null_low": low.double().numpy(),
                 "null_high": high.double().numpy(),
             }
         )
-        return frame[4 * frame["n"] >= len(attention)].reset_index(drop=True)
+        return frame[4 * frame["n"] >= len(values)].reset_index(drop=True)
 
     def figure(self, head: HeadLike | None = None) -> Any:
         """Tau of every head; with `head` its attention by frequency rank (plotly, figure 7)."""
@@ -206,11 +226,11 @@ def rare_token_attention(
     counts = unigrams.counts[paragraphs.ids[:, :n_keys]]
     with adapter.preserving_state():
         attention = _attention_from(adapter, paragraphs, query, n_keys, progress)
-    tau, null = _tau_with_null(attention, counts, permutations, seed)
+    tau, null = _tau_with_null(attention, counts, paragraphs.groups, permutations, seed)
     return RareTokenAttention(
         name="rare-token attention (tau-b)",
         units="tau-b",
-        values=tau.nanmean(0).nan_to_num(0.0),
+        values=_mean_tau(tau, paragraphs.groups),
         provenance=Provenance.of(
             adapter,
             {"paragraphs": paragraphs},
@@ -220,12 +240,35 @@ def rare_token_attention(
             unigrams=unigrams.source,
         ),
         samples={"tau": tau.nan_to_num(0.0)},
-        notes=(*notes, *left_out(finite_rows(attention))),
+        notes=(
+            *notes,
+            *left_out(finite_rows(attention)),
+            *group_notes({"given": paragraphs.groups}),
+        ),
         null=null,
         attention=attention,
         counts=counts,
         query=query,
+        groups=paragraphs.groups,
     )
+
+
+def _mean_tau(
+    tau: Float[Tensor, "paragraph layer head"], groups: Int[Tensor, " paragraph"]
+) -> Float[Tensor, "layer head"]:
+    """Mean over the groups in which tau is defined; 0 if there are none."""
+    share_defined = group_means((~tau.isnan()).float(), groups)
+    return (group_means(tau.nan_to_num(0.0), groups) / share_defined).nanmean(0).nan_to_num(0.0)
+
+
+def _taken(
+    groups: Int[Tensor, " paragraph"] | None, n: int, permutation: int
+) -> Bool[Tensor, " paragraph"]:
+    """The paragraphs that a permutation takes: one of each group, another one each time."""
+    if groups is None:
+        return torch.ones(n, dtype=torch.bool)
+    turns, sizes = turns_in_groups(groups)
+    return turns == permutation % sizes
 
 
 def _attention_from(
@@ -273,6 +316,7 @@ def _pair_signs(x: Float[Tensor, "*batch pos"]) -> Float[Tensor, "*batch pair"]:
 def _tau_with_null(
     attention: Float[Tensor, "batch layer head pos"],
     counts: Int[Tensor, "batch pos"],
+    groups: Int[Tensor, " batch"],
     permutations: int,
     seed: int,
 ) -> tuple[Float[Tensor, "batch layer head"], Float[Tensor, "permutation layer head"]]:
@@ -281,13 +325,15 @@ def _tau_with_null(
     n_paragraphs, n_layers, n_heads, n_keys = attention.shape
     tau = torch.empty(n_paragraphs, n_layers, n_heads)
     null_sum = torch.zeros(permutations, n_layers, n_heads)
-    n_defined = torch.zeros(n_layers, n_heads)  # tau is NaN where attention or counts are constant
+    turns, sizes = turns_in_groups(groups)
     for paragraph in range(n_paragraphs):
         order = torch.rand(permutations, n_keys, generator=generator).argsort(-1)
         own_counts = counts[paragraph]
         own_and_permuted = torch.cat([own_counts[None], own_counts[order]]).float()
         taus = kendall_tau_b(attention[paragraph], own_and_permuted)  # [layer, head, 1 + draw]
         tau[paragraph] = taus[..., 0]
-        null_sum += taus[..., 1:].nan_to_num(0.0).permute(2, 0, 1)
-        n_defined += ~tau[paragraph].isnan()
+        taken = torch.arange(permutations) % sizes[paragraph] == turns[paragraph]
+        null_sum += taus[..., 1:].nan_to_num(0.0).permute(2, 0, 1) * taken[:, None, None]
+    # Tau is NaN where attention or counts are constant.
+    n_defined = (group_means((~tau.isnan()).float(), groups) > 0).sum(0)
     return tau, null_sum / n_defined.clamp_min(1)

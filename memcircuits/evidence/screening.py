@@ -80,9 +80,9 @@ class HeadEffects:
     """Effects of ablating every head on several sets of paragraphs.
 
     Attributes:
-        nll: set -> change of NLL, nats/token, [paragraph, layer, head]; an estimate where not
-            `verified`.
-        em: set -> change of EM, tokens, [paragraph, layer, head]; NaN where not `verified`.
+        nll: set -> change of NLL, nats/token, [paragraph, layer, head], or one row per independent
+            group where those were averaged; an estimate where not `verified`.
+        em: set -> change of EM, tokens, likewise; NaN where not `verified`.
         verified: whether the head was ablated exactly, [layer, head].
         notes: what the reader must know.
     """
@@ -168,11 +168,15 @@ class _MeasuredHeads:
 
     def score(self) -> Float[Tensor, "layer head"]:
         """Memorized minus control effect, estimated where not verified."""
-        return _score(self.nll)
+        return self.score_of(self.nll)
 
-
-def _score(nll: Mapping[str, Tensor]) -> Float[Tensor, "layer head"]:
-    return finite_mean(nll["memorized"]) - finite_mean(nll["control"])
+    def score_of(self, nll: Mapping[str, Tensor]) -> Float[Tensor, "layer head"]:
+        """Memorized minus control effect; each independent group of paragraphs counts once."""
+        means = {
+            name: finite_mean(nll[name], ablation.paragraphs.groups)
+            for name, ablation in self.ablations.items()
+        }
+        return means["memorized"] - means["control"]
 
 
 def _screen(measured: _MeasuredHeads, seed: int) -> str:
@@ -180,7 +184,7 @@ def _screen(measured: _MeasuredHeads, seed: int) -> str:
     # Estimates of all heads, at both points.
     measured.nll = measured.estimate(SIZES.near)
     estimate = measured.score()
-    far_estimate = _score(measured.estimate(SIZES.far))
+    far_estimate = measured.score_of(measured.estimate(SIZES.far))
     best = largest(estimate, SIZES.near_heads) + largest(far_estimate, SIZES.far_heads)
     best = list(dict.fromkeys(best))
 

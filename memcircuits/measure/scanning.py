@@ -21,6 +21,7 @@ from torch import Tensor
 from memcircuits.core.errors import InputError, at_least
 from memcircuits.core.progress import bar
 from memcircuits.core.torch_state import plain_torch
+from memcircuits.data.groups import GROUP_COLUMN
 from memcircuits.data.paragraphs import Paragraphs, ParagraphsLike
 from memcircuits.measure.as_written import comparison, em_as_written
 from memcircuits.measure.continuation import Continuation, score_paragraphs
@@ -118,8 +119,9 @@ class Scan(ParagraphMeasures, Result, kind="scan"):
         """The measures and the metadata, one row per paragraph.
 
         Columns `id, em, nll, log_prob, margin, bits, loose_match, min_k, extraction_strength,
-        samples, bucket, memorized, finite`; `samples` are those needed for a probability of 0.9.
-        With a sampler also `sampled_log_prob`; with decoding also `longest_match, similarity,
+        samples, bucket, memorized, finite, group`; `samples` are those needed for a probability of
+        0.9, and `group` says which paragraphs depend on each other (`Paragraphs.groups`). With a
+        sampler also `sampled_log_prob`; with decoding also `longest_match, similarity,
         near_verbatim`. A fact that has the name of a measure is called `given_...`.
         """
         import pandas as pd
@@ -146,6 +148,8 @@ class Scan(ParagraphMeasures, Result, kind="scan"):
             "near_verbatim": self.is_near_verbatim,
         }
         measures |= {name: v.numpy() for name, v in optional.items() if v is not None}
+        if GROUP_COLUMN not in self.metadata:
+            measures[GROUP_COLUMN] = self.paragraphs.groups.numpy()
         metadata = {
             f"given_{key}" if key in measures else key: list(values)
             for key, values in self.metadata.items()

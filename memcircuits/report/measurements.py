@@ -14,7 +14,7 @@ from jaxtyping import Int
 from torch import Tensor
 
 from memcircuits.core.errors import InputError
-from memcircuits.data.tokens import decode
+from memcircuits.data.token_text import row_text
 from memcircuits.display.pages import AttentionView
 from memcircuits.evidence.attention_view import attention_view, token_texts
 from memcircuits.evidence.ranking import Ranking
@@ -96,7 +96,7 @@ def _refuse_other_weights(ranking: Ranking, adapter: Adapter) -> None:
 
 
 def _texts(ids: Int[Tensor, "paragraph pos"], adapter: Adapter) -> list[str]:
-    """Decoded rows; lists of ids where there is no tokenizer."""
+    """Rows as text; lists of ids where there is no tokenizer."""
     if adapter.tokenizer is None:
         return [str(row) for row in ids.tolist()]
-    return decode(ids.tolist(), adapter.tokenizer)
+    return [row_text(row, adapter.tokenizer) for row in ids.tolist()]

@@ -21,7 +21,7 @@ from torch import Tensor
 
 from memcircuits.core.errors import InputError, at_least
 from memcircuits.core.progress import bar
-from memcircuits.core.statistics import bootstrap_interval
+from memcircuits.core.statistics import bootstrap_interval, group_means, group_notes
 from memcircuits.core.torch_state import plain_torch
 from memcircuits.data.paragraphs import Paragraphs, ParagraphsLike
 from memcircuits.data.unigrams import UnigramTable
@@ -53,6 +53,7 @@ class MinimalSets(Result, kind="minimal-sets"):
         names: one per paragraph.
         provenance: where the numbers come from.
         notes: what the reader must know.
+        groups: number of each paragraph's independent group, [paragraph]; None: each is its own.
     """
 
     positions: Int[Tensor, "paragraph step"]
@@ -64,6 +65,7 @@ class MinimalSets(Result, kind="minimal-sets"):
     names: tuple[str, ...]
     provenance: Provenance
     notes: tuple[str, ...] = ()
+    groups: Int[Tensor, " paragraph"] | None = None
 
     @property
     def stopping(self) -> Float[Tensor, " paragraph"]:
@@ -97,8 +99,8 @@ class MinimalSets(Result, kind="minimal-sets"):
 
         after_each_step = torch.cat([self.baseline_em[:, None], self.em], 1)
         return figures.minimal_sets(
-            _mean_curve("replaced", 0, after_each_step),
-            _mean_curve("given", 1, self.suffix_em),
+            _mean_curve("replaced", 0, after_each_step, self.groups),
+            _mean_curve("given", 1, self.suffix_em, self.groups),
             title="How few prefix tokens stop and start the recitation",
         )
 
@@ -110,15 +112,20 @@ class MinimalSets(Result, kind="minimal-sets"):
         return f"{text}; started by a median of {float(self.starting.float().median()):.0f} tokens"
 
 
-def _mean_curve(name: str, first: int, em: Int[Tensor, "paragraph x"]) -> pd.DataFrame:
-    """Mean EM over paragraphs with its interval, against `name` = first, first + 1, ..."""
+def _mean_curve(
+    name: str,
+    first: int,
+    em: Int[Tensor, "paragraph x"],
+    groups: Int[Tensor, " paragraph"] | None,
+) -> pd.DataFrame:
+    """Mean EM over groups with its interval, against `name` = first, first + 1, ..."""
     import pandas as pd
 
-    low, high = bootstrap_interval(em.float())
+    low, high = bootstrap_interval(em.float(), groups)
     return pd.DataFrame(
         {
             name: range(first, first + em.shape[1]),
-            "em": em.float().mean(0).numpy(),
+            "em": group_means(em.float(), groups).mean(0).numpy(),
             "em_low": low.numpy(),
             "em_high": high.numpy(),
         }
@@ -195,7 +202,8 @@ def minimal_sets(  # noqa: PLR0913
             seed=seed,
             unigrams=None if unigrams is None else unigrams.source,
         ),
-        notes=notes,
+        notes=(*notes, *group_notes({"given": paragraphs.groups})),
+        groups=paragraphs.groups,
     )
 
 

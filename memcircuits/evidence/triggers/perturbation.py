@@ -24,13 +24,21 @@ from torch.nn.functional import pad
 
 from memcircuits.core.errors import InputError
 from memcircuits.core.progress import bar
-from memcircuits.core.statistics import DRAWS, bootstrap_interval, finite_rows, left_out
+from memcircuits.core.statistics import (
+    DRAWS,
+    bootstrap_interval,
+    finite_rows,
+    group_means,
+    group_notes,
+    left_out,
+)
 from memcircuits.core.torch_state import plain_torch
 from memcircuits.data.paragraphs import Paragraphs, ParagraphsLike
 from memcircuits.data.unigrams import UnigramTable
 from memcircuits.evidence.triggers.pairs import CleanCorrupted, most_destructive_pairs
 from memcircuits.evidence.triggers.regression import (
     Interval,
+    Samples,
     causes_of_em_drop,
     mean_with_interval,
 )
@@ -67,6 +75,7 @@ class Perturbation(Result, kind="perturbation"):
         provenance: where the numbers come from.
         notes: what the reader must know.
         bos: ids of the tokens in front of every paragraph, which were never replaced.
+        groups: number of each paragraph's independent group, [paragraph]; None: each is its own.
         model: the model, kept for `pairs`; not saved.
     """
 
@@ -83,6 +92,7 @@ class Perturbation(Result, kind="perturbation"):
     provenance: Provenance
     notes: tuple[str, ...] = ()
     bos: tuple[int, ...] = ()
+    groups: Int[Tensor, " paragraph"] | None = None
     model: Model | None = field(default=None, repr=False, compare=False, metadata={"saved": False})
 
     def __post_init__(self) -> None:
@@ -101,11 +111,11 @@ class Perturbation(Result, kind="perturbation"):
         return self.baseline_em[:, None] - self.em.float().mean(-1)
 
     def mean_em_drop(self, *, resamples: int = DRAWS, seed: int = 0) -> Interval:
-        """Mean EM drop per replaced token, with its 95 % interval over paragraphs, tokens.
+        """Mean EM drop per replaced token, with its 95 % interval over groups, tokens.
 
         The paper finds 12.19 for memorized paragraphs and 33.12 for others (figure 3).
         """
-        return mean_with_interval(self.em_drop.mean(-1), resamples, seed)
+        return mean_with_interval(self.em_drop.mean(-1), self.groups, resamples, seed)
 
     def pairs(self, *, model: Model | None = None) -> CleanCorrupted:
         """The most destructive replacement of each paragraph, with the model's new continuation.
@@ -137,7 +147,7 @@ class Perturbation(Result, kind="perturbation"):
 
         Args:
             unigrams: token counts of the training corpus or of similar text.
-            resamples: bootstrap resamples of the paragraphs.
+            resamples: bootstrap resamples of the groups of paragraphs.
             seed: of the bootstrap.
 
         Returns:
@@ -157,7 +167,8 @@ class Perturbation(Result, kind="perturbation"):
                 "unigrams", f"{len(unigrams.counts)} tokens", "count with the model's tokenizer"
             )
         prefix = self.ids[:, : self.n_prefix]
-        return causes_of_em_drop(self.em_drop, prefix, self.surprisal, unigrams, resamples, seed)
+        samples = Samples(self.em_drop, prefix, self.surprisal, self.groups)
+        return causes_of_em_drop(samples, unigrams, resamples, seed)
 
     def to_frame(self) -> pd.DataFrame:
         """One row per paragraph and position, mean over draws.
@@ -186,7 +197,7 @@ class Perturbation(Result, kind="perturbation"):
 
         Args:
             paragraph: index of one paragraph, with intervals over draws; by default the mean over
-                all, with intervals over paragraphs.
+                all, with intervals over independent groups of paragraphs.
 
         Returns:
             Columns `position, em, em_low, em_high, nll, nll_low, nll_high`.
@@ -195,7 +206,10 @@ class Perturbation(Result, kind="perturbation"):
 
         data: dict[str, Any] = {"position": range(self.em.shape[1])}
         for name, values in {"em": self.em.float(), "nll": self.nll.float()}.items():
-            samples = values.mean(-1) if paragraph is None else values[paragraph].T
+            if paragraph is None:
+                samples = group_means(values.mean(-1), self.groups)
+            else:
+                samples = values[paragraph].T
             low, high = bootstrap_interval(samples)
             data[name] = samples.mean(0).numpy()
             if len(samples) > 1:
@@ -213,7 +227,7 @@ class Perturbation(Result, kind="perturbation"):
 
     def __str__(self) -> str:
         n, length, draws = self.em.shape
-        mean = float(self.em_drop.mean())
+        mean = float(group_means(self.em_drop, self.groups).mean())
         return (
             f"{self.replacement} replacement of {length} prefix tokens in {n} paragraphs, "
             f"{draws} draws: mean EM drop {mean:.2f} tokens"
@@ -313,7 +327,8 @@ def perturb_prefix(
             seed=seed,
             unigrams=None if unigrams is None else unigrams.source,
         ),
-        notes=notes,
+        notes=(*notes, *group_notes({"given": kept.groups})),
+        groups=kept.groups,
         model=model,
     )
 

@@ -8,7 +8,7 @@ squares of the EM drop on all three gives the effect of each with the others hel
 for paragraph p and position i, with y the EM drop, x the causes and s[c] the standard deviation of
 a centred cause. Centring within the paragraph is the same as one dummy variable per paragraph: a
 paragraph that is easily disturbed as a whole tells nothing about its tokens. Intervals come from
-resampling paragraphs.
+resampling independent groups of paragraphs.
 """
 
 from __future__ import annotations
@@ -20,7 +20,12 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from memcircuits.core.errors import at_least
-from memcircuits.core.statistics import bootstrap_interval, bootstrap_means, interval
+from memcircuits.core.statistics import (
+    bootstrap_interval,
+    bootstrap_means,
+    group_means,
+    interval,
+)
 from memcircuits.data.unigrams import UnigramTable
 
 if TYPE_CHECKING:
@@ -28,27 +33,44 @@ if TYPE_CHECKING:
 
 
 class Interval(NamedTuple):
-    """A mean with its 95 % bootstrap interval over paragraphs."""
+    """A mean with its 95 % bootstrap interval over independent groups; NaN if there is one."""
 
     mean: float
     low: float
     high: float
 
 
-def mean_with_interval(samples: Float[Tensor, " paragraph"], resamples: int, seed: int) -> Interval:
-    """Mean over paragraphs with its bootstrap interval."""
+class Samples(NamedTuple):
+    """What the regression explains and by what: one row per paragraph.
+
+    Attributes:
+        em_drop: EM lost by replacing each token, tokens, [paragraph, pos].
+        prefix: ids of the prefix, [paragraph, pos].
+        surprisal: of each token, nats, [paragraph, pos].
+        groups: number of each paragraph's independent group; None: each is its own.
+    """
+
+    em_drop: Float[Tensor, "paragraph pos"]
+    prefix: Int[Tensor, "paragraph pos"]
+    surprisal: Float[Tensor, "paragraph pos"]
+    groups: Int[Tensor, " paragraph"] | None
+
+
+def mean_with_interval(
+    samples: Float[Tensor, " paragraph"],
+    groups: Int[Tensor, " paragraph"] | None,
+    resamples: int,
+    seed: int,
+) -> Interval:
+    """Mean over groups of paragraphs with its bootstrap interval."""
     at_least("resamples", resamples, 1)
-    low, high = bootstrap_interval(samples, seed=seed, draws=resamples).tolist()
-    return Interval(float(samples.mean()), low, high)
+    means = group_means(samples, groups)
+    low, high = bootstrap_interval(means, seed=seed, draws=resamples).tolist()
+    return Interval(float(means.mean()), low, high)
 
 
 def causes_of_em_drop(
-    em_drop: Float[Tensor, "paragraph pos"],
-    prefix: Int[Tensor, "paragraph pos"],
-    surprisal: Float[Tensor, "paragraph pos"],
-    unigrams: UnigramTable,
-    resamples: int,
-    seed: int,
+    samples: Samples, unigrams: UnigramTable, resamples: int, seed: int
 ) -> pd.DataFrame:
     """Regression and rank correlations of the EM drop; columns as in `Perturbation.causes`.
 
@@ -56,6 +78,7 @@ def causes_of_em_drop(
     """
     import pandas as pd
 
+    em_drop, prefix, surprisal, groups = samples
     n, length = prefix.shape
     causes = {
         "position": torch.arange(length, dtype=torch.float32).expand(n, length),
@@ -64,12 +87,12 @@ def causes_of_em_drop(
     }
     x = torch.stack([cause[:, 1:] for cause in causes.values()], -1).double()
     y = em_drop[:, 1:].double()
-    coefficients, resampled = least_squares(x, y, resamples, seed)
+    coefficients, resampled = least_squares(x, y, groups, resamples, seed)
     low, high = interval(resampled)
     rows = []
     for i, name in enumerate(causes):
-        correlations = rank_correlations(x[..., i], y)
-        spearman = mean_with_interval(correlations[:, 0].nan_to_num(0.0), resamples, seed)
+        correlations = rank_correlations(x[..., i], y).nan_to_num(0.0)
+        spearman = mean_with_interval(correlations[:, 0], groups, resamples, seed)
         rows.append(
             {
                 "cause": name,
@@ -79,7 +102,7 @@ def causes_of_em_drop(
                 "spearman": spearman.mean,
                 "spearman_low": spearman.low,
                 "spearman_high": spearman.high,
-                "kendall": float(correlations[:, 1].nan_to_num(0.0).mean()),
+                "kendall": float(group_means(correlations[:, 1], groups).mean()),
             }
         )
     return pd.DataFrame(rows)
@@ -88,16 +111,18 @@ def causes_of_em_drop(
 def least_squares(
     x: Float[Tensor, "paragraph pos cause"],
     y: Float[Tensor, "paragraph pos"],
+    groups: Int[Tensor, " paragraph"] | None,
     resamples: int,
     seed: int,
 ) -> tuple[Float[Tensor, " cause"], Float[Tensor, "resample cause"]]:
-    """Coefficients of the centred, standardised causes, and those of resampled paragraphs.
+    """Coefficients of the centred, standardised causes, and those of resampled groups.
 
     The solution (X'X)^-1 X'y depends on the data only through X'X and X'y, which are sums over
-    paragraphs. So each paragraph is reduced to its own X'X and X'y once (k * k + k numbers), and a
-    bootstrap resample is a weighted mean of these: `resamples` regressions cost one matrix product
-    and small solves. Means serve as well as sums: the factor cancels. The pseudo-inverse gives a
-    constant cause the coefficient 0.
+    paragraphs. So each paragraph is reduced to its own X'X and X'y once (k * k + k numbers), these
+    are averaged within groups, and a bootstrap resample is a weighted mean of the groups':
+    `resamples` regressions cost one matrix product and small solves. Means serve as well as sums:
+    the factor cancels. The pseudo-inverse gives a constant cause the coefficient 0. One group gives
+    no resampled coefficients (NaN).
     """
     x = x - x.mean(1, keepdim=True)
     y = y - y.mean(1, keepdim=True)
@@ -105,6 +130,7 @@ def least_squares(
     x = x / spread.where(spread > 0, 1.0)
     k = x.shape[-1]
     products = torch.cat([(x.mT @ x).flatten(1), (x.mT @ y[..., None]).flatten(1)], 1)
+    products = group_means(products, groups)
 
     def solve(sums: Tensor) -> Tensor:
         squares, cross = sums[..., : k * k].unflatten(-1, (k, k)), sums[..., k * k :, None]
@@ -112,7 +138,10 @@ def least_squares(
 
     generator = torch.Generator().manual_seed(seed)
     resampled = bootstrap_means(products, resamples, generator).double()
-    return solve(products.mean(0)), solve(resampled)
+    coefficients = solve(products.mean(0))
+    if len(products) < 2:
+        return coefficients, torch.full((resamples, k), torch.nan, dtype=coefficients.dtype)
+    return coefficients, solve(resampled)
 
 
 def rank_correlations(
