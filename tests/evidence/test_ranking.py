@@ -140,7 +140,8 @@ def test_one_memorized_paragraph_is_enough(neo):
     ranking = mc.find_memorization_heads(neo, zoo.mixed(neo)[[0, 4, 5]], draws=10, progress=False)
     assert ranking.counts["memorized"] == 1
     assert ranking.score.isfinite().all()
-    assert any("One memorized paragraph" in note for note in ranking.notes)
+    assert any("One independent group of memorized" in note for note in ranking.notes)
+    assert ranking.ci.isnan().all()
 
 
 def test_controls_nearest_in_nll(neo):
