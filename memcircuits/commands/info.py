@@ -35,11 +35,13 @@ def info(
 ) -> None:
     """Check a model and print its architecture, weight processing, heads and writable sites.
 
+    Its tokenizer is tried too: against its own tokenizer.json, and by decoding what it encoded.
     A model that cannot be analysed is an error that says why.
 
     Example: memcircuits info EleutherAI/pythia-70m
     """
-    from memcircuits.data.tokens import decode
+    from memcircuits.data.token_text import token_labels
+    from memcircuits.data.tokenizer_trials import try_tokenizer
     from memcircuits.models.registry import adapt, validate_model
     from memcircuits.results.bos_notes import bos_notes, bos_of_model
 
@@ -55,9 +57,10 @@ def info(
     report = validate_model(loaded)
     properties = report.properties()
     bos = bos_of_model(adapt(loaded))
-    front = [[token] for token in bos["bos"]]
-    properties["tokens in front"] = decode(front, loaded) if front else []
-    n_tokens = len(front) + n_prefix + n_continuation
+    properties["tokens in front"] = token_labels(bos["bos"], loaded) if bos["bos"] else []
+    if loaded.tokenizer is not None:
+        properties |= try_tokenizer(loaded.tokenizer).properties()
+    n_tokens = len(bos["bos"]) + n_prefix + n_continuation
     properties[f"{n_prefix} + {n_continuation} fit"] = n_tokens <= report.n_ctx
     if json:
         print_json(properties)

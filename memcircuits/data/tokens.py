@@ -3,7 +3,8 @@
 Text is encoded without special tokens: a paragraph is what stands in the corpus, and tokens in
 front of it (BOS) are kept beside it (`memcircuits.data.bos`). Decoding is for display only, because
 decoding and encoding again does not always give the same ids. The same id means another token to
-another tokenizer, so whatever stores ids beside a tokenizer stores `tokenizer_hash` too.
+another tokenizer, so whatever stores ids beside a tokenizer stores `tokenizer_hash` too. A
+tokenizer is tried before it encodes the first text (`memcircuits.data.tokenizer_trials`).
 
 Functions take a tokenizer or a model that has one.
 """
@@ -18,6 +19,7 @@ from typing import Any, Protocol, TypeAlias, runtime_checkable
 
 from memcircuits.core.errors import InputError
 from memcircuits.data.formats.records import Row
+from memcircuits.data.tokenizer_trials import try_tokenizer
 
 
 @runtime_checkable
@@ -56,15 +58,26 @@ def tokenizer_of(model: TokenizerLike | None) -> Any:
 
 
 def encode(text: str, model: TokenizerLike) -> list[int]:
-    """Ids of a text without special tokens."""
-    return list(tokenizer_of(model).encode(text, add_special_tokens=False))
+    """Ids of a text without special tokens.
+
+    Raises:
+        InputError: if there is no tokenizer, or it fails its trials.
+    """
+    tokenizer = tokenizer_of(model)
+    try_tokenizer(tokenizer)
+    return list(tokenizer.encode(text, add_special_tokens=False))
 
 
 def encode_all(texts: Sequence[str], model: TokenizerLike | None) -> list[list[int]]:
-    """Ids of many texts without special tokens, by the tokenizer's batch encoder if it has one."""
+    """Ids of many texts without special tokens, by the tokenizer's batch encoder if it has one.
+
+    Raises:
+        InputError: if there is no tokenizer, or it fails its trials.
+    """
     if not texts:
         return []
     tokenizer = tokenizer_of(model)
+    try_tokenizer(tokenizer)
     if not getattr(tokenizer, "is_fast", False):
         return [encode(text, tokenizer) for text in texts]
     ids: list[list[int]] = tokenizer(

@@ -43,6 +43,10 @@ def _code(character: str) -> str:
     return f"⟨U+{ord(character):04X}⟩"
 
 
+def _tells_nothing(character: str) -> bool:
+    return unicodedata.category(character) in _INVISIBLE or character == "\ufffd"
+
+
 def text_of_bytes(raw: bytes) -> str:
     """UTF-8 bytes as text; those that are no whole character are written out, `⟨E6 97⟩`.
 
@@ -60,13 +64,13 @@ def text_of_bytes(raw: bytes) -> str:
 def clean(text: str) -> str:
     """Text with every invisible character but newline and tab spelled out as `⟨U+XXXX⟩`.
 
+    So is the replacement character, which stands for anything that could not be decoded.
+
     The result can be written as UTF-8 (lone surrogates are gone) and read in one direction.
     """
     if text.isascii() and text.isprintable():
         return text
-    return "".join(
-        _code(c) if unicodedata.category(c) in _INVISIBLE and c not in "\n\t" else c for c in text
-    )
+    return "".join(_code(c) if _tells_nothing(c) and c not in "\n\t" else c for c in text)
 
 
 def visible(token: str, limit: int = 60, *, tell: bool = True) -> str:
@@ -79,10 +83,7 @@ def visible(token: str, limit: int = 60, *, tell: bool = True) -> str:
     """
     if not token:
         return "∅"
-    text = "".join(
-        _MARKS.get(c) or (_code(c) if unicodedata.category(c) in _INVISIBLE else c)
-        for c in token[:limit]
-    )
+    text = "".join(_MARKS.get(c) or (_code(c) if _tells_nothing(c) else c) for c in token[:limit])
     if unicodedata.combining(text[0]):
         text = "◌" + text
     if len(token) > limit:

@@ -47,6 +47,7 @@ from memcircuits.core.statistics import (
 )
 from memcircuits.core.torch_state import plain_torch
 from memcircuits.data.paragraphs import Paragraphs, ParagraphsLike
+from memcircuits.data.tokenizer_trials import tokenizer_notes
 from memcircuits.data.unigrams import COUNTED_HERE, UnigramTable
 from memcircuits.evidence.ablation import Ablation, Mode
 from memcircuits.evidence.gradients.parameters import parameter_gradients
@@ -201,7 +202,8 @@ def _caveats(adapter: Adapter, groups: Groups) -> tuple[str, ...]:
             adapter.dtype in (torch.float16, torch.bfloat16)
         ),
     }
-    return tuple(note for note, applies in notes.items() if applies)
+    applicable = tuple(note for note, applies in notes.items() if applies)
+    return applicable + tokenizer_notes(adapter.tokenizer)
 
 
 def ablation_effects(
