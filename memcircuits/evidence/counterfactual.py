@@ -36,7 +36,14 @@ from torch import Tensor
 
 from memcircuits.core.errors import InputError
 from memcircuits.core.progress import bar
-from memcircuits.core.statistics import bootstrap_interval, finite_mean, finite_rows, left_out
+from memcircuits.core.statistics import (
+    bootstrap_interval,
+    finite_mean,
+    finite_rows,
+    group_means,
+    group_notes,
+    left_out,
+)
 from memcircuits.core.torch_state import plain_torch
 from memcircuits.data.paragraphs import Paragraphs, ParagraphsLike
 from memcircuits.data.tokens import TokenizerLike, refuse_other_tokenizer
@@ -194,12 +201,12 @@ class Counterfactual(Result, kind="counterfactual"):
 
         Args:
             column: its name.
-            seed: seed of the bootstrap over paragraphs.
+            seed: seed of the bootstrap over independent groups of paragraphs.
 
         Returns:
             One row per value: the column, `n`, `em`, `twin_em` (tokens), and for each part of the
             bits its mean in bits/token; `remembered` with its 95 % interval `_low`, `_high`, which
-            is NaN for a single paragraph. Paragraphs with non-finite numbers are left out.
+            is NaN for a single group. Paragraphs with non-finite numbers are left out.
 
         Raises:
             InputError: if the paragraphs have no such column.
@@ -216,15 +223,19 @@ class Counterfactual(Result, kind="counterfactual"):
             chosen = torch.tensor([v == value for v in values]) & finite
             if not chosen.any():
                 continue
-            mean_bits = self.remembered[chosen].mean(-1)
-            low, high = _interval(mean_bits, seed)
+            groups = self.paragraphs.groups[chosen]
+
+            def mean(values: Tensor, chosen: Tensor = chosen, groups: Tensor = groups) -> float:
+                return float(group_means(values[chosen].float(), groups).mean())
+
+            low, high = _interval(self.remembered[chosen].mean(-1), groups, seed)
             rows.append(
                 {
                     column: value,
                     "n": int(chosen.sum()),
-                    "em": float(self.em[chosen].float().mean()),
-                    "twin_em": float(self.twin_em[chosen].float().mean()),
-                    **{part: float(getattr(self, part)[chosen].mean()) for part in PARTS},
+                    "em": mean(self.em),
+                    "twin_em": mean(self.twin_em),
+                    **{part: mean(getattr(self, part)) for part in PARTS},
                     "remembered_low": low,
                     "remembered_high": high,
                 }
@@ -261,8 +272,8 @@ class Counterfactual(Result, kind="counterfactual"):
         )
 
     def __str__(self) -> str:
-        mean = float(finite_mean(self.remembered).mean())
-        low, high = _interval(self.remembered.mean(-1), 0)
+        mean = float(finite_mean(self.remembered, self.paragraphs.groups).mean())
+        low, high = _interval(self.remembered.mean(-1), self.paragraphs.groups, 0)
         return (
             f"{len(self.names)} paragraphs, {mean:.2f} [{low:.2f}, {high:.2f}] of "
             f"{self.whole:.1f} bits/token remembered"
@@ -273,12 +284,14 @@ def _bits(nats: Tensor) -> Tensor:
     return nats / math.log(2)
 
 
-def _interval(samples: Float[Tensor, " paragraph"], seed: int) -> tuple[float, float]:
-    """95 % interval of the mean over paragraphs; NaN for a single one, which has none."""
-    samples = samples[samples.isfinite()]
-    if len(samples) < 2:
+def _interval(
+    samples: Float[Tensor, " paragraph"], groups: Int[Tensor, " paragraph"], seed: int
+) -> tuple[float, float]:
+    """95 % interval of the mean over groups; NaN for a single one, which has none."""
+    finite = samples.isfinite()
+    if not finite.any():
         return math.nan, math.nan
-    low, high = bootstrap_interval(samples, seed=seed)
+    low, high = bootstrap_interval(samples[finite], groups[finite], seed=seed)
     return float(low), float(high)
 
 
@@ -354,7 +367,10 @@ def counterfactual(
             twin=dict(twin_provenance),
             ngram=_ngram_name(ngram),
         ),
-        notes=left_out(scores.finite & twin_scores.finite),
+        notes=(
+            *left_out(scores.finite & twin_scores.finite),
+            *group_notes({"given": paragraphs.groups}),
+        ),
     )
 
 

@@ -30,6 +30,7 @@ import torch
 
 from memcircuits.core.errors import InputError, at_least, fraction
 from memcircuits.core.progress import bar
+from memcircuits.core.statistics import group_notes
 from memcircuits.data.paragraphs import Paragraphs, ParagraphsLike
 from memcircuits.data.token_bytes import TokenBytes
 from memcircuits.data.tokens import encode
@@ -113,7 +114,8 @@ def cut_prefix(
             backtrack=backtrack,
             tolerance=tolerance,
         ),
-        notes=(*notes, *_notes(points, coverings)),
+        notes=(*notes, *_notes(points, coverings), *group_notes({"given": kept.groups})),
+        groups=kept.groups,
     )
 
 

@@ -11,7 +11,7 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from memcircuits.core.errors import InputError, one_of
-from memcircuits.core.statistics import bootstrap_interval
+from memcircuits.core.statistics import bootstrap_interval, group_means
 from memcircuits.results.provenance import Provenance
 from memcircuits.results.result import Result
 
@@ -44,6 +44,7 @@ class CutPrefix(Result, kind="cut-prefix"):
         names: one per paragraph.
         provenance: where the numbers come from.
         notes: what the reader must know.
+        groups: number of each paragraph's independent group, [paragraph]; None: each is its own.
     """
 
     cuts: tuple[int, ...]
@@ -54,6 +55,7 @@ class CutPrefix(Result, kind="cut-prefix"):
     names: tuple[str, ...]
     provenance: Provenance
     notes: tuple[str, ...] = ()
+    groups: Int[Tensor, " paragraph"] | None = None
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -70,8 +72,8 @@ class CutPrefix(Result, kind="cut-prefix"):
     def by_place(self) -> pd.DataFrame:
         """What is recited, by the place of the cut, and by how much the naive way under-reports.
 
-        Means over the cuts of a paragraph, then over paragraphs, with 95 % intervals over
-        paragraphs.
+        Means over the cuts of a paragraph, then over independent groups of paragraphs, with 95 %
+        intervals over groups.
 
         Returns:
             Columns `place, measure, n, cuts`, and `naive, aligned, marginal, missed` with their
@@ -94,7 +96,7 @@ class CutPrefix(Result, kind="cut-prefix"):
                 row: dict[str, Any] = {"place": place_name, "measure": measure}
                 row |= {"n": int(defined.any(1).sum()), "cuts": int(defined.sum())}
                 for name, value in values.items():
-                    row |= _mean_with_interval(name, value, defined)
+                    row |= _mean_with_interval(name, value, defined, self.groups)
                 rows.append(row)
         return pd.DataFrame(rows)
 
@@ -133,7 +135,7 @@ class CutPrefix(Result, kind="cut-prefix"):
                 row: dict[str, Any] = {"cut": cut, "set": way}
                 for name, values in measures.items():
                     column = values[:, [i]]
-                    row |= _mean_with_interval(name, column, column.isfinite())
+                    row |= _mean_with_interval(name, column, column.isfinite(), self.groups)
                 rows.append(row)
         return pd.DataFrame(rows)
 
@@ -180,13 +182,16 @@ class CutPrefix(Result, kind="cut-prefix"):
 
 
 def _mean_with_interval(
-    name: str, values: Float[Tensor, "paragraph cut"], defined: Tensor
+    name: str,
+    values: Float[Tensor, "paragraph cut"],
+    defined: Tensor,
+    groups: Int[Tensor, " paragraph"] | None,
 ) -> dict[str, float]:
-    """Mean over the defined cuts of each paragraph, then over paragraphs, and its interval."""
+    """Mean over the defined cuts of each paragraph, then over groups, and its interval."""
     rows = defined.any(1)
     if not rows.any():
         return {name: torch.nan, f"{name}_low": torch.nan, f"{name}_high": torch.nan}
     sums = torch.where(defined, values, torch.zeros_like(values)).sum(1)[rows]
-    means = sums / defined.sum(1)[rows]
+    means = group_means(sums / defined.sum(1)[rows], None if groups is None else groups[rows])
     low, high = bootstrap_interval(means).tolist()
     return {name: float(means.mean()), f"{name}_low": low, f"{name}_high": high}

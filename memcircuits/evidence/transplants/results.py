@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Literal, get_args
 
 import torch
-from jaxtyping import Float
+from jaxtyping import Float, Int
 from torch import Tensor
 
 from memcircuits.core.errors import InputError, one_of
@@ -55,6 +55,8 @@ class Transplant(Result, kind="transplant"):
         names: the paragraphs' names.
         provenance: where the numbers come from; `options` names the twin.
         notes: what the reader must know.
+        independent: number of each paragraph's independent group, [paragraph]; None: each is its
+            own.
     """
 
     patched: Patched
@@ -68,6 +70,7 @@ class Transplant(Result, kind="transplant"):
     names: tuple[str, ...]
     provenance: Provenance
     notes: tuple[str, ...] = ()
+    independent: Int[Tensor, " paragraph"] | None = None
 
     @property
     def components(self) -> list[Component]:
@@ -78,16 +81,16 @@ class Transplant(Result, kind="transplant"):
     @property
     def total(self) -> float:
         """Mean NLL of the twin minus that of the model, nats/token."""
-        difference = self.twin_nll - self.nll
-        return float(difference[difference.isfinite()].mean())
+        difference = (self.twin_nll - self.nll)[:, None]
+        return float(finite_mean(difference, self.independent))
 
     def to_frame(self, *, seed: int = 0) -> pd.DataFrame:
         """One row per component.
 
         Columns `unit, layer, head, group`, empty where a component has none; `necessity` and
-        `sufficiency` in nats/token with their 95 % intervals over paragraphs (`_low`, `_high`; NaN
-        for a single paragraph) and their share of the total effect (`_share`); `em_lost` and
-        `em_gained` in tokens.
+        `sufficiency` in nats/token with their 95 % intervals over independent groups of paragraphs
+        (`_low`, `_high`; NaN for a single group) and their share of the total effect (`_share`);
+        `em_lost` and `em_gained` in tokens.
 
         Args:
             seed: seed of the bootstrap.
@@ -98,16 +101,18 @@ class Transplant(Result, kind="transplant"):
         for name, column in (("layer", self.layers), ("head", self.heads), ("group", self.groups)):
             data[name] = pd.array([None if i < 0 else i for i in column], dtype="Int64")
         for measure in MEASURES:
-            samples = self.samples[measure][finite_rows(self.samples[measure])]
+            finite = finite_rows(self.samples[measure])
+            groups = None if self.independent is None else self.independent[finite]
             low, high = torch.full((2, len(self.units)), torch.nan)
-            if len(samples) > 1:
-                low, high = bootstrap_interval(samples, seed=seed)
-            mean = finite_mean(self.samples[measure])
+            if finite.any():
+                samples = self.samples[measure][finite]
+                low, high = bootstrap_interval(samples, groups, seed=seed)
+            mean = finite_mean(self.samples[measure], self.independent)
             data[measure] = mean.double().numpy()
             data[f"{measure}_low"], data[f"{measure}_high"] = low.numpy(), high.numpy()
             data[f"{measure}_share"] = (mean / self.total).double().numpy()
         for name in ("em_lost", "em_gained"):
-            data[name] = finite_mean(self.samples[name]).double().numpy()
+            data[name] = finite_mean(self.samples[name], self.independent).double().numpy()
         return pd.DataFrame(data)
 
     def map(self, measure: Measure = "necessity", unit: Unit = "head") -> ScoreMap:
@@ -132,7 +137,7 @@ class Transplant(Result, kind="transplant"):
         return ScoreMap(
             name=f"{measure} of {self.patched}" + ("" if unit == "head" else f", {unit}"),
             units="nats/token",
-            values=finite_mean(samples),
+            values=finite_mean(samples, self.independent),
             provenance=self.provenance,
             samples={measure: samples},
             notes=self.notes,
@@ -141,7 +146,7 @@ class Transplant(Result, kind="transplant"):
     def _grid(self, measure: Measure) -> tuple[Tensor, list[str]]:
         """Heads, then attention, MLP and layer as a whole: values [layer, column], names."""
         n_layers = max(self.layers) + 1
-        mean = finite_mean(self.samples[measure])
+        mean = finite_mean(self.samples[measure], self.independent)
         rows: dict[str, Tensor] = {}
         for part, value in zip(self.components, mean, strict=True):
             if part.layer >= 0 and part.unit in ("head", "attn", "mlp", "layer"):

@@ -23,7 +23,7 @@ from torch import Tensor
 
 from memcircuits.core.errors import UnsupportedModel, at_least, one_of
 from memcircuits.core.progress import bar
-from memcircuits.core.statistics import left_out
+from memcircuits.core.statistics import group_notes, left_out
 from memcircuits.data.paragraphs import Paragraphs, ParagraphsLike
 from memcircuits.data.tokens import refuse_other_tokenizer
 from memcircuits.evidence.interventions import FALLBACK, ResumableRun
@@ -133,7 +133,11 @@ def transplant(
             units=list(chosen),
             neuron_groups=neuron_groups,
         ),
-        notes=left_out(torch.stack(list(samples.values())).isfinite().all(0).all(-1)),
+        notes=(
+            *left_out(torch.stack(list(samples.values())).isfinite().all(0).all(-1)),
+            *group_notes({"given": paragraphs.groups}),
+        ),
+        independent=paragraphs.groups,
     )
 
 

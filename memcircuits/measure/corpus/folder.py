@@ -20,6 +20,7 @@ import torch
 
 from memcircuits.core.errors import InputError
 from memcircuits.core.json_values import python_value
+from memcircuits.data.groups import GROUP_COLUMN
 from memcircuits.data.normalizing import in_words
 from memcircuits.data.paragraphs import Paragraphs
 from memcircuits.measure.corpus.manifest import read_manifest
@@ -152,13 +153,25 @@ class ScanFolder:
         return frame
 
     def paragraphs(self, *, min_em: int | None = None) -> Paragraphs | None:
-        """The memorized windows, or those with at least `min_em` tokens recited; None if none."""
+        """The memorized windows, or those with at least `min_em` tokens recited; None if none.
+
+        The column `document` says which row of the corpus each is from, so that the windows of one
+        row are one group (`Paragraphs.groups`), unless the corpus has a column `group`.
+        """
         least = self.manifest["windows"]["n_continuation"] if min_em is None else min_em
-        table = self.table(columns=["id", "ids", "em"], filters=[("em", ">=", least)])
+        columns = ["id", "ids", "em", "file", "row", "facts"]
+        table = self.table(columns=columns, filters=[("em", ">=", least)])
         if not table.num_rows:
             return None
         ids = torch.tensor(table["ids"].to_pylist())
-        metadata = {"em": tuple(table["em"].to_pylist())}
+        places = zip(table["file"].to_pylist(), table["row"].to_pylist(), strict=True)
+        metadata: dict[str, tuple[Any, ...]] = {
+            "em": tuple(table["em"].to_pylist()),
+            "document": tuple(f"{file}:{row}" for file, row in places),
+        }
+        facts = [json.loads(text, object_hook=python_value) for text in table["facts"].to_pylist()]
+        if any(GROUP_COLUMN in fact for fact in facts):
+            metadata[GROUP_COLUMN] = tuple(fact.get(GROUP_COLUMN) for fact in facts)
         n_prefix = self.manifest["windows"]["n_prefix"]
         bos = tuple(self.manifest["bos"])
         return Paragraphs(ids, n_prefix, tuple(table["id"].to_pylist()), metadata, bos)
