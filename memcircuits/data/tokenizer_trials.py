@@ -155,8 +155,8 @@ def _refuse_special_tokens(tokenizer: Any, rows: Sequence[Sequence[int]]) -> Non
         if len(tokens) == 1 and tokens <= special:
             raise InputError(
                 "tokenizer",
-                f"{_name(tokenizer)} puts token {tokens.pop()} {where} every text, although no "
-                "special tokens are asked for",
+                f"{type(tokenizer).__name__} puts token {tokens.pop()} {where} every text, "
+                "although no special tokens are asked for",
                 "pass token ids (Paragraphs.from_tokens)",
             )
 
@@ -173,8 +173,8 @@ def _refuse_other_ids(tokenizer: Any, encoded: dict[str, list[int]], file: Path)
         if ids != expected:
             raise InputError(
                 "tokenizer",
-                f"{_name(tokenizer)} encodes {PROBES[kind][:20]!r} as {ids[:4]}, its own "
-                f"tokenizer.json as {expected[:4]}",
+                f"{type(tokenizer).__name__} encodes {PROBES[kind][:12]!r} as {ids[:3]}, its own "
+                f"tokenizer.json as {expected[:3]}",
                 "load it with transformers.PreTrainedTokenizerFast(tokenizer_file=...), or pass "
                 "token ids",
             )
@@ -196,8 +196,3 @@ def _own_file(tokenizer: Any) -> Path | None:
     except HFValidationError:  # the name of a file or folder
         return None
     return Path(cached) if isinstance(cached, str) else None
-
-
-def _name(tokenizer: Any) -> str:
-    name = str(getattr(tokenizer, "name_or_path", "") or "")
-    return f"{type(tokenizer).__name__} of {Path(name).name}" if name else type(tokenizer).__name__
