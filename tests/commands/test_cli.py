@@ -209,9 +209,14 @@ def test_info_describes_the_model(folder):
     }
     assert {"q", "k", "v", "z", "resid_pre"} <= set(facts["writable sites"])
     assert "pattern" not in facts.pop("writable sites")  # attention that a Bridge only observes
+    # The tiny models' tokenizer knows a few words and nothing else.
+    assert {"words", "numbers", "Chinese"} <= set(facts.pop("text not kept"))
     assert abs(facts.pop("gain behind BOS")) < 0.3
     assert facts.pop("tokens in front") == []
     assert facts == {
+        "tokenizer": "TokenizersBackend",
+        "agrees with its file": True,
+        "cuts characters": False,
         "model": "model",
         "revision": None,
         "class": "TransformerBridge",
