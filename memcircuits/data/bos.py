@@ -17,7 +17,7 @@ from collections.abc import Sequence
 from typing import Any, Literal, TypeAlias
 
 from memcircuits.core.errors import InputError
-from memcircuits.data.tokens import TokenizerLike, encode, tokenizer_of
+from memcircuits.data.tokens import TokenizerLike, tokenizer_of
 
 Bos: TypeAlias = Literal["auto"] | bool
 """What to put in front of text: what the tokenizer does by default, its BOS, or nothing."""
@@ -79,7 +79,9 @@ def _tokens_in_front(tokenizer: Any) -> tuple[int, ...]:
 
 
 def _front_of(tokenizer: Any, text: str) -> tuple[int, ...]:
-    bare, full = encode(text, tokenizer), list(tokenizer.encode(text))
+    # Not by `encode`, which refuses tokenizers that read text wrongly: ids may be given.
+    bare = list(tokenizer.encode(text, add_special_tokens=False))
+    full = list(tokenizer.encode(text))
     for start in range(len(full) - len(bare) + 1):
         if full[start : start + len(bare)] == bare:
             return tuple(full[:start])
