@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any, get_args
 
 import typer
 
@@ -90,11 +90,12 @@ class Inputs:
         Raises:
             InputError: for a value that these do not have.
         """
+        from memcircuits.core.errors import one_of
         from memcircuits.data.formats.records import Columns
-        from memcircuits.data.normalizing import check_normalize
+        from memcircuits.data.normalizing import Normalize
 
         normalize: Any = self.normalize
-        check_normalize(normalize)
+        one_of("--normalize", normalize, get_args(Normalize))
         return {
             "bos": self.tokens_in_front,
             "columns": Columns(self.text_column, self.prefix_column, self.continuation_column),

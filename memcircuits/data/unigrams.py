@@ -30,6 +30,7 @@ from memcircuits.data.bos import default_bos, without_bos
 from memcircuits.data.formats.listing import find_sources
 from memcircuits.data.formats.records import BadRow
 from memcircuits.data.formats.sources import Chunk, read_chunks
+from memcircuits.data.normalizing import normalized
 from memcircuits.data.tokens import (
     TokenizerLike,
     encode,
@@ -120,7 +121,8 @@ class UnigramTable:
     ) -> UnigramTable:
         """Count whole documents of a corpus of any size.
 
-        Rows that cannot be used are left out, and `source` of the table says how many.
+        Rows that cannot be used are left out, and `source` of the table says how many. Texts are
+        normalised, as `Paragraphs.read` does by default.
 
         Args:
             source: file, folder or dataset (see `memcircuits.data.formats`).
@@ -226,7 +228,7 @@ class ChunkCount:
             if isinstance(row, BadRow):
                 bad.append(row)
             elif row.ids is None:
-                texts.append(row.text or "")
+                texts.append(normalized(row.text or "")[0])
             elif max(row.ids, default=0) < d_vocab:
                 ids.append(without_bos(row.ids, front))
             else:

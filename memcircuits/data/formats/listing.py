@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import os
 import re
-from collections.abc import Iterator
+from collections.abc import Iterator, Sized
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -54,10 +54,10 @@ class Listing:
         if len(self.sources) == 1 and not self.passed_over:
             return ()
         read = _some([source.name for source in self.sources])
-        notes = [f"{len(self.sources)} files were read: {read}."]
+        notes = [f"{_files(self.sources)} read: {read}."]
         if self.passed_over:
             names = _some([f"{file.where} ({file.reason})" for file in self.passed_over])
-            notes.append(f"{len(self.passed_over)} files were passed over: {names}.")
+            notes.append(f"{_files(self.passed_over)} passed over: {names}.")
         return tuple(notes)
 
 
@@ -189,6 +189,11 @@ def _check_content(source: Source) -> None:
         raise
     except Unusable:
         return
+
+
+def _files(files: Sized) -> str:
+    """`3 files were`."""
+    return "1 file was" if len(files) == 1 else f"{len(files):,} files were"
 
 
 def _some(names: list[str]) -> str:
