@@ -12,7 +12,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 import time
 from collections.abc import Callable, Sequence
 
@@ -146,7 +145,7 @@ def _cut_continuation(paragraphs: Paragraphs, n: int | None) -> Paragraphs:
     if n is None:
         return paragraphs
     ids = paragraphs.ids[:, : paragraphs.n_prefix + n]
-    return dataclasses.replace(paragraphs, ids=ids)
+    return paragraphs.with_ids(ids)
 
 
 def _names(unit: Unit, localizers: Sequence[str] | None) -> list[str]:

@@ -13,11 +13,9 @@ file, or as the `shipped` set; a subset of it is `Paragraphs` again, one paragra
 
 from __future__ import annotations
 
-import hashlib
 import os
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
-from functools import cached_property
 from typing import TYPE_CHECKING, Any, Literal, TypeAlias, get_args, overload
 
 import torch
@@ -33,6 +31,7 @@ from memcircuits.data.metadata import unique_names
 from memcircuits.data.normalizing import Normalize
 from memcircuits.data.reading import read_file, read_texts
 from memcircuits.data.token_ids import check_bos_ids, check_ids, ids_from_rows
+from memcircuits.data.token_rows import TokenRows
 from memcircuits.data.token_text import row_text, token_labels
 from memcircuits.data.tokens import TokenizerLike
 from memcircuits.data.windows import Windows
@@ -45,7 +44,7 @@ Role = Literal["planted", "control", "all"]
 
 
 @dataclass(frozen=True, eq=False)
-class Paragraphs:
+class Paragraphs(TokenRows):
     """A set of paragraphs of equal length.
 
     Attributes:
@@ -243,48 +242,6 @@ class Paragraphs:
             return cls.from_texts(value, model)
         return cls.from_tokens(value, bos=bos)
 
-    @property
-    def n_continuation(self) -> int:
-        """Number of continuation tokens."""
-        return self.ids.shape[1] - self.n_prefix
-
-    @property
-    def prefix(self) -> Int[Tensor, "paragraph pos"]:
-        """Ids of the prefixes."""
-        return self.ids[:, : self.n_prefix]
-
-    @property
-    def continuation(self) -> Int[Tensor, "paragraph pos"]:
-        """Ids of the continuations."""
-        return self.ids[:, self.n_prefix :]
-
-    @property
-    def n_bos(self) -> int:
-        """Number of tokens in front of every paragraph."""
-        return len(self.bos)
-
-    @property
-    def n_given(self) -> int:
-        """Number of tokens that the model reads before the continuation: those in front too."""
-        return self.n_bos + self.n_prefix
-
-    @cached_property
-    def inputs(self) -> Int[Tensor, "paragraph bos_and_pos"]:
-        """Ids that the model reads: the tokens in front, then the paragraph."""
-        if not self.bos:
-            return self.ids
-        with torch.inference_mode(False):
-            return torch.cat([torch.tensor(self.bos).expand(len(self), -1), self.ids], 1)
-
-    @cached_property
-    def hash(self) -> str:
-        """SHA-256 (16 digits) of the ids, the place of the split and the tokens in front."""
-        digest = hashlib.sha256(f"{tuple(self.ids.shape)}/{self.n_prefix}".encode())
-        if self.bos:
-            digest.update(f"/{self.bos}".encode())
-        digest.update(self.ids.contiguous().numpy().astype("<i8").tobytes())
-        return digest.hexdigest()[:16]
-
     @cached_property
     def groups(self) -> Int[Tensor, " paragraph"]:
         """Number of the independent group that each paragraph belongs to.
@@ -293,9 +250,6 @@ class Paragraphs:
         (`memcircuits.data.groups`). Groups are numbered in the order of their first paragraphs.
         """
         return find_groups(self.ids, self.names, self.metadata)
-
-    def __len__(self) -> int:
-        return len(self.ids)
 
     def __iter__(self) -> Iterator[Paragraphs]:
         return (self[i] for i in range(len(self)))
@@ -345,6 +299,17 @@ class Paragraphs:
                 f"behind {other.bos or 'no token'}, the others behind {self.bos or 'no token'}",
                 "compare paragraphs with the same tokens in front: give both the same bos",
             )
+
+    def with_ids(
+        self, ids: Int[Tensor, "paragraph pos"], n_prefix: int | None = None
+    ) -> Paragraphs:
+        """Other tokens in place of these, row by row, behind the same tokens in front.
+
+        Names and metadata stay. What was noted about the texts, and how they were written, is not
+        true of other tokens and is dropped.
+        """
+        n_prefix = self.n_prefix if n_prefix is None else n_prefix
+        return Paragraphs(ids, n_prefix, self.names, self.metadata, self.bos)
 
     def sample(self, n: int | None, generator: torch.Generator) -> Paragraphs:
         """`n` paragraphs drawn without replacement, in their order; all if there are no more.

@@ -18,7 +18,6 @@ The method is that of arXiv 2403.19851, section 5, with a further recipe:
 from __future__ import annotations
 
 import contextlib
-import dataclasses
 from collections.abc import Sequence
 from dataclasses import asdict
 
@@ -172,7 +171,7 @@ def edit(  # noqa: PLR0913
         raise InputError("targets", "one continues as memorized", "give another continuation")
     memorized.check_same_bos(targets, "targets")
     new_ids = torch.cat([memorized.prefix, targets.continuation], 1)
-    new = dataclasses.replace(memorized, ids=new_ids, metadata={})
+    new = memorized.with_ids(new_ids)
     adapter.check_tokens(new.inputs, "targets")
     control = Paragraphs.of(control, model, "control")
     options = EditOptions(

@@ -12,8 +12,6 @@ then confirm it with the same code that scores paragraphs, so that the result ha
 
 from __future__ import annotations
 
-import dataclasses
-
 import torch
 from jaxtyping import Int
 from torch import Tensor
@@ -69,7 +67,7 @@ def greedy_continuations(
 
     def predict(batch: slice) -> Int[Tensor, "batch continuation"]:
         rows = unfinished[batch]
-        current = dataclasses.replace(paragraphs[rows], ids=ids[rows])
+        current = paragraphs[rows].with_ids(ids[rows])
         return run_to_continuation(adapter, current).logits.argmax(-1).cpu()
 
     with adapter.preserving_state(), bar(len(ids), "decode", progress=progress) as progress_bar:
@@ -83,4 +81,4 @@ def greedy_continuations(
             unfinished = unfinished[changed]
             if not len(unfinished):
                 break
-    return dataclasses.replace(paragraphs, ids=ids)
+    return paragraphs.with_ids(ids)

@@ -106,3 +106,13 @@ def test_overlap_is_of_paragraphs_or_of_prefixes():
     refuse_overlap(memorized, other_continuation, same="paragraph")
     with pytest.raises(mc.InputError, match="2 of its paragraphs have the prefix"):
         refuse_overlap(memorized, other_continuation, same="prefix")
+
+
+def test_other_ids_keep_what_stands_in_front_and_drop_what_was_said_of_the_texts():
+    ids = torch.tensor([[5, 6, 7, 8]])
+    named = {"names": ("a",), "metadata": {"source": ("book",)}, "bos": (1,)}
+    read = mc.Paragraphs(ids, 2, **named, as_written=ids + 1, notes=("1 text was normalised",))
+    other = read.with_ids(ids + 2)
+    assert (other.names, other.metadata, other.bos, other.n_prefix) == (*named.values(), 2)
+    assert (other.as_written, other.notes) == (None, ())
+    assert read.with_ids(ids[:, 1:], n_prefix=1).inputs.tolist() == [[1, 6, 7, 8]]

@@ -148,7 +148,7 @@ class PatchingContext:
     @property
     def _corrupted_prefixes(self) -> Paragraphs:
         ids = torch.cat([self.corrupted.prefix, self.clean.continuation], 1)
-        return dataclasses.replace(self.clean, ids=ids)
+        return self.clean.with_ids(ids)
 
     @cached_property
     def changed(self) -> Bool[Tensor, "batch pos"]:

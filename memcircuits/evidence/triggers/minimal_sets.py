@@ -11,7 +11,6 @@ that alone disturbs a model with learned positions.
 
 from __future__ import annotations
 
-import dataclasses
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, NamedTuple
 
@@ -253,7 +252,7 @@ class _Search:
         replaced: Tensor,
     ) -> tuple[Tensor, Tensor, Tensor]:
         """Position, draw and EM of the most destructive further replacement of each paragraph."""
-        paragraphs = dataclasses.replace(self.paragraphs[rows], ids=ids)
+        paragraphs = self.paragraphs[rows].with_ids(ids)
         em, nll = score_replacements(
             self.adapter, paragraphs, self.tokens[rows], self.memory_budget
         )
@@ -271,7 +270,7 @@ def _suffix_em(
     with bar(paragraphs.n_prefix, "start", unit="length", progress=progress) as progress_bar:
         for length in range(1, paragraphs.n_prefix + 1):
             ids = paragraphs.ids[:, paragraphs.n_prefix - length :]
-            short = dataclasses.replace(paragraphs, ids=ids, n_prefix=length)
+            short = paragraphs.with_ids(ids, n_prefix=length)
             columns.append(score_paragraphs(adapter, short, memory_budget=memory_budget).em)
             progress_bar.update(1)
     return torch.stack(columns, 1)

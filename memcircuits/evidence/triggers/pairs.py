@@ -61,7 +61,7 @@ def most_destructive_pairs(
     rows = torch.arange(len(paragraphs))
     ids = paragraphs.ids.clone()
     ids[rows, position] = replacements[rows, position, draw]
-    corrupted = greedy_continuations(model, dataclasses.replace(paragraphs, ids=ids))
+    corrupted = greedy_continuations(model, paragraphs.with_ids(ids))
     different = corrupted.continuation != paragraphs.continuation
     changed = different.any(-1)
     if not changed.any():

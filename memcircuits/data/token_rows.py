@@ -1,0 +1,72 @@
+"""What follows from rows of token ids, the place of the split, and the tokens in front.
+
+The base of `Paragraphs`: the place where ids become what a model reads (`inputs`).
+"""
+
+from __future__ import annotations
+
+import hashlib
+from functools import cached_property
+
+import torch
+from jaxtyping import Int
+from torch import Tensor
+
+
+class TokenRows:
+    """Rows of token ids with a prefix and a continuation each.
+
+    Attributes:
+        ids: token ids, [paragraph, pos].
+        n_prefix: number of tokens of the prefix.
+        bos: ids of the tokens that the model reads in front of every row.
+    """
+
+    ids: Int[Tensor, "paragraph pos"]
+    n_prefix: int
+    bos: tuple[int, ...]
+
+    @property
+    def n_continuation(self) -> int:
+        """Number of continuation tokens."""
+        return self.ids.shape[1] - self.n_prefix
+
+    @property
+    def prefix(self) -> Int[Tensor, "paragraph pos"]:
+        """Ids of the prefixes."""
+        return self.ids[:, : self.n_prefix]
+
+    @property
+    def continuation(self) -> Int[Tensor, "paragraph pos"]:
+        """Ids of the continuations."""
+        return self.ids[:, self.n_prefix :]
+
+    @property
+    def n_bos(self) -> int:
+        """Number of tokens in front of every paragraph."""
+        return len(self.bos)
+
+    @property
+    def n_given(self) -> int:
+        """Number of tokens that the model reads before the continuation: those in front too."""
+        return self.n_bos + self.n_prefix
+
+    @cached_property
+    def inputs(self) -> Int[Tensor, "paragraph bos_and_pos"]:
+        """Ids that the model reads: the tokens in front, then the paragraph."""
+        if not self.bos:
+            return self.ids
+        with torch.inference_mode(False):
+            return torch.cat([torch.tensor(self.bos).expand(len(self), -1), self.ids], 1)
+
+    @cached_property
+    def hash(self) -> str:
+        """SHA-256 (16 digits) of the ids, the place of the split and the tokens in front."""
+        digest = hashlib.sha256(f"{tuple(self.ids.shape)}/{self.n_prefix}".encode())
+        if self.bos:
+            digest.update(f"/{self.bos}".encode())
+        digest.update(self.ids.contiguous().numpy().astype("<i8").tobytes())
+        return digest.hexdigest()[:16]
+
+    def __len__(self) -> int:
+        return len(self.ids)
