@@ -304,13 +304,11 @@ class Paragraphs(TokenRows):
     def with_ids(
         self, ids: Int[Tensor, "paragraph pos"], n_prefix: int | None = None
     ) -> Paragraphs:
-        """Other tokens in place of these, row by row, behind the same tokens in front.
+        """Other tokens in place of these, row by row, with the same names, metadata and `bos`.
 
-        Names and metadata stay. What was noted about the texts, and how they were written, is not
-        true of other tokens and is dropped.
+        What was noted about the texts, and how they were written, is dropped.
         """
-        n_prefix = self.n_prefix if n_prefix is None else n_prefix
-        return Paragraphs(ids, n_prefix, self.names, self.metadata, self.bos)
+        return Paragraphs(ids, n_prefix or self.n_prefix, self.names, self.metadata, self.bos)
 
     def sample(self, n: int | None, generator: torch.Generator) -> Paragraphs:
         """`n` paragraphs drawn without replacement, in their order; all if there are no more.
