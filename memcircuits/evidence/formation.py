@@ -23,6 +23,7 @@ from torch import Tensor, nn
 
 from memcircuits.core.errors import InputError, at_least
 from memcircuits.core.progress import bar
+from memcircuits.core.torch_state import plain_torch
 from memcircuits.data.paragraphs import Paragraphs, ParagraphsLike
 from memcircuits.data.tokens import tokenizer_hash
 from memcircuits.evidence.ablation import ablate_heads
@@ -41,6 +42,7 @@ Checkpoints: TypeAlias = Mapping[int, Checkpoint] | Sequence[Checkpoint]
 """Step -> checkpoint; of a list, the steps are 0, 1, 2, ..."""
 
 
+@plain_torch()
 def formation(
     models: Checkpoints,
     paragraphs: ParagraphsLike,

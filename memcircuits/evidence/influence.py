@@ -36,6 +36,7 @@ from memcircuits.core.errors import InputError, at_least
 from memcircuits.core.heads import HeadLike
 from memcircuits.core.progress import bar
 from memcircuits.core.statistics import bootstrap_interval
+from memcircuits.core.torch_state import plain_torch
 from memcircuits.data.paragraphs import Paragraphs, ParagraphsLike
 from memcircuits.measure.continuation import continuation_logits
 from memcircuits.models.adapter import Adapter, Model
@@ -209,6 +210,7 @@ class Influence(Result, kind="influence"):
         )
 
 
+@plain_torch()
 def influence(  # noqa: PLR0913
     model: Model,
     trained: ParagraphsLike,

@@ -30,6 +30,7 @@ from torch import Tensor
 
 from memcircuits.core.errors import InputError, at_least
 from memcircuits.core.progress import bar
+from memcircuits.core.torch_state import plain_torch
 from memcircuits.data.paragraphs import Paragraphs, ParagraphsLike
 from memcircuits.data.tokens import decode
 from memcircuits.evidence.lookups.driving import NeuronInputs, refuse_other_blocks
@@ -47,6 +48,7 @@ N_WRITERS = 5
 """Number of neurons kept for each continuation token."""
 
 
+@plain_torch()
 def lookups(
     model: Model,
     paragraphs: ParagraphsLike,

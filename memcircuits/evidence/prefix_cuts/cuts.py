@@ -31,6 +31,7 @@ import torch
 from memcircuits.core.errors import InputError, at_least, fraction
 from memcircuits.core.progress import bar
 from memcircuits.core.statistics import group_notes
+from memcircuits.core.torch_state import plain_torch
 from memcircuits.data.paragraphs import Paragraphs, ParagraphsLike
 from memcircuits.data.token_bytes import TokenBytes
 from memcircuits.data.tokens import encode
@@ -42,6 +43,7 @@ from memcircuits.models.registry import adapt
 from memcircuits.results.provenance import Provenance
 
 
+@plain_torch()
 def cut_prefix(
     model: Model,
     paragraphs: ParagraphsLike,

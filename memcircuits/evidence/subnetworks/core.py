@@ -30,6 +30,7 @@ from torch import Tensor
 
 from memcircuits.core.errors import InputError, at_least, fraction
 from memcircuits.core.progress import bar
+from memcircuits.core.torch_state import plain_torch
 from memcircuits.data.overlap import refuse_overlap
 from memcircuits.data.paragraphs import Paragraphs, ParagraphsLike
 from memcircuits.evidence.subnetworks.hard_concrete import (
@@ -53,6 +54,7 @@ _MIN_TO_SPLIT = 8  # paragraphs; with fewer, masks are tested on those that they
 _MAX_TESTED = 8  # paragraphs of a set
 
 
+@plain_torch()
 def core(  # noqa: PLR0913 (keyword-only options of a public function)
     model: Model,
     memorized: ParagraphsLike,

@@ -24,6 +24,7 @@ from torch import Tensor
 from memcircuits.core.errors import UnsupportedModel, at_least, one_of
 from memcircuits.core.progress import bar
 from memcircuits.core.statistics import group_notes, left_out
+from memcircuits.core.torch_state import plain_torch
 from memcircuits.data.paragraphs import Paragraphs, ParagraphsLike
 from memcircuits.data.tokens import refuse_other_tokenizer
 from memcircuits.evidence.interventions import FALLBACK, ResumableRun
@@ -50,6 +51,7 @@ _MAX_PARAGRAPHS = 16  # maximum number of paragraphs whose clean run is held at 
 Sweep = WeightTransplants | ActivationTransplants
 
 
+@plain_torch()
 def transplant(
     model: Model,
     twin: Model,

@@ -25,6 +25,7 @@ import torch
 
 from memcircuits.core.errors import InputError
 from memcircuits.core.io import write_atomically
+from memcircuits.core.torch_state import plain_torch
 from memcircuits.data.bos import Bos, bos_ids
 from memcircuits.data.documents import Document, read_document
 from memcircuits.data.normalizing import Normalize, reading_notes
@@ -43,6 +44,7 @@ _WINDOWS_PER_ROW = 256
 _MEASURES = ("em", "nll", "log_prob", "loose_match", "extraction_strength")
 
 
+@plain_torch()
 def document_map(  # noqa: PLR0913
     model: Model,
     text_or_file: str | os.PathLike[str],
