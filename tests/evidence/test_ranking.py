@@ -186,3 +186,66 @@ def test_the_model_is_left_as_it_came(neo):
     for parameter in neo.parameters():
         parameter.grad = None
     neo.eval()
+
+
+def test_copies_of_a_paragraph_change_nothing_but_the_notes(neo):
+    paragraphs, control = zoo.mixed(neo), zoo.mixed(neo)[4:]
+    once, copied = (
+        mc.find_memorization_heads(neo, paragraphs[rows], control=control, draws=50, progress=False)
+        for rows in ([0, 1], [0, 0, 1, 0, 0])
+    )
+    torch.testing.assert_close(copied.score, once.score)
+    torch.testing.assert_close(copied.ci, once.ci)
+    assert torch.equal(copied.p_value, once.p_value)
+    assert (copied.counts["measured"], copied.counts["groups"]) == (5, 2)
+    assert "5 memorized paragraphs are 2 independent groups" in " ".join(copied.notes)
+    assert "in 2 and" in copied.summary()
+
+
+def test_one_paragraph_twenty_times_is_one_paragraph(neo):
+    paragraphs, control = zoo.mixed(neo), zoo.mixed(neo)[4:]
+    ranking = mc.find_memorization_heads(
+        neo, paragraphs[[0] * 20], control=control, draws=200, progress=False
+    )
+    assert not ranking.significant.any()
+    assert ranking.ci.isnan().all()
+    assert "20 memorized paragraphs are 1 independent group" in " ".join(ranking.notes)
+    assert any(note.startswith("The smallest p-value that 1 against") for note in ranking.notes)
+
+
+@pytest.mark.slow
+def test_independent_paragraphs_give_the_numbers_from_before_there_were_groups():
+    """Six planted paragraphs against twelve controls of the organism, 200 draws, stored."""
+    model = mc.load_model()
+    scan = mc.scan(model, mc.Paragraphs.shipped(), progress=False)
+    ranking = mc.find_memorization_heads(
+        model, scan.memorized[:6], control=scan.control[:12], draws=200, progress=False
+    )
+    stored = {
+        (0, 5): (0.3675, 0.2919, 0.4548),
+        (0, 2): (0.3052, 0.1978, 0.4216),
+        (0, 6): (0.2326, 0.1852, 0.2914),
+        (3, 1): (0.1715, 0.1317, 0.2079),
+    }
+    assert ranking.top(4) == [mc.Head(*head) for head in stored]
+    for head, numbers in stored.items():
+        measured = (ranking.score[head], *ranking.ci[(slice(None), *head)])
+        assert [float(number) for number in measured] == pytest.approx(numbers, abs=2e-4)
+    at_least_as_large = (ranking.p_value * 201).round().int().flatten().tolist()
+    assert at_least_as_large == [
+        *(1, 3, 1, 1, 2, 1, 1, 5, 1, 1, 1, 1, 7, 1, 1, 1, 1, 1, 1, 1, 1, 1, 5, 1),
+        *(1, 1, 1, 1, 1, 1, 1, 1, 4, 1, 6, 1, 200, 1, 1, 1, 8, 1, 1, 24, 1, 1, 1, 2),
+    ]
+
+
+@pytest.mark.slow
+def test_a_planted_paragraph_twenty_times_names_no_head():
+    """The organism: with its rows as if independent, 47 of 48 heads were significant."""
+    model = mc.load_model()
+    scan = mc.scan(model, mc.Paragraphs.shipped(), progress=False)
+    ranking = mc.find_memorization_heads(
+        model, scan.memorized[[0] * 20], control=scan.control[:20], draws=500, progress=False
+    )
+    assert ranking.counts["groups"] == 1
+    assert "20 memorized paragraphs are 1 independent group" in " ".join(ranking.notes)
+    assert ranking.p_value.min() > 0.02

@@ -99,3 +99,25 @@ def test_table_of_another_tokenizer_is_refused(neo):
 def test_without_a_table_the_result_says_so(neo):
     attention = mc.rare_token_attention(neo, zoo.mixed(neo), permutations=5)
     assert "counted in the paragraphs" in attention.notes[0]
+
+
+def test_copies_do_not_narrow_the_null(neo):
+    paragraphs = zoo.mixed(neo)[[0] * 8]
+    independent = mc.Paragraphs(
+        paragraphs.ids, paragraphs.n_prefix, metadata={"group": tuple(range(8))}
+    )
+    once, copies, rows = (
+        mc.rare_token_attention(neo, given, progress=False)
+        for given in (paragraphs[:1], paragraphs, independent)
+    )
+    torch.testing.assert_close(copies.values, once.values)
+    spread = {name: float(r.null.std(0).mean()) for name, r in
+              {"once": once, "copies": copies, "rows": rows}.items()}  # fmt: skip
+    assert 0.8 < spread["copies"] / spread["once"] < 1.25
+    assert spread["rows"] / spread["once"] < 0.5  # as if the copies were independent: 1 / sqrt(8)
+    assert any("8 given paragraphs are 1 independent group" in note for note in copies.notes)
+    frame = copies.by_rank((0, 0), permutations=50)
+    assert frame["n"].unique().tolist() == [1]
+    np.testing.assert_allclose(
+        frame["attention"], once.by_rank((0, 0), permutations=50)["attention"], rtol=1e-5
+    )
