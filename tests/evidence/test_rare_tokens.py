@@ -106,8 +106,9 @@ def test_copies_do_not_narrow_the_null(neo):
     independent = mc.Paragraphs(
         paragraphs.ids, paragraphs.n_prefix, metadata={"group": tuple(range(8))}
     )
+    table = mc.UnigramTable.from_tokens(zoo.random_ids(40, 22, seed=8), adapt(neo).d_vocab)
     once, copies, rows = (
-        mc.rare_token_attention(neo, given, progress=False)
+        mc.rare_token_attention(neo, given, table, progress=False)
         for given in (paragraphs[:1], paragraphs, independent)
     )
     torch.testing.assert_close(copies.values, once.values)
