@@ -6,6 +6,7 @@ from .editing.planting import plant
 from .editing.unlearning import edit, unlearn
 from .evidence.ablation import ablate_heads
 from .evidence.attention_view import attention_view
+from .evidence.contrasts.contrast import contrast
 from .evidence.counterfactual import counterfactual
 from .evidence.find_heads import find_memorization_heads
 from .evidence.formation import formation
@@ -37,6 +38,7 @@ __all__ = [
     "ablate_heads",
     "activation_gradients",
     "attention_view",
+    "contrast",
     "contrastive_gradients",
     "core",
     "counterfactual",

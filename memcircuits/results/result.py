@@ -39,6 +39,7 @@ SCHEMA = 1
 MODULE_OF_KIND = {
     "activation-gradients": "evidence.gradients.activations",
     "core": "evidence.subnetworks.results",
+    "contrast": "evidence.contrasts.result",
     "counterfactual": "evidence.counterfactual",
     "cut-prefix": "evidence.prefix_cuts.result",
     "document-map": "measure.document.document_map",

@@ -42,6 +42,7 @@ RESULTS = (
     "CutPrefix",
     "Influence",
     "DocumentMap",
+    "Contrast",
     "NoiseCurve",
 )
 """The types of result, which name their files."""
@@ -78,6 +79,7 @@ def save_all(model: nn.Module, folder: Path) -> Path:
         recovery_curve(model, edit, memorized, control, steps=1, **quiet),
         patch_layers(model, clean, corrupted, positions=[0], **quiet),
         mc.cut_prefix(model, paragraphs, [0, 1], **quiet),
+        mc.contrast(model, memorized, control, draws=9, **quiet),
         mc.influence(model, paragraphs[:2], **quiet),
         minimal_sets(model, paragraphs[:1], max_tokens=1, **quiet),
         weight_noise(model, memorized, control, sizes=(0.1,), draws=1, **quiet),

@@ -93,6 +93,11 @@ def plain_influence(m: Plain, p: mc.Paragraphs) -> Numbers:
     return {"log p": torch.stack(changes)}
 
 
+def plain_contrast(m: Plain, p: mc.Paragraphs) -> Numbers:
+    with torch.no_grad():
+        return {"p": m.log_prob(p.ids, p.n_prefix).exp().mean(-1)}
+
+
 def plain_ablate(mode: str, m: Plain, p: mc.Paragraphs) -> Numbers:
     new = m.z(reference_paragraph().ids)
     if mode == "zero":

@@ -15,6 +15,7 @@ from memcircuits.core.errors import UnsupportedModel
 from tests.helpers.oracle import Plain
 from tests.matrix.by_hand import (
     plain_ablate,
+    plain_contrast,
     plain_contrastive,
     plain_core,
     plain_counterfactual,
@@ -39,6 +40,7 @@ from tests.matrix.cases import BASES, Numbers, model, paragraphs, plain, variant
 from tests.matrix.ours import (
     ablate,
     activations,
+    contrast,
     contrastive,
     core,
     counterfactual,
@@ -115,6 +117,7 @@ ANALYSES: dict[str, Analysis] = {
     ),
     "patch_heads, pattern": Analysis(patch(site="pattern"), None, 1e-5),
     "perturb_prefix": Analysis(perturb, plain_perturb, 1e-5, BASES),
+    "contrast": Analysis(contrast, plain_contrast, 1e-5, BASES),
     "influence": Analysis(influence, plain_influence, 1e-3, relative=True),
     "cut_prefix": Analysis(cut_prefix, plain_cut_prefix, 0, BASES),
     "lookups": Analysis(lookups, plain_lookups, 2e-5, BASES, refused=("gemma2",)),

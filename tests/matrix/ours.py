@@ -52,6 +52,12 @@ def influence(m: Any, p: mc.Paragraphs) -> Numbers:
     return {"log p": result.values}
 
 
+def contrast(m: Any, p: mc.Paragraphs) -> Numbers:
+    result = mc.contrast(m, p[:3], p[3:], draws=9, progress=False)
+    at = result.features.index("p mean")
+    return {"p": torch.cat([result.memorized[:, at], result.control[:, at]])}
+
+
 def ablate(mode: str) -> Callable[[Any, mc.Paragraphs], Numbers]:
     def measure(m: Any, p: mc.Paragraphs) -> Numbers:
         reference = None if mode == "zero" else reference_paragraph()

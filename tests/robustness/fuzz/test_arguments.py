@@ -68,6 +68,13 @@ CALLS: dict[str, dict[str, tuple[Any, ...]]] = {
         "draws": (0, -1, "x", 1.5),
         "unigrams": (3, "x"),
     },
+    "contrast": {
+        "draws": (0, -1, "x", 1.5),
+        "replacements": (0, -1, "x"),
+        "tagger": (3, "x"),
+        "unigrams": (3, "x"),
+        "seed": (-1, "x", 1.5),
+    },
     "influence": {
         "eta": (0, "x", float("nan"), None, True),
         "where": ("L9H9", "x", [], 3, "L9.mlp", [None]),
@@ -135,6 +142,7 @@ def call(
     """Functions of two or three sets of paragraphs get good ones beside the odd one."""
     beside: dict[str, tuple[Any, ...]] = {
         "contrastive_gradients": (good[3:],),
+        "contrast": (good[3:],),
         "patch_heads": (good,),
         "unlearn": (good[3:],),
         "core": (good[3:],),
