@@ -46,6 +46,7 @@ def folder(tmp_path_factory):
     return path
 
 
+@pytest.mark.slow
 def test_the_page_has_every_section(maker, folder):
     names = {"model": "model", "twin": "twin", "noise": "noise", "paragraphs": "rows.jsonl"}
     arguments = [x for key, name in names.items() for x in (f"--{key}", str(folder / name))]
