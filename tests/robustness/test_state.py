@@ -135,6 +135,7 @@ def used(request):
     model = unusual(name, variant)
     adapt(model)
     edit_of(model, name)
+    matrix.twin_model(model)  # made here: making a model uses Python's generator
     return model, name
 
 
