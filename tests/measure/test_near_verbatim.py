@@ -1,11 +1,15 @@
 """Recitations with slips: measures by hand and by brute force, on models that slip."""
 
 import dataclasses
+import json
 
+import numpy as np
 import pytest
 import torch
 
 import memcircuits as mc
+from memcircuits.data.windows import Windows
+from memcircuits.measure.corpus.scan import scan_to_disk
 from memcircuits.measure.near_verbatim import extraction_strength, longest_matches, similarities
 from tests.helpers import models as zoo
 from tests.helpers.decoding import PlainModel
@@ -107,3 +111,19 @@ def test_a_slip_is_no_clean_bill(neo):
     assert without.similarity is None
     columns = set(slipped.to_frame()) - set(without.to_frame())
     assert columns == {"longest_match", "similarity", "near_verbatim"}
+
+
+def test_a_scan_to_disk_has_the_same_numbers(neo, tmp_path):
+    paragraphs = zoo.mixed(neo)
+    source = tmp_path / "rows.jsonl"
+    source.write_text("".join(json.dumps({"ids": row}) + "\n" for row in paragraphs.ids.tolist()))
+    options = {"sampler": mc.Sampler(top_k=5), "near_verbatim": True, "progress": False}
+    windows = Windows(n_prefix=10, n_continuation=12)
+    frame = scan_to_disk(neo, source, tmp_path / "scan", windows=windows, **options).to_frame()
+    expected = mc.scan(neo, paragraphs, **options).to_frame()
+    for name in ("em", "longest_match", "similarity", "near_verbatim", "extraction_strength"):
+        assert frame[name].tolist() == pytest.approx(expected[name].tolist())
+    for name in ("sampled_log_prob", "samples"):
+        np.testing.assert_allclose(frame[name], expected[name], rtol=1e-4)
+    with pytest.raises(mc.InputError, match="other measures, sampler"):
+        scan_to_disk(neo, source, tmp_path / "scan", windows=windows, resume=True, progress=False)

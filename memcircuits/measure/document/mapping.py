@@ -85,8 +85,9 @@ def document_map(  # noqa: PLR0913
 
     Example:
         >>> text = "\n\n".join(memorized.texts(model) + control.texts(model))
-        >>> print(mc.document_map(model, text, stride=2))
-        text: 200 of 760 tokens recited, in 4 passages; 361 windows
+        >>> mapped = mc.document_map(model, text, stride=2)
+        >>> len(mapped.spans)
+        4
     """
     adapter = adapt(model)
     windows = Windows(n_prefix, n_continuation, stride)
