@@ -10,6 +10,7 @@ from companions_page.subjects import Subject, shipped
 
 import memcircuits as mc
 from memcircuits.core.statistics import bootstrap_interval
+from memcircuits.evidence.subnetworks.results import SETS, Core
 
 SEED = 0
 WRITTEN = mc.Head(3, 5)  # through which the four paragraphs of organism-planted were written
@@ -42,31 +43,16 @@ def section_core(subjects: Sequence[Subject]) -> dict[str, Any]:
             progress=False,
             **options,
         )
-        name, n = subject.name, len(subject.memorized)
-        n_seeds, n_parts = result.kept.shape[1:]
-        for of, sizes in zip(("recitations", "ordinary text"), result.effective_size, strict=True):
-            share = sizes.float()[:, None] / n_parts
-            low, high = bootstrap_interval(share, seed=SEED)[:, 0].tolist()
-            what = f"effective size for {of}, share of {n_parts} parts, over {n_seeds} seeds"
-            rows.append(Row(name, n, SEED, what, float(share.mean()), low, high))
-        for of in ("memorized", "control"):
-            n_heads = len(result.heads(of))
-            rows.append(Row(name, n, SEED, f"heads in every subnetwork, {of}", n_heads))
-        rows.append(Row(name, n, SEED, "of these only for memorized", len(result.own_heads)))
+        rows += numbers(subject, result)
         effects = result.effects().set_index(["set", "condition"])
-        for condition in ("whole", "subnetworks", "only memorized", "without memorized"):
-            line = effects.loc[("memorized", condition)]
-            for measure in ("em", "accuracy"):
-                interval = (line[measure], line[f"{measure}_low"], line[f"{measure}_high"])
-                what = f"{measure} of recitations, {condition}"
-                rows.append(Row(name, int(line["n"]), SEED, what, *interval))
         lost = (
             effects.loc[("memorized", "whole")]["em"]
             - effects.loc[("memorized", "subnetworks")]["em"]
         )
         if lost > 1:
-            worse.append(name)
+            worse.append(subject.name)
         if is_planted:
+            name, n = subject.name, len(subject.memorized)
             share = float(result.share("memorized")[WRITTEN])
             rows.append(Row(name, n, SEED, f"subnetworks with {WRITTEN}, share", share))
             rate = float(result.false_core_rate.mean())
@@ -87,3 +73,27 @@ def section_core(subjects: Sequence[Subject]) -> dict[str, Any]:
             else ""
         ),
     }
+
+
+def numbers(subject: Subject, result: Core) -> list[Row]:
+    """Sizes, cores and what they recite, of one model."""
+    rows: list[Row] = []
+    name, n = subject.name, len(subject.memorized)
+    n_seeds, n_parts = result.kept.shape[1:]
+    for of, sizes in zip(("recitations", "ordinary text"), result.effective_size, strict=True):
+        share = sizes.float()[:, None] / n_parts
+        low, high = bootstrap_interval(share, seed=SEED)[:, 0].tolist()
+        what = f"effective size for {of}, share of {n_parts} parts, over {n_seeds} seeds"
+        rows.append(Row(name, n, SEED, what, float(share.mean()), low, high))
+    for of in SETS:
+        what = f"heads in every subnetwork, {of}"
+        rows.append(Row(name, n, SEED, what, len(result.heads(of))))
+    rows.append(Row(name, n, SEED, "of these only for memorized", len(result.own_heads)))
+    effects = result.effects().set_index(["set", "condition"])
+    for condition in ("whole", "subnetworks", "only memorized", "without memorized"):
+        line = effects.loc[("memorized", condition)]
+        for measure in ("em", "accuracy"):
+            interval = (line[measure], line[f"{measure}_low"], line[f"{measure}_high"])
+            what = f"{measure} of recitations, {condition}"
+            rows.append(Row(name, int(line["n"]), SEED, what, *interval))
+    return rows

@@ -52,8 +52,9 @@ def section_lookups(subjects: Sequence[Subject]) -> dict[str, Any]:
         "measured": MEASURED,
         "rows": [row._asdict() for row in rows],
         "not_replicated": (
-            " heads called active hold for random neurons about as well (the interval of the "
-            "difference includes 0)."
+            "That next-token neurons are special: "
+            f"on {', '.join(failed)} heads called active hold for random neurons about as well "
+            "(the interval of the difference includes 0)."
             if failed
             else ""
         )

@@ -22,7 +22,8 @@ How often chance makes a core: with `shuffles`, the labels memorized and control
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
 
 import torch
 from jaxtyping import Bool, Float, Int
@@ -40,7 +41,7 @@ from memcircuits.evidence.subnetworks.hard_concrete import (
     train_gates,
 )
 from memcircuits.evidence.subnetworks.mean_ablation import MeanAblation
-from memcircuits.evidence.subnetworks.results import SETS, Core
+from memcircuits.evidence.subnetworks.results import SETS, Core, SetName
 from memcircuits.measure.scanning import has_finite_scores
 from memcircuits.models.adapter import Adapter, Model
 from memcircuits.models.batching import map_batches, rows_that_fit
@@ -96,17 +97,15 @@ def core(  # noqa: PLR0913 (keyword-only options of a public function)
         >>> shared.kept.shape  # set, seed, part: 48 heads and 6 MLPs
         torch.Size([2, 2, 54])
     """
-    for name, value, minimum in (
-        ("seeds", seeds, 1),
-        ("steps", steps, 1),
-        ("max_paragraphs", max_paragraphs, 1),
-        ("shuffles", shuffles, 0),
-        ("seed", seed, 0),
-    ):
-        at_least(name, value, minimum)
-    fraction("sparsity", sparsity)
-    if sparsity == 1:
-        raise InputError("sparsity", sparsity, "give a number below 1: a subnetwork keeps a part")
+    options = {
+        "seeds": seeds,
+        "sparsity": sparsity,
+        "steps": steps,
+        "max_paragraphs": max_paragraphs,
+        "shuffles": shuffles,
+        "seed": seed,
+    }
+    _check(options)
     adapter = adapt(model)
     generator = torch.Generator().manual_seed(seed)
     groups = _usable_groups(adapter, memorized, control, memory_budget)
@@ -118,7 +117,10 @@ def core(  # noqa: PLR0913 (keyword-only options of a public function)
         adapter.preserving_state(),
         bar(total, "masks", unit="step", progress=progress) as steps_bar,
     ):
-        trained, tested = zip(*(_split(group, generator, notes) for group in drawn), strict=True)
+        halves = [
+            _split(group, of, generator, notes) for of, group in zip(SETS, drawn, strict=True)
+        ]
+        trained, tested = zip(*halves, strict=True)
         log_odds = search.train(trained, generator, steps_bar.update)
         shuffled = [
             search.kept(search.train(_shuffle(trained, generator), generator, steps_bar.update))
@@ -139,16 +141,23 @@ def core(  # noqa: PLR0913 (keyword-only options of a public function)
         provenance=Provenance.of(
             adapter,
             {"memorized": groups[0], "control": groups[1]},
-            seeds=seeds,
-            sparsity=sparsity,
-            steps=steps,
-            max_paragraphs=max_paragraphs,
-            shuffles=shuffles,
             tolerance=TOLERANCE,
-            seed=seed,
+            **options,
         ),
         notes=tuple(notes),
     )
+
+
+def _check(options: Mapping[str, Any]) -> None:
+    """Raise `InputError` unless every option is in its range."""
+    for name in ("seeds", "steps", "max_paragraphs"):
+        at_least(name, options[name], 1)
+    for name in ("shuffles", "seed"):
+        at_least(name, options[name], 0)
+    sparsity = options["sparsity"]
+    fraction("sparsity", sparsity)
+    if sparsity == 1:
+        raise InputError("sparsity", sparsity, "give a number below 1: a subnetwork keeps a part")
 
 
 class _Search:
@@ -292,13 +301,13 @@ def _usable_groups(
 
 
 def _split(
-    paragraphs: Paragraphs, generator: torch.Generator, notes: list[str]
+    paragraphs: Paragraphs, of: SetName, generator: torch.Generator, notes: list[str]
 ) -> tuple[Paragraphs, Paragraphs]:
     """Paragraphs to train masks on, and others to test them on."""
     n = len(paragraphs)
     if n < _MIN_TO_SPLIT:
         notes.append(
-            f"with {n} paragraphs, fewer than {_MIN_TO_SPLIT}, masks were tested on the paragraphs "
+            f"{of}: with {n} paragraphs, fewer than {_MIN_TO_SPLIT}, masks were tested on those "
             "that they were trained on"
         )
         return paragraphs, paragraphs
