@@ -32,7 +32,7 @@ from memcircuits.core.errors import InputError, at_least
 from memcircuits.core.progress import bar
 from memcircuits.core.torch_state import plain_torch
 from memcircuits.data.paragraphs import Paragraphs, ParagraphsLike
-from memcircuits.data.tokens import decode
+from memcircuits.data.token_text import token_labels
 from memcircuits.evidence.lookups.driving import NeuronInputs, refuse_other_blocks
 from memcircuits.evidence.lookups.results import Lookups
 from memcircuits.evidence.lookups.writing import Congruence, LogitWriting
@@ -109,7 +109,7 @@ def lookups(
     layer, index = chosen.unbind(-1)
     tokens = congruence.tokens[layer, index]
     has_tokenizer = adapter.tokenizer is not None
-    texts = decode(tokens[:, None].tolist(), adapter.model) if has_tokenizer else []
+    texts = token_labels(tokens.tolist(), adapter.model) if has_tokenizer else []
     return Lookups(
         neurons=chosen,
         is_next_token=is_next_token,
