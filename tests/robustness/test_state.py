@@ -135,7 +135,8 @@ def used(request):
     model = unusual(name, variant)
     adapt(model)
     edit_of(model, name)
-    matrix.twin_model(model)  # made here: making a model uses Python's generator
+    # The twin is made, and TransformerLens's first passes through both are over.
+    matrix.ANALYSES["transplant, weights"].measure(model, matrix.paragraphs(name))
     return model, name
 
 
