@@ -135,7 +135,9 @@ def test_controls_nearest_in_nll(neo):
 
 
 def test_bad_input_is_refused(neo):
-    with pytest.raises(mc.InputError, match="memorized: one paragraph; give at least two"):
+    with pytest.raises(
+        mc.InputError, match="memorized: 1 paragraph of one group; give at least two"
+    ):
         mc.contrast(neo, MEMORIZED[:1], CONTROL, **QUICK)
     with pytest.raises(mc.InputError, match="control: 1 of its paragraphs are in the memorized"):
         mc.contrast(neo, MEMORIZED, MEMORIZED[:1] + CONTROL, **QUICK)

@@ -13,8 +13,8 @@ Here the two sets are given, and each paragraph is described by three families o
   of the sets' means (leave-one-out), and stability: the cosine with the state when one prefix token
   is replaced.
 
-Means are compared with bootstrap intervals over paragraphs and with permuted labels
- (`memcircuits.evidence.contrasts.statistics`). Text features are the same for every model: a
+Means are compared with bootstrap intervals over independent groups of paragraphs and with permuted
+labels (`memcircuits.evidence.contrasts.statistics`). Text features are the same for every model: a
 difference there is one of the texts and not of memory. `match_nll` takes the controls that are
 nearest in NLL, so that what remains is not the loss again.
 """
@@ -30,6 +30,7 @@ from torch import Tensor
 
 from memcircuits.core.errors import InputError, at_least
 from memcircuits.core.progress import bar
+from memcircuits.core.statistics import count_groups, group_means, group_notes
 from memcircuits.data.overlap import refuse_overlap
 from memcircuits.data.paragraphs import Paragraphs, ParagraphsLike
 from memcircuits.data.unigrams import COUNTED_HERE, UnigramTable
@@ -121,8 +122,10 @@ def contrast(  # noqa: PLR0913
         notes += (note,)
     paragraphs = {name: of_set.paragraphs for name, of_set in measured.items()}
     for name, group in paragraphs.items():
-        if len(group) < 2:
-            raise InputError(name, "one paragraph", "give at least two")
+        if count_groups(group.groups) < 2:
+            n = f"{len(group)} paragraph{'s' * (len(group) > 1)} of one group"
+            raise InputError(name, n, "give at least two that are independent")
+    notes += group_notes({name: group.groups for name, group in paragraphs.items()})
     provenance = Provenance.of(
         adapter,
         paragraphs,
@@ -206,7 +209,9 @@ def _compared(
     columns = [*_surface(memorized, control), *_hidden(memorized, control, draws, generator)]
     first = torch.stack([column.memorized for column in columns], -1)
     second = torch.stack([column.control for column in columns], -1)
-    statistics = compare(first, second, draws, generator)
+    groups = memorized.paragraphs.groups, control.paragraphs.groups
+    units = group_means(first, groups[0]), group_means(second, groups[1])
+    statistics = compare(*units, draws, generator)
     for i, column in enumerate(columns):
         for name, value in column.own.items():
             statistics[name][i] = value
@@ -243,7 +248,7 @@ def _hidden(
     columns = []
     for place, place_name in enumerate(PLACES):
         by_set = [of.model.states[:, place] for of in (memorized, control)]
-        cosine, direction, own = _of_sets(by_set, draws, generator)
+        cosine, direction, own = _of_sets(memorized, control, by_set, draws, generator)
         n_first = len(memorized.paragraphs)
         for layer in range(by_set[0].shape[1]):
             features = {
@@ -265,11 +270,21 @@ def _hidden(
 
 
 def _of_sets(
+    memorized: _Measured,
+    control: _Measured,
     states: list[Float[Tensor, "paragraph layer d_model"]],
     draws: int,
     generator: torch.Generator,
 ) -> tuple[Tensor, Tensor, dict[str, dict[str, Tensor]]]:
-    """Cosine and direction of every paragraph, [paragraph, layer], and their own statistics."""
-    gram = Gram(torch.cat(states))
-    features, cosine, direction = compare_sets(gram, len(states[0]), draws, generator)
-    return features.cosine, features.direction, {"cosine": cosine, "direction": direction}
+    """Cosine and direction of every paragraph, [paragraph, layer], and their own statistics.
+
+    Paragraphs of one independent group share a state, their mean.
+    """
+    groups = [of.paragraphs.groups for of in (memorized, control)]
+    units = [group_means(*pair) for pair in zip(states, groups, strict=True)]
+    n_first = len(units[0])
+    features, cosine, direction = compare_sets(Gram(torch.cat(units)), n_first, draws, generator)
+    first, second = (numbers.unique(return_inverse=True)[1] for numbers in groups)
+    unit = torch.cat([first, n_first + second])
+    own = {"cosine": cosine, "direction": direction}
+    return features.cosine[unit], features.direction[unit], own
