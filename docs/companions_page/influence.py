@@ -13,8 +13,8 @@ import memcircuits as mc
 from memcircuits.core.statistics import bootstrap_interval
 
 SEED = 0
-N_TESTED = 24
-N_UNLEARNED = 6  # each costs an edit
+N_TESTED = 12
+N_UNLEARNED = 4  # each costs an edit
 DAMAGE = (20, 10, 5)  # one token in so many of a near copy is another
 PAPER_FOUND = (
     "Phrases of the same structure in one context teach each other: removing them from the "
