@@ -113,7 +113,7 @@ def test_a_subnetwork_has_as_many_parts_as_asked_for(neo):
     for sparsity, n in ((0.5, 10), (0.9, 2), (0.999, 1)):
         result = mc.core(neo, paragraphs[:4], paragraphs[4:], seeds=2, sparsity=sparsity, steps=2)
         assert (result.kept.sum(-1) == n).all()
-    assert [note.split(":")[0] for note in result.notes] == ["memorized", "control"]
+    assert [note.split(":")[0] for note in result.notes[:2]] == ["memorized", "control"]
     whole = result.scores["memorized, whole"]
     torch.testing.assert_close(whole[:, 2], mc.scan(neo, paragraphs[:4]).nll, atol=1e-5, rtol=0)
     assert whole[:, 0].tolist() == [12.0] * 4

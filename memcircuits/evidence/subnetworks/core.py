@@ -31,7 +31,9 @@ from torch import Tensor
 
 from memcircuits.core.errors import InputError, at_least, fraction
 from memcircuits.core.progress import bar
+from memcircuits.core.statistics import count_groups, group_notes
 from memcircuits.core.torch_state import plain_torch
+from memcircuits.data.draws import random_order, split_groups
 from memcircuits.data.overlap import refuse_overlap
 from memcircuits.data.paragraphs import Paragraphs, ParagraphsLike
 from memcircuits.evidence.subnetworks.hard_concrete import (
@@ -129,6 +131,7 @@ def core(  # noqa: PLR0913 (keyword-only options of a public function)
         kept = search.kept(log_odds)
         sizes = [search.effective_size(p, odds) for p, odds in zip(tested, log_odds, strict=True)]
         scores = search.scores(tested, kept)
+    groups_of = {str(of): group.groups for of, group in zip(SETS, tested, strict=True)}
     none = torch.zeros(0, *kept.shape, dtype=torch.bool)
     return Core(
         log_odds=log_odds.cpu(),
@@ -144,7 +147,8 @@ def core(  # noqa: PLR0913 (keyword-only options of a public function)
             tolerance=TOLERANCE,
             **options,
         ),
-        notes=tuple(notes),
+        notes=(*notes, *group_notes(groups_of)),
+        groups=groups_of,
     )
 
 
@@ -303,17 +307,17 @@ def _usable_groups(
 def _split(
     paragraphs: Paragraphs, of: SetName, generator: torch.Generator, notes: list[str]
 ) -> tuple[Paragraphs, Paragraphs]:
-    """Paragraphs to train masks on, and others to test them on."""
-    n = len(paragraphs)
+    """Paragraphs to train masks on, and independent others to test them on."""
+    n = count_groups(paragraphs.groups)
     if n < _MIN_TO_SPLIT:
         notes.append(
             f"{of}: with {n} paragraphs, fewer than {_MIN_TO_SPLIT}, masks were tested on those "
             "that they were trained on"
         )
         return paragraphs, paragraphs
-    order = torch.randperm(n, generator=generator)
-    n_tested = min(n // 2, _MAX_TESTED)
-    return paragraphs[order[n_tested:]], paragraphs[order[:n_tested]]
+    order = random_order(paragraphs.groups, generator)
+    tested, trained = split_groups(paragraphs.groups, order, min(n // 2, _MAX_TESTED))
+    return paragraphs[trained], paragraphs[tested]
 
 
 def _shuffle(groups: Sequence[Paragraphs], generator: torch.Generator) -> list[Paragraphs]:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Literal, TypeAlias, get_args
 
 import torch
@@ -12,7 +12,7 @@ from torch import Tensor
 
 from memcircuits.core.errors import one_of
 from memcircuits.core.heads import Head
-from memcircuits.core.statistics import bootstrap_interval
+from memcircuits.core.statistics import bootstrap_interval, group_means
 from memcircuits.results.provenance import Provenance
 from memcircuits.results.result import Result
 
@@ -50,6 +50,8 @@ class Core(Result, kind="core"):
             seed, part]; empty if that was not asked for.
         provenance: where the numbers come from.
         notes: what the reader must know about the numbers.
+        groups: set -> number of each test paragraph's independent group; of a set that is not
+            there, each paragraph is its own group.
     """
 
     log_odds: Float[Tensor, "set seed part"]
@@ -61,6 +63,7 @@ class Core(Result, kind="core"):
     shuffled: Bool[Tensor, "shuffle set seed part"]
     provenance: Provenance
     notes: tuple[str, ...] = ()
+    groups: Mapping[str, Int[Tensor, " paragraph"]] = field(default_factory=dict)
 
     def in_core(self, of: SetName = "memorized") -> Bool[Tensor, " part"]:
         """Which parts every subnetwork of a set has."""
@@ -98,7 +101,7 @@ class Core(Result, kind="core"):
         return (cores[:, 0] != cores[:, 1]).float().mean(-1) / 2
 
     def effects(self) -> pd.DataFrame:
-        """What the whole model, subnetworks and cores predict, with 95 % intervals over paragraphs.
+        """What the whole model, subnetworks and cores predict, with 95 % intervals over groups.
 
         Returns:
             Columns `set, condition, n` and `em, accuracy, nll`, each with `_low` and `_high`.
@@ -110,9 +113,10 @@ class Core(Result, kind="core"):
         for name, samples in self.scores.items():
             group, _, condition = name.partition(", ")
             row: dict[str, Any] = {"set": group, "condition": condition, "n": len(samples)}
-            low, high = bootstrap_interval(samples, seed=seed)
+            means = group_means(samples, self.groups.get(group))
+            low, high = bootstrap_interval(means, seed=seed)
             for i, measure in enumerate(MEASURES):
-                row[measure] = float(samples[:, i].mean())
+                row[measure] = float(means[:, i].mean())
                 row |= {f"{measure}_low": float(low[i]), f"{measure}_high": float(high[i])}
             rows.append(row)
         return pd.DataFrame(rows)
