@@ -149,7 +149,7 @@ def test_command_line_page_is_current():
 
     page = (ROOT / "docs" / "cli.md").read_text(encoding="utf-8")
     for command in app.registered_commands:
-        name = command.name or command.callback.__name__
+        name = command.name or command.callback.__name__.replace("_", "-")
         assert f"`memcircuits {name}`" in page
         options = CliRunner().invoke(app, [name, "--help"], env={"COLUMNS": "200"}).output
         for option in set(re.findall(r"--[a-z][a-z-]+", options)) - {"--help"}:
