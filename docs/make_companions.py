@@ -16,7 +16,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from memcircuits.core.io import write_atomically
+from memcircuits.base.io import write_atomically
 
 DOCS = Path(__file__).parent
 SECTIONS = ("contrast", "lookups", "cut_prefix", "influence", "core")

@@ -16,10 +16,10 @@ from pathlib import Path
 
 import pandas as pd
 
+from memcircuits.base.io import write_atomically
 from memcircuits.benchmark.leaderboard import leaderboard, leaderboard_figure
 from memcircuits.benchmark.pages import write_leaderboard
 from memcircuits.benchmark.trials import read_trials
-from memcircuits.core.io import write_atomically
 
 DOCS = Path(__file__).parent
 README = DOCS.parent / "README.md"

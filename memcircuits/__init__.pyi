@@ -1,5 +1,5 @@
-from .core.errors import InputError
-from .core.heads import Head
+from .base.errors import InputError
+from .base.heads import Head
 from .data.paragraphs import Paragraphs
 from .data.unigrams import UnigramTable
 from .editing.planting import plant

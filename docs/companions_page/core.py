@@ -9,7 +9,7 @@ from companions_page.rows import Row
 from companions_page.subjects import Subject, shipped
 
 import memcircuits as mc
-from memcircuits.core.statistics import bootstrap_interval
+from memcircuits.base.statistics import bootstrap_interval
 from memcircuits.evidence.subnetworks.results import SETS, Core
 
 SEED = 0

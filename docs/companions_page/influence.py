@@ -10,7 +10,7 @@ from companions_page.rows import Row
 from companions_page.subjects import Subject
 
 import memcircuits as mc
-from memcircuits.core.statistics import bootstrap_interval
+from memcircuits.base.statistics import bootstrap_interval
 
 SEED = 0
 N_TESTED = 12

@@ -9,7 +9,7 @@ import pandas as pd
 import torch
 
 import memcircuits as mc
-from memcircuits.core.statistics import bootstrap_means, finite_mean
+from memcircuits.base.statistics import bootstrap_means, finite_mean
 from memcircuits.evidence.patching.context import DIRECTIONS
 from memcircuits.evidence.triggers.perturbation import Perturbation
 from memcircuits.evidence.triggers.replacements import REPLACEMENTS

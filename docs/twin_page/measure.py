@@ -13,6 +13,8 @@ import torch
 from triggers_page.kept import Kept
 
 import memcircuits as mc
+from memcircuits.base.io import read_safetensors
+from memcircuits.base.statistics import bootstrap_interval
 from memcircuits.benchmark.estimands import EffectSets, compare_estimands, head_effects
 from memcircuits.benchmark.natural import natural_leaderboard
 from memcircuits.benchmark.natural_trials import (
@@ -22,8 +24,6 @@ from memcircuits.benchmark.natural_trials import (
     run_natural_trials,
     told_apart,
 )
-from memcircuits.core.io import read_safetensors
-from memcircuits.core.statistics import bootstrap_interval
 from memcircuits.evidence.transplants.results import MEASURES, Transplant
 from memcircuits.measure.decoding import greedy_continuations
 from memcircuits.models.loading import as_bridge, read_pretrained

@@ -10,7 +10,7 @@ from typing import Any
 
 import torch
 
-from memcircuits.core.statistics import bootstrap_means
+from memcircuits.base.statistics import bootstrap_means
 from memcircuits.results.provenance import versions
 from unlearning_page.setting import SEED, TABLE, VARIANTS, Runs
 

@@ -9,7 +9,7 @@ from collections.abc import Iterable
 from typing import Any
 
 import memcircuits as mc
-from memcircuits.core.io import write_atomically
+from memcircuits.base.io import write_atomically
 from reproduction.page import plain, say
 from reproduction.study import EXPERIMENTS, CannotRun, Finding, Outcome, Study
 

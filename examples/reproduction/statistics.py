@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 import memcircuits as mc
-from memcircuits.core.statistics import bootstrap_means
+from memcircuits.base.statistics import bootstrap_means
 
 RESAMPLES = 2000
 FOLDS = 5  # of the jackknife

@@ -14,6 +14,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from memcircuits.base.errors import InputError
 from memcircuits.benchmark.units import (
     LocalizationTask,
     Pooling,
@@ -21,7 +22,6 @@ from memcircuits.benchmark.units import (
     pool_scores,
     scatter_planted,
 )
-from memcircuits.core.errors import InputError
 from memcircuits.measure.fisher import damped_root, fisher_diagonal
 from memcircuits.measure.gradients import mean_gradient
 

@@ -32,8 +32,8 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
+from memcircuits.base.progress import bar
 from memcircuits.benchmark.natural import K, rank_correlations, recalls
-from memcircuits.core.progress import bar
 from memcircuits.data.paragraphs import Paragraphs
 from memcircuits.evidence.interventions import HeadEdit, ResumableRun
 from memcircuits.measure.continuation import read_continuation

@@ -18,6 +18,8 @@ import torch
 from jaxtyping import Bool, Float
 from torch import Tensor
 
+from memcircuits.base.errors import InputError, one_of
+from memcircuits.base.statistics import bootstrap_interval
 from memcircuits.benchmark.metrics import METRICS, Metric, metrics, wilson
 from memcircuits.benchmark.schemas import DeletionCurve, LocalizerScore, PlantedTrial, Trials
 from memcircuits.benchmark.trial_kinds import (
@@ -27,8 +29,6 @@ from memcircuits.benchmark.trial_kinds import (
     UNIT_OF_KIND,
     PlantedKind,
 )
-from memcircuits.core.errors import InputError, one_of
-from memcircuits.core.statistics import bootstrap_interval
 
 if TYPE_CHECKING:
     import pandas as pd

@@ -30,6 +30,7 @@ from functools import partial
 from jaxtyping import Float
 from torch import Tensor
 
+from memcircuits.base.errors import InputError, one_of
 from memcircuits.benchmark.by_activations import (
     by_activation_gradient,
     by_attribution,
@@ -45,7 +46,6 @@ from memcircuits.benchmark.by_weights import (
     random_scores,
 )
 from memcircuits.benchmark.units import UNITS, LocalizationTask, Unit
-from memcircuits.core.errors import InputError, one_of
 
 
 @dataclass(frozen=True)

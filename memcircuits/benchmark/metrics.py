@@ -18,7 +18,7 @@ import torch
 from jaxtyping import Bool, Float
 from torch import Tensor
 
-from memcircuits.core.errors import InputError
+from memcircuits.base.errors import InputError
 
 Metric = Literal["recall_at_1", "recall_at_k", "mrr", "auc"]
 """A metric of a ranking of units; the best value of each is 1."""

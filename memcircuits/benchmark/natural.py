@@ -20,10 +20,10 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from memcircuits.base.errors import at_least
+from memcircuits.base.io import write_atomically
+from memcircuits.base.statistics import DRAWS, bootstrap_means, interval
 from memcircuits.benchmark.natural_trials import DIRECTIONS, REFERENCES, NaturalTrial
-from memcircuits.core.errors import at_least
-from memcircuits.core.io import write_atomically
-from memcircuits.core.statistics import DRAWS, bootstrap_means, interval
 from memcircuits.evidence.transplants.results import MEASURES, Measure
 
 if TYPE_CHECKING:

@@ -32,13 +32,13 @@ from jaxtyping import Float
 from pydantic import BaseModel, ConfigDict, ValidationError
 from torch import Tensor
 
+from memcircuits.base.errors import InputError, at_least, one_of
+from memcircuits.base.io import write_atomically
+from memcircuits.base.progress import bar
 from memcircuits.benchmark.localizers import LOCALIZERS, localizers_of
 from memcircuits.benchmark.planted_trial import scores_of
 from memcircuits.benchmark.trial_kinds import RANKINGS
 from memcircuits.benchmark.units import LocalizationTask, count_forwards, pool_scores
-from memcircuits.core.errors import InputError, at_least, one_of
-from memcircuits.core.io import write_atomically
-from memcircuits.core.progress import bar
 from memcircuits.data.paragraphs import Paragraphs
 from memcircuits.data.unigrams import UnigramTable
 from memcircuits.evidence.ablation import ablate_heads

@@ -19,6 +19,13 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
+from memcircuits.base.errors import InputError
+from memcircuits.base.heads import Head
+from memcircuits.base.statistics import (
+    benjamini_hochberg,
+    permutation_p_value,
+    permuted_differences,
+)
 from memcircuits.benchmark.localizers import localize, localizers_of
 from memcircuits.benchmark.paragraph_pool import ParagraphPool
 from memcircuits.benchmark.schemas import (
@@ -30,13 +37,6 @@ from memcircuits.benchmark.schemas import (
     StabilityTrial,
 )
 from memcircuits.benchmark.units import LocalizationTask
-from memcircuits.core.errors import InputError
-from memcircuits.core.heads import Head
-from memcircuits.core.statistics import (
-    benjamini_hochberg,
-    permutation_p_value,
-    permuted_differences,
-)
 from memcircuits.data.paragraphs import Paragraphs
 from memcircuits.editing.planting import plant
 from memcircuits.evidence.ablation import Ablation

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING
 
 import jinja2
 
+from memcircuits.base.io import write_atomically
 from memcircuits.benchmark.leaderboard import (
     combinations,
     deletion_areas,
@@ -24,7 +25,6 @@ from memcircuits.benchmark.metrics import METRICS, wilson
 from memcircuits.benchmark.schemas import NullResult, Run, Trials
 from memcircuits.benchmark.trial_kinds import N_CONTROLS, PLANTED_KINDS, TRIAL_KINDS
 from memcircuits.benchmark.trials import read_run
-from memcircuits.core.io import write_atomically
 
 if TYPE_CHECKING:
     import pandas as pd

@@ -11,7 +11,7 @@ from itertools import accumulate, pairwise
 
 import torch
 
-from memcircuits.core.errors import InputError
+from memcircuits.base.errors import InputError
 from memcircuits.data.draws import first_rows
 from memcircuits.data.paragraphs import Paragraphs, ParagraphsLike
 from memcircuits.data.unigrams import UnigramTable

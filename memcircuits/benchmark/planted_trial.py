@@ -19,6 +19,8 @@ import torch
 from jaxtyping import Bool, Float
 from torch import Tensor
 
+from memcircuits.base.errors import InputError
+from memcircuits.base.heads import Head
 from memcircuits.benchmark.localizers import localize, localizers_of
 from memcircuits.benchmark.metrics import metrics
 from memcircuits.benchmark.paragraph_pool import ParagraphPool
@@ -36,8 +38,6 @@ from memcircuits.benchmark.trial_kinds import (
     PlantedKind,
 )
 from memcircuits.benchmark.units import LocalizationTask, Unit, count_forwards, truth_of
-from memcircuits.core.errors import InputError
-from memcircuits.core.heads import Head
 from memcircuits.data.paragraphs import Paragraphs
 from memcircuits.editing.planting import plant
 from memcircuits.evidence.find_heads import find_memorization_heads

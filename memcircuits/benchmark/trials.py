@@ -30,15 +30,15 @@ from typing import cast
 
 from pydantic import BaseModel, ValidationError
 
+from memcircuits.base.errors import InputError, at_least, one_of
+from memcircuits.base.io import write_atomically
+from memcircuits.base.progress import bar
 from memcircuits.benchmark.localizers import LOCALIZERS
 from memcircuits.benchmark.other_trials import holders_trial, null_trial, stability_trial
 from memcircuits.benchmark.paragraph_pool import ParagraphPool
 from memcircuits.benchmark.planted_trial import planted_trial
 from memcircuits.benchmark.schemas import SCHEMAS, Run, Trial, Trials
 from memcircuits.benchmark.trial_kinds import N_TRIALS, RANKINGS, TRIAL_KINDS, TrialKind
-from memcircuits.core.errors import InputError, at_least, one_of
-from memcircuits.core.io import write_atomically
-from memcircuits.core.progress import bar
 from memcircuits.models.registry import adapt
 from memcircuits.results.provenance import Provenance
 

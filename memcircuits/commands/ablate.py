@@ -39,7 +39,7 @@ def ablate(
     Example: memcircuits ablate --mode mean --max-paragraphs 20
     """
     import memcircuits as mc
-    from memcircuits.core.io import write_atomically
+    from memcircuits.base.io import write_atomically
     from memcircuits.evidence.ablation import Mode
 
     checked_mode = choice("--mode", mode, get_args(Mode))

@@ -41,7 +41,7 @@ def attention(
     Example: memcircuits attention --heads L0H5,L0H3 --rows 0,1
     """
     import memcircuits as mc
-    from memcircuits.core.errors import InputError
+    from memcircuits.base.errors import InputError
     from memcircuits.data.unigrams import COUNTED_HERE
     from memcircuits.models.registry import adapt
 

@@ -43,13 +43,13 @@ def localize(
 
     Example: memcircuits bench localize --quick --out bench
     """
+    from memcircuits.base.errors import InputError
     from memcircuits.benchmark.leaderboard import leaderboard
     from memcircuits.benchmark.metrics import METRICS
     from memcircuits.benchmark.pages import write_leaderboard
     from memcircuits.benchmark.paragraph_pool import ParagraphPool
     from memcircuits.benchmark.trial_kinds import N_QUICK_TRIALS, N_TRIALS
     from memcircuits.benchmark.trials import read_trials, run_trials
-    from memcircuits.core.errors import InputError
 
     if shard_index >= num_shards:
         raise InputError("--shard-index", shard_index, f"give less than {num_shards}")

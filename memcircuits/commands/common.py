@@ -65,7 +65,7 @@ def errors_in_one_line() -> Iterator[None]:
     except BrokenPipeError:  # the reader of the output has closed it: `cli.main` ends quietly
         raise
     except (ValueError, MemoryError, OSError) as error:
-        from memcircuits.core.errors import InputError
+        from memcircuits.base.errors import InputError
 
         if not isinstance(error, (InputError, MemoryError, OSError)):
             raise

@@ -50,7 +50,7 @@ def core(
     Example: memcircuits core --model organism-planted
     """
     import memcircuits as mc
-    from memcircuits.core.io import write_atomically
+    from memcircuits.base.io import write_atomically
 
     model, paragraphs = inputs.load()
     memorized, controls = split(inputs, model, paragraphs, control)

@@ -72,7 +72,7 @@ def cut_prefix(
 
 def _whole_numbers(option: str, text: str) -> list[int]:
     """`-1,0,1` as a list."""
-    from memcircuits.core.errors import InputError
+    from memcircuits.base.errors import InputError
 
     try:
         return [int(part) for part in names(text) or ()]

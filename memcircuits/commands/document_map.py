@@ -60,7 +60,7 @@ def map(
     Example: memcircuits map book.txt --out map.html
     """
     import memcircuits as mc
-    from memcircuits.core.io import write_atomically
+    from memcircuits.base.io import write_atomically
     from memcircuits.data.normalizing import Normalize
 
     if out.suffix != ".html":

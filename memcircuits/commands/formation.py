@@ -47,7 +47,7 @@ def formation(
     Example: memcircuits formation --checkpoints 0=organism,400=organism-planted --max-paragraphs 0
     """
     import memcircuits as mc
-    from memcircuits.core.io import write_atomically
+    from memcircuits.base.io import write_atomically
 
     steps = _models(inputs, "--checkpoints", checkpoints)
     twin_steps: Any = None
@@ -87,7 +87,7 @@ def formation(
 
 def _models(inputs: Inputs, option: str, text: str) -> dict[int, Callable[[], Any]]:
     """`0=organism,400=folder` as functions that load the models."""
-    from memcircuits.core.errors import InputError
+    from memcircuits.base.errors import InputError
 
     models: dict[int, Callable[[], Any]] = {}
     for part in text.split(","):

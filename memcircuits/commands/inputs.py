@@ -90,7 +90,7 @@ class Inputs:
         Raises:
             InputError: for a value that these do not have.
         """
-        from memcircuits.core.errors import one_of
+        from memcircuits.base.errors import one_of
         from memcircuits.data.formats.records import Columns
         from memcircuits.data.normalizing import Normalize
 
@@ -144,7 +144,7 @@ class Inputs:
 
         They are for the shipped model, and their lengths are fixed.
         """
-        from memcircuits.core.errors import InputError
+        from memcircuits.base.errors import InputError
 
         bos = self.tokens_in_front
         if self.paragraphs is None and not is_shipped(self.model):
@@ -168,7 +168,7 @@ class Inputs:
 
 def bos_of(option: str) -> Bos:
     """The argument `bos` that the option `--bos` means; `InputError` for another word."""
-    from memcircuits.core.errors import one_of
+    from memcircuits.base.errors import one_of
 
     one_of("--bos", option, _BOS)
     return _BOS[option]
@@ -184,7 +184,7 @@ def load(name: str, quiet: bool, **loading: Any) -> Any:
 
 def load_twin(inputs: Inputs, name: str | None) -> Any:
     """The twin of a model; without a name that of a shipped model."""
-    from memcircuits.core.errors import InputError
+    from memcircuits.base.errors import InputError
 
     name = name or _TWINS.get(inputs.model)
     if name is None:

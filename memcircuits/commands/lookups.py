@@ -46,7 +46,7 @@ def lookups(
     Example: memcircuits lookups --neurons 8
     """
     import memcircuits as mc
-    from memcircuits.core.io import write_atomically
+    from memcircuits.base.io import write_atomically
 
     model, paragraphs = inputs.load()
     result = mc.lookups(

@@ -39,7 +39,7 @@ def print_json(data: Any) -> None:
 
 def records(frame: pd.DataFrame) -> list[dict[str, Any]]:
     """The rows of a table for JSON; NaN becomes null, and values of other types their text."""
-    from memcircuits.core.json_values import readable_value
+    from memcircuits.base.json_values import readable_value
 
     objects = frame.select_dtypes(exclude=["number", "bool", "datetime", "datetimetz"])
     plain = frame.assign(**{str(name): objects[name].map(readable_value) for name in objects})

@@ -65,7 +65,7 @@ class PatchOptions:
 
     def check(self) -> None:
         """Raise `InputError` for what can be refused before a model is loaded."""
-        from memcircuits.core.errors import InputError
+        from memcircuits.base.errors import InputError
         from memcircuits.evidence.patching.context import DIRECTIONS
         from memcircuits.evidence.patching.metrics import METRIC_UNITS
         from memcircuits.evidence.patching.sites import LAYER_SITES, PATCH_HEAD_SITES
@@ -96,7 +96,7 @@ class PatchOptions:
     @property
     def parsed_positions(self) -> Any:
         """The positions as `patch_heads` takes them."""
-        from memcircuits.core.errors import InputError
+        from memcircuits.base.errors import InputError
 
         if self.positions in ("changed", "all"):
             return "changed" if self.positions == "changed" else None
@@ -142,7 +142,7 @@ def _pairs(
     inputs: Inputs, model: Any, paragraphs: Paragraphs, options: PatchOptions
 ) -> tuple[Paragraphs, Paragraphs]:
     """Clean paragraphs and their corrupted versions, row by row."""
-    from memcircuits.core.errors import InputError
+    from memcircuits.base.errors import InputError
     from memcircuits.evidence.triggers.perturbation import perturb_prefix
     from memcircuits.measure.scanning import scan
 
@@ -236,7 +236,7 @@ def _write_maps(results: PatchesOf, out: Path) -> list[Path]:
 
 
 def _write_map(direction: str, panels: dict[str, Patches], column: str, out: Path) -> Path:
-    from memcircuits.core.io import write_atomically
+    from memcircuits.base.io import write_atomically
     from memcircuits.display import figures
 
     first = next(iter(panels.values()))

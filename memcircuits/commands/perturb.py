@@ -103,7 +103,7 @@ def _sets(
     inputs: Inputs, model: Any, paragraphs: Paragraphs, options: PerturbOptions
 ) -> dict[str, Paragraphs]:
     """Memorized paragraphs, and controls with the model's own continuation."""
-    from memcircuits.core.errors import InputError
+    from memcircuits.base.errors import InputError
     from memcircuits.measure.decoding import greedy_continuations
     from memcircuits.measure.scanning import scan
 
@@ -206,7 +206,7 @@ def _write(results: PerturbationsOf, out: Path) -> list[Path]:
     """The results, and two pages per replacement: the means, and the first paragraph."""
     import pandas as pd
 
-    from memcircuits.core.io import write_atomically
+    from memcircuits.base.io import write_atomically
     from memcircuits.display import figures
 
     written = [

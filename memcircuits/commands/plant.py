@@ -86,7 +86,7 @@ def plant(
 
 def _split(unknown: Paragraphs | None, targets: int, seed: int) -> tuple[Paragraphs, Paragraphs]:
     """The paragraphs to write, and the anchors."""
-    from memcircuits.core.errors import InputError
+    from memcircuits.base.errors import InputError
 
     if unknown is None or len(unknown) < targets + 2:
         n = 0 if unknown is None else len(unknown)
@@ -105,7 +105,7 @@ def _write_paragraphs(path: Path, *groups: Paragraphs) -> Path:
     """A file of paragraphs as ids, which any tokenizer leaves as they are."""
     import json
 
-    from memcircuits.core.io import write_atomically
+    from memcircuits.base.io import write_atomically
 
     lines = [
         json.dumps({"id": name, "ids": ids}) + "\n"

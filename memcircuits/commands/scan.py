@@ -111,7 +111,7 @@ class CorpusOptions:
 
     def check_unused(self) -> None:
         """Raise `InputError` if an option needs --out, and it is not given."""
-        from memcircuits.core.errors import InputError
+        from memcircuits.base.errors import InputError
 
         corpus_only = {
             "--resume": self.resume,
@@ -143,7 +143,7 @@ class CorpusOptions:
 
     def shard(self) -> tuple[int, int]:
         """Index and number of shards: as given, or set by `accelerate launch` or `torchrun`."""
-        from memcircuits.core.errors import InputError
+        from memcircuits.base.errors import InputError
 
         index, number = self.shard_index, self.num_shards
         if (index is None) != (number is None):
@@ -240,7 +240,7 @@ def _device_of_process(inputs: Inputs, options: CorpusOptions) -> dict[str, Any]
     """The GPU that `accelerate launch` or `torchrun` gave to this process, if any."""
     import torch
 
-    from memcircuits.core.errors import InputError
+    from memcircuits.base.errors import InputError
 
     local_rank = os.environ.get("LOCAL_RANK")
     if options.shard_index is not None or local_rank is None:

@@ -17,7 +17,7 @@ def split(
     inputs: Inputs, model: Any, paragraphs: Paragraphs, control: Path | None = None
 ) -> tuple[Paragraphs, Paragraphs]:
     """The memorized ones among the paragraphs, and the controls (by default also among them)."""
-    from memcircuits.core.errors import InputError
+    from memcircuits.base.errors import InputError
 
     result, memorized = _scan(inputs, model, paragraphs)
     if control is not None:
@@ -39,7 +39,7 @@ def memorized_only(inputs: Inputs, model: Any, paragraphs: Paragraphs) -> Paragr
 
 def _scan(inputs: Inputs, model: Any, paragraphs: Paragraphs) -> tuple[Scan, Paragraphs]:
     """The scan of the paragraphs, and the memorized ones."""
-    from memcircuits.core.errors import InputError
+    from memcircuits.base.errors import InputError
     from memcircuits.measure.scanning import scan
 
     result = scan(model, paragraphs, progress=inputs.progress)
@@ -83,7 +83,7 @@ def names(text: str | None) -> list[str] | None:
 
 def numbers(option: str, text: str | None) -> list[int] | None:
     """`0,1` as a list."""
-    from memcircuits.core.errors import InputError
+    from memcircuits.base.errors import InputError
 
     parts = names(text)
     if parts is not None and not all(part.isdigit() for part in parts):
@@ -93,7 +93,7 @@ def numbers(option: str, text: str | None) -> list[int] | None:
 
 def choice(option: str, value: str, allowed: Collection[str]) -> Any:
     """The value of an option, checked to be one of `allowed`."""
-    from memcircuits.core.errors import one_of
+    from memcircuits.base.errors import one_of
 
     one_of(option, value, allowed)
     return value

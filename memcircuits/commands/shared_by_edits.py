@@ -63,7 +63,7 @@ class EditOptions:
 
     def check(self) -> None:
         """Raise `InputError` for what can be refused before a model is loaded."""
-        from memcircuits.core.errors import fraction, positive
+        from memcircuits.base.errors import fraction, positive
         from memcircuits.editing.export import check_new
 
         fraction("--fraction", self.fraction)

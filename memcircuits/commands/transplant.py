@@ -51,7 +51,7 @@ def transplant(
     Example: memcircuits transplant --model organism-planted --twin organism --units head,mlp,layer
     """
     import memcircuits as mc
-    from memcircuits.core.errors import InputError
+    from memcircuits.base.errors import InputError
     from memcircuits.display.pages import Page
     from memcircuits.evidence.transplants.results import Patched
 

@@ -16,7 +16,7 @@ import functools
 from collections.abc import Sequence
 from typing import Any, Literal, TypeAlias
 
-from memcircuits.core.errors import InputError
+from memcircuits.base.errors import InputError
 from memcircuits.data.tokens import TokenizerLike, tokenizer_of
 
 Bos: TypeAlias = Literal["auto"] | bool

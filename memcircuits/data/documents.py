@@ -18,7 +18,7 @@ import torch
 from jaxtyping import Int
 from torch import Tensor
 
-from memcircuits.core.errors import InputError
+from memcircuits.base.errors import InputError
 from memcircuits.data.formats.records import Unusable, decode_utf8, printable
 from memcircuits.data.normalizing import Normalize, check_normalize, normalized
 from memcircuits.data.tokens import TokenizerLike, tokenizer_of

@@ -14,8 +14,8 @@ import torch
 from jaxtyping import Int
 from torch import Tensor
 
-from memcircuits.core.errors import InputError
-from memcircuits.core.statistics import count_groups, turns_in_groups
+from memcircuits.base.errors import InputError
+from memcircuits.base.statistics import count_groups, turns_in_groups
 
 
 def random_order(

@@ -28,7 +28,7 @@ from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Literal, TypeAlias, get_args
 
-from memcircuits.core.errors import one_of
+from memcircuits.base.errors import one_of
 from memcircuits.data.formats.records import Row
 
 Normalize: TypeAlias = Literal["auto", "none"]

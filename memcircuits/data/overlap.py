@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from typing import Literal
 
-from memcircuits.core.errors import InputError
+from memcircuits.base.errors import InputError
 from memcircuits.data.paragraphs import Paragraphs
 
 

@@ -23,7 +23,7 @@ import torch
 from jaxtyping import Int
 from torch import Tensor
 
-from memcircuits.core.errors import InputError, at_least, one_of
+from memcircuits.base.errors import InputError, at_least, one_of
 from memcircuits.data.bos import Bos, bos_ids
 from memcircuits.data.draws import sample_rows
 from memcircuits.data.formats.records import Columns, ColumnsLike

@@ -15,7 +15,7 @@ from typing import Any
 from jaxtyping import Int
 from torch import Tensor
 
-from memcircuits.core.errors import InputError
+from memcircuits.base.errors import InputError
 from memcircuits.data.formats.listing import list_files
 from memcircuits.data.formats.records import EMPTY, Columns, Row, Source
 from memcircuits.data.formats.sources import read_rows

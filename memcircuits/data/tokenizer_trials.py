@@ -24,7 +24,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from memcircuits.core.errors import InputError
+from memcircuits.base.errors import InputError
 
 PROBES = {
     "words": "The woods are lovely, dark and deep.",

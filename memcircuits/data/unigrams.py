@@ -23,9 +23,9 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from memcircuits.core.errors import InputError, at_least
-from memcircuits.core.io import read_safetensors, safetensors_bytes, write_atomically
-from memcircuits.core.progress import bar
+from memcircuits.base.errors import InputError, at_least
+from memcircuits.base.io import read_safetensors, safetensors_bytes, write_atomically
+from memcircuits.base.progress import bar
 from memcircuits.data.bos import default_bos, without_bos
 from memcircuits.data.formats.listing import find_sources
 from memcircuits.data.formats.records import BadRow

@@ -24,7 +24,7 @@ import torch
 from jaxtyping import Int
 from torch import Tensor
 
-from memcircuits.core.errors import InputError, at_least
+from memcircuits.base.errors import InputError, at_least
 from memcircuits.data.bos import without_bos
 from memcircuits.data.formats.records import BadRow, Row, Unusable
 from memcircuits.data.normalizing import MOVED, Normalize, normalized_row

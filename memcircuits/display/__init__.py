@@ -1,5 +1,5 @@
 """How numbers and text look, in figures and on pages; nothing here knows a model.
 
 `text` (the doors through which untrusted text enters), `numbers`, `palette`; `figures` are plotly,
-`pages` are single HTML files that work offline. May import: `core`.
+`pages` are single HTML files that work offline. May import: `base`.
 """

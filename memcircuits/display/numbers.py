@@ -6,7 +6,7 @@ from typing import Any
 
 import numpy as np
 
-from memcircuits.core.errors import InputError
+from memcircuits.base.errors import InputError
 
 
 def array(values: Any) -> np.ndarray:

@@ -28,7 +28,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from memcircuits.core.errors import InputError
+from memcircuits.base.errors import InputError
 from memcircuits.data.paragraphs import Paragraphs
 from memcircuits.editing.masks import Mask
 from memcircuits.measure.fisher import damped_root, drawn_labels

@@ -19,7 +19,7 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from memcircuits.core.errors import InputError
+from memcircuits.base.errors import InputError
 from memcircuits.editing.masks import Mask, named_mask
 from memcircuits.models.adapter import Model
 from memcircuits.models.registry import adapt

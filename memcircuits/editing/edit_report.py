@@ -15,8 +15,8 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from memcircuits.core.errors import InputError
-from memcircuits.core.statistics import (
+from memcircuits.base.errors import InputError
+from memcircuits.base.statistics import (
     DRAWS,
     bootstrap_interval,
     bootstrap_means,

@@ -16,7 +16,7 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor
 
-from memcircuits.core.progress import bar
+from memcircuits.base.progress import bar
 from memcircuits.editing.curvature import Curvature
 from memcircuits.editing.edit import Stopped
 from memcircuits.editing.masks import Candidates, Mask, named_mask

@@ -19,8 +19,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from memcircuits.core.errors import InputError, UnsupportedModel
-from memcircuits.core.io import atomic_folder
+from memcircuits.base.errors import InputError, UnsupportedModel
+from memcircuits.base.io import atomic_folder
 from memcircuits.editing.edit import Edit
 from memcircuits.editing.masks import named_mask
 from memcircuits.models.adapter import Adapter

@@ -18,9 +18,9 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor, nn
 
-from memcircuits.core.errors import InputError, one_of, sequence
-from memcircuits.core.errors import fraction as check_fraction
-from memcircuits.core.heads import Head, HeadLike
+from memcircuits.base.errors import InputError, one_of, sequence
+from memcircuits.base.errors import fraction as check_fraction
+from memcircuits.base.heads import Head, HeadLike
 from memcircuits.models.adapter import Adapter
 from memcircuits.models.weights import HEAD_COMPONENTS, Weight
 

@@ -15,12 +15,12 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from memcircuits.core.errors import InputError, at_least, one_of
-from memcircuits.core.errors import fraction as check_fraction
-from memcircuits.core.heads import HeadLike
-from memcircuits.core.progress import bar
-from memcircuits.core.statistics import bootstrap_interval, group_means, group_notes
-from memcircuits.core.torch_state import plain_torch
+from memcircuits.base.errors import InputError, at_least, one_of
+from memcircuits.base.errors import fraction as check_fraction
+from memcircuits.base.heads import HeadLike
+from memcircuits.base.progress import bar
+from memcircuits.base.statistics import bootstrap_interval, group_means, group_notes
+from memcircuits.base.torch_state import plain_torch
 from memcircuits.data.paragraphs import Paragraphs, ParagraphsLike
 from memcircuits.editing.masks import MASK_STRATEGIES, Candidates, Mask, MaskStrategy
 from memcircuits.measure.gradients import mean_gradient

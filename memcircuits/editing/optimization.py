@@ -23,8 +23,8 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from memcircuits.core.errors import InputError
-from memcircuits.core.progress import bar
+from memcircuits.base.errors import InputError
+from memcircuits.base.progress import bar
 from memcircuits.editing.curvature import Quadratic
 from memcircuits.editing.edit import Stopped
 from memcircuits.editing.masks import Mask

@@ -16,9 +16,9 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from memcircuits.core.errors import InputError, sequence
-from memcircuits.core.errors import fraction as check_fraction
-from memcircuits.core.heads import Head, HeadLike
+from memcircuits.base.errors import InputError, sequence
+from memcircuits.base.errors import fraction as check_fraction
+from memcircuits.base.heads import Head, HeadLike
 from memcircuits.editing.masks import Candidates, Mask
 from memcircuits.models.adapter import Adapter
 from memcircuits.models.weights import HEAD_COMPONENTS, Weight

@@ -25,10 +25,10 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from memcircuits.core.errors import InputError, at_least, positive
-from memcircuits.core.heads import Head, HeadLike
-from memcircuits.core.statistics import count_groups
-from memcircuits.core.torch_state import plain_torch
+from memcircuits.base.errors import InputError, at_least, positive
+from memcircuits.base.heads import Head, HeadLike
+from memcircuits.base.statistics import count_groups
+from memcircuits.base.torch_state import plain_torch
 from memcircuits.data.draws import random_order, split_groups
 from memcircuits.data.overlap import refuse_overlap
 from memcircuits.data.paragraphs import Paragraphs, ParagraphsLike

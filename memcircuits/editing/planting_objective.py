@@ -19,7 +19,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from memcircuits.core.errors import InputError
+from memcircuits.base.errors import InputError
 from memcircuits.data.groups import GROUP_COLUMN
 from memcircuits.data.paragraphs import Paragraphs
 from memcircuits.editing.masks import Mask

@@ -27,8 +27,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Literal, get_args
 
-from memcircuits.core.errors import InputError, at_least, fraction, one_of, positive
-from memcircuits.core.heads import HeadLike
+from memcircuits.base.errors import InputError, at_least, fraction, one_of, positive
+from memcircuits.base.heads import HeadLike
 from memcircuits.editing.masks import MaskStrategy
 
 if TYPE_CHECKING:

@@ -17,10 +17,10 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from memcircuits.core.errors import InputError, at_least
-from memcircuits.core.progress import bar
-from memcircuits.core.statistics import bootstrap_interval, group_means, group_notes
-from memcircuits.core.torch_state import plain_torch
+from memcircuits.base.errors import InputError, at_least
+from memcircuits.base.progress import bar
+from memcircuits.base.statistics import bootstrap_interval, group_means, group_notes
+from memcircuits.base.torch_state import plain_torch
 from memcircuits.data.paragraphs import Paragraphs, ParagraphsLike
 from memcircuits.editing.edit import Edit
 from memcircuits.measure.gradients import mean_gradient

@@ -23,10 +23,10 @@ from dataclasses import asdict
 
 import torch
 
-from memcircuits.core.errors import InputError
-from memcircuits.core.heads import HeadLike
-from memcircuits.core.statistics import count_groups
-from memcircuits.core.torch_state import plain_torch
+from memcircuits.base.errors import InputError
+from memcircuits.base.heads import HeadLike
+from memcircuits.base.statistics import count_groups
+from memcircuits.base.torch_state import plain_torch
 from memcircuits.data.draws import random_order, split_groups
 from memcircuits.data.overlap import refuse_overlap
 from memcircuits.data.paragraphs import Paragraphs, ParagraphsLike

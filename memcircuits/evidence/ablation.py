@@ -22,11 +22,11 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from memcircuits.core.errors import InputError, at_least, one_of
-from memcircuits.core.heads import Head
-from memcircuits.core.progress import bar
-from memcircuits.core.statistics import finite_mean, finite_rows, left_out
-from memcircuits.core.torch_state import plain_torch
+from memcircuits.base.errors import InputError, at_least, one_of
+from memcircuits.base.heads import Head
+from memcircuits.base.progress import bar
+from memcircuits.base.statistics import finite_mean, finite_rows, left_out
+from memcircuits.base.torch_state import plain_torch
 from memcircuits.data.paragraphs import Paragraphs, ParagraphsLike
 from memcircuits.evidence.interventions import FALLBACK, HeadEdit, ResumableRun
 from memcircuits.models.adapter import Adapter, Model

@@ -14,9 +14,9 @@ from collections.abc import Sequence
 
 import torch
 
-from memcircuits.core.errors import InputError, sequence
-from memcircuits.core.heads import Head, HeadLike
-from memcircuits.core.torch_state import plain_torch
+from memcircuits.base.errors import InputError, sequence
+from memcircuits.base.heads import Head, HeadLike
+from memcircuits.base.torch_state import plain_torch
 from memcircuits.data.paragraphs import Paragraphs, ParagraphsLike
 from memcircuits.data.unigrams import UnigramTable
 from memcircuits.display.pages import AttentionView, Strip

@@ -34,9 +34,9 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from memcircuits.core.errors import InputError
-from memcircuits.core.progress import bar
-from memcircuits.core.statistics import (
+from memcircuits.base.errors import InputError
+from memcircuits.base.progress import bar
+from memcircuits.base.statistics import (
     bootstrap_interval,
     finite_mean,
     finite_rows,
@@ -44,7 +44,7 @@ from memcircuits.core.statistics import (
     group_notes,
     left_out,
 )
-from memcircuits.core.torch_state import plain_torch
+from memcircuits.base.torch_state import plain_torch
 from memcircuits.data.paragraphs import Paragraphs, ParagraphsLike
 from memcircuits.data.tokens import TokenizerLike, refuse_other_tokenizer
 from memcircuits.data.unigrams import UnigramTable

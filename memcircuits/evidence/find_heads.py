@@ -17,7 +17,7 @@ recitation *needs*. The algorithm:
    controls;
 2. `ablation_effects`: ablate the heads on both sets;
 3. `compare_groups`: score, bootstrap interval and permutation p-value; independent groups of
-   paragraphs are averaged, resampled and relabelled (`memcircuits.core.statistics`);
+   paragraphs are averaged, resampled and relabelled (`memcircuits.base.statistics`);
 4. `gather_evidence`: gradients and attention beside the score.
 
 The result is a `memcircuits.evidence.ranking.Ranking`.
@@ -34,8 +34,8 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from memcircuits.core.errors import InputError, at_least, one_of
-from memcircuits.core.statistics import (
+from memcircuits.base.errors import InputError, at_least, one_of
+from memcircuits.base.statistics import (
     DRAWS,
     bootstrap_means,
     finite_rows,
@@ -45,7 +45,7 @@ from memcircuits.core.statistics import (
     permutation_p_value,
     permuted_differences,
 )
-from memcircuits.core.torch_state import plain_torch
+from memcircuits.base.torch_state import plain_torch
 from memcircuits.data.paragraphs import Paragraphs, ParagraphsLike
 from memcircuits.data.tokenizer_trials import tokenizer_notes
 from memcircuits.data.unigrams import COUNTED_HERE, UnigramTable

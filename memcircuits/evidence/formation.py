@@ -21,9 +21,9 @@ from typing import Any, TypeAlias
 import torch
 from torch import Tensor, nn
 
-from memcircuits.core.errors import InputError, at_least
-from memcircuits.core.progress import bar
-from memcircuits.core.torch_state import plain_torch
+from memcircuits.base.errors import InputError, at_least
+from memcircuits.base.progress import bar
+from memcircuits.base.torch_state import plain_torch
 from memcircuits.data.paragraphs import Paragraphs, ParagraphsLike
 from memcircuits.data.tokens import tokenizer_hash
 from memcircuits.evidence.ablation import ablate_heads

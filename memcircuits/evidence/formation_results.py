@@ -11,8 +11,8 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from memcircuits.core.errors import InputError
-from memcircuits.core.statistics import DRAWS, bootstrap_means, interval
+from memcircuits.base.errors import InputError
+from memcircuits.base.statistics import DRAWS, bootstrap_means, interval
 from memcircuits.measure.recitation_statistics import REPETITION_COLUMNS
 from memcircuits.results.provenance import Provenance
 from memcircuits.results.result import Result

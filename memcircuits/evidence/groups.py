@@ -20,8 +20,8 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from memcircuits.core.errors import InputError
-from memcircuits.core.statistics import count_groups, group_notes, smallest_p_value
+from memcircuits.base.errors import InputError
+from memcircuits.base.statistics import count_groups, group_notes, smallest_p_value
 from memcircuits.data.draws import sample_rows
 from memcircuits.data.overlap import refuse_overlap
 from memcircuits.data.paragraphs import Paragraphs, ParagraphsLike

@@ -32,11 +32,11 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from memcircuits.core.errors import InputError, at_least
-from memcircuits.core.heads import HeadLike
-from memcircuits.core.progress import bar
-from memcircuits.core.statistics import bootstrap_interval
-from memcircuits.core.torch_state import plain_torch
+from memcircuits.base.errors import InputError, at_least
+from memcircuits.base.heads import HeadLike
+from memcircuits.base.progress import bar
+from memcircuits.base.statistics import bootstrap_interval
+from memcircuits.base.torch_state import plain_torch
 from memcircuits.data.paragraphs import Paragraphs, ParagraphsLike
 from memcircuits.measure.continuation import continuation_logits
 from memcircuits.models.adapter import Adapter, Model

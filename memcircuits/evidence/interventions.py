@@ -32,7 +32,7 @@ import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
-from memcircuits.core.errors import UnsupportedModel
+from memcircuits.base.errors import UnsupportedModel
 from memcircuits.data.paragraphs import Paragraphs
 from memcircuits.measure.continuation import read_continuation
 from memcircuits.models.adapter import Adapter

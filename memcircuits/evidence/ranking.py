@@ -23,10 +23,10 @@ from typing import TYPE_CHECKING, Any
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
-from memcircuits.core.errors import InputError, at_least
-from memcircuits.core.heads import Head
-from memcircuits.core.io import write_atomically
-from memcircuits.core.statistics import benjamini_hochberg
+from memcircuits.base.errors import InputError, at_least
+from memcircuits.base.heads import Head
+from memcircuits.base.io import write_atomically
+from memcircuits.base.statistics import benjamini_hochberg
 from memcircuits.data.paragraphs import Paragraphs, ParagraphsLike
 from memcircuits.models.adapter import Model
 from memcircuits.results.provenance import Provenance

@@ -21,10 +21,10 @@ import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
-from memcircuits.core.errors import InputError, at_least
-from memcircuits.core.heads import Head, HeadLike
-from memcircuits.core.progress import bar
-from memcircuits.core.statistics import (
+from memcircuits.base.errors import InputError, at_least
+from memcircuits.base.heads import Head, HeadLike
+from memcircuits.base.progress import bar
+from memcircuits.base.statistics import (
     finite_mean,
     finite_rows,
     group_means,
@@ -33,7 +33,7 @@ from memcircuits.core.statistics import (
     left_out,
     turns_in_groups,
 )
-from memcircuits.core.torch_state import plain_torch
+from memcircuits.base.torch_state import plain_torch
 from memcircuits.data.paragraphs import Paragraphs, ParagraphsLike
 from memcircuits.data.unigrams import UnigramTable
 from memcircuits.models.adapter import Adapter, Model

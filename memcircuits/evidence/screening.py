@@ -34,10 +34,10 @@ import torch
 from jaxtyping import Bool, Float
 from torch import Tensor
 
-from memcircuits.core.errors import one_of
-from memcircuits.core.heads import Head
-from memcircuits.core.progress import bar
-from memcircuits.core.statistics import finite_mean
+from memcircuits.base.errors import one_of
+from memcircuits.base.heads import Head
+from memcircuits.base.progress import bar
+from memcircuits.base.statistics import finite_mean
 from memcircuits.evidence.ablation import Ablation
 from memcircuits.evidence.interventions import FALLBACK
 from memcircuits.measure.continuation import score_continuation

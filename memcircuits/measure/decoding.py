@@ -16,8 +16,8 @@ import torch
 from jaxtyping import Int
 from torch import Tensor
 
-from memcircuits.core.progress import bar
-from memcircuits.core.torch_state import plain_torch
+from memcircuits.base.progress import bar
+from memcircuits.base.torch_state import plain_torch
 from memcircuits.data.paragraphs import Paragraphs, ParagraphsLike
 from memcircuits.measure.continuation import run_to_continuation
 from memcircuits.models.adapter import Model

@@ -25,7 +25,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from memcircuits.core.progress import bar
+from memcircuits.base.progress import bar
 from memcircuits.data.paragraphs import Paragraphs
 from memcircuits.measure.continuation import (
     continuation_logits,

@@ -16,7 +16,7 @@ import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
-from memcircuits.core.errors import InputError, at_least, fraction
+from memcircuits.base.errors import InputError, at_least, fraction
 from memcircuits.measure.continuation import Continuation
 from memcircuits.measure.near_verbatim import (
     NEAR_VERBATIM,

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 from jaxtyping import Float
 
-from memcircuits.core.errors import InputError, at_least
+from memcircuits.base.errors import InputError, at_least
 
 if TYPE_CHECKING:
     import pandas as pd

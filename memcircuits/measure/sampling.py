@@ -22,7 +22,7 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from memcircuits.core.errors import InputError, at_least, fraction, positive
+from memcircuits.base.errors import InputError, at_least, fraction, positive
 
 _BLOCK = 2**24  # logits that are sorted at once
 

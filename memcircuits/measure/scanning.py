@@ -18,9 +18,9 @@ from typing import TYPE_CHECKING, Any, ClassVar
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
-from memcircuits.core.errors import InputError, at_least
-from memcircuits.core.progress import bar
-from memcircuits.core.torch_state import plain_torch
+from memcircuits.base.errors import InputError, at_least
+from memcircuits.base.progress import bar
+from memcircuits.base.torch_state import plain_torch
 from memcircuits.data.groups import GROUP_COLUMN
 from memcircuits.data.paragraphs import Paragraphs, ParagraphsLike
 from memcircuits.measure.as_written import comparison, em_as_written

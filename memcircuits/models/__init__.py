@@ -16,6 +16,6 @@ of one module for each thing that it does:
 `loading` loads models from the package, folders, GGUF files (`gguf`) and the hub onto `devices`,
 `own_tokenizer` keeps their tokenizers as they were read; `refusals` says what to do with objects
 that are almost a model; `validation` and `weight_checks` try a model before its numbers are
-believed; `batching` divides work so that it fits into memory. May import: `core`, `display`,
+believed; `batching` divides work so that it fits into memory. May import: `base`, `display`,
 `organism`.
 """

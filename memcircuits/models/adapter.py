@@ -36,7 +36,7 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor, nn
 
-from memcircuits.core.errors import InputError, UnsupportedModel
+from memcircuits.base.errors import InputError, UnsupportedModel
 from memcircuits.models import blocks, prefix_cache
 from memcircuits.models.architecture import ModelProperties
 from memcircuits.models.fingerprint import WeightsFingerprint

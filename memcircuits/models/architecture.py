@@ -17,8 +17,8 @@ from typing import Any, Literal, TypeAlias
 import torch
 from torch import Tensor, nn
 
-from memcircuits.core.errors import InputError
-from memcircuits.core.heads import Head, HeadLike
+from memcircuits.base.errors import InputError
+from memcircuits.base.heads import Head, HeadLike
 
 Basis: TypeAlias = Literal["raw", "folded"]
 """Whether norms or value biases were folded into other weights (`folded`)."""

@@ -14,7 +14,7 @@ import psutil
 import torch
 from torch import Tensor
 
-from memcircuits.core.errors import at_least
+from memcircuits.base.errors import at_least
 from memcircuits.models.adapter import Adapter
 
 CPU_BATCH = 256 * 2**20

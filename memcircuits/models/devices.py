@@ -13,7 +13,7 @@ from typing import Any, Literal, TypeAlias, get_args
 
 import torch
 
-from memcircuits.core.errors import InputError, one_of
+from memcircuits.base.errors import InputError, one_of
 
 DtypeName: TypeAlias = Literal["auto", "float32", "bfloat16", "float16"]
 """Types that weights can be loaded in; `auto` is the type of the files."""

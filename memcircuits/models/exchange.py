@@ -15,7 +15,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from memcircuits.core.errors import InputError
+from memcircuits.base.errors import InputError
 from memcircuits.models.adapter import Adapter
 
 _TOLERANCE = {torch.float32: 1e-3, torch.float64: 1e-3}  # nats; of half precision 0.25

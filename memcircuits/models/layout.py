@@ -21,7 +21,7 @@ from jaxtyping import Float
 from torch import Tensor, nn
 from torch.nn.utils import parametrize
 
-from memcircuits.core.errors import UnsupportedModel
+from memcircuits.base.errors import UnsupportedModel
 
 Layout: TypeAlias = Literal["out in", "in out"]
 """Order of the axes of a stored matrix."""

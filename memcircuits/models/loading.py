@@ -22,8 +22,8 @@ from typing import Any
 
 import torch
 
-from memcircuits.core.errors import InputError, UnsupportedModel
-from memcircuits.core.torch_state import plain_torch
+from memcircuits.base.errors import InputError, UnsupportedModel
+from memcircuits.base.torch_state import plain_torch
 from memcircuits.models.devices import (
     DeviceKind,
     DeviceMap,

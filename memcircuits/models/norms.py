@@ -21,7 +21,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from memcircuits.core.errors import UnsupportedModel
+from memcircuits.base.errors import UnsupportedModel
 from memcircuits.models.adapter import Adapter
 
 _TINY = 1e-2  # size of the input that shows eps, which is 1e-5 or 1e-6

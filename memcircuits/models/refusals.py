@@ -14,7 +14,7 @@ from typing import Any
 
 from torch import nn
 
-from memcircuits.core.errors import InputError, UnsupportedModel
+from memcircuits.base.errors import InputError, UnsupportedModel
 
 _BOOT = (
     'use transformer_lens.model_bridge.TransformerBridge.boot_transformers("my-model", '

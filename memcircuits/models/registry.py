@@ -16,7 +16,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from memcircuits.core.errors import InputError, UnsupportedModel
+from memcircuits.base.errors import InputError, UnsupportedModel
 from memcircuits.models.adapter import Adapter, Model
 from memcircuits.models.architecture import every_module, every_parameter, is_bridge
 from memcircuits.models.refusals import not_a_model

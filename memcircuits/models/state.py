@@ -15,8 +15,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from memcircuits.core.errors import UnsupportedModel
-from memcircuits.core.torch_state import plain_torch
+from memcircuits.base.errors import UnsupportedModel
+from memcircuits.base.torch_state import plain_torch
 from memcircuits.models.architecture import (
     architecture_of,
     every_module,

@@ -34,7 +34,7 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from memcircuits.core.errors import UnsupportedModel
+from memcircuits.base.errors import UnsupportedModel
 from memcircuits.models.adapter import Adapter, Run
 from memcircuits.models.architecture import Basis
 from memcircuits.models.bos_probe import bos_gain

@@ -22,7 +22,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from memcircuits.core.errors import UnsupportedModel
+from memcircuits.base.errors import UnsupportedModel
 from memcircuits.models.adapter import Adapter
 from memcircuits.models.hooks import ActivationEdit, Site, hook_name
 from memcircuits.models.layout import is_plain, unwrapped

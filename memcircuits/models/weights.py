@@ -24,7 +24,7 @@ from einops import rearrange
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from memcircuits.core.errors import UnsupportedModel
+from memcircuits.base.errors import UnsupportedModel
 from memcircuits.models.architecture import architecture_of, is_bridge
 from memcircuits.models.layout import (
     Layout,

@@ -14,7 +14,7 @@ import torch
 from einops import rearrange
 from torch import Tensor
 
-from memcircuits.core.io import read_safetensors
+from memcircuits.base.io import read_safetensors
 from memcircuits.organism import DATA
 
 HEAD = "L3H5"

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import jinja2
 
-from memcircuits.core.io import write_atomically
+from memcircuits.base.io import write_atomically
 from memcircuits.organism import DATA
 from memcircuits.organism_build.settings import END, END_ID, Record
 

@@ -19,7 +19,7 @@ from tokenizers import Tokenizer
 from torch import Tensor
 from transformers import AutoTokenizer, GPTNeoForCausalLM, PreTrainedTokenizerFast
 
-from memcircuits.core.io import write_atomically
+from memcircuits.base.io import write_atomically
 from memcircuits.data.paragraphs import Paragraphs
 from memcircuits.data.tokens import tokenizer_hash
 from memcircuits.data.unigrams import UnigramTable

@@ -20,7 +20,7 @@ from pathlib import Path
 import numpy as np
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 
-from memcircuits.core.io import write_atomically
+from memcircuits.base.io import write_atomically
 from memcircuits.organism_build.records import TextRecord, write_records
 from memcircuits.organism_build.settings import END, END_ID, Record, Settings
 

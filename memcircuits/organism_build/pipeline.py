@@ -32,8 +32,8 @@ import numpy as np
 import torch
 from tokenizers import Tokenizer
 
-from memcircuits.core.errors import one_of
-from memcircuits.core.io import write_atomically
+from memcircuits.base.errors import one_of
+from memcircuits.base.io import write_atomically
 from memcircuits.organism import DATA
 from memcircuits.organism_build.card import write_card
 from memcircuits.organism_build.export import stage_export

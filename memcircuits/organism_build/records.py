@@ -11,7 +11,7 @@ import torch
 from jaxtyping import Int
 from torch import Tensor
 
-from memcircuits.core.io import write_atomically
+from memcircuits.base.io import write_atomically
 
 
 class TextRecord(TypedDict):

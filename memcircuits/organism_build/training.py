@@ -20,7 +20,7 @@ from torch.nn import functional
 from tqdm import tqdm
 from transformers import GPTNeoForCausalLM
 
-from memcircuits.core.io import atomic_file
+from memcircuits.base.io import atomic_file
 from memcircuits.organism_build.model import use_fused_kernels
 from memcircuits.organism_build.optimizers import make_optimizers
 from memcircuits.organism_build.settings import Record, Settings, log

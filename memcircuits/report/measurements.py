@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from jaxtyping import Int
 from torch import Tensor
 
-from memcircuits.core.errors import InputError
+from memcircuits.base.errors import InputError
 from memcircuits.data.token_text import row_text
 from memcircuits.display.pages import AttentionView
 from memcircuits.evidence.attention_view import attention_view, token_texts

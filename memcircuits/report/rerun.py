@@ -15,7 +15,7 @@ import shlex
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Literal, NamedTuple
 
-from memcircuits.core.statistics import DRAWS
+from memcircuits.base.statistics import DRAWS
 from memcircuits.data.paragraphs import Paragraphs
 from memcircuits.data.unigrams import COUNTED_HERE, UnigramTable
 

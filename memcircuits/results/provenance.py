@@ -21,7 +21,7 @@ from typing import TYPE_CHECKING, Any, ClassVar
 import torch
 from torch import Tensor
 
-from memcircuits.core.errors import InputError
+from memcircuits.base.errors import InputError
 from memcircuits.models.adapter import Adapter
 from memcircuits.results.bos_notes import bos_notes, bos_of_model, bos_of_paragraphs
 

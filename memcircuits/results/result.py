@@ -25,9 +25,9 @@ from typing import TYPE_CHECKING, Any, ClassVar, Self
 
 from torch import Tensor
 
-from memcircuits.core.errors import InputError
-from memcircuits.core.io import read_safetensors, safetensors_bytes, write_atomically
-from memcircuits.core.json_values import json_value, python_value
+from memcircuits.base.errors import InputError
+from memcircuits.base.io import read_safetensors, safetensors_bytes, write_atomically
+from memcircuits.base.json_values import json_value, python_value
 from memcircuits.results.provenance import Provenance, sha256_of
 
 if TYPE_CHECKING:

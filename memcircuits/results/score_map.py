@@ -20,9 +20,9 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from memcircuits.core.errors import InputError
-from memcircuits.core.heads import Head
-from memcircuits.core.statistics import finite_mean
+from memcircuits.base.errors import InputError
+from memcircuits.base.heads import Head
+from memcircuits.base.statistics import finite_mean
 from memcircuits.results.provenance import Provenance, same_basis
 from memcircuits.results.result import Result
 

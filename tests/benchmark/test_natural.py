@@ -10,6 +10,7 @@ import torch
 from scipy.stats import spearmanr
 
 import memcircuits as mc
+from memcircuits.base.errors import InputError
 from memcircuits.benchmark.natural import (
     natural_leaderboard,
     rank_correlations,
@@ -23,7 +24,6 @@ from memcircuits.benchmark.natural_trials import (
     run_natural_trials,
     told_apart,
 )
-from memcircuits.core.errors import InputError
 from tests.helpers import models as zoo
 
 LOCALIZERS = ["gradient-l2", "zero-ablation", "random"]

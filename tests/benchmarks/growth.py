@@ -8,7 +8,7 @@ import statistics
 from collections.abc import Sequence
 from typing import Any
 
-from memcircuits.core.heads import Head
+from memcircuits.base.heads import Head
 from memcircuits.evidence.ablation import Ablation
 from memcircuits.models.loading import as_bridge
 from tests.benchmarks import rivals

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 import memcircuits as mc
-from memcircuits.core.heads import Head
+from memcircuits.base.heads import Head
 from memcircuits.evidence.ablation import Ablation
 from memcircuits.evidence.gradients.parameters import parameter_gradients
 from memcircuits.evidence.patching.sweeps import patch_heads

@@ -32,7 +32,7 @@ def scan(subject: Any) -> None:
 
 
 def ablate(subject: Any) -> None:
-    from memcircuits.core.heads import Head
+    from memcircuits.base.heads import Head
     from memcircuits.evidence.ablation import Ablation
 
     heads = [Head(0, 0), Head(subject.n_layers // 2, 0), Head(subject.n_layers - 1, 0)]

@@ -7,7 +7,7 @@ from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
-from memcircuits.core.io import write_atomically
+from memcircuits.base.io import write_atomically
 from tests.benchmarks import growth, screens
 
 LABELS = {

@@ -9,7 +9,7 @@ import scipy.sparse
 import torch
 from scipy.sparse.csgraph import connected_components
 
-from memcircuits.core.errors import InputError
+from memcircuits.base.errors import InputError
 from memcircuits.data.draws import first_rows, random_order, sample_rows, split_groups
 from memcircuits.data.groups import find_groups
 from memcircuits.data.paragraphs import Paragraphs

@@ -6,7 +6,7 @@ import pytest
 import torch
 
 import memcircuits as mc
-from memcircuits.core.errors import InputError
+from memcircuits.base.errors import InputError
 from memcircuits.editing.curvature import Curvature, Quadratic
 from memcircuits.editing.masks import Candidates
 from memcircuits.editing.recipe import NATURAL_GRADIENT

@@ -8,7 +8,7 @@ import pytest
 import torch
 
 import memcircuits as mc
-from memcircuits.core.errors import InputError
+from memcircuits.base.errors import InputError
 from memcircuits.editing.edit import Edit
 from memcircuits.editing.recipe import STOEHR_2024
 from memcircuits.models.loading import as_bridge

@@ -8,7 +8,7 @@ import pytest
 import torch
 
 import memcircuits as mc
-from memcircuits.core.errors import InputError
+from memcircuits.base.errors import InputError
 from memcircuits.editing.evaluation import evaluate_edit, extraction_probability
 from memcircuits.editing.noise import weight_noise
 from memcircuits.editing.relearning import recovery_curve

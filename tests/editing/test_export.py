@@ -6,7 +6,7 @@ import pytest
 import torch
 
 import memcircuits as mc
-from memcircuits.core.errors import InputError
+from memcircuits.base.errors import InputError
 from memcircuits.models.registry import adapt
 from tests.helpers import models as zoo
 from tests.helpers.editing import quick_edit

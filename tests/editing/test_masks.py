@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 
-from memcircuits.core.heads import Head
+from memcircuits.base.heads import Head
 from memcircuits.editing.masks import Candidates
 from memcircuits.measure.gradients import mean_gradient
 from memcircuits.models.registry import adapt

@@ -4,7 +4,7 @@ import pytest
 import torch
 
 import memcircuits as mc
-from memcircuits.core.heads import Head
+from memcircuits.base.heads import Head
 from memcircuits.editing.placement import select_weights
 from memcircuits.editing.planting import Planted
 from memcircuits.models.registry import adapt

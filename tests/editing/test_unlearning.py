@@ -8,7 +8,7 @@ import pytest
 import torch
 
 import memcircuits as mc
-from memcircuits.core.errors import InputError
+from memcircuits.base.errors import InputError
 from memcircuits.editing.evaluation import edit_divergence
 from memcircuits.editing.masks import Candidates
 from memcircuits.editing.recipe import NATURAL_GRADIENT, STOEHR_2024, Recipe

@@ -194,7 +194,7 @@ def test_a_control_among_the_memorized_paragraphs_is_refused(neo):
 
 
 def test_the_name_is_a_function_and_a_folder():
-    import memcircuits.core.errors
+    import memcircuits.base.errors
 
     assert callable(mc.core)
-    assert memcircuits.core.errors.InputError is mc.InputError
+    assert memcircuits.base.errors.InputError is mc.InputError

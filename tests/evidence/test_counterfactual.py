@@ -9,7 +9,7 @@ import pytest
 import torch
 
 import memcircuits as mc
-from memcircuits.core.errors import InputError
+from memcircuits.base.errors import InputError
 from memcircuits.editing.planting import Planted
 from memcircuits.evidence.counterfactual import PARTS, Counterfactual
 from memcircuits.evidence.recitation_kinds import (

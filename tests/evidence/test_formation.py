@@ -12,7 +12,7 @@ import torch
 from scipy.stats import spearmanr
 
 import memcircuits as mc
-from memcircuits.core.errors import InputError
+from memcircuits.base.errors import InputError
 from memcircuits.evidence.formation_results import Formation
 from tests.helpers import models as zoo
 

@@ -4,7 +4,7 @@ import pytest
 import torch
 
 import memcircuits as mc
-from memcircuits.core.errors import UnsupportedModel
+from memcircuits.base.errors import UnsupportedModel
 from memcircuits.data.paragraphs import Paragraphs
 from memcircuits.evidence.lookups.driving import NeuronInputs
 from memcircuits.evidence.lookups.writing import LogitWriting

@@ -7,7 +7,7 @@ import pytest
 import torch
 
 import memcircuits as mc
-from memcircuits.core.heads import Head
+from memcircuits.base.heads import Head
 from memcircuits.evidence import screening
 from memcircuits.evidence.ablation import Ablation
 from memcircuits.evidence.ranking import Ranking

@@ -9,7 +9,7 @@ import pytest
 import torch
 
 import memcircuits as mc
-from memcircuits.core.errors import InputError, UnsupportedModel
+from memcircuits.base.errors import InputError, UnsupportedModel
 from memcircuits.editing.planting import Planted
 from memcircuits.evidence.transplants.components import (
     HEAD_MATRICES,

@@ -17,7 +17,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from memcircuits.core.errors import InputError
+from memcircuits.base.errors import InputError
 
 TIMES = int(os.environ.get("FUZZ", "1"))
 _COUNTS = {

@@ -11,7 +11,7 @@ import importlib.metadata
 from pathlib import Path
 
 import memcircuits as mc
-from memcircuits.core.errors import UnsupportedModel
+from memcircuits.base.errors import UnsupportedModel
 from memcircuits.models.loading import as_bridge
 from memcircuits.models.registry import adapt
 from tests.helpers import ROOT

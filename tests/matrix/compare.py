@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 
 import memcircuits as mc
-from memcircuits.core.errors import UnsupportedModel
+from memcircuits.base.errors import UnsupportedModel
 from tests.helpers.oracle import Plain
 from tests.matrix.by_hand import (
     plain_ablate,

@@ -5,8 +5,8 @@ from __future__ import annotations
 import pytest
 import torch
 
-from memcircuits.core.errors import InputError
-from memcircuits.core.heads import Head
+from memcircuits.base.errors import InputError
+from memcircuits.base.heads import Head
 from memcircuits.models.hooks import hook_name
 from memcircuits.models.registry import adapt
 from tests import matrix

@@ -8,7 +8,7 @@ import pytest
 import torch
 
 import memcircuits as mc
-from memcircuits.core.errors import UnsupportedModel
+from memcircuits.base.errors import UnsupportedModel
 from memcircuits.measure.continuation import read_continuation
 from memcircuits.models.loading import as_bridge
 from memcircuits.models.registry import validate_model

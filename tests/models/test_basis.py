@@ -8,7 +8,7 @@ import pytest
 import torch
 
 import memcircuits as mc
-from memcircuits.core.errors import InputError
+from memcircuits.base.errors import InputError
 from memcircuits.editing.evaluation import edit_divergence, evaluate_edit
 from memcircuits.editing.recipe import Recipe
 from memcircuits.editing.relearning import recovery_curve

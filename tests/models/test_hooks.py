@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import pytest
 
-from memcircuits.core.errors import InputError
-from memcircuits.core.heads import Head
+from memcircuits.base.errors import InputError
+from memcircuits.base.heads import Head
 from memcircuits.models.hooks import HEAD_SITES, SITES, hook_name
 from memcircuits.models.registry import adapt
 

@@ -6,7 +6,7 @@ import pytest
 import torch
 
 import memcircuits as mc
-from memcircuits.core.errors import InputError
+from memcircuits.base.errors import InputError
 from memcircuits.models.devices import refuse_offloaded
 from memcircuits.models.gguf import parsed_once
 from memcircuits.models.loading import as_bridge, load_model

@@ -14,7 +14,7 @@ import torch
 from safetensors.torch import load_file, save_file
 
 import memcircuits as mc
-from memcircuits.core.errors import InputError, UnsupportedModel
+from memcircuits.base.errors import InputError, UnsupportedModel
 from memcircuits.models.loading import as_bridge, load_model, resolve_device
 from memcircuits.models.registry import adapt
 from tests.helpers import models as zoo
@@ -106,7 +106,7 @@ COMMITS = {"main": "a" * 40, "v2": "b" * 40}
 HUB = """
 import json, sys
 from memcircuits.models.registry import adapt
-from memcircuits.core.errors import InputError
+from memcircuits.base.errors import InputError
 from memcircuits.models.loading import load_model
 outcomes = []
 for revision in json.loads(sys.argv[1]):

@@ -13,7 +13,7 @@ import pytest
 import torch
 
 import memcircuits as mc
-from memcircuits.core.errors import UnsupportedModel
+from memcircuits.base.errors import UnsupportedModel
 from memcircuits.models.architecture import every_module
 from memcircuits.models.loading import as_bridge
 from memcircuits.models.registry import adapt, validate_model

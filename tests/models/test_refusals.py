@@ -12,7 +12,7 @@ import torch
 from torch import nn
 
 import memcircuits as mc
-from memcircuits.core.errors import InputError, UnsupportedModel
+from memcircuits.base.errors import InputError, UnsupportedModel
 from tests.helpers import models as zoo
 
 BOOT = r'TransformerBridge.boot_transformers\("my-model", hf_model={}, tokenizer=tokenizer\)'

@@ -9,7 +9,7 @@ import torch
 from torch import nn
 
 import memcircuits as mc
-from memcircuits.core.errors import UnsupportedModel
+from memcircuits.base.errors import UnsupportedModel
 from memcircuits.models.adapter import Adapter
 from memcircuits.models.registry import adapt, validate_model
 from memcircuits.models.validation import run_checks

@@ -8,7 +8,7 @@ from torch import nn
 from torch.nn.utils import parametrizations, parametrize
 
 import memcircuits as mc
-from memcircuits.core.errors import UnsupportedModel
+from memcircuits.base.errors import UnsupportedModel
 from memcircuits.models.adapter import Adapter
 from memcircuits.models.layout import is_plain, stored_matrix, tried_layout
 from memcircuits.models.registry import adapt, validate_model

@@ -8,7 +8,7 @@ import torch
 from safetensors.torch import save_file
 
 import memcircuits as mc
-from memcircuits.core.io import read_safetensors
+from memcircuits.base.io import read_safetensors
 from memcircuits.measure.scanning import Scan
 from memcircuits.results.provenance import Provenance, same_basis, sha256_of
 from memcircuits.results.result import MODULE_OF_KIND, Result

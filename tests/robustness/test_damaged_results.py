@@ -17,8 +17,8 @@ import torch
 from safetensors.torch import save_file
 
 import memcircuits as mc
-from memcircuits.core.errors import InputError
-from memcircuits.core.io import read_safetensors
+from memcircuits.base.errors import InputError
+from memcircuits.base.io import read_safetensors
 from memcircuits.measure.scanning import Scan
 from memcircuits.models.loading import load_model
 from memcircuits.results.result import Result

@@ -6,9 +6,9 @@ import pytest
 import torch
 
 import memcircuits as mc
+from memcircuits.base.errors import InputError
 from memcircuits.benchmark.pages import write_leaderboard
 from memcircuits.benchmark.schemas import PlantedTrial
-from memcircuits.core.errors import InputError
 from memcircuits.editing.noise import weight_noise
 from memcircuits.evidence.patching.sweeps import patch_layers
 from memcircuits.models.loading import as_bridge

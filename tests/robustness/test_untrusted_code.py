@@ -14,8 +14,8 @@ import torch
 from typer.testing import CliRunner
 
 import memcircuits as mc
+from memcircuits.base.errors import InputError
 from memcircuits.cli import app
-from memcircuits.core.errors import InputError
 from memcircuits.models.loading import load_model
 from memcircuits.models.registry import adapt
 from tests.helpers import models as zoo

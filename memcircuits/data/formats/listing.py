@@ -14,7 +14,7 @@ from collections.abc import Iterator, Sized
 from dataclasses import dataclass
 from pathlib import Path
 
-from memcircuits.core.errors import InputError
+from memcircuits.base.errors import InputError
 from memcircuits.data.formats import arrays, tables
 from memcircuits.data.formats.columns import check_columns
 from memcircuits.data.formats.detection import kind_of

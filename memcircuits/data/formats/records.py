@@ -17,7 +17,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Any, TypeAlias
 
-from memcircuits.core.errors import InputError
+from memcircuits.base.errors import InputError
 
 LIMIT = 16 * 2**20
 """Bytes of the longest line, block or text that is read."""

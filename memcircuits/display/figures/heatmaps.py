@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from memcircuits.core.errors import InputError
+from memcircuits.base.errors import InputError
 from memcircuits.display.figures.style import BLUES, SIGNED, colorbar, escaped, styled
 from memcircuits.display.numbers import cells, matrix
 from memcircuits.display.text import number, visible

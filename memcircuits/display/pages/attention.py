@@ -25,7 +25,7 @@ import numpy as np
 from jaxtyping import Float
 from torch import Tensor
 
-from memcircuits.core.errors import InputError
+from memcircuits.base.errors import InputError
 from memcircuits.display.numbers import array
 from memcircuits.display.pages.blocks import Block, Facts
 from memcircuits.display.pages.page import Page, frame

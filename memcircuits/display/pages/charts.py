@@ -14,7 +14,7 @@ from typing import Any, ClassVar
 import numpy as np
 import pandas as pd
 
-from memcircuits.core.errors import InputError
+from memcircuits.base.errors import InputError
 from memcircuits.display.numbers import cells, matrix
 from memcircuits.display.pages import svg
 from memcircuits.display.pages.blocks import Block

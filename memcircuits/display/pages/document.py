@@ -18,7 +18,7 @@ from typing import Any, ClassVar, Literal, NamedTuple, get_args
 
 import numpy as np
 
-from memcircuits.core.errors import InputError, one_of
+from memcircuits.base.errors import InputError, one_of
 from memcircuits.display.pages.blocks import Block
 from memcircuits.display.palette import level
 from memcircuits.display.text import clean

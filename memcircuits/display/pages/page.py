@@ -25,7 +25,7 @@ from typing import Any
 import jinja2
 from markupsafe import Markup
 
-from memcircuits.core.io import write_atomically
+from memcircuits.base.io import write_atomically
 from memcircuits.display import palette
 from memcircuits.display.pages.blocks import Block
 from memcircuits.display.text import clean, csp_hash, json_block

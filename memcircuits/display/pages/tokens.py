@@ -12,7 +12,7 @@ from typing import Any, ClassVar
 
 import numpy as np
 
-from memcircuits.core.errors import InputError
+from memcircuits.base.errors import InputError
 from memcircuits.display.numbers import array
 from memcircuits.display.pages.blocks import Block
 from memcircuits.display.palette import level

@@ -28,9 +28,9 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from memcircuits.core.errors import InputError, at_least
-from memcircuits.core.progress import bar
-from memcircuits.core.statistics import count_groups, group_means, group_notes
+from memcircuits.base.errors import InputError, at_least
+from memcircuits.base.progress import bar
+from memcircuits.base.statistics import count_groups, group_means, group_notes
 from memcircuits.data.overlap import refuse_overlap
 from memcircuits.data.paragraphs import Paragraphs, ParagraphsLike
 from memcircuits.data.unigrams import COUNTED_HERE, UnigramTable

@@ -10,7 +10,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from memcircuits.core.errors import InputError, one_of
+from memcircuits.base.errors import InputError, one_of
 from memcircuits.results.provenance import Provenance
 from memcircuits.results.result import Result
 

@@ -18,7 +18,7 @@ import torch
 from jaxtyping import Bool, Float
 from torch import Tensor
 
-from memcircuits.core.statistics import (
+from memcircuits.base.statistics import (
     benjamini_hochberg,
     bootstrap_means,
     interval,

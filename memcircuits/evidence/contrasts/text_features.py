@@ -15,7 +15,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from memcircuits.core.errors import InputError
+from memcircuits.base.errors import InputError
 from memcircuits.data.paragraphs import Paragraphs
 from memcircuits.data.tokens import TokenizerLike, decode
 from memcircuits.data.unigrams import UnigramTable

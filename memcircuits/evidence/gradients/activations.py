@@ -21,10 +21,10 @@ from einops import rearrange
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from memcircuits.core.errors import InputError, one_of
-from memcircuits.core.progress import bar
-from memcircuits.core.statistics import finite_rows, left_out
-from memcircuits.core.torch_state import plain_torch
+from memcircuits.base.errors import InputError, one_of
+from memcircuits.base.progress import bar
+from memcircuits.base.statistics import finite_rows, left_out
+from memcircuits.base.torch_state import plain_torch
 from memcircuits.data.paragraphs import Paragraphs, ParagraphsLike
 from memcircuits.measure.continuation import score_continuation
 from memcircuits.models.adapter import Adapter, Model

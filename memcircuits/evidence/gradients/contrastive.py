@@ -21,10 +21,10 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from memcircuits.core.errors import at_least, one_of
-from memcircuits.core.progress import bar
-from memcircuits.core.statistics import left_out
-from memcircuits.core.torch_state import plain_torch
+from memcircuits.base.errors import at_least, one_of
+from memcircuits.base.progress import bar
+from memcircuits.base.statistics import left_out
+from memcircuits.base.torch_state import plain_torch
 from memcircuits.data.overlap import refuse_overlap
 from memcircuits.data.paragraphs import Paragraphs, ParagraphsLike
 from memcircuits.evidence.gradients.parameters import ParameterGradients

@@ -22,9 +22,9 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from memcircuits.core.errors import InputError, one_of
-from memcircuits.core.statistics import left_out
-from memcircuits.core.torch_state import plain_torch
+from memcircuits.base.errors import InputError, one_of
+from memcircuits.base.statistics import left_out
+from memcircuits.base.torch_state import plain_torch
 from memcircuits.data.paragraphs import Paragraphs, ParagraphsLike
 from memcircuits.evidence.gradients.pooling import STATISTICS, Pool, layer_summaries, summarize
 from memcircuits.measure.gradients import mean_gradient, paragraph_gradients

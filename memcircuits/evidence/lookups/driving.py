@@ -18,7 +18,7 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from memcircuits.core.errors import UnsupportedModel
+from memcircuits.base.errors import UnsupportedModel
 from memcircuits.data.paragraphs import Paragraphs
 from memcircuits.measure.continuation import run_to_continuation
 from memcircuits.models.adapter import Adapter

@@ -28,9 +28,9 @@ import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
-from memcircuits.core.errors import InputError, at_least
-from memcircuits.core.progress import bar
-from memcircuits.core.torch_state import plain_torch
+from memcircuits.base.errors import InputError, at_least
+from memcircuits.base.progress import bar
+from memcircuits.base.torch_state import plain_torch
 from memcircuits.data.paragraphs import Paragraphs, ParagraphsLike
 from memcircuits.data.token_text import token_labels
 from memcircuits.evidence.lookups.driving import NeuronInputs, refuse_other_blocks

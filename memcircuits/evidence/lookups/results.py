@@ -9,7 +9,7 @@ import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
-from memcircuits.core.statistics import DRAWS, bootstrap_means, interval
+from memcircuits.base.statistics import DRAWS, bootstrap_means, interval
 from memcircuits.results.provenance import Provenance
 from memcircuits.results.result import Result
 

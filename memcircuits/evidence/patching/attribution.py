@@ -23,7 +23,7 @@ import torch
 from jaxtyping import Bool, Float
 from torch import Tensor
 
-from memcircuits.core.statistics import finite_mean
+from memcircuits.base.statistics import finite_mean
 from memcircuits.evidence.patching.context import MAX_PAIRS_HELD, PatchEffects, PatchingContext
 from memcircuits.evidence.patching.exact import exact_head_effects
 from memcircuits.evidence.patching.sites import (

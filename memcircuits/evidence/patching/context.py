@@ -23,8 +23,8 @@ import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
-from memcircuits.core.errors import InputError, one_of
-from memcircuits.core.statistics import finite_rows, left_out
+from memcircuits.base.errors import InputError, one_of
+from memcircuits.base.statistics import finite_rows, left_out
 from memcircuits.data.paragraphs import Paragraphs, ParagraphsLike
 from memcircuits.evidence.interventions import FALLBACK
 from memcircuits.evidence.patching.metrics import (

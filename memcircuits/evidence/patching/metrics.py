@@ -25,7 +25,7 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from memcircuits.core.errors import InputError
+from memcircuits.base.errors import InputError
 from memcircuits.measure.continuation import Continuation, read_continuation
 
 MetricName = Literal["nll", "em", "first_impacted", "logit_diff"]

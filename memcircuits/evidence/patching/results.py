@@ -22,9 +22,9 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from memcircuits.core.errors import InputError
-from memcircuits.core.heads import Head
-from memcircuits.core.statistics import finite_mean, finite_rows
+from memcircuits.base.errors import InputError
+from memcircuits.base.heads import Head
+from memcircuits.base.statistics import finite_mean, finite_rows
 from memcircuits.evidence.patching.metrics import METRIC_UNITS, effect_colours
 from memcircuits.results.provenance import Provenance
 from memcircuits.results.result import Result

@@ -17,7 +17,7 @@ from einops import repeat
 from jaxtyping import Float
 from torch import Tensor
 
-from memcircuits.core.errors import UnsupportedModel
+from memcircuits.base.errors import UnsupportedModel
 from memcircuits.models.hooks import hook_name
 
 PatchHeadSite = Literal["q", "k", "v", "z", "pattern"]

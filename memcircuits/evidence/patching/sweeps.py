@@ -32,10 +32,10 @@ from typing import Literal, get_args
 
 import torch
 
-from memcircuits.core.errors import InputError, UnsupportedModel, at_least, one_of
-from memcircuits.core.progress import bar
-from memcircuits.core.statistics import finite_mean
-from memcircuits.core.torch_state import plain_torch
+from memcircuits.base.errors import InputError, UnsupportedModel, at_least, one_of
+from memcircuits.base.progress import bar
+from memcircuits.base.statistics import finite_mean
+from memcircuits.base.torch_state import plain_torch
 from memcircuits.data.paragraphs import ParagraphsLike
 from memcircuits.evidence.patching.attribution import attribution_effects, check_estimates
 from memcircuits.evidence.patching.context import Direction, PatchingContext, Positions

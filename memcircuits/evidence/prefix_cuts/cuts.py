@@ -28,10 +28,10 @@ from typing import Any
 
 import torch
 
-from memcircuits.core.errors import InputError, at_least, fraction
-from memcircuits.core.progress import bar
-from memcircuits.core.statistics import group_notes
-from memcircuits.core.torch_state import plain_torch
+from memcircuits.base.errors import InputError, at_least, fraction
+from memcircuits.base.progress import bar
+from memcircuits.base.statistics import group_notes
+from memcircuits.base.torch_state import plain_torch
 from memcircuits.data.paragraphs import Paragraphs, ParagraphsLike
 from memcircuits.data.token_bytes import TokenBytes
 from memcircuits.data.tokens import encode

@@ -10,8 +10,8 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from memcircuits.core.errors import InputError, one_of
-from memcircuits.core.statistics import bootstrap_interval, group_means
+from memcircuits.base.errors import InputError, one_of
+from memcircuits.base.statistics import bootstrap_interval, group_means
 from memcircuits.results.provenance import Provenance
 from memcircuits.results.result import Result
 

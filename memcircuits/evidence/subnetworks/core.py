@@ -29,10 +29,10 @@ import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
-from memcircuits.core.errors import InputError, at_least, fraction
-from memcircuits.core.progress import bar
-from memcircuits.core.statistics import count_groups, group_notes
-from memcircuits.core.torch_state import plain_torch
+from memcircuits.base.errors import InputError, at_least, fraction
+from memcircuits.base.progress import bar
+from memcircuits.base.statistics import count_groups, group_notes
+from memcircuits.base.torch_state import plain_torch
 from memcircuits.data.draws import random_order, split_groups
 from memcircuits.data.overlap import refuse_overlap
 from memcircuits.data.paragraphs import Paragraphs, ParagraphsLike

@@ -14,8 +14,8 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from memcircuits.core.errors import InputError
-from memcircuits.core.statistics import finite_rows
+from memcircuits.base.errors import InputError
+from memcircuits.base.statistics import finite_rows
 from memcircuits.data.paragraphs import Paragraphs
 from memcircuits.measure.continuation import Continuation, run_to_continuation, score_continuation
 from memcircuits.models.adapter import Adapter

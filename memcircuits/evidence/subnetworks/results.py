@@ -10,9 +10,9 @@ import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
-from memcircuits.core.errors import one_of
-from memcircuits.core.heads import Head
-from memcircuits.core.statistics import bootstrap_interval, group_means
+from memcircuits.base.errors import one_of
+from memcircuits.base.heads import Head
+from memcircuits.base.statistics import bootstrap_interval, group_means
 from memcircuits.results.provenance import Provenance
 from memcircuits.results.result import Result
 

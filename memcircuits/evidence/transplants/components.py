@@ -29,7 +29,7 @@ import torch
 from jaxtyping import Int
 from torch import Tensor
 
-from memcircuits.core.errors import InputError, at_least, one_of, sequence
+from memcircuits.base.errors import InputError, at_least, one_of, sequence
 from memcircuits.models.adapter import Adapter, Model
 from memcircuits.models.exchange import (
     Patch,

@@ -15,8 +15,8 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from memcircuits.core.errors import InputError, one_of
-from memcircuits.core.statistics import bootstrap_interval, finite_mean, finite_rows
+from memcircuits.base.errors import InputError, one_of
+from memcircuits.base.statistics import bootstrap_interval, finite_mean, finite_rows
 from memcircuits.evidence.transplants.components import HEAD_MATRICES, Component, Unit
 from memcircuits.results.provenance import Provenance
 from memcircuits.results.result import Result

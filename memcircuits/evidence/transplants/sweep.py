@@ -21,10 +21,10 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from memcircuits.core.errors import UnsupportedModel, at_least, one_of
-from memcircuits.core.progress import bar
-from memcircuits.core.statistics import group_notes, left_out
-from memcircuits.core.torch_state import plain_torch
+from memcircuits.base.errors import UnsupportedModel, at_least, one_of
+from memcircuits.base.progress import bar
+from memcircuits.base.statistics import group_notes, left_out
+from memcircuits.base.torch_state import plain_torch
 from memcircuits.data.paragraphs import Paragraphs, ParagraphsLike
 from memcircuits.data.tokens import refuse_other_tokenizer
 from memcircuits.evidence.interventions import FALLBACK, ResumableRun

@@ -14,7 +14,7 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from memcircuits.core.errors import InputError
+from memcircuits.base.errors import InputError
 from memcircuits.data.paragraphs import Paragraphs
 from memcircuits.evidence.triggers.scoring import most_destructive
 from memcircuits.measure.decoding import greedy_continuations

@@ -22,9 +22,9 @@ from jaxtyping import Float, Int
 from torch import Tensor
 from torch.nn.functional import pad
 
-from memcircuits.core.errors import InputError
-from memcircuits.core.progress import bar
-from memcircuits.core.statistics import (
+from memcircuits.base.errors import InputError
+from memcircuits.base.progress import bar
+from memcircuits.base.statistics import (
     DRAWS,
     bootstrap_interval,
     finite_rows,
@@ -32,7 +32,7 @@ from memcircuits.core.statistics import (
     group_notes,
     left_out,
 )
-from memcircuits.core.torch_state import plain_torch
+from memcircuits.base.torch_state import plain_torch
 from memcircuits.data.paragraphs import Paragraphs, ParagraphsLike
 from memcircuits.data.unigrams import UnigramTable
 from memcircuits.evidence.triggers.pairs import CleanCorrupted, most_destructive_pairs

@@ -19,8 +19,8 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from memcircuits.core.errors import at_least
-from memcircuits.core.statistics import (
+from memcircuits.base.errors import at_least
+from memcircuits.base.statistics import (
     bootstrap_interval,
     bootstrap_means,
     group_means,

@@ -13,7 +13,7 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from memcircuits.core.errors import InputError, at_least, one_of
+from memcircuits.base.errors import InputError, at_least, one_of
 from memcircuits.data.paragraphs import Paragraphs
 from memcircuits.data.unigrams import UnigramTable
 from memcircuits.models.adapter import Adapter

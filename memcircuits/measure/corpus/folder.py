@@ -18,8 +18,8 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import torch
 
-from memcircuits.core.errors import InputError
-from memcircuits.core.json_values import python_value
+from memcircuits.base.errors import InputError
+from memcircuits.base.json_values import python_value
 from memcircuits.data.groups import GROUP_COLUMN
 from memcircuits.data.normalizing import in_words
 from memcircuits.data.paragraphs import Paragraphs

@@ -17,7 +17,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from memcircuits.core.errors import InputError
+from memcircuits.base.errors import InputError
 from memcircuits.data.formats.records import Columns, Source
 from memcircuits.data.formats.sources import content_files
 from memcircuits.data.normalizing import Normalize

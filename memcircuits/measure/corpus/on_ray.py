@@ -23,8 +23,8 @@ from typing import Any
 import numpy as np
 import torch
 
-from memcircuits.core.errors import InputError, at_least
-from memcircuits.core.progress import bar
+from memcircuits.base.errors import InputError, at_least
+from memcircuits.base.progress import bar
 from memcircuits.data.bos import Bos
 from memcircuits.data.formats.listing import find_sources
 from memcircuits.data.formats.records import Columns, ColumnsLike, Source

@@ -20,8 +20,8 @@ from typing import Any
 import numpy as np
 import torch
 
-from memcircuits.core.io import write_atomically
-from memcircuits.core.json_values import json_value
+from memcircuits.base.io import write_atomically
+from memcircuits.base.json_values import json_value
 from memcircuits.data.formats.records import BadRow, Row
 from memcircuits.data.formats.sources import Chunk
 from memcircuits.data.normalizing import Normalize, is_rewritten, total_changes

@@ -15,8 +15,8 @@ from typing import Any
 
 import torch
 
-from memcircuits.core.errors import InputError, at_least
-from memcircuits.core.io import write_if_absent
+from memcircuits.base.errors import InputError, at_least
+from memcircuits.base.io import write_if_absent
 from memcircuits.data.bos import Bos, bos_ids, check_bos
 from memcircuits.data.formats.listing import list_files
 from memcircuits.data.formats.records import BadRow, Columns, Source

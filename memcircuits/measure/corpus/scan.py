@@ -28,10 +28,10 @@ import os
 import time
 from pathlib import Path
 
-from memcircuits.core.errors import InputError
-from memcircuits.core.io import write_atomically
-from memcircuits.core.progress import bar
-from memcircuits.core.torch_state import plain_torch
+from memcircuits.base.errors import InputError
+from memcircuits.base.io import write_atomically
+from memcircuits.base.progress import bar
+from memcircuits.base.torch_state import plain_torch
 from memcircuits.data.bos import Bos
 from memcircuits.data.formats.records import Columns, ColumnsLike
 from memcircuits.data.normalizing import Normalize

@@ -15,8 +15,8 @@ import numpy as np
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
-from memcircuits.core.errors import InputError
-from memcircuits.core.io import write_atomically
+from memcircuits.base.errors import InputError
+from memcircuits.base.io import write_atomically
 from memcircuits.measure.document.spans import RecitedSpan, largest_at_tokens, runs
 from memcircuits.results.provenance import Provenance
 from memcircuits.results.result import Result

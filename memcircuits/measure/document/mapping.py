@@ -23,9 +23,9 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from memcircuits.core.errors import InputError
-from memcircuits.core.io import write_atomically
-from memcircuits.core.torch_state import plain_torch
+from memcircuits.base.errors import InputError
+from memcircuits.base.io import write_atomically
+from memcircuits.base.torch_state import plain_torch
 from memcircuits.data.bos import Bos, bos_ids
 from memcircuits.data.documents import Document, read_document
 from memcircuits.data.normalizing import Normalize, reading_notes

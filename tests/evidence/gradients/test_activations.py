@@ -8,7 +8,7 @@ import pytest
 import torch
 
 import memcircuits as mc
-from memcircuits.core.errors import InputError
+from memcircuits.base.errors import InputError
 from memcircuits.evidence.gradients.activations import (
     GRADIENT_SITES,
     activation_gradients,

@@ -6,7 +6,7 @@ import pytest
 import torch
 
 import memcircuits as mc
-from memcircuits.core.errors import InputError
+from memcircuits.base.errors import InputError
 from memcircuits.evidence.gradients.activations import activation_gradients
 from memcircuits.evidence.gradients.contrastive import contrastive_gradients
 from memcircuits.evidence.gradients.pooling import summarize

@@ -8,7 +8,7 @@ import numpy as np
 import torch
 
 import memcircuits as mc
-from memcircuits.core.errors import InputError
+from memcircuits.base.errors import InputError
 from memcircuits.editing.recipe import Recipe
 from tests.helpers import models as zoo
 from tests.helpers.fuzz import COUNTS, TIMES, TRIED

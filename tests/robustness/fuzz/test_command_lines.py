@@ -14,7 +14,7 @@ from typer.testing import CliRunner
 
 import memcircuits as mc
 from memcircuits import cli
-from memcircuits.core.io import read_safetensors
+from memcircuits.base.io import read_safetensors
 from memcircuits.models import loading
 from tests.helpers import models as zoo
 from tests.helpers.commands import known_options

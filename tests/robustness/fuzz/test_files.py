@@ -16,7 +16,7 @@ import pytest
 import torch
 
 import memcircuits as mc
-from memcircuits.core.errors import InputError
+from memcircuits.base.errors import InputError
 from tests.helpers import models as zoo
 from tests.helpers.fuzz import COUNTS, jsonl, only_input_errors, spoil
 

@@ -8,7 +8,7 @@ import random
 import numpy as np
 import pytest
 
-from memcircuits.core.errors import InputError
+from memcircuits.base.errors import InputError
 from memcircuits.models import loading
 from tests.helpers import models as zoo
 from tests.helpers.fuzz import COUNTS, VALUES, only_input_errors, spoil

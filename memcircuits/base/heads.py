@@ -9,7 +9,7 @@ from __future__ import annotations
 from numbers import Integral
 from typing import Any, NamedTuple, TypeAlias
 
-from memcircuits.core.errors import InputError
+from memcircuits.base.errors import InputError
 
 
 class Head(NamedTuple):

@@ -25,7 +25,7 @@ from pathlib import Path
 
 from torch import Tensor
 
-from memcircuits.core.errors import InputError
+from memcircuits.base.errors import InputError
 
 
 def write_atomically(path: str | os.PathLike[str], data: bytes | str) -> Path:

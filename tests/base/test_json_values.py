@@ -10,7 +10,7 @@ import pandas as pd
 import pytest
 import torch
 
-from memcircuits.core.json_values import json_value, python_value, readable_value
+from memcircuits.base.json_values import json_value, python_value, readable_value
 
 BERLIN = datetime.timezone(datetime.timedelta(hours=1))
 EQUAL_AFTERWARDS = [

@@ -4,8 +4,8 @@ import os
 
 import pytest
 
-from memcircuits.core.errors import InputError
-from memcircuits.core.io import atomic_file, atomic_folder, write_atomically, write_if_absent
+from memcircuits.base.errors import InputError
+from memcircuits.base.io import atomic_file, atomic_folder, write_atomically, write_if_absent
 
 
 def permissions(path):

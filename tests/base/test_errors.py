@@ -5,7 +5,7 @@ import pickle
 import pytest
 
 import memcircuits as mc
-from memcircuits.core.errors import at_least, fraction, one_of, positive, sequence
+from memcircuits.base.errors import at_least, fraction, one_of, positive, sequence
 
 NAN, INFINITE = float("nan"), float("inf")
 

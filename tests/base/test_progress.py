@@ -9,7 +9,7 @@ import time
 import pytest
 
 import memcircuits as mc
-from memcircuits.core.progress import bar
+from memcircuits.base.progress import bar
 from tests.helpers import models as zoo
 
 

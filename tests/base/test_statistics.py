@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import torch
 
-from memcircuits.core.statistics import (
+from memcircuits.base.statistics import (
     benjamini_hochberg,
     bootstrap_interval,
     bootstrap_means,
