@@ -60,12 +60,22 @@ def test_the_page_of_companion_papers_holds_the_numbers_measured(monkeypatch):
     monkeypatch.syspath_prepend(ROOT / "docs")
     import make_companions as maker
 
-    measured = json.loads((maker.DOCS / "companions.json").read_text("utf-8"))
-    assert (maker.DOCS / "companions.md").read_text("utf-8") == maker.page(measured)
-    row = {"model": "tiny", "n": 3, "seed": 7, "what": "AUC", "value": 0.625, "low": 0.5, "high": 1}
-    words = ("question", "paper", "arxiv", "paper_models", "paper_found", "measured")
-    section = dict.fromkeys(words, "Words") | {"not_replicated": "", "rows": [row], "seconds": 3}
-    assert "| tiny | 3 | 7 | AUC | 0.625 | 0.5 to 1 |" in maker.page({"core": section})
+    row = {"model": "organism", "n": 40, "seed": 0, "what": "AUC", "value": 0.1234567, "low": None}
+    section = {
+        "question": "Do they differ?",
+        "paper": "A paper",
+        "arxiv": "2403.00510",
+        "paper_models": "a model",
+        "paper_found": "they do",
+        "measured": "The same.",
+        "rows": [row, row | {"low": 0.1, "high": 0.2}],
+        "not_replicated": "",
+        "seconds": 3,
+    }
+    page = maker.page({"contrast": section})
+    assert "## `contrast`: do they differ?" in page
+    assert "| organism | 40 | 0 | AUC | 0.123 |  |" in page
+    assert "| organism | 40 | 0 | AUC | 0.123 | 0.1 to 0.2 |" in page
 
 
 def test_examples_in_docstrings():
