@@ -36,11 +36,7 @@ SHIPPED_LENGTH = 50  # tokens of prefix and of continuation
 _BOS: dict[str, Bos] = {"auto": "auto", "yes": True, "no": False}
 
 # What each shipped model would be without the paragraphs that it was given.
-_TWINS = {
-    "organism": "organism-twin",
-    "organism-twin": "organism",
-    "organism-planted": "organism",
-}
+_TWINS = {"organism-planted": "organism"}
 
 
 @dataclass(frozen=True)

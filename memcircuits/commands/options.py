@@ -18,7 +18,8 @@ Control = Annotated[
 Twin = Annotated[
     str | None,
     typer.Option(
-        help="Model that was not trained on the paragraphs; by default, the organism's own twin."
+        help="Model that was not trained on the paragraphs; for organism-planted, by default, "
+        "the organism."
     ),
 ]
 Unigrams = Annotated[
