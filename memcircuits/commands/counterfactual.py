@@ -19,7 +19,7 @@ from memcircuits.commands.output import (
 
 if TYPE_CHECKING:
     from memcircuits.display.pages import Page
-    from memcircuits.evidence.counterfactual import Counterfactual
+    from memcircuits.evidence.counterfactual_results import Counterfactual
 
 _SHOWN = ("id", "em", "twin_em", "guessable", "known", "remembered", "unexplained", "kind")
 

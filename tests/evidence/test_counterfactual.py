@@ -11,7 +11,7 @@ import torch
 import memcircuits as mc
 from memcircuits.base.errors import InputError
 from memcircuits.editing.planting import Planted
-from memcircuits.evidence.counterfactual import PARTS, Counterfactual
+from memcircuits.evidence.counterfactual_results import PARTS, Counterfactual
 from memcircuits.evidence.recitation_kinds import (
     is_incrementing,
     is_repeating,
