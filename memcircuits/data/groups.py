@@ -19,6 +19,7 @@ Groups are transitive: overlapping windows form one chain.
 
 from __future__ import annotations
 
+import random
 import re
 from collections.abc import Hashable, Iterable, Mapping, Sequence
 from typing import Any
@@ -135,7 +136,9 @@ def _join_near_copies(parents: _Parents, content: np.ndarray, rows: Sequence[int
     length = min(SHINGLE, content.shape[1])
     shingles = {row: _shingles(content[row], length) for row in sorted(distinct)}
     sketches = MinHash.bulk(shingles.values(), num_perm=_BANDS * _ROWS, seed=1)
+    state = random.getstate()  # the index draws a name for itself from the global generator
     index = MinHashLSH(num_perm=_BANDS * _ROWS, params=(_BANDS, _ROWS))
+    random.setstate(state)
     for row, sketch in zip(shingles, sketches, strict=True):
         indexed = False
         for candidate in index.query(sketch):

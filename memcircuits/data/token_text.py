@@ -43,8 +43,8 @@ def token_labels(ids: Sequence[int], model: TokenizerLike | None) -> list[str]:
         InputError: if there is no tokenizer.
 
     Example:
-        >>> token_labels([627, 3808], model)
-        [' No', ' mention']
+        >>> token_labels(model.tokenizer.encode(" No one"), model)
+        [' No', ' one']
     """
     tokenizer = tokenizer_of(model)
     labels = []

@@ -89,8 +89,8 @@ def influence(  # noqa: PLR0913
 
     Example:
         >>> result = mc.influence(model, memorized)
-        >>> (result.values.argmax(1) == torch.arange(4)).all()  # each helps itself most
-        tensor(True)
+        >>> bool((result.values.diagonal() > 0).all())  # a step on a text helps this text
+        True
     """
     _check_step(eta)
     adapter = adapt(model)

@@ -64,7 +64,7 @@ def adapt(model: Model, *, name: str | None = None, revision: str | None = None)
     """
     if isinstance(model, Adapter):
         name, revision, model = model.name, model.revision, model.model
-    if not isinstance(model, nn.Module) or not hasattr(model, "hook_dict"):
+    if not isinstance(model, nn.Module) or not _has_hooks(model):
         raise not_a_model(model)
     if not hasattr(model, "blocks"):
         raise UnsupportedModel(
@@ -80,6 +80,11 @@ def adapt(model: Model, *, name: str | None = None, revision: str | None = None)
         known.constitution = constitution(model)
         _KNOWN[model] = known
     return known.adapter
+
+
+def _has_hooks(model: nn.Module) -> bool:
+    """Whether the model itself has named activations: wrappers pass on the attributes of others."""
+    return hasattr(type(model), "hook_dict") or "hook_dict" in vars(model)
 
 
 def _tried(model: nn.Module, name: str | None, revision: str | None) -> _Known:

@@ -83,7 +83,8 @@ class Weight:
 def component_names(model: Any) -> tuple[str, ...]:
     """Names of the weight matrices that every block of a TransformerLens model has."""
     if is_bridge(model):
-        gated = _bridge_module(model, 0, "W_gate") is not None
+        # A mixture of experts has a router of this name, and no W_in beside it.
+        gated = all(_bridge_module(model, 0, name) is not None for name in ("W_gate", "W_in"))
     else:
         gated = "W_gate" in getattr(model.blocks[0].mlp, "_parameters", {})
     return (*HEAD_COMPONENTS, *(("W_gate",) if gated else ()), *MLP_COMPONENTS)

@@ -201,6 +201,7 @@ def test_info_describes_the_model(folder):
     assert result.exit_code == 0, result.output
     facts = json.loads(result.stdout)
     assert facts.pop("checks").keys() == {
+        "weights of heads",
         "attention rows",
         "head removal",
         "batching",

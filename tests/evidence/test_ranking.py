@@ -167,7 +167,7 @@ def test_controls_must_be_other_paragraphs(neo):
 def test_what_is_no_model_is_refused():
     with pytest.raises(mc.InputError, match="HookedTransformer"):
         mc.find_memorization_heads(torch.nn.Linear(2, 2), zoo.random_ids(2, 100))
-    with pytest.raises(mc.InputError, match="load_model"):
+    with pytest.raises(mc.InputError, match="boot_transformers"):
         mc.scan(zoo.hf_model("gpt2"), zoo.random_ids(2, 100))
 
 

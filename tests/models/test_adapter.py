@@ -34,7 +34,9 @@ def test_classes_agree_in_the_same_basis(name, basis, analysis):
 
 
 def test_every_public_analysis_is_in_the_matrix():
-    assert public_functions() - {name.partition(",")[0] for name in matrix.ANALYSES} == set()
+    others = {"document_map"}  # of a text, not of paragraphs: held against brute force elsewhere
+    in_matrix = {name.partition(",")[0] for name in matrix.ANALYSES}
+    assert public_functions() - in_matrix == others
 
 
 def test_matrix_sees_a_difference():

@@ -48,6 +48,13 @@ def original(tmp_path_factory):
             for name, ids in zip(given.names, given.ids.tolist(), strict=True)
         ]
         (path / f"{file}.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    zoo.hf_model("gpt_neo", seed=1).save_pretrained(path / "twin")
+    zoo.tokenizer().save_pretrained(path / "twin")
+    both = [p for seed in (0, 1) for p in zoo.mixed(zoo.bridge("gpt_neo", seed=seed), n=3).ids]
+    (path / "both.jsonl").write_text(
+        "".join(json.dumps({"ids": ids.tolist()}) + "\n" for ids in both)
+    )
+    (path / "document.txt").write_text(" ".join(paragraphs.texts(model)))
     ranking = mc.find_memorization_heads(model, paragraphs, draws=20, progress=False)
     ranking.save(path / "ranking.safetensors")
     return path

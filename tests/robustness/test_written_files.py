@@ -66,6 +66,25 @@ COMMANDS = {
     "attention": ["attention", "--rows", "0,2", "--out", "{out}"],
     "unigrams": ["unigrams", "build", "--out", "{out}/unigrams.safetensors"],
     "report": ["report", "{original}/ranking.safetensors", "--out", "{out}/report.html"],
+    "counterfactual": ["counterfactual", "--twin", "{original}/model", "--out", "{out}"],
+    "transplant": [
+        *("transplant", "--twin", "{original}/model", "--units", "head"),
+        *("--max-paragraphs", "2", "--out", "{out}"),
+    ],
+    "formation": [
+        *("formation", "--checkpoints", "0={original}/model,9={original}/model"),
+        *("--max-paragraphs", "0", "--out", "{out}"),
+    ],
+    "cut-prefix": ["cut-prefix", "--cuts", "0,1", "--max-paragraphs", "2", "--out", "{out}"],
+    "influence": ["influence", "--max-paragraphs", "2", "--out", "{out}"],
+    "contrast": ["contrast", "--out", "{out}"],
+    "lookups": ["lookups", "--neurons", "2", "--prompts", "4", "--out", "{out}"],
+    "core": ["core", "--seeds", "2", "--steps", "2", "--out", "{out}"],
+    "map": ["map", "{original}/document.txt", "--out", "{out}/map.html"],
+    "bench natural": [
+        *("bench", "natural", "--twin", "{original}/twin", "--paragraphs", "{original}/both.jsonl"),
+        *("--quick", "--localizers", "random", "--out", "{out}"),
+    ],
     "bench": ["bench", "localize", "--out", "{out}", "--paragraphs", "{original}/many.jsonl"],
 }
 

@@ -31,6 +31,7 @@ from torch import Tensor
 from memcircuits.base.errors import InputError, at_least
 from memcircuits.base.progress import bar
 from memcircuits.base.statistics import count_groups, group_means, group_notes
+from memcircuits.base.torch_state import plain_torch
 from memcircuits.data.overlap import refuse_overlap
 from memcircuits.data.paragraphs import Paragraphs, ParagraphsLike
 from memcircuits.data.unigrams import COUNTED_HERE, UnigramTable
@@ -49,6 +50,7 @@ from memcircuits.models.registry import adapt
 from memcircuits.results.provenance import Provenance
 
 
+@plain_torch()
 def contrast(  # noqa: PLR0913
     model: Model,
     memorized: ParagraphsLike,
