@@ -29,6 +29,8 @@ def test_analysis_agrees_with_plain_pytorch(name, variant, analysis):
 @pytest.mark.parametrize("name", zoo.ARCHITECTURES)
 def test_classes_agree_in_the_same_basis(name, basis, analysis):
     line = matrix.ANALYSES[analysis]
+    if name in line.refused:
+        pytest.skip("the analysis refuses this architecture: tried against plain PyTorch")
     pair = [matrix.measured(name, f"{kind} {basis}", analysis) for kind in matrix.CLASSES]
     assert matrix.difference(*pair, line.relative) <= line.tolerance
 
