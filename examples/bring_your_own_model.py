@@ -134,7 +134,7 @@ class Log:
         wall, cpu = time.perf_counter() - start, time.process_time() - busy
         row = Row(name, "; ".join(map(str, result)), wall, cpu, used())
         print(f"{name}: {wall:.1f} s ({cpu:.1f} s of processors), {row.gib:.2f} GiB at most so far")
-        print(f"  {row.found}", flush=True)
+        print(f"  {row.result}", flush=True)
         self.rows.append(row)
 
     def page(self) -> str:
@@ -157,7 +157,7 @@ class Log:
             "| step | what it found | processor seconds | GiB |",
             "| --- | --- | --- | --- |",
         ]
-        lines += [f"| {r.name} | {r.found} | {r.cpu:.1f} | {r.gib:.2f} |" for r in self.rows]
+        lines += [f"| {r.name} | {r.result} | {r.cpu:.1f} | {r.gib:.2f} |" for r in self.rows]
         return "\n".join(lines) + "\n"
 
 
