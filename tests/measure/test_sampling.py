@@ -121,7 +121,7 @@ def test_recitations_of_the_organism_in_5000_samples_each(sampler):
     chosen = int((p - 0.4).abs().argmin())  # neither never nor always
     assert 0.1 < p[chosen] < 0.9
     paragraph = planted[chosen]
-    model = AutoModelForCausalLM.from_pretrained(DATA).eval()
+    model = AutoModelForCausalLM.from_pretrained(DATA, dtype=torch.float32).eval()
     n, hits = 5_000, 0
     for start in range(0, n, 500):
         drawn = sampled(model, paragraph.prefix, 500, 50, sampler, seed=start)
