@@ -23,9 +23,9 @@ SECTIONS = ("contrast", "lookups", "cut_prefix", "influence", "core")
 HEAD = """# Five companion papers
 
 Five papers ask what a reader of ours asks next. Each is an analysis of this package; this page
-says what the paper found, what is found on the organism, on its twin (the same training with half
-of the planted paragraphs exchanged) and on one pretrained model, SmolLM2-135M-Instruct in four
-bits, and what did not replicate. The pretrained model recites four invented paragraphs, which were
+says what the paper reports, what we measured on the organism, on its twin (the same training, some
+planted paragraphs exchanged) and on one pretrained model, SmolLM2-135M-Instruct in four bits, and
+what did not replicate. The pretrained model recites four invented paragraphs, which were
 written into the attention of one of its layers. Written by `python docs/make_companions.py`; the
 numbers lie beside it in `companions.json`. Intervals are 95 % bootstrap intervals.
 """
@@ -67,7 +67,7 @@ def page(measured: Mapping[str, Any]) -> str:
 
 
 def section_text(name: str, section: Mapping[str, Any]) -> str:
-    """A heading, what the paper found, a table of what is found here, and what was not found."""
+    """A heading, the result of the paper, a table of our results, and what did not replicate."""
     lines = [
         f"## `{name}`: {section['question'][0].lower()}{section['question'][1:]}",
         "",

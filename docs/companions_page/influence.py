@@ -15,7 +15,7 @@ from memcircuits.base.statistics import bootstrap_interval
 SEED = 0
 N_TESTED = 12
 N_UNLEARNED = 4  # each costs an edit
-DAMAGE = (20, 10, 5)  # one token in so many of a near copy is another
+DAMAGE = (20, 10, 5)  # in a near copy, one token in 20, 10 or 5 is replaced
 PAPER_FOUND = (
     "Phrases of the same structure in one context teach each other: removing them from the "
     "training data costs 51.1 % of in-context learning, removing random ones 1.5 %."

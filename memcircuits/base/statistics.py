@@ -177,7 +177,7 @@ def permutation_p_value(
 
 
 def smallest_p_value(n_first: int, n_second: int) -> float:
-    """The smallest p-value of a comparison of so many groups: one in the number of labellings."""
+    """The smallest possible p-value, given the numbers of groups: 1 / number of labellings."""
     return 1 / math.comb(n_first + n_second, n_first)
 
 

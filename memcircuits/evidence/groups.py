@@ -163,7 +163,7 @@ def select_groups(
 
 
 def _dependence_notes(memorized: Paragraphs, control: Paragraphs) -> tuple[str, ...]:
-    """How many independent groups there are, and what so many can show."""
+    """Notes on the number of independent groups, and on the p-values that it allows."""
     notes = group_notes({"memorized": memorized.groups, "control": control.groups})
     n_groups = count_groups(memorized.groups), count_groups(control.groups)
     smallest = smallest_p_value(*n_groups)

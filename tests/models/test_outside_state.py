@@ -155,7 +155,9 @@ def test_every_other_call_runs_inside_inference_mode(call):
     model = matrix.model(NAME, "Bridge raw")
     paragraphs()
     with torch.inference_mode():
+        before = torch_state()
         CALLS[call](model, NAME)
+        assert torch_state() == before
 
 
 def test_a_default_device():
