@@ -17,15 +17,16 @@ from tests.helpers.results import result_types
 
 PAGES = [
     path.relative_to(ROOT).as_posix()
-    for path in [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
+    for path in [ROOT / "README.md", *sorted((ROOT / "docs").rglob("*.md"))]
     if "```python\n" in path.read_text(encoding="utf-8")
 ]
 
 
 def blocks(page):
-    """Python blocks of a page, without those marked `notest` (they need weights we do not have)."""
+    """Python blocks of a page, without those under `<!-- notest -->`: they need other weights."""
     text = (ROOT / page).read_text(encoding="utf-8")
-    return re.findall(r"^```python\n(.*?)^```", text, flags=re.DOTALL | re.MULTILINE)
+    fence = r"(?<!<!-- notest -->\n)^```python\n(.*?)^```"
+    return re.findall(fence, text, flags=re.DOTALL | re.MULTILINE)
 
 
 @pytest.mark.slow
@@ -79,7 +80,7 @@ def test_the_page_of_companion_papers_holds_the_numbers_measured(monkeypatch):
 
 
 def test_examples_in_docstrings():
-    """They are told of what docs/reference.md says: `model`, `memorized` and `control`."""
+    """They are told of what docs/reference/index.md says: `model`, `memorized` and `control`."""
     import memcircuits as mc
 
     often = [
@@ -134,9 +135,11 @@ def test_the_map_names_every_folder_in_the_order_of_the_layers():
 def test_the_reference_has_all_that_is_public():
     import memcircuits
 
-    page = set(
-        re.findall(r"^::: (\S+)$", (ROOT / "docs" / "reference.md").read_text(), re.MULTILINE)
-    )
+    pages = sorted((ROOT / "docs" / "reference").glob("*.md"))
+    text = "".join(path.read_text(encoding="utf-8") for path in pages)
+    entries = re.findall(r"^::: (\S+)$", text, re.MULTILINE)
+    page = set(entries)
+    assert len(entries) == len(page), "each name stands on one page"
     public = set(memcircuits.__all__) - {"__version__"}
     assert public - {entry.rpartition(".")[2] for entry in page} == set()
     assert {f"{cls.__module__}.{cls.__name__}" for cls in result_types().values()} - page == set()
@@ -146,7 +149,7 @@ def test_links_between_pages_resolve():
     for page in [
         ROOT / "README.md",
         ROOT / "CONTRIBUTING.md",
-        *sorted((ROOT / "docs").glob("*.md")),
+        *sorted((ROOT / "docs").rglob("*.md")),
     ]:
         for target in re.findall(r"\]\(([^)#:]+)(?:#[\w-]+)?\)", page.read_text(encoding="utf-8")):
             assert (page.parent / target).exists(), f"{page.name}: {target}"
