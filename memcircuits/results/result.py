@@ -61,6 +61,7 @@ MODULE_OF_KIND = {
     "scan": "measure.scanning",
     "score-map": "results.score_map",
     "transplant": "evidence.transplants.results",
+    "writes": "evidence.direct_writes",
 }
 
 # What building a dataclass from the content of a damaged file can raise.

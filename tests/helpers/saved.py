@@ -13,6 +13,7 @@ from memcircuits.editing.evaluation import evaluate_edit
 from memcircuits.editing.noise import weight_noise
 from memcircuits.editing.recipe import Recipe
 from memcircuits.editing.relearning import recovery_curve
+from memcircuits.evidence.direct_writes import writes
 from memcircuits.evidence.patching.sweeps import patch_layers
 from memcircuits.evidence.triggers.minimal_sets import minimal_sets
 from tests.helpers import models as zoo
@@ -44,6 +45,7 @@ RESULTS = (
     "DocumentMap",
     "Contrast",
     "NoiseCurve",
+    "Writes",
 )
 """The types of result, which name their files."""
 
@@ -83,6 +85,7 @@ def save_all(model: nn.Module, folder: Path) -> Path:
         mc.influence(model, paragraphs[:2], **quiet),
         minimal_sets(model, paragraphs[:1], max_tokens=1, **quiet),
         weight_noise(model, memorized, control, sizes=(0.1,), draws=1, **quiet),
+        writes(model, memorized, ["L0H1", "L1.mlp"], **quiet),
     ]
     assert {type(result) for result in results} == set(result_types().values())  # a new one: add it
     for result in results:

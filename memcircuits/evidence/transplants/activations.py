@@ -19,8 +19,8 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from memcircuits.base.components import Component, Unit
 from memcircuits.evidence.interventions import HeadEdit, ResumableRun
-from memcircuits.evidence.transplants.components import Component, Unit
 from memcircuits.models.adapter import Adapter
 from memcircuits.models.hooks import Site, hook_name
 

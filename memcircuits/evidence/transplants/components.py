@@ -23,12 +23,13 @@ from __future__ import annotations
 
 import contextlib
 from collections.abc import Iterator, Sequence
-from typing import Any, Literal, NamedTuple, get_args
+from typing import Any
 
 import torch
 from jaxtyping import Int
 from torch import Tensor
 
+from memcircuits.base.components import Component, Unit
 from memcircuits.base.errors import InputError, at_least, one_of, sequence
 from memcircuits.models.adapter import Adapter, Model
 from memcircuits.models.exchange import (
@@ -42,10 +43,8 @@ from memcircuits.models.exchange import (
 from memcircuits.models.registry import adapt
 from memcircuits.models.weights import HEAD_COMPONENTS
 
-Unit = Literal["head", "qk", "ov", "attn", "mlp", "neurons", "layer", "rest", "all"]
-"""A sort of component."""
-
-UNITS: tuple[Unit, ...] = get_args(Unit)
+UNITS: tuple[Unit, ...] = ("head", "qk", "ov", "attn", "mlp", "neurons", "layer", "rest", "all")
+"""What of a model can be transplanted."""
 
 HEAD_MATRICES: dict[str, tuple[str, ...]] = {
     "head": HEAD_COMPONENTS,
@@ -56,32 +55,6 @@ HEAD_MATRICES: dict[str, tuple[str, ...]] = {
 
 NEURON_GROUPS = 8
 """Default number of groups of neurons in each layer."""
-
-
-class Component(NamedTuple):
-    """One part of a model; its text is its name.
-
-    Attributes:
-        unit: its sort.
-        layer: index of the block; -1 for `rest` and `all`.
-        head: index of the head; -1 where there is none.
-        group: index of the group of neurons; -1 where there is none.
-    """
-
-    unit: Unit
-    layer: int = -1
-    head: int = -1
-    group: int = -1
-
-    def __str__(self) -> str:
-        if self.layer < 0:
-            return self.unit
-        if self.head >= 0:
-            half = "" if self.unit == "head" else f".{self.unit}"
-            return f"L{self.layer}H{self.head}{half}"
-        if self.unit == "layer":
-            return f"L{self.layer}"
-        return f"L{self.layer}.{self.unit}" + (f"{self.group}" if self.group >= 0 else "")
 
 
 def components_of(

@@ -15,9 +15,10 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
+from memcircuits.base.components import Component, Unit
 from memcircuits.base.errors import InputError, one_of
 from memcircuits.base.statistics import bootstrap_interval, finite_mean, finite_rows
-from memcircuits.evidence.transplants.components import HEAD_MATRICES, Component, Unit
+from memcircuits.evidence.transplants.components import HEAD_MATRICES
 from memcircuits.results.provenance import Provenance
 from memcircuits.results.result import Result
 from memcircuits.results.score_map import ScoreMap

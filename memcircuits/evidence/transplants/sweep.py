@@ -21,6 +21,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from memcircuits.base.components import Component, Unit
 from memcircuits.base.errors import UnsupportedModel, at_least, one_of
 from memcircuits.base.progress import bar
 from memcircuits.base.statistics import group_notes, left_out
@@ -32,9 +33,7 @@ from memcircuits.evidence.transplants.activations import SITES, ActivationTransp
 from memcircuits.evidence.transplants.components import (
     NEURON_GROUPS,
     UNITS,
-    Component,
     NeuronOrder,
-    Unit,
     check_units,
     components_of,
 )

@@ -24,10 +24,10 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from memcircuits.base.components import Component
 from memcircuits.evidence.interventions import HeadEdit, ResumableRun
 from memcircuits.evidence.transplants.components import (
     HEAD_MATRICES,
-    Component,
     NeuronOrder,
     patches_of,
 )
