@@ -167,6 +167,7 @@ def shoot(browser: Browser, shown: dict[str, Any], folder: Path) -> None:
     print(f"the report opened in {page.evaluate(f'{timing}.loadEventEnd'):.0f} ms")
     drawn(page)
     write("report", page.screenshot(full_page=True))
+    write("report-top", page.screenshot())
     phone = opened(browser, folder / "report.html", 390, 844, device_scale_factor=1.5)
     drawn(phone)
     write("report-phone", phone.screenshot(full_page=True))
