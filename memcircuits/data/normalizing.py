@@ -115,9 +115,9 @@ def reading_notes(changes: Sequence[Mapping[str, int]]) -> tuple[str, ...]:
         notes.append(f"Taken away from {n} of {len(changes)} rows: {in_words(removed)}.")
     if MOVED in total:
         notes.append(
-            f"In {total[MOVED]} of {len(changes)} rows the file's own prefix or continuation is "
+            f"In {total[MOVED]} of {len(changes)} rows the given prefix or continuation is "
             "shorter than asked for; these are cut from the beginning of both together. Smaller "
-            "lengths keep the file's border."
+            "lengths keep the border that was given."
         )
     return tuple(notes)
 

@@ -127,23 +127,31 @@ class Paragraphs(TokenRows):
     @classmethod
     def from_texts(
         cls,
-        texts: Sequence[str],
+        texts: Sequence[str | tuple[str, str]],
         model: TokenizerLike,
         *,
         n_prefix: int = 50,
         n_continuation: int = 50,
         names: Sequence[str] = (),
+        align: bool = True,
         normalize: Normalize = "auto",
         bos: Bos = "auto",
     ) -> Paragraphs:
-        """Encode each text once, without special tokens, and keep its first tokens.
+        """Encode each text once, without special tokens, and keep one window of its tokens.
+
+        The window is the first of a text, or that around the border of a pair of texts.
 
         Args:
-            texts: one paragraph each.
+            texts: one paragraph each: a text, or a pair of texts, prefix and continuation.
             model: model (or tokenizer) that defines the token ids.
             n_prefix: tokens of the prefix.
             n_continuation: tokens of the continuation.
             names: a name for each.
+            align: how pairs are encoded that may have been cut inside a token. True: as one text;
+                the continuation begins at the first token that the prefix alone would not have, at
+                the cut or a few letters before it (the backtracking of Athiwaratkun et al. 2024,
+                arXiv 2403.08688). False: apart, as an audit does that sends the prefix alone; the
+                letters around the cut then have other tokens than in the whole text.
             normalize: `"auto"` to undo what copying and saving does to text (line ends,
                 non-breaking spaces and others, see `memcircuits.data.normalizing`), `"none"` to
                 keep texts as they are written. `Scan` reports what was changed and what it is
@@ -153,18 +161,25 @@ class Paragraphs(TokenRows):
                 in any case, False for none.
 
         Raises:
-            InputError: if there is no text, or one is shorter than `n_prefix + n_continuation`.
+            InputError: if there is no text, one is shorter than `n_prefix + n_continuation`, or is
+                neither a string nor a pair of strings.
 
         Example:
             >>> text = "We hold these truths to be self-evident, that all men are created equal"
             >>> mc.Paragraphs.from_texts([text], model, n_prefix=8, n_continuation=6)
             Paragraphs(1 x 8 + 6 tokens)
+            >>> pair = (text[:44], text[44:])  # "... self-evident, tha" and "t all men ..."
+            >>> cut = mc.Paragraphs.from_texts([pair], model, n_prefix=6, n_continuation=6)
+            >>> cut.tokens(model)[5:7]
+            [',', ' that']
         """
         if isinstance(texts, str):
             raise InputError("texts", texts, "give a list of strings, one per paragraph")
         front = bos_ids(model, bos)
         lengths = Windows(n_prefix, n_continuation)
-        reading = read_texts(texts, model, lengths, names=names, normalize=normalize, bos=front)
+        reading = read_texts(
+            texts, model, lengths, names=names, align=align, normalize=normalize, bos=front
+        )
         return cls(n_prefix=n_prefix, bos=front, **vars(reading))
 
     @classmethod

@@ -75,15 +75,19 @@ def read_file(
 
 
 def read_texts(
-    texts: Sequence[str],
+    texts: Sequence[str | tuple[str, str]],
     model: TokenizerLike,
     windows: Windows,
     *,
     names: Sequence[str],
+    align: bool,
     normalize: Normalize,
     bos: tuple[int, ...],
 ) -> Reading:
-    """The first window of every text; arguments as `_read_rows`, and a name for each text.
+    """One window of every text, its first or that around the border of a pair.
+
+    Arguments as `_read_rows`, and a name for each text. Unless `align`, the two texts of a pair are
+    encoded apart.
 
     Raises:
         InputError: if there is no text, or one is too short.
@@ -96,10 +100,22 @@ def read_texts(
     if len(names) != len(texts):
         raise InputError("names", f"{len(names)} values", f"give {len(texts)}")
     rows = [
-        Row(f"text {i}", i, name, text)
+        _row_of_text(i, text, name, align)
         for i, (text, name) in enumerate(zip(texts, names, strict=True))
     ]
     return _read_rows(rows, model, windows, normalize=normalize, bos=bos, argument="texts")
+
+
+def _row_of_text(number: int, text: str | tuple[str, str], name: str, align: bool) -> Row:
+    where = f"text {number}"
+    if isinstance(text, str):
+        return Row(where, number, name, text)
+    is_pair = isinstance(text, (tuple, list)) and len(text) == 2
+    if not is_pair or not all(isinstance(part, str) for part in text):
+        what = f"{where} is {type(text).__name__}"
+        raise InputError("texts", what, "give strings, or pairs of prefix and continuation")
+    prefix, continuation = text
+    return Row(where, number, name, prefix + continuation, prefix=prefix, apart=not align)
 
 
 def _read_rows(

@@ -92,12 +92,15 @@ def ids_of_rows(rows: Sequence[Row], model: TokenizerLike | None) -> list[list[i
     Raises:
         InputError: if a row holds text and there is no model.
     """
-    text_rows = [row for row in rows if row.text is not None]
+    text_rows = [row for row in rows if row.texts]
     if text_rows and model is None:
         where = text_rows[0].where
         raise InputError("model", "None", f"{where} holds text: pass the model to encode it")
-    encoded = iter(encode_all([row.text for row in text_rows if row.text is not None], model))
-    return [row.ids if row.ids is not None else next(encoded) for row in rows]
+    encoded = iter(encode_all([text for row in text_rows for text in row.texts], model))
+    return [
+        row.ids if row.ids is not None else [i for _ in row.texts for i in next(encoded)]
+        for row in rows
+    ]
 
 
 def split_rows(
@@ -105,9 +108,9 @@ def split_rows(
 ) -> list[Row]:
     """The rows of which the file separates two texts, with the number of tokens of the prefix.
 
-    Both texts are encoded as one, as a model reads them. The continuation begins at the first token
-    that the prefix alone would not give: one that crosses the border, such as a word with the space
-    before it, belongs to the continuation.
+    Both texts are encoded as one, as a model reads them, unless the row has them apart. The
+    continuation begins at the first token that the prefix alone would not give: one that crosses
+    the border, such as a word with the space before it, belongs to the continuation.
     """
     prefixes = [row.prefix for row in rows if row.prefix is not None]
     encoded = iter(encode_all(prefixes, model))

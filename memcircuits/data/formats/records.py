@@ -139,6 +139,7 @@ class Row:
         prefix: text of the prefix, where the file separates two texts; `text` begins with it.
         metadata: all other columns; never the text, which can be decoded.
         changes: what was taken away when it was read -> how often (padding).
+        apart: whether the two texts are encoded one by one, and not as the one text they are.
     """
 
     where: str
@@ -150,6 +151,16 @@ class Row:
     prefix: str | None = None
     metadata: dict[str, Any] = field(default_factory=dict)
     changes: dict[str, int] = field(default_factory=dict)
+    apart: bool = False
+
+    @property
+    def texts(self) -> tuple[str, ...]:
+        """What is encoded: the text, or its two parts; nothing where ids are given."""
+        if self.text is None:
+            return ()
+        if self.apart and self.prefix is not None:
+            return self.prefix, self.text[len(self.prefix) :]
+        return (self.text,)
 
 
 class Unusable(Exception):
