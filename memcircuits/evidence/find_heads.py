@@ -160,6 +160,7 @@ def find_memorization_heads(  # noqa: PLR0913
         model=model,
         unigrams=unigrams,
         seconds=time.monotonic() - started,
+        samples=effects.nll,
     )
 
 

@@ -72,6 +72,8 @@ class Ranking(Result, kind="ranking"):
         model: the model, kept for `attention` and `to_html`; not saved.
         unigrams: the table that defined rarity, kept to colour tokens; not saved.
         seconds: how long it took; not saved, so that equal rankings are equal files.
+        samples: set -> ablation effect on each independent group of paragraphs, nats/token,
+            [group, layer, head]; empty in rankings saved by earlier versions.
     """
 
     score: Float[Tensor, "layer head"]
@@ -93,6 +95,7 @@ class Ranking(Result, kind="ranking"):
         default=None, repr=False, compare=False, metadata={"saved": False}
     )
     seconds: float | None = field(default=None, compare=False, metadata={"saved": False})
+    samples: Mapping[str, Float[Tensor, "group layer head"]] = field(default_factory=dict)
 
     @property
     def q_value(self) -> Float[Tensor, "layer head"]:

@@ -69,7 +69,13 @@ def open_page(chromium: Any) -> Iterator[Any]:
                 else None
             ),
         )
-        page.on("request", lambda request: watched.requests.append(request.url))
+        page.on(
+            "request",
+            lambda request: (
+                # A download of what the page itself made asks nobody.
+                None if request.url.startswith("blob:") else watched.requests.append(request.url)
+            ),
+        )
 
         def refuse(dialog: Any) -> None:
             watched.dialogs.append(dialog.message)

@@ -6,12 +6,16 @@ Every test also fails on any console error, dialog, or request other than for th
 
 from __future__ import annotations
 
+import dataclasses
+import json
 from pathlib import Path
 from typing import Any
+from xml.etree import ElementTree
 
 import numpy as np
 import pandas as pd
 import pytest
+import torch
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
@@ -49,9 +53,10 @@ def test_circuitsvis_draws_and_follows_the_chosen_head(open_page: Any, tmp_path:
     assert page.locator(".cv canvas").count() == 0  # not before it is seen
     canvas = drawn(page)
     before = canvas.evaluate("canvas => canvas.toDataURL()")
-    assert page.locator(".cv h2").text_content() == "L0H0"
+    title = page.locator(".cv-title")
+    assert title.text_content() == "L0H0: a row is a query, a column a key"
     page.get_by_role("button", name="L0H5").click()
-    page.locator(".cv h2", has_text="L0H5").wait_for()
+    assert title.text_content().startswith("L0H5")
     page.wait_for_function(
         "([canvas, before]) => canvas.toDataURL() !== before", arg=[canvas.element_handle(), before]
     )
@@ -65,8 +70,8 @@ def test_head_chosen_before_the_view_is_drawn(open_page: Any, tmp_path: Path) ->
     page = open_page(path, viewport={"width": 700, "height": 300}).page
     page.get_by_role("button", name="L0H2").click()
     drawn(page)
-    page.locator(".cv h2", has_text="L0H2").wait_for()
-    assert page.locator(".cv h2").text_content() == "L0H2"
+    page.locator(".cv h2", has_text="L0H2").wait_for(state="attached")  # CircuitsVis' own, hidden
+    assert page.locator(".cv-title").text_content().startswith("L0H2")
     assert page.get_by_role("button", name="L0H2").get_attribute("aria-pressed") == "true"
     assert page.get_by_role("button", name="L0H0").get_attribute("aria-pressed") == "false"
 
@@ -94,9 +99,10 @@ def test_clicking_a_token_shows_what_it_attends_to(open_page: Any, tmp_path: Pat
     assert first == f"·w{best} (token {best}): {row[best]:.3f}"
     assert "s20" in tokens.nth(best).get_attribute("class")
     assert "none" in tokens.nth(11).get_attribute("class")  # the future is not seen
-    page.keyboard.press("ArrowLeft")
-    assert "token 8" in page.locator(".looks p").text_content()
-    assert tokens.nth(8).evaluate("token => token === document.activeElement")
+    for key, place in {"ArrowLeft": 8, "Home": 0, "End": 11, "ArrowUp": 5}.items():
+        page.keyboard.press(key)
+        assert f"token {place} " in page.locator(".looks p").text_content()
+        assert tokens.nth(place).evaluate("token => token === document.activeElement")
     page.locator("select").select_option("0")
     assert "s20" in tokens.nth(11).get_attribute("class")  # the rarest token
     assert page.locator(".ramp b").all_text_contents() == ["1", "9"]
@@ -113,8 +119,87 @@ def test_views_side_by_side_move_together(open_page: Any, tmp_path: Path) -> Non
     right.get_by_role("button", name="L0H2").click()
     left.locator("button.token").nth(4).click()
     for view in (left, right):
-        assert "Under L0H2, token 4" in view.locator(".looks").text_content()
+        assert "Under L0H2, the query token 4" in view.locator(".looks").text_content()
     assert left.bounding_box()["y"] == right.bounding_box()["y"]
+
+
+def test_views_side_by_side_have_one_scale(open_page: Any, tmp_path: Path) -> None:
+    """The same colour means the same attention on both sides."""
+    sharp, flat = make_view(1, 8), make_view(1, 8)
+    uniform = torch.ones(8, 8).tril() / torch.arange(1, 9)[:, None]
+    flat = dataclasses.replace(flat, patterns=uniform[None])
+    pattern = torch.eye(8)[None]
+    dataclasses.replace(sharp, patterns=pattern, compare=flat).to_html(tmp_path / "pair.html")
+    page = open_page(tmp_path / "pair.html", viewport={"width": 1200, "height": 900}).page
+    page.locator(".token.chosen").nth(1).wait_for()
+    assert page.locator(".view .ramp b").all_text_contents() == ["0", "1.00"] * 2
+    own = round(20 * float(flat.patterns[0, 3, 3]))  # query 3 predicts the continuation
+    left, right = page.locator(".view").all()
+    assert "s20" in left.locator("button.token").nth(3).get_attribute("class").split()
+    assert f"s{own}" in right.locator("button.token").nth(3).get_attribute("class").split()
+
+
+def test_what_is_printed_before_scrolling_is_drawn(open_page: Any, tmp_path: Path) -> None:
+    words = [f"word {i}" for i in range(200)]
+    view = make_view(2, 12)
+    path = Page("p", [Prose(words), Attention(view)]).save(tmp_path / "view.html")
+    page = open_page(path, viewport={"width": 700, "height": 300}).page
+    assert page.locator(".thumbs canvas").first.evaluate("canvas => canvas.width") == 1
+    page.evaluate("dispatchEvent(new Event('beforeprint'))")
+    assert page.locator(".thumbs canvas").first.evaluate("canvas => canvas.width") == 12
+    assert page.locator("select").input_value() == "-1"
+
+
+def test_without_scripts_colours_have_their_name(open_page: Any, tmp_path: Path) -> None:
+    path = tmp_path / "view.html"
+    make_view(2, 12).to_html(path)
+    page = open_page(path, java_script_enabled=False).page
+    assert page.locator("select option:checked").text_content() == "unigram rarity (nats)"
+    assert page.locator(".ramp b").all_text_contents() == ["1", "9"]
+    assert "s20" in page.locator("button.token").last.get_attribute("class")  # the rarest
+    assert page.locator(".needs-script:visible").count() == 0
+
+
+def test_rows_are_searched_filtered_and_saved(open_page: Any, tmp_path: Path) -> None:
+    names = [f"L{i}" for i in range(12)]
+    frame = pd.DataFrame(
+        {"head": names, "significant": [i % 2 == 0 for i in range(12)], "score": np.arange(12) / 7}
+    )
+    frame.loc[4, "head"] = '=1+1,"<b>'
+    path = Page("A page", [Table(frame, page_size=5, title="Heads")]).save(tmp_path / "t.html")
+    page = open_page(path, accept_downloads=True).page
+
+    def shown() -> list[str]:
+        return page.locator("tbody tr:visible td:first-child").all_text_contents()
+
+    page.get_by_label("significant").select_option("yes")
+    assert shown() == ["L0", "L2", '=1+1,"<b>', "L6", "L8"]
+    assert "of 6 rows" in page.locator(".pager").text_content()
+    page.get_by_label("Search the table").fill("l1")
+    assert shown() == ["L10"]
+    page.get_by_label("Search the table").fill("=1")
+    saved = {}
+    for kind in ("CSV", "JSON"):
+        with page.expect_download() as info:
+            page.get_by_role("button", name=kind).click()
+        saved[kind] = Path(info.value.path()).read_text(encoding="utf-8")
+        assert info.value.suggested_filename == f"a-page-heads.{kind.lower()}"
+    # A spreadsheet must not take a text for a formula.
+    assert saved["CSV"] == 'head,significant,score\n"\'=1+1,""<b>",1,0.571428571\n'
+    assert json.loads(saved["JSON"]) == [
+        {"head": '=1+1,"<b>', "significant": "1", "score": 0.571428571}
+    ]
+
+
+def test_a_chart_is_saved_as_it_looks(open_page: Any, tmp_path: Path) -> None:
+    path = Page("p", [Heatmap([[1.0, -2.0]], "score")]).save(tmp_path / "map.html")
+    page = open_page(path, accept_downloads=True).page
+    with page.expect_download() as info:
+        page.get_by_role("button", name="SVG").click()
+    root = ElementTree.parse(info.value.path()).getroot()
+    fills = [rect.get("fill") for rect in root.iter("{http://www.w3.org/2000/svg}rect")]
+    assert len(set(fills)) == 3  # the ground and two colours, written out
+    assert all("class" not in element.attrib for element in root.iter())
 
 
 @pytest.mark.parametrize("keyboard", [False, True], ids=["mouse", "keyboard"])
@@ -221,13 +306,13 @@ def test_the_report_of_a_ranking(open_page: Any, tmp_path: Path, neo: Any, width
     canvas = drawn(page)
     before = canvas.evaluate("canvas => canvas.toDataURL()")
     attention.get_by_role("button", name=best[1], exact=True).click()
-    page.locator(".cv h2", has_text=best[1]).wait_for()
+    page.locator(".cv-title", has_text=best[1]).wait_for()
     page.wait_for_function(
         "([canvas, before]) => canvas.toDataURL() !== before", arg=[canvas.element_handle(), before]
     )
     select = attention.locator("select")
     assert select.locator("option").all_text_contents() == [
-        "attention of the chosen token",
+        "attention of the chosen query",
         "unigram rarity (nats)",
         "log-probability (nats)",
         "tokens lost when replaced (tokens)",
@@ -288,7 +373,7 @@ def test_notebook_output_works_in_its_frame(open_page: Any, tmp_path: Path) -> N
     canvas.scroll_into_view_if_needed()
     canvas.wait_for()
     frame.get_by_role("button", name="L0H1").click()
-    frame.locator(".cv h2", has_text="L0H1").wait_for()
+    frame.locator(".cv h2", has_text="L0H1").wait_for(state="attached")
     assert page.frames[1].evaluate("origin") == "null"  # it shares nothing with the notebook
     with pytest.raises(Exception, match=r"SecurityError|cross-origin|sandboxed"):
         page.frames[1].evaluate("parent.document.title")

@@ -13,6 +13,7 @@ from .blocks import (
 )
 from .charts import Bars, Heatmap, Lines
 from .document import DocumentText, Measure, Segment
+from .explorer import ComponentDetails, Estimate, Explorer, HeadOnParagraph, ParagraphText
 from .page import Page
 from .tokens import Strip, Tokens
 
@@ -21,14 +22,19 @@ __all__ = [
     "AttentionView",
     "Bars",
     "Block",
+    "ComponentDetails",
     "DocumentText",
+    "Estimate",
+    "Explorer",
     "Facts",
+    "HeadOnParagraph",
     "Heatmap",
     "Lines",
     "Measure",
     "Number",
     "Numbers",
     "Page",
+    "ParagraphText",
     "Prose",
     "Segment",
     "Strip",

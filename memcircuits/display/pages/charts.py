@@ -18,6 +18,7 @@ from memcircuits.base.errors import InputError
 from memcircuits.display.numbers import cells, matrix
 from memcircuits.display.pages import svg
 from memcircuits.display.pages.blocks import Block
+from memcircuits.display.pages.svg_heatmap import Cells, heatmap
 from memcircuits.display.text import number
 
 
@@ -35,6 +36,10 @@ class Heatmap(Block):
         marks: cells to frame, such as significant ones, pairs (row, col) or booleans [row, col];
             `marks_mean` says why.
         hover: further text per cell, [row][col].
+        cell_names: what each cell is called, [row][col]; a cell then links to the place of that
+            name on the page, and arrow keys move between cells.
+        aside: one more value per row, such as the MLP's beside the heads', drawn apart with colours
+            of its own; `aside_name` heads it, `aside_names` are the names of its cells.
     """
 
     template: ClassVar[str] = "heatmap.html.j2"
@@ -49,6 +54,11 @@ class Heatmap(Block):
     marks: Any = ()
     marks_mean: str = "significant"
     hover: Sequence[Sequence[str]] = ()
+    cell_names: Sequence[Sequence[str]] = ()
+    aside: Any = None
+    aside_name: str = ""
+    aside_names: Sequence[str] = ()
+    aside_marks: Sequence[int] = ()
 
     def __post_init__(self) -> None:
         """Check shapes and numbers."""
@@ -66,24 +76,44 @@ class Heatmap(Block):
         values = matrix(self.values)
         rows = [str(name) for name in self.row_names or range(values.shape[0])]
         cols = [str(name) for name in self.col_names or range(values.shape[1])]
-        tips = [
-            [
-                f"{self.row_label} {row}, {self.col_label} {col}: {self._cell(values, i, j)}"
-                for j, col in enumerate(cols)
-            ]
-            for i, row in enumerate(rows)
+        names = self.cell_names or [
+            [f"{self.row_label} {row}, {self.col_label} {col}" for col in cols] for row in rows
         ]
-        diverging = bool((values < 0).any()) if self.diverging is None else self.diverging
-        chart = svg.heatmap(
+        main = Cells(
             values,
-            diverging=diverging,
+            self._is_diverging(values),
+            [
+                [f"{name}: {self._cell(values, i, j)}" for j, name in enumerate(row)]
+                for i, row in enumerate(names)
+            ],
+            self.cell_names,
+            cells(self.marks, values.shape),
+        )
+        chart = heatmap(
+            main,
             rows=rows,
             cols=cols,
-            marks=cells(self.marks, values.shape),
-            tips=tips,
             corner=f"{self.row_label}\\{self.col_label}",
+            aside=self._aside_cells(),
+            aside_name=self.aside_name,
         )
         return {"chart": chart}
+
+    def _aside_cells(self) -> Cells | None:
+        if self.aside is None:
+            return None
+        values = matrix([[value] for value in self.aside], "aside")
+        units = f" {self.units}" if self.units else ""
+        tips = [
+            [f"{name}: {number(float(value), 4)}{units}"]
+            for name, value in zip(self.aside_names, values[:, 0], strict=True)
+        ]
+        names = [[name] for name in self.aside_names]
+        marks = [(row, 0) for row in self.aside_marks]
+        return Cells(values, self._is_diverging(values), tips, names, marks)
+
+    def _is_diverging(self, values: np.ndarray) -> bool:
+        return bool((values < 0).any()) if self.diverging is None else self.diverging
 
     def _cell(self, values: np.ndarray, row: int, col: int) -> str:
         value = float(values[row, col])

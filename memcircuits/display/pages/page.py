@@ -4,7 +4,7 @@
     page.save("report.html")
 
 The templates (`templates/`) hold all markup and escape everything that they print; one stylesheet
-and one script (`static/`) serve every block but a long text, which has a script of its own.
+and one script (`static/page/`, joined) serve every block but a long text, which has its own.
 CircuitsVis' script, 1.3 MB, is inlined once, and only if the page shows attention. The
 content-security-policy in the head admits these scripts and this stylesheet by their hashes and
 nothing else: no other script, no `style=` attribute, no request, no form, no frame, and no text
@@ -32,6 +32,20 @@ from memcircuits.display.text import clean, csp_hash, json_block
 
 _FOLDER = Path(__file__).parent
 
+_PARTS = ("helpers", "overview", "tables", "charts", "attention", "explorer_charts", "explorer")
+"""The parts of the page's script, in the order in which they run."""
+
+_STYLES = ("base", "charts", "tokens", "document", "explorer", "narrow", "print")
+"""The parts of its stylesheet; later ones overrule earlier ones."""
+
+# The field says query and key where CircuitsVis says destination and source.
+_AXES = {
+    '"Source Token"': '"key"',
+    '"Destination Token"': '"query"',
+    "`Src: ${": "`key: ${",
+    "`Dest: ${": "`query: ${",
+}
+
 
 def _clean_unless_markup(value: Any) -> Any:
     """Last step before autoescape: everything that a template prints, except markup, is cleaned."""
@@ -54,8 +68,9 @@ def _environment() -> jinja2.Environment:
 
 @cache
 def stylesheet() -> str:
-    """The page's stylesheet: `static/page.css` with the colour classes filled in."""
-    source = (_FOLDER / "static" / "page.css").read_text(encoding="utf-8")
+    """The page's stylesheet: its parts in `static/page/`, with the colour classes filled in."""
+    folder = _FOLDER / "static" / "page"
+    source = "".join((folder / f"{part}.css").read_text(encoding="utf-8") for part in _STYLES)
     return source.replace("/* light */", palette.classes("light")).replace(
         "/* dark */", palette.classes("dark")
     )
@@ -63,8 +78,14 @@ def stylesheet() -> str:
 
 @cache
 def script(name: str = "page") -> str:
-    """A script of our own: the one of every page, or the one of a block."""
-    return (_FOLDER / "static" / f"{name}.js").read_text(encoding="utf-8")
+    """A script of our own: the one of every page, or the one of a block.
+
+    The first one is kept in parts, which share what `helpers.js` defines and nothing else.
+    """
+    if name != "page":
+        return (_FOLDER / "static" / f"{name}.js").read_text(encoding="utf-8")
+    parts = [(_FOLDER / "static" / "page" / f"{part}.js") for part in _PARTS]
+    return "".join(["(() => {\n", *(part.read_text(encoding="utf-8") for part in parts), "})();\n"])
 
 
 @cache
@@ -87,9 +108,12 @@ def circuitsvis_bundle() -> str:
     source = path.read_text(encoding="utf-8")
     source = re.sub(r"^//# sourceMappingURL=.*$", "", source, flags=re.MULTILINE)
     source = re.sub(r"<(?=/script|!--)", r"<\\", source, flags=re.IGNORECASE)
+    for name, field_name in _AXES.items():
+        source = source.replace(name, field_name)
     version = importlib.metadata.version("circuitsvis")
     licence = (_FOLDER / "static" / "circuitsvis-LICENSE.txt").read_text(encoding="utf-8")
-    return f"/*! CircuitsVis {version}, unchanged but for escaping.\n\n{licence}*/\n{source}"
+    changes = "unchanged but for escaping and the names of its axes"
+    return f"/*! CircuitsVis {version}, {changes}.\n\n{licence}*/\n{source}"
 
 
 @dataclass(frozen=True)
@@ -101,12 +125,15 @@ class Page:
         blocks: shown in this order; those with a title appear in the table of contents.
         lead: one or two sentences that tell a newcomer what this is.
         footer: small print.
+        overview: the result in a few words; it stays at the top, with the table of contents, while
+            the reader scrolls.
     """
 
     title: str
     blocks: Sequence[Block]
     lead: str = ""
     footer: str = ""
+    overview: str = ""
 
     def render(self) -> str:
         """The whole page as a string; the same blocks give the same bytes."""
@@ -165,7 +192,7 @@ def frame(page: str, *, title: str, height: int) -> str:
     that it does not trust shows the sentence inside instead.
     """
     markup = Markup(
-        '<iframe sandbox="allow-scripts" title="{}" width="100%" height="{}" '
+        '<iframe sandbox="allow-scripts allow-downloads" title="{}" width="100%" height="{}" '
         'style="border:0;background:#fff" srcdoc="{}">'
         "Trust this notebook to see this view, or save it as a page with .to_html(path)."
         "</iframe>"

@@ -14,8 +14,8 @@ from typing import Any, TypeAlias
 
 import numpy as np
 
-from memcircuits.display.palette import N_LEVELS, SERIES, level
-from memcircuits.display.text import MINUS, UNKNOWN, number, short
+from memcircuits.display.palette import SERIES
+from memcircuits.display.text import number, short
 
 WIDTH, HEIGHT = 480, 270
 LEFT, RIGHT, TOP, BOTTOM = 46, 10, 26, 42
@@ -67,7 +67,8 @@ def log_ticks(values: Sequence[float]) -> list[float]:
     return [10.0**power for power in range(low, high + 1)]
 
 
-def _clip(label: str) -> str:
+def clip(label: str) -> str:
+    """A label that fits beside an axis."""
     return label if len(label) <= 18 else label[:17] + "…"
 
 
@@ -194,8 +195,8 @@ def bars(series: Sequence[Series], *, x_label: str, units: str) -> dict[str, Any
                 boxes.append({**_box(left, width, y, place_y), "tip": tip})
                 boxes[-1] |= _whisker(one, i, place_y)
         drawn.append({"name": one.name, "colour": index % len(SERIES), "boxes": boxes})
-    names = [_clip(category) for category in categories]
-    every = _label_step(names, slot)
+    names = [clip(category) for category in categories]
+    every = label_step(names, slot)
     return {
         "series": drawn,
         "x_ticks": [
@@ -230,80 +231,6 @@ def _whisker(series: Series, index: int, place_y: Place) -> dict[str, float]:
     return {"low": place_y(low), "high": place_y(high)}
 
 
-def _label_step(names: Sequence[str], spacing: float) -> int:
+def label_step(names: Sequence[str], spacing: float) -> int:
     """Show every n-th label: a character is about 8 px wide, and labels must not overlap."""
     return max(1, math.ceil(max(len(name) for name in names) * 8 / spacing))
-
-
-def _in_cell(value: float, high: float) -> str:
-    """A value to two digits of the scale's upper end, so that cells compare; empty if too long."""
-    if math.isnan(value):
-        return UNKNOWN
-    decimals = max(0, 1 - math.floor(math.log10(abs(high)))) if high else 0
-    shown = f"{round(value, decimals) + 0.0:.{decimals}f}".replace("-", MINUS)  # no minus zero
-    return shown if len(shown) <= 5 else ""
-
-
-def heatmap(
-    values: np.ndarray,
-    *,
-    diverging: bool,
-    rows: Sequence[str],
-    cols: Sequence[str],
-    marks: Sequence[tuple[int, int]],
-    tips: Sequence[Sequence[str]],
-    corner: str,
-) -> dict[str, Any]:
-    """Cells of a matrix as levels of a colour scale; NaN cells have no level (not measured)."""
-    low, high = _colour_range(values, diverging)
-    n_rows, n_cols = values.shape
-    rows, cols = [_clip(name) for name in rows], [_clip(name) for name in cols]
-    side = max(14, min(35, round(620 / n_cols)))
-    scale = "d" if diverging else "s"
-    gutter = max(16 + 8 * max(len(name) for name in rows), 10 + 6 * len(corner))
-    x_of = [gutter + col * side for col in range(n_cols)]
-    y_of = [22 + (n_rows - 1 - row) * side for row in range(n_rows)]  # row 0 at the bottom
-    cells = []
-    for i in range(n_rows):
-        for j in range(n_cols):
-            value = float(values[i, j])
-            shade = level(value, low, high)
-            cells.append(
-                {
-                    "x": x_of[j],
-                    "y": y_of[i],
-                    "shade": "none" if shade is None else f"{scale}{shade}",
-                    "text": _in_cell(value, high) if side >= 34 else "",
-                    "marked": (i, j) in marks,
-                    "tip": tips[i][j],
-                }
-            )
-    every = _label_step(cols, side)
-    return {
-        "cells": cells,
-        "side": side,
-        "width": gutter + n_cols * side + 4,
-        "height": 22 + n_rows * side + 4,
-        "gutter": gutter,
-        "corner": corner,
-        "rows": [{"at": y_of[i] + side / 2, "text": name} for i, name in enumerate(rows)],
-        "cols": [
-            {"at": x_of[j] + side / 2, "text": name}
-            for j, name in enumerate(cols)
-            if j % every == 0
-        ],
-        "ramp": [f"{scale}{i}" for i in range(N_LEVELS)],
-        "low": short(low),
-        "high": short(high),
-        "gaps": bool(np.isnan(values).any()),
-    }
-
-
-def _colour_range(values: np.ndarray, diverging: bool) -> tuple[float, float]:
-    """The values at the ends of the scale: around zero, or from zero unless that hides the data."""
-    finite = values[np.isfinite(values)]
-    low, high = (float(finite.min()), float(finite.max())) if finite.size else (0.0, 1.0)
-    if diverging:
-        limit = max(abs(low), abs(high)) or 1.0
-        return -limit, limit
-    return (0.0, high) if 0 <= low < 0.5 * high else (low, high)

@@ -1,0 +1,161 @@
+"""Where the cells of a heat map go, and which colour and text each one has.
+
+Across, places are percentages of the chart's width, so that it is as wide as the page while text
+keeps its size; down, they are pixels. A column of its own (`Aside`) has its own colours.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from memcircuits.display.pages.svg import clip, label_step
+from memcircuits.display.palette import N_LEVELS, level
+from memcircuits.display.text import MINUS, UNKNOWN, short
+
+PAGE = 1060  # width of a page's column, pixels
+TOP = 22  # above the cells, for the names of columns
+
+
+@dataclass(frozen=True)
+class Cells:
+    """A matrix as it is drawn.
+
+    Attributes:
+        values: [row, col]; NaN means not measured.
+        diverging: colours around zero, from blue to orange.
+        tips: hover text, [row][col].
+        names: what the cells are called, [row][col]; they link to places of that name. May be
+            empty.
+        marks: cells to frame, pairs (row, col).
+    """
+
+    values: np.ndarray
+    diverging: bool
+    tips: Sequence[Sequence[str]]
+    names: Sequence[Sequence[str]] = ()
+    marks: Sequence[tuple[int, int]] = ()
+
+    @property
+    def range(self) -> tuple[float, float]:
+        """The values at the ends of the scale: around zero, or from zero unless that hides data."""
+        finite = self.values[np.isfinite(self.values)]
+        low, high = (float(finite.min()), float(finite.max())) if finite.size else (0.0, 1.0)
+        if self.diverging:
+            limit = max(abs(low), abs(high)) or 1.0
+            return -limit, limit
+        return (0.0, high) if 0 <= low < 0.5 * high else (low, high)
+
+    def scale(self) -> dict[str, Any]:
+        """The colours from the lowest to the highest value, and both as text."""
+        low, high = self.range
+        kind = "d" if self.diverging else "s"
+        ramp = [f"{kind}{i}" for i in range(N_LEVELS)]
+        return {"ramp": ramp, "low": short(low), "high": short(high)}
+
+    def draw(self, row: int, col: int, room: int) -> dict[str, Any]:
+        """Colour, text of at most `room` characters and hover text of one cell."""
+        value, (low, high) = float(self.values[row, col]), self.range
+        shade = level(value, low, high)
+        kind = "d" if self.diverging else "s"
+        return {
+            "shade": "none" if shade is None else f"{kind}{shade}",
+            "text": in_cell(value, high, room),
+            "marked": (row, col) in self.marks,
+            "tip": self.tips[row][col],
+            "name": self.names[row][col] if self.names else "",
+            "row": row,
+        }
+
+
+def heatmap(
+    cells: Cells,
+    *,
+    rows: Sequence[str],
+    cols: Sequence[str],
+    corner: str,
+    aside: Cells | None = None,
+    aside_name: str = "",
+) -> dict[str, Any]:
+    """Everything that the template of heat maps needs.
+
+    Args:
+        cells: the matrix.
+        rows: names of the rows, the first one at the bottom.
+        cols: names of the columns.
+        corner: names of both axes.
+        aside: one further column [row, 1], drawn apart.
+        aside_name: its name.
+    """
+    n_rows, n_cols = cells.values.shape
+    rows, cols = [clip(name) for name in rows], [clip(name) for name in cols]
+    gutter = max(16 + 8 * max(len(name) for name in rows), 10 + 6 * len(corner))
+    n_slots = n_cols + (1.5 if aside else 0)
+    side = max(14.0, min(64.0 if n_cols < 6 else 160.0, (PAGE - gutter) / n_slots))
+    height = next(pixels for limit, pixels in _HEIGHTS if n_rows <= limit)
+    width = gutter + n_slots * side
+    room = int(side / 7) if min(side, height + 12) >= 34 else 0
+    across = 100 / width
+
+    def place(drawn: dict[str, Any], slot: float) -> dict[str, Any]:
+        y = TOP + (n_rows - 1 - drawn["row"]) * height
+        x = (gutter + slot * side) * across
+        return {**drawn, "x": _round(x), "y": y, "middle": _round(x + side * across / 2)}
+
+    # Rows from the top, as they are read.
+    placed = [
+        [place({**cells.draw(i, j, room), "col": j}, j) for j in range(n_cols)]
+        + ([place({**aside.draw(i, 0, room), "col": n_cols}, n_cols + 0.5)] if aside else [])
+        for i in range(n_rows)
+    ]
+    names = [*enumerate(cols), (n_cols + 0.5, aside_name)] if aside else [*enumerate(cols)]
+    every = label_step(cols, max(side, 22))
+    return {
+        "cells": [cell for row in placed[::-1] for cell in row],
+        "side": _round(side * across),
+        "row_height": height,
+        "width": round(width),
+        "height": TOP + n_rows * height + 4,
+        "least": round(gutter + n_slots * min(side, 22)),
+        "is_wide": n_cols >= 6,
+        "is_dense": n_cols > 8,
+        "gutter": _round((gutter - 6) * across),
+        "corner": corner,
+        "rows": [
+            {"at": TOP + (n_rows - 1 - i) * height + height / 2, "text": name}
+            for i, name in enumerate(rows)
+        ],
+        "cols": [
+            {"at": _round((gutter + (slot + 0.5) * side) * across), "text": name}
+            for i, (slot, name) in enumerate(names)
+            if i % every == 0 or i == n_cols
+        ],
+        **cells.scale(),
+        "aside": aside.scale() if aside else None,
+        "gaps": any(np.isnan(c.values).any() for c in (cells, aside) if c),
+    }
+
+
+_HEIGHTS = ((8, 36), (16, 28), (32, 20), (10**9, 15))
+"""Maximum number of rows, and how high each of them is in pixels."""
+
+
+def _round(percent: float) -> float:
+    return round(percent, 3)
+
+
+def in_cell(value: float, high: float, room: int) -> str:
+    """A value to two digits of the scale's upper end, so that cells compare; empty if too long."""
+    if not room:
+        return ""
+    if math.isnan(value):
+        return UNKNOWN
+    decimals = max(0, 1 - math.floor(math.log10(abs(high)))) if high else 0
+    shown = f"{round(value, decimals) + 0.0:.{decimals}f}"  # no minus zero
+    if len(shown) > min(room, 7):
+        shown = f"{value:.0e}"
+    return shown.replace("-", MINUS) if len(shown) <= room else ""
