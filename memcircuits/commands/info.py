@@ -29,6 +29,9 @@ def info(
     device_map: DeviceMap = None,
     revision: Revision = None,
     trust_remote_code: TrustRemoteCode = False,
+    fold_ln: Annotated[
+        bool, typer.Option("--fold-ln", help="Fold norms into the weights, as the paper does.")
+    ] = False,
     n_prefix: Prefix = 50,
     n_continuation: Continuation = 50,
     quiet: Quiet = False,
@@ -53,6 +56,7 @@ def info(
         dtype=dtype,
         device_map=device_map,
         trust_remote_code=trust_remote_code,
+        fold_ln=fold_ln,
     )
     report = validate_model(loaded)
     properties = report.properties()

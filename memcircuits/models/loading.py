@@ -34,6 +34,7 @@ from memcircuits.models.devices import (
     resolve_device,
     resolve_dtype,
 )
+from memcircuits.models.folding import fold_norms
 from memcircuits.models.gguf import parsed_once
 from memcircuits.models.own_tokenizer import kept_as_read
 from memcircuits.models.refusals import not_a_model, refuse_adapter_folder
@@ -53,6 +54,7 @@ def load_model(
     dtype: DtypeName | torch.dtype = "float32",
     device_map: DeviceMap | None = None,
     trust_remote_code: bool = False,
+    fold_ln: bool = False,
 ) -> Any:
     """Load a model as a `TransformerBridge`.
 
@@ -69,10 +71,14 @@ def load_model(
             names of modules to devices (`memcircuits.models.devices`).
         trust_remote_code: run the model code of a repository; needs `revision` to be a full commit
             hash.
+        fold_ln: fold norms into the matrices that read them and centre those that write, as
+            `HookedTransformer.from_pretrained` does: the basis of the paper
+            (`memcircuits.models.folding`). Logits stay, gradients and edits of weights do not.
 
     Raises:
         InputError: if the model is not found or needs remote code, or an argument is wrong.
-        UnsupportedModel: if TransformerLens or the analyses do not support the architecture.
+        UnsupportedModel: if TransformerLens or the analyses do not support the architecture, or its
+            norms cannot be folded.
 
     Example:
         >>> model = mc.load_model("organism", device="cpu")
@@ -87,7 +93,10 @@ def load_model(
         device_map=device_map,
         trust_remote_code=trust_remote_code,
     )
-    return as_bridge(hf_model, tokenizer, name=label, revision=revision)
+    bridge = as_bridge(hf_model, tokenizer, name=label, revision=revision)
+    if fold_ln:
+        fold_norms(bridge)
+    return bridge
 
 
 def read_pretrained(

@@ -58,6 +58,12 @@ class AffineNorm:
         """
         return self._centre(self.weight * direction)
 
+    @property
+    def is_plain(self) -> bool:
+        """Whether it only divides by the scale (and centres): its weight is 1, its bias 0."""
+        ones, zeros = torch.ones_like(self.weight), torch.zeros_like(self.bias)
+        return _close(self.weight, ones) and _close(1 + self.bias, 1 + zeros)
+
     def _centre(self, x: Tensor) -> Tensor:
         return x - x.mean(-1, keepdim=True) if self.centred else x
 
@@ -72,7 +78,7 @@ def mlp_norm(adapter: Adapter, layer: int) -> AffineNorm:
     if norm is None:
         remedy = "its blocks have no norm of their own before the MLP; use another model"
         raise UnsupportedModel("model", adapter.label, remedy)
-    return _read_norm(norm, adapter)
+    return read_norm(norm, adapter)
 
 
 def final_norm(adapter: Adapter) -> AffineNorm:
@@ -81,7 +87,7 @@ def final_norm(adapter: Adapter) -> AffineNorm:
     Raises:
         UnsupportedModel: if it is no LayerNorm or RMSNorm.
     """
-    return _read_norm(adapter.model.ln_final, adapter)
+    return read_norm(adapter.model.ln_final, adapter)
 
 
 def unembedding(adapter: Adapter, norm: AffineNorm) -> Float[Tensor, "d_model d_vocab"]:
@@ -109,7 +115,7 @@ def unembedding(adapter: Adapter, norm: AffineNorm) -> Float[Tensor, "d_model d_
     return norm.pull_back((matrix - matrix.mean(1, keepdim=True)).T).T
 
 
-def _read_norm(norm: Callable[[Tensor], Tensor], adapter: Adapter) -> AffineNorm:
+def read_norm(norm: Callable[[Tensor], Tensor], adapter: Adapter) -> AffineNorm:
     """The parts of a norm, from its answers to a few inputs."""
     d = adapter.d_model
     signs = torch.ones(1, 1, d, device=adapter.device, dtype=adapter.dtype)
