@@ -6,6 +6,7 @@ from .editing.planting import plant
 from .editing.unlearning import edit, unlearn
 from .evidence.ablation import ablate_heads
 from .evidence.attention_view import attention_view
+from .evidence.comparisons.compare import compare
 from .evidence.contrasts.contrast import contrast
 from .evidence.counterfactual import counterfactual
 from .evidence.find_heads import find_memorization_heads
@@ -38,6 +39,7 @@ __all__ = [
     "ablate_heads",
     "activation_gradients",
     "attention_view",
+    "compare",
     "contrast",
     "contrastive_gradients",
     "core",

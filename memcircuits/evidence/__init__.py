@@ -2,9 +2,9 @@
 
 `interventions` changes activations in the middle of a forward pass. `ablation`, `screening`,
 `rare_tokens`, `gradients`, `triggers`, `prefix_cuts`, `patching`, `lookups` and `subnetworks`
-measure one model; `counterfactual`, `transplants` and `formation` compare it with a twin or follow
-it over training. `direct_writes` says what components add to the logits by themselves. `groups`
-chooses the paragraphs to compare, `find_heads` puts the evidence about heads together into a
-`ranking`, and `attention_view` shows what heads attend to. May import: `measure` and below; not
-`editing`.
+measure one model; `comparisons`, `counterfactual`, `transplants` and `formation` compare it with
+another or follow it over training. `direct_writes` says what components add to the logits by
+themselves. `groups` chooses the paragraphs to compare, `find_heads` puts the evidence about heads
+together into a `ranking`, and `attention_view` shows what heads attend to. May import: `measure`
+and below; not `editing`.
 """

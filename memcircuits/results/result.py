@@ -39,6 +39,7 @@ SCHEMA = 1
 MODULE_OF_KIND = {
     "activation-gradients": "evidence.gradients.activations",
     "core": "evidence.subnetworks.results",
+    "comparison": "evidence.comparisons.result",
     "contrast": "evidence.contrasts.result",
     "counterfactual": "evidence.counterfactual_results",
     "cut-prefix": "evidence.prefix_cuts.result",

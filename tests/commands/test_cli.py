@@ -85,6 +85,33 @@ def test_counterfactual_prints_bits_and_shows_the_tokens(options, folder, tmp_pa
     assert runner.invoke(app, ["counterfactual", *options]).exit_code == 2  # has no twin
 
 
+def test_compare_takes_models_and_saved_results(options, folder, tmp_path):
+    model, other = str(folder / "model"), str(tmp_path / "other")
+    zoo.hf_model("gpt_neo", seed=1).save_pretrained(other)
+    zoo.tokenizer().save_pretrained(other)
+    out = tmp_path / "out"
+    measured = ["--max-paragraphs", "4", *options[2:]]
+    result = runner.invoke(app, ["compare", model, other, *measured, "--out", str(out), "--json"])
+    assert result.exit_code == 0, result.output
+    data = json.loads(result.stdout)
+    assert [row["passage"] for row in data["paragraphs"]].count("lost") == 5
+    assert len(data["heads"]) == 16
+    assert sorted(p.name for p in out.iterdir()) == ["compare.html", "compare.safetensors"]
+    rows = ["--paragraphs", str(folder / "paragraphs.jsonl")]
+    scans = []
+    for name in (model, other):
+        scans.append(str(tmp_path / f"scan-{len(scans)}"))
+        scan = ["scan", "--model", name, *rows, *options[4:], "--out", scans[-1]]
+        assert runner.invoke(app, scan).exit_code == 0
+    result = runner.invoke(app, ["compare", *scans, "--out", str(out)])
+    assert result.exit_code == 0, result.output
+    assert "0 gained, 5 lost, 0 kept" in result.stdout
+    for pair in ([scans[0], model], [scans[0], str(out / "compare.safetensors")], [model, other]):
+        result = runner.invoke(app, ["compare", *pair, "--out", str(out)])
+        assert result.exit_code == 2
+        assert len(result.stderr.splitlines()) == 1
+
+
 def test_transplant_prints_a_table_and_writes_a_page(options, folder, tmp_path):
     out = tmp_path / "out"
     arguments = ["--twin", str(folder / "model"), "--units", "head,mlp", "--max-paragraphs", "2"]

@@ -62,6 +62,7 @@ def save_all(model: nn.Module, folder: Path) -> Path:
     edit = mc.unlearn(model, memorized, control, recipe=Recipe(steps=1), **quiet)
     results = [
         mc.scan(model, paragraphs, **quiet),
+        mc.compare(model, model, paragraphs, draws=5, **quiet),
         mc.counterfactual(model, model, paragraphs, **quiet),
         mc.core(model, memorized, control, seeds=2, steps=2, **quiet),
         mc.lookups(model, paragraphs, neurons=1, prompts=2, **quiet),

@@ -28,6 +28,18 @@ def plain_counterfactual(m: Plain, p: mc.Paragraphs) -> Numbers:
     return {"em": twin.em(p.ids, p.n_prefix), "remembered": nats / math.log(2)}
 
 
+def plain_compare(m: Plain, p: mc.Paragraphs) -> Numbers:
+    pair = (m, plain_twin(m.name))
+    with torch.no_grad():
+        nll = torch.stack([each.nll(p.ids, p.n_prefix) for each in pair])
+    em = torch.stack([each.em(p.ids, p.n_prefix) for each in pair])
+    first, second = (plain_ablate("zero", each, p)["nll"] for each in pair)
+    memorized = (em == p.n_continuation).any(0)
+    control = (em * 5 <= p.n_continuation).all(0)
+    change = (second - first)[memorized].mean(0) - (second - first)[control].mean(0)
+    return {"em": em, "nll": nll, "change": change}
+
+
 def plain_cut_prefix(m: Plain, p: mc.Paragraphs) -> Numbers:
     """Characters that the decoded text and the true one begin with alike."""
     decode = zoo.tokenizer().decode

@@ -15,6 +15,7 @@ from memcircuits.base.errors import UnsupportedModel
 from tests.helpers.oracle import Plain
 from tests.matrix.by_hand import (
     plain_ablate,
+    plain_compare,
     plain_contrast,
     plain_contrastive,
     plain_core,
@@ -40,6 +41,7 @@ from tests.matrix.cases import BASES, Numbers, model, paragraphs, plain, variant
 from tests.matrix.ours import (
     ablate,
     activations,
+    compare,
     contrast,
     contrastive,
     core,
@@ -90,6 +92,7 @@ class Analysis:
 ANALYSES: dict[str, Analysis] = {
     "scan": Analysis(scan, plain_scan, 1e-5, BASES),
     "counterfactual": Analysis(counterfactual, plain_counterfactual, 2e-5, BASES),
+    "compare": Analysis(compare, plain_compare, 2e-5),
     "transplant, weights": Analysis(transplant, plain_transplant, 2e-5),
     "transplant, activations": Analysis(transplant_activations, None, 2e-5),
     "formation": Analysis(formation, plain_formation, 1e-5, BASES),

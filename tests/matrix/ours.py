@@ -24,6 +24,11 @@ def counterfactual(m: Any, p: mc.Paragraphs) -> Numbers:
     return {"em": result.twin_em, "remembered": result.remembered}
 
 
+def compare(m: Any, p: mc.Paragraphs) -> Numbers:
+    result = mc.compare(m, twin_model(m), p, draws=5, progress=False)
+    return {"em": result.em, "nll": result.nll, "change": result.head_change.values}
+
+
 def cut_prefix(m: Any, p: mc.Paragraphs) -> Numbers:
     result = mc.cut_prefix(m, p, [0], progress=False)
     return {"em": result.recited["naive"][:, 0]}

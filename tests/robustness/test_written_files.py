@@ -66,6 +66,7 @@ COMMANDS = {
     "attention": ["attention", "--rows", "0,2", "--out", "{out}"],
     "unigrams": ["unigrams", "build", "--out", "{out}/unigrams.safetensors"],
     "report": ["report", "{original}/ranking.safetensors", "--out", "{out}/report.html"],
+    "compare": ["compare", "{original}/model", "{original}/model", "--out", "{out}"],
     "counterfactual": ["counterfactual", "--twin", "{original}/model", "--out", "{out}"],
     "transplant": [
         *("transplant", "--twin", "{original}/model", "--units", "head"),

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING
 
 import pandas as pd
@@ -130,6 +130,44 @@ def em_against_nll(frame: pd.DataFrame, *, title: str = "") -> Figure:
     margin = 0.03 * top  # else the many points at 0 would be cut in half
     figure.update_yaxes(title_text="exact match (tokens)", range=[-margin, top + 2 * margin])
     return styled(figure, title=title, width=720, height=420)
+
+
+def em_against_em(frame: pd.DataFrame, *, labels: Sequence[str], title: str = "") -> Figure:
+    """How much of each paragraph two models recite; many may share a place, so areas count them.
+
+    Args:
+        frame: columns `em_a, em_b`.
+        labels: names of both models.
+        title: title.
+    """
+    import plotly.graph_objects as go
+
+    require_columns(frame, "em_a", "em_b")
+    places = frame.groupby(["em_a", "em_b"], as_index=False).size()
+    top = max(1.0, float(frame[["em_a", "em_b"]].to_numpy().max()))
+    figure = go.Figure(
+        go.Scatter(
+            x=places["em_a"],
+            y=places["em_b"],
+            mode="markers",
+            customdata=places["size"],
+            marker={
+                "color": SERIES[0],
+                "opacity": 0.7,
+                "size": places["size"],
+                "sizemode": "area",
+                "sizeref": 2 * places["size"].max() / 30**2,
+                "sizemin": 3,
+            },
+            hovertemplate="EM %{x} and %{y}: %{customdata} paragraphs<extra></extra>",
+        )
+    )
+    figure.add_shape(type="line", x0=0, y0=0, x1=top, y1=top, line={"color": GREY, "dash": "dot"})
+    names = [escaped(label) for label in labels]
+    span = [-0.06 * top, 1.06 * top]
+    figure.update_xaxes(title_text=f"exact match of {names[0]} (tokens)", range=span)
+    figure.update_yaxes(title_text=f"exact match of {names[1]} (tokens)", range=span)
+    return styled(figure, title=title, width=480, height=480)
 
 
 def attention_by_rank(frame: pd.DataFrame, *, title: str = "") -> Figure:

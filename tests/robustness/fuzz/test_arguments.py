@@ -16,6 +16,11 @@ from tests.helpers.fuzz import COUNTS, TIMES, TRIED
 CALLS: dict[str, dict[str, tuple[Any, ...]]] = {
     "scan": {"batch_size": (0, -1, "2", 1.5)},
     "counterfactual": {"ngram": (3, "x", torch.ones_like)},
+    "compare": {
+        "max_paragraphs": (0, 1, -1, "x"),
+        "draws": (0, -1, "x", 1.5),
+        "seed": (-1, "x"),
+    },
     "transplant": {
         "patched": ("", None, "norms"),
         "units": ([], ["x"], "head", 3, ["neuron", 1]),
@@ -125,7 +130,7 @@ CALLS: dict[str, dict[str, tuple[Any, ...]]] = {
         "unigrams": (3, "x"),
     },
 }
-TWO_MODELS = ("counterfactual", "transplant")
+TWO_MODELS = ("compare", "counterfactual", "transplant")
 PARAGRAPHS: tuple[Any, ...] = (
     None, 3, 1.5, "text", b"bytes", [], [[]], [[1, 2], [1]], [["a"]], [[1.5] * 60], [None], {}, {1},
     object(), torch.zeros(2, 60), torch.zeros(2, 60, dtype=torch.bool), torch.zeros(0, 60).long(),

@@ -185,6 +185,8 @@ def odd_command_line(
     arguments = command.split() or [command]
     if command == "report":
         arguments.append(draw.choice(["good.safetensors"] * 3 + ["file", "empty", "missing"]))
+    if command == "compare":
+        arguments += [draw.choice(["tiny"] * 3 + ["good.safetensors", "missing"]) for _ in "ab"]
     for key, value in chosen.items():
         arguments += [key] if key in OPTIONS and not OPTIONS[key] else [key, value]
     return command, chosen, arguments

@@ -1,0 +1,222 @@
+"""The page of a comparison: passages gained and lost, both models' EM, heads that changed."""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Sequence
+from typing import TYPE_CHECKING
+
+import numpy as np
+import pandas as pd
+
+from memcircuits.display.pages import (
+    Block,
+    Facts,
+    Heatmap,
+    Number,
+    Numbers,
+    Page,
+    Prose,
+    Table,
+    strong,
+)
+
+if TYPE_CHECKING:
+    from memcircuits.evidence.comparisons.result import Comparison
+
+N_BINS = 10
+"""Number of bins of EM in the map of both models."""
+
+_PASSAGE_HELP = {
+    "passage": "gained: recited in full by b and not by a; lost: the reverse; kept: by both",
+    "em_a": "tokens of the continuation that a recites before its first mistake",
+    "em_b": "the same for b",
+    "em_change": "b minus a, tokens",
+    "nll_change": "change of the loss of the continuation, nats/token",
+}
+_HEAD_HELP = {
+    "score_a": "ablation effect on memorized paragraphs minus that on controls in a, nats/token",
+    "score_b": "the same in b",
+    "change": "b minus a, nats/token",
+    "ci": "95 % interval of the change, paired over independent groups of paragraphs",
+    "q_value": "two-sided permutation p-value, corrected for the number of heads",
+}
+
+
+def comparison_page(comparison: Comparison, texts: Sequence[str]) -> Page:
+    """The page; nothing is measured.
+
+    Args:
+        comparison: the comparison.
+        texts: the continuation of each paragraph, empty where it is not known.
+    """
+    a, b = comparison.labels
+    blocks: list[Block] = [_headline_numbers(comparison), _how_to_read(comparison)]
+    if comparison.has_passages:
+        blocks += [_passages(comparison, texts), _both_em(comparison)]
+    if comparison.has_heads:
+        blocks += [_map(comparison), _heads(comparison)]
+    return Page(
+        title=f"{b} against {a}",
+        lead=_lead(comparison),
+        blocks=[*blocks, _facts(comparison)],
+        footer="Made by memcircuits.",
+    )
+
+
+def _lead(comparison: Comparison) -> str:
+    a, b = comparison.labels
+    if not comparison.has_passages:
+        n = int(comparison.significant.sum())
+        return f"{n} of {comparison.p_value.numel()} heads matter more or less in {b} than in {a}."
+    counts = {name: int(getattr(comparison, name).sum()) for name in ("gained", "lost", "kept")}
+    return (
+        f"Of {len(comparison.names):,} paragraphs, {b} recites {counts['gained']:,} in full that "
+        f"{a} does not, and {a} recites {counts['lost']:,} that {b} does not; both recite "
+        f"{counts['kept']:,}."
+    )
+
+
+def _headline_numbers(comparison: Comparison) -> Numbers:
+    items = []
+    if comparison.has_passages:
+        for name, meaning in (("gained", "only by b"), ("lost", "only by a"), ("kept", "by both")):
+            items.append(Number(name, f"{int(getattr(comparison, name).sum()):,}", meaning))
+        for measure, units in (("em", "tokens"), ("nll", "nats/token")):
+            mean, low, high = comparison.mean_change("em" if measure == "em" else "nll")
+            detail = f"{low:+.2g} to {high:+.2g} {units}"
+            items.append(Number(f"mean change of {measure.upper()}", f"{mean:+.2g}", detail))
+    if comparison.has_heads:
+        n = int(comparison.significant.sum())
+        items.append(Number("heads changed", f"{n} of {comparison.p_value.numel()}", "q < 0.05"))
+    return Numbers(items)
+
+
+def _how_to_read(comparison: Comparison) -> Prose:
+    a, b = comparison.labels
+    paragraphs: list[str | list] = []
+    if comparison.has_passages:
+        paragraphs.append(
+            [
+                strong("a"),
+                f" is {a}, ",
+                strong("b"),
+                f" is {b}, and every change is b minus a. A passage is recited in full when the "
+                f"model, given its first {comparison.n_prefix} tokens and always writing the "
+                f"likeliest next one, writes the other {comparison.n_continuation} exactly. ",
+                strong("EM"),
+                " counts the tokens before its first mistake.",
+            ]
+        )
+    if comparison.has_heads:
+        counts = comparison.n_groups
+        paragraphs.append(
+            "The score of a head is how much removing it raises the loss of memorized paragraphs "
+            f"beyond what it does to controls. Both models were measured on the same paragraphs, "
+            f"{counts['memorized']} independent groups that one of them recites and "
+            f"{counts['control']} of controls, and the change of each head is paired over groups. "
+            "The loss of a recited text is near zero and can rise further than that of another: "
+            "where only one model recites them, part of every change is that."
+        )
+    return Prose([*paragraphs, *comparison.notes], title="How to read this")
+
+
+def _passages(comparison: Comparison, texts: Sequence[str]) -> Table:
+    frame = comparison.to_frame()
+    if any(texts):
+        text_of = dict(zip(comparison.names, texts, strict=True))
+        frame["continuation"] = [" ".join(text_of[name].split()) for name in frame["id"]]
+    changed = frame[frame["passage"].isin(["gained", "lost"])]
+    n_changed = len(changed)
+    shown = pd.concat([changed, frame.drop(changed.index)])
+    return Table(
+        shown.drop(columns=["nll_a", "nll_b", "group"]),
+        labels={"em_a": "EM, a", "em_b": "EM, b", "em_change": "ΔEM", "nll_change": "ΔNLL"},
+        help=_PASSAGE_HELP,
+        title="Passages",
+        note=f"The {n_changed:,} gained and lost first, then the others by the change of EM.",
+        page_size=15,
+    )
+
+
+def _both_em(comparison: Comparison) -> Heatmap:
+    """How many paragraphs have which EM under a and under b."""
+    length = comparison.n_continuation
+    n_bins = min(N_BINS, length)
+    edges = np.unique(np.linspace(0, length, n_bins + 1).round().astype(int))
+    bins = np.append(edges, length + 1)  # the last bin holds only full recitations
+    bin_of = np.digitize(comparison.em.numpy(), bins[1:-1])
+    counts = np.zeros((len(bins) - 1, len(bins) - 1))
+    np.add.at(counts, (bin_of[1], bin_of[0]), 1)
+    names = [
+        str(low) if high - low == 1 else f"{low}-{high - 1}"
+        for low, high in itertools.pairwise(bins.tolist())
+    ]
+    counts[counts == 0] = np.nan
+    return Heatmap(
+        counts,
+        name="paragraphs",
+        diverging=False,
+        row_label="EM of b",
+        col_label="EM of a",
+        row_names=names,
+        col_names=names,
+        title="Tokens recited by each",
+        note="Paragraphs above the diagonal are recited further by b, below it by a.",
+    )
+
+
+def _map(comparison: Comparison) -> Heatmap:
+    low, high = comparison.ci
+    hover = [
+        [f"95 % CI {bottom:.2g} to {top:.2g}" for bottom, top in zip(*row, strict=True)]
+        for row in zip(low.tolist(), high.tolist(), strict=True)
+    ]
+    return Heatmap(
+        comparison.head_change.values,
+        name="change",
+        units="nats/token",
+        diverging=True,
+        marks=comparison.significant,
+        marks_mean="significant (q < 0.05)",
+        hover=hover,
+        title="Every head",
+        note="Rows are layers, the first at the bottom. Orange: the head matters more in b; blue: "
+        "it matters more in a. The stronger the colour, the larger the change.",
+    )
+
+
+def _heads(comparison: Comparison) -> Table:
+    frame = comparison.heads_frame()
+    bounds = zip(frame["ci_low"], frame["ci_high"], strict=True)
+    frame["ci"] = ["" if low != low else f"{low:.2g} to {high:.2g}" for low, high in bounds]
+    columns = ["name", "score_a", "score_b", "change", "ci", "q_value", "significant"]
+    return Table(
+        frame[columns],
+        labels={
+            "name": "head",
+            "score_a": "score, a",
+            "score_b": "score, b",
+            "ci": "95 % CI",
+            "q_value": "q",
+        },
+        help=_HEAD_HELP,
+        title="Heads",
+        note="The largest changes first.",
+        page_size=15,
+    )
+
+
+def _facts(comparison: Comparison) -> Facts:
+    provenance = comparison.provenance
+    models = {"a": provenance.options["a"], "b": provenance.model}
+    items: dict[str, object] = {}
+    for letter, model in models.items():
+        items[letter] = model["name"]
+        items[f"{letter}, weights (fingerprint)"] = model["fingerprint"]
+        items[f"{letter}, precision and basis"] = f"{model['dtype']}, {model['basis']}"
+    for name in ("draws", "seed"):
+        if name in provenance.options:
+            items[name] = provenance.options[name]
+    items |= {f"{name} (version)": version for name, version in provenance.versions.items()}
+    return Facts(items, title="What was compared")
