@@ -58,6 +58,8 @@ class Paragraphs(TokenRows):
         as_written: token ids of the texts as they are written, [paragraph, pos], where normalising
             changed one; None where it changed none.
         notes: what the reader must know about the files and texts that were read.
+        reading_options: arguments of `read` or `from_texts` that decided the tokens, where they are
+            not the defaults: `normalize`, `columns`. Reports repeat them in their commands.
     """
 
     ids: Int[Tensor, "paragraph pos"]
@@ -67,6 +69,7 @@ class Paragraphs(TokenRows):
     bos: tuple[int, ...] = ()
     as_written: Int[Tensor, "paragraph pos"] | None = None
     notes: tuple[str, ...] = ()
+    reading_options: Mapping[str, Any] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         check_ids(self.ids)
@@ -285,6 +288,7 @@ class Paragraphs(TokenRows):
             {key: tuple(values[i] for i in chosen) for key, values in self.metadata.items()},
             self.bos,
             None if self.as_written is None else self.as_written[rows],
+            reading_options=self.reading_options,
         )
 
     def __add__(self, other: Paragraphs) -> Paragraphs:
@@ -305,6 +309,11 @@ class Paragraphs(TokenRows):
             {key: self.metadata[key] + other.metadata[key] for key in shared},
             self.bos,
             _as_written(self, other),
+            reading_options={
+                name: value
+                for name, value in self.reading_options.items()
+                if other.reading_options.get(name) == value
+            },
         )
 
     def check_same_bos(self, other: Paragraphs, argument: str = "paragraphs") -> None:

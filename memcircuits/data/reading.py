@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from jaxtyping import Int
@@ -42,6 +42,7 @@ class Reading:
         as_written: token ids of the texts as they are written, [paragraph, pos]; None if no text
             was changed.
         notes: what the reader must know about the files and texts.
+        reading_options: `normalize` and `columns`, where they are not the defaults.
     """
 
     ids: Int[Tensor, "paragraph pos"]
@@ -49,6 +50,7 @@ class Reading:
     metadata: Mapping[str, tuple[Any, ...]]
     as_written: Int[Tensor, "paragraph pos"] | None
     notes: tuple[str, ...]
+    reading_options: Mapping[str, Any]
 
 
 def read_file(
@@ -71,7 +73,10 @@ def read_file(
     if not rows:
         empty = f"{listing.sources[0].name} is empty"
         raise InputError("paragraphs", empty, "give at least one paragraph")
-    return _read_rows(rows, model, windows, normalize=normalize, bos=bos, notes=listing.notes)
+    reading = _read_rows(rows, model, windows, normalize=normalize, bos=bos, notes=listing.notes)
+    named = {part: name for part, name in vars(columns).items() if name is not None}
+    options = {"columns": named} if named else {}
+    return replace(reading, reading_options={**reading.reading_options, **options})
 
 
 def read_texts(
@@ -155,6 +160,7 @@ def _read_rows(
         metadata,
         _as_written(rows, cuts, model, windows, bos),
         (*notes, *reading_notes(changes)),
+        {} if normalize == "auto" else {"normalize": normalize},
     )
 
 

@@ -23,7 +23,9 @@ from torch import Tensor, nn
 
 from memcircuits.base.errors import InputError, at_least
 from memcircuits.base.progress import bar
+from memcircuits.base.statistics import group_notes
 from memcircuits.base.torch_state import plain_torch
+from memcircuits.data.draws import sample_rows
 from memcircuits.data.paragraphs import Paragraphs, ParagraphsLike
 from memcircuits.data.tokens import tokenizer_hash
 from memcircuits.evidence.ablation import ablate_heads
@@ -166,11 +168,9 @@ class _Run:
             self.paragraphs = Paragraphs.of(given, adapter)
             control = self._given_control
             self.control = None if control is None else Paragraphs.of(control, adapter, "control")
-            n = min(self._max_paragraphs, len(self.paragraphs))
-            order = torch.randperm(
-                len(self.paragraphs), generator=torch.Generator().manual_seed(self._seed)
-            )
-            self.measured = sorted(order[:n].tolist())
+            generator = torch.Generator().manual_seed(self._seed)
+            drawn = sample_rows(self.paragraphs.groups, self._max_paragraphs, generator)
+            self.measured = drawn.tolist()
         self._check(adapter, "models")
         scores = self._score(adapter, self.paragraphs)
         self._keep("em", scores.em * scores.finite)
@@ -241,12 +241,16 @@ class _Run:
             "necessity": heads,
         }
         stacked = {name: torch.stack(values) for name, values in self._measures.items()}
+        sets = {"given": self.paragraphs, "control": self.control}
+        groups = {name: each.groups for name, each in sets.items() if each is not None}
         return Formation(
             steps=tuple(entry["step"] for entry in self._models),
             names=self.paragraphs.names,
             metadata=self.paragraphs.metadata,
             measured=tuple(self.measured),
             provenance=provenance,
+            groups=groups,
+            notes=group_notes(groups),
             **(empty | stacked),
         )
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -12,7 +12,13 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from memcircuits.base.errors import InputError
-from memcircuits.base.statistics import DRAWS, bootstrap_means, interval
+from memcircuits.base.statistics import (
+    DRAWS,
+    bootstrap_means,
+    count_groups,
+    group_means,
+    interval,
+)
 from memcircuits.measure.recitation_statistics import REPETITION_COLUMNS
 from memcircuits.results.provenance import Provenance
 from memcircuits.results.result import Result
@@ -37,6 +43,9 @@ class Formation(Result, kind="formation"):
         ablation: rise of their NLL without a head, nats/token, [step, measured, layer, head].
         necessity: rise of their NLL with the twin's head; no steps without a twin.
         provenance: where the numbers come from, with the last model; `options` names all models.
+        groups: `given` and `control` -> number of each paragraph's group
+            (`Paragraphs.groups`); means and intervals count a group once.
+        notes: what the reader must know.
     """
 
     steps: tuple[int, ...]
@@ -50,6 +59,8 @@ class Formation(Result, kind="formation"):
     ablation: Float[Tensor, "step measured layer head"]
     necessity: Float[Tensor, "twin_step measured layer head"]
     provenance: Provenance
+    groups: Mapping[str, Int[Tensor, " paragraph"]] = field(default_factory=dict)
+    notes: tuple[str, ...] = ()
 
     @property
     def remembered(self) -> Float[Tensor, "twin_step paragraph"]:
@@ -62,8 +73,8 @@ class Formation(Result, kind="formation"):
         """The column of the metadata that says how often a paragraph was seen, if there is one."""
         return next((name for name in REPETITION_COLUMNS if name in self.metadata), None)
 
-    def _groups(self, by: str | None) -> list[tuple[Any, list[int]]]:
-        """The rows of each value of a column; all in one group without a column."""
+    def _sets(self, by: str | None) -> list[tuple[Any, list[int]]]:
+        """The rows of each value of a column; all in one set without a column."""
         column = by or self.dose_column
         if column is None:
             return [("all", list(range(len(self.names))))]
@@ -75,16 +86,17 @@ class Formation(Result, kind="formation"):
         return [(v, [i for i, other in enumerate(values) if other == v]) for v in ordered]
 
     def to_frame(self, by: str | None = None, *, seed: int = 0) -> pd.DataFrame:
-        """Means of every step and group of paragraphs.
+        """Means of every step and set of paragraphs.
 
-        Columns `step`, `set` (the group), `n`, `em` (tokens), `nll` (nats/token), and where they
-        were measured `remembered` (bits/token) and `effect` (nats/token, difference in differences
-        against the controls and the first step), each with its 95 % interval over paragraphs
-        (`_low`, `_high`; NaN for single paragraphs).
+        Columns `step`, `set`, `n`, `n_groups` (independent ones), `em` (tokens), `nll`
+        (nats/token), and where they were measured `remembered` (bits/token) and `effect`
+        (nats/token, difference in differences against the controls and the first step), each with
+        its 95 % interval over independent groups of paragraphs (`_low`, `_high`; NaN for a single
+        group).
 
         Args:
-            by: column of the metadata that groups the paragraphs; by default, how often they were
-                seen, or all together.
+            by: column of the metadata that makes the sets; by default, how often the paragraphs
+                were seen, or all together.
             seed: seed of the bootstrap.
 
         Raises:
@@ -93,17 +105,21 @@ class Formation(Result, kind="formation"):
         import pandas as pd
 
         rows = []
-        for value, members in self._groups(by):
+        for value, members in self._sets(by):
+            groups = self.groups["given"][members] if self.groups else None
             for i, step in enumerate(self.steps):
                 row: dict[str, Any] = {"step": step, "set": value, "n": len(members)}
-                row["em"] = float(self.em[i, members].float().mean())
-                row |= _mean("nll", self.nll[i, members], None, seed)
+                row["n_groups"] = len(members) if groups is None else count_groups(groups)
+                row["em"] = float(group_means(self.em[i, members].float(), groups).mean())
+                row |= _mean("nll", _finite_means(self.nll[i, members], groups), None, seed)
                 if len(self.twin_nll):
-                    row |= _mean("remembered", self.remembered[i, members], None, seed)
+                    remembered = _finite_means(self.remembered[i, members], groups)
+                    row |= _mean("remembered", remembered, None, seed)
                 if len(self.control_nll):
                     fallen = self.nll[0, members] - self.nll[i, members]
                     control = self.control_nll[0] - self.control_nll[i]
-                    row |= _mean("effect", fallen, control, seed)
+                    control = _finite_means(control, self.groups.get("control"))
+                    row |= _mean("effect", _finite_means(fallen, groups), control, seed)
                 rows.append(row)
         return pd.DataFrame(rows)
 
@@ -118,7 +134,7 @@ class Formation(Result, kind="formation"):
         import pandas as pd
 
         rows = []
-        for value, members in self._groups(by):
+        for value, members in self._sets(by):
             chosen = [column for column, row in enumerate(self.measured) if row in set(members)]
             for i, step in enumerate(self.steps if chosen else ()):
                 maps = {"ablation": self.ablation[i, chosen].nanmean(0)}
@@ -176,9 +192,8 @@ class Formation(Result, kind="formation"):
 
 
 def _mean(name: str, values: Tensor, control: Tensor | None, seed: int) -> dict[str, float]:
-    """Mean of paragraphs, minus that of controls if there are any, with its interval."""
-    values = values[values.isfinite()]
-    other = torch.zeros(2) if control is None else control[control.isfinite()]
+    """Mean of groups, minus that of groups of controls if there are any, with its interval."""
+    other = torch.zeros(2) if control is None else control
     low = high = math.nan
     if len(values) > 1 and len(other) > 1:
         generator = torch.Generator().manual_seed(seed)
@@ -186,6 +201,14 @@ def _mean(name: str, values: Tensor, control: Tensor | None, seed: int) -> dict[
         bounds = interval(draws - bootstrap_means(other, DRAWS, generator))
         low, high = float(bounds[0]), float(bounds[1])
     return {name: float(values.mean() - other.mean()), f"{name}_low": low, f"{name}_high": high}
+
+
+def _finite_means(
+    values: Float[Tensor, " paragraph"], groups: Int[Tensor, " paragraph"] | None
+) -> Float[Tensor, " group"]:
+    """Means of the groups over their paragraphs of finite numbers."""
+    finite = values.isfinite()
+    return group_means(values[finite], None if groups is None else groups[finite])
 
 
 def _spearman(first: Tensor, second: Tensor) -> float:

@@ -25,15 +25,17 @@ from __future__ import annotations
 import contextlib
 import re
 from collections.abc import Iterator, Sequence
-from typing import TYPE_CHECKING, Any
+from dataclasses import replace
+from typing import Any
 
 import torch
-from jaxtyping import Float
+from jaxtyping import Float, Int
 from torch import Tensor, nn
 
 from memcircuits.base.errors import InputError, at_least
 from memcircuits.base.heads import HeadLike
 from memcircuits.base.progress import bar
+from memcircuits.base.statistics import count_groups, group_notes
 from memcircuits.base.torch_state import plain_torch
 from memcircuits.data.paragraphs import Paragraphs, ParagraphsLike
 from memcircuits.evidence.influence_results import Influence
@@ -43,9 +45,6 @@ from memcircuits.models.batching import map_batches, rows_that_fit
 from memcircuits.models.registry import adapt
 from memcircuits.models.weights import HEAD_COMPONENTS
 from memcircuits.results.provenance import Provenance
-
-if TYPE_CHECKING:
-    pass
 
 _LAYER_PART = re.compile(r"L(\d+)\.(attn|mlp)")
 
@@ -117,6 +116,7 @@ def influence(  # noqa: PLR0913
     rows = trained if tested is None else Paragraphs.of(tested, model, "tested")
     adapter.check_tokens(rows.inputs, "tested")
     values, norms = _between(steps, trained, rows, progress)
+    groups = _groups_of(trained, rows)
     return Influence(
         values=values,
         gradient_norms=norms,
@@ -124,7 +124,25 @@ def influence(  # noqa: PLR0913
         trained=trained.names,
         tested=rows.names,
         provenance=Provenance.of(adapter, {"trained": trained, "tested": rows}, **options),
+        groups=groups,
+        notes=tuple(
+            note
+            for name, numbers in groups.items()
+            if count_groups(numbers) < len(numbers)
+            for note in group_notes({name: numbers})
+        ),
     )
+
+
+def _groups_of(trained: Paragraphs, tested: Paragraphs) -> dict[str, Int[Tensor, " row"]]:
+    """The groups of both sets, numbered together; rows of other lengths are in other groups."""
+    n = len(trained)
+    if trained is tested:
+        return {"trained": trained.groups, "tested": trained.groups}
+    if trained.ids.shape[1] == tested.ids.shape[1]:
+        both = replace(trained, bos=()) + replace(tested, bos=(), n_prefix=trained.n_prefix)
+        return {"trained": both.groups[:n], "tested": both.groups[n:]}
+    return {"trained": trained.groups, "tested": tested.groups + n}
 
 
 def _check_step(eta: Any) -> None:

@@ -2,15 +2,16 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 import torch
-from jaxtyping import Float
+from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 from memcircuits.base.errors import InputError
-from memcircuits.base.statistics import bootstrap_interval
+from memcircuits.base.statistics import bootstrap_interval, group_means
 from memcircuits.results.provenance import Provenance
 from memcircuits.results.result import Result
 
@@ -34,6 +35,8 @@ class Influence(Result, kind="influence"):
         tested: names of the tested rows, or positions of continuation tokens.
         provenance: where the numbers come from.
         samples: within paragraphs, `influence` -> [paragraph, trained, tested].
+        groups: `trained` and `tested` -> number of each row's group of dependent rows
+            (`Paragraphs.groups`), the same numbers in both; empty within paragraphs.
         notes: what the reader must know.
     """
 
@@ -44,6 +47,7 @@ class Influence(Result, kind="influence"):
     tested: tuple[str, ...]
     provenance: Provenance
     samples: dict[str, Float[Tensor, "paragraph trained tested"]] = field(default_factory=dict)
+    groups: Mapping[str, Int[Tensor, " row"]] = field(default_factory=dict)
     notes: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
@@ -92,16 +96,17 @@ class Influence(Result, kind="influence"):
         """Does the influence of a row predict something else that was measured of each pair?
 
         Spearman's rank correlation over the tested rows, for each trained row by itself and without
-        the tested row of the same name; then the mean over trained rows.
+        the tested rows of the same name or group (copies of it teach themselves); then the mean
+        over groups of trained rows.
 
         Args:
             harm: what was measured, [trained, tested]; such as the change of log-probability of
                 other recitations after each was unlearned by `unlearn`.
-            seed: of the bootstrap over trained rows.
+            seed: of the bootstrap over groups of trained rows.
 
         Returns:
-            The mean and the bounds of its 95 % interval over trained rows. Rows whose numbers are
-            constant are left out; NaN if all are.
+            The mean and the bounds of its 95 % interval over independent groups of trained rows.
+            Rows whose numbers are constant are left out; NaN if all are.
 
         Raises:
             InputError: if `harm` has another shape.
@@ -111,18 +116,27 @@ class Influence(Result, kind="influence"):
         if harm.shape != self.values.shape:
             shape = tuple(self.values.shape)
             raise InputError("harm", tuple(harm.shape), f"give [trained, tested], {shape}")
-        correlations = []
-        for i, name in enumerate(self.trained):
-            others = [j for j, tested in enumerate(self.tested) if tested != name]
+        correlations, rows = [], []
+        for i in range(len(self.trained)):
+            others = (~self._is_same(i)).nonzero().flatten()
             influence, measured = self.values[i, others], harm[i, others]
             if len(others) > 1 and influence.unique().numel() > 1 < measured.unique().numel():
                 ranks = spearmanr(influence.double().numpy(), measured.double().numpy())
                 correlations.append(float(ranks.statistic))
+                rows.append(i)
         if not correlations:
             return (float("nan"),) * 3
-        samples = torch.tensor(correlations)
+        groups = self.groups["trained"][rows] if self.groups else None
+        samples = group_means(torch.tensor(correlations), groups)
         low, high = bootstrap_interval(samples, seed=seed).tolist()
         return float(samples.mean()), low, high
+
+    def _is_same(self, row: int) -> Bool[Tensor, " tested"]:
+        """Whether each tested row has the name or the group of a trained one."""
+        same = torch.tensor([name == self.trained[row] for name in self.tested])
+        if self.groups:
+            same |= self.groups["tested"] == self.groups["trained"][row]
+        return same
 
     def to_frame(self) -> pd.DataFrame:
         """One row per pair: columns `trained, tested, influence, per_step_length`."""

@@ -103,7 +103,14 @@ class Scan(ParagraphMeasures, Result, kind="scan"):
     @cached_property
     def paragraphs(self) -> Paragraphs:
         """All paragraphs scanned."""
-        return Paragraphs(self.ids, self.n_prefix, tuple(self.names), self.metadata, self.bos)
+        return Paragraphs(
+            self.ids,
+            self.n_prefix,
+            tuple(self.names),
+            self.metadata,
+            self.bos,
+            reading_options=self.provenance.reading_options("paragraphs"),
+        )
 
     @property
     def memorized(self) -> Paragraphs | None:

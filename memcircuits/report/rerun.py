@@ -12,8 +12,8 @@ counts are, unless they are those of the package.
 from __future__ import annotations
 
 import shlex
-from collections.abc import Sequence
-from typing import TYPE_CHECKING, Literal, NamedTuple
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING, Any, Literal, NamedTuple, get_args
 
 from memcircuits.base.statistics import DRAWS
 from memcircuits.data.paragraphs import Paragraphs
@@ -24,8 +24,9 @@ if TYPE_CHECKING:
 
 SHIPPED_MODELS = ("organism", "organism-planted")
 
-Call = Literal["load", "read", "find"]
-"""The Python call that takes a setting: `load_model`, `Paragraphs.read`, the ranking itself."""
+Call = Literal["load", "read", "read paragraphs", "read control", "find"]
+"""The Python call that takes a setting: `load_model`, `Paragraphs.read` (every call of it, or that
+of one file), the ranking itself."""
 
 
 class Setting(NamedTuple):
@@ -65,9 +66,11 @@ def settings(ranking: Ranking) -> list[Setting]:
         Setting("load", repr(model["name"]), _unless("organism", "--model", model["name"])),
         _keyword("load", "revision", model["revision"], default=None),
         _keyword("load", "dtype", model["dtype"], default="float32"),
+        Setting("load", "", None if _is_folded(ranking) else ()),
         Setting("find", "", () if _has_shipped_paragraphs(ranking) else ("--paragraphs", "FILE")),
         *(_keyword("read", name, value, default=50) for name, value in lengths.items()),
         _bos(ranking),
+        *_reading(ranking),
         _control(options["control"]),
         _unigrams(options["unigrams"], model["name"]),
         _keyword("find", "mode", options["mode"]),
@@ -104,6 +107,33 @@ def _bos(ranking: Ranking) -> Setting:
     return Setting("read", f"bos={is_given}", ("--bos", "yes" if is_given else "no"))
 
 
+def _reading(ranking: Ranking) -> list[Setting]:
+    """How texts were read. The command line reads the controls as it reads the paragraphs."""
+    paragraphs, control = map(ranking.provenance.reading_options, ("paragraphs", "control"))
+    words = [word for name, value in paragraphs.items() for word in _words(name, value)]
+    return [
+        Setting(
+            "read paragraphs", _arguments(paragraphs), words if paragraphs == control else None
+        ),
+        Setting("read control", _arguments(control), ()),
+    ]
+
+
+def _arguments(options: Mapping[str, Any]) -> str:
+    return ", ".join(f"{name}={value!r}" for name, value in options.items())
+
+
+def _words(name: str, value: Any) -> list[str]:
+    if name != "columns":
+        return [f"--{name}", str(value)]
+    return [word for part, column in value.items() for word in (f"--{part}-column", column)]
+
+
+def _is_folded(ranking: Ranking) -> bool:
+    """Whether LayerNorm was folded into the weights, which the command line never does."""
+    return ranking.provenance.basis == "folded"
+
+
 def _control(origin: str) -> Setting:
     if origin != "given":
         return Setting("find", "", ())
@@ -127,17 +157,21 @@ def _has_shipped_paragraphs(ranking: Ranking) -> bool:
 
 
 def _python(ranking: Ranking, table: Sequence[Setting]) -> list[str]:
-    arguments: dict[Call, list[str]] = {"load": [], "read": [], "find": []}
+    arguments: dict[Call, list[str]] = {call: [] for call in get_args(Call)}
     for setting in table:
         if setting.python:
             arguments[setting.call].append(setting.python)
-    read = _call("mc.Paragraphs.read", '"FILE"', "model", *arguments["read"])
-    find = [argument.replace("READ", read) for argument in arguments["find"]]
+    read, read_control = (
+        _call("mc.Paragraphs.read", '"FILE"', "model", *arguments["read"], *arguments[call])
+        for call in ("read paragraphs", "read control")
+    )
+    find = [argument.replace("READ", read_control) for argument in arguments["find"]]
     paragraphs = "mc.Paragraphs.shipped()" if _has_shipped_paragraphs(ranking) else read
     return [
         "# in Python",
         "import memcircuits as mc",
         f"model = {_call('mc.load_model', *arguments['load'])}",
+        *(["model.enable_compatibility_mode()"] if _is_folded(ranking) else []),
         f"paragraphs = {paragraphs}",
         f"ranking = {_call('mc.find_memorization_heads', 'model', 'paragraphs', *find)}",
         'ranking.to_html("report.html")',

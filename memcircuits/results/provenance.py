@@ -41,7 +41,8 @@ class Provenance:
     Attributes:
         model: name and fingerprint of the weights, class, architecture, basis, dtype, device kind,
             the caller's hooks that were active, tokens in front.
-        paragraphs: name of the set -> number, lengths, tokens in front and hash of its ids.
+        paragraphs: name of the set -> number, lengths, tokens in front, hash of its ids, and how
+            its texts were read where that was not by the defaults (`Paragraphs.reading_options`).
         options: the call's options, the seed among them.
         versions: memcircuits, transformer-lens, torch, transformers.
     """
@@ -78,6 +79,7 @@ class Provenance:
                     "n_continuation": group.n_continuation,
                     "hash": group.hash,
                     **bos_of_paragraphs(adapter, group),
+                    **({"reading": dict(group.reading_options)} if group.reading_options else {}),
                 }
                 for name, group in paragraphs.items()
                 if group is not None
@@ -111,6 +113,10 @@ class Provenance:
             return of_bos
         named = ", ".join(hooks[:3]) + (f" and {len(hooks) - 3} more" if len(hooks) > 3 else "")
         return (f"the numbers are the model's with hooks of the caller on it ({named})", *of_bos)
+
+    def reading_options(self, name: str) -> dict[str, Any]:
+        """How a set of paragraphs was read, where not by the defaults: `normalize`, `columns`."""
+        return dict(self.paragraphs.get(name, {}).get("reading", {}))
 
     @property
     def basis(self) -> str:

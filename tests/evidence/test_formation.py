@@ -7,6 +7,7 @@ import math
 import weakref
 
 import numpy as np
+import pandas as pd
 import pytest
 import torch
 from scipy.stats import spearmanr
@@ -88,6 +89,18 @@ def test_the_effect_is_the_difference_in_differences(run):
             spread = float(np.std(draws))
             assert row["effect_low"] == pytest.approx(np.quantile(draws, 0.025), abs=spread / 2)
     assert frame.loc[1, 3]["effect"] == 0
+
+
+def test_copies_count_once(run):
+    models, paragraphs, control, _, _ = run
+    rows = [0, 1, 2, 2, 2, 2]
+    models = {3: models[3], 7: models[7]}
+    once = mc.formation(models, paragraphs[[0, 1, 2]], control=control, max_paragraphs=3)
+    copies = mc.formation(models, paragraphs[rows], control=control, max_paragraphs=3)
+    assert copies.measured[:2] == (0, 1)  # a second copy is drawn only when every text is
+    assert "6 given paragraphs are 3 independent groups" in copies.notes[0]
+    frames = [result.to_frame().drop(columns="n") for result in (once, copies)]
+    pd.testing.assert_frame_equal(*frames)
 
 
 def test_one_model_is_in_memory_at_a_time():

@@ -163,6 +163,24 @@ def test_rank_correlation_leaves_out_the_row_itself():
     assert torch.isnan(torch.tensor(result.rank_correlation(torch.zeros(4, 4)))).all()
 
 
+def test_copies_of_a_row_count_once_and_do_not_test_it():
+    copies = ROWS[[0, 1, 2, 3, 0, 0]]
+    result = mc.influence(zoo.bridge("gpt2"), copies, ROWS, progress=False)
+    assert result.groups["trained"].tolist() == [0, 1, 2, 3, 0, 0]
+    assert result.groups["tested"].tolist() == [0, 1, 2, 3]
+    assert "6 trained paragraphs are 4 independent groups" in result.notes[0]
+    harm = result.values.clone()
+    harm[range(6), [0, 1, 2, 3, 0, 0]] = -1e9  # on a row's own text: must not matter
+    harm[0], harm[4], harm[5] = -harm[0], -harm[4], -harm[5]
+    mean, low, high = result.rank_correlation(harm)
+    assert mean == pytest.approx((3 - 1) / 4)  # by rows it would be (3 - 3) / 6
+    assert low < mean < high == pytest.approx(1)
+    longer = mc.Paragraphs.from_tokens(zoo.random_ids(3, 25, seed=2), n_prefix=12)
+    for tested in (TESTED, longer):
+        others = mc.influence(zoo.bridge("gpt2"), ROWS, tested, progress=False)
+        assert not torch.isin(others.groups["tested"], others.groups["trained"]).any()
+
+
 @pytest.mark.parametrize(
     ("options", "message"),
     [

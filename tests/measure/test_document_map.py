@@ -1,7 +1,9 @@
 """The map of a document, position by position against every window decoded by transformers."""
 
+import html
 import json
 import re
+import shlex
 
 import numpy as np
 import pandas as pd
@@ -185,6 +187,39 @@ def test_the_command_writes_the_page_and_the_numbers(tmp_path):
     assert "there is no such file" in refused.stderr
     refused = CliRunner().invoke(app, [*arguments[:3], "map.pdf"])
     assert (refused.exit_code, refused.stderr.count("\n")) == (2, 1)
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        pytest.param({}, id="defaults"),
+        pytest.param({"normalize": "none", "bos": True, "near_verbatim": True}, id="reading"),
+        pytest.param({"sampler": mc.Sampler(0.5, 40, 0.9), "stride": 3}, id="sampler"),
+    ],
+)
+def test_the_command_on_the_page_asks_for_the_same_map(neo, text, options, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "my text.txt").write_text(text)
+    mapped = mc.document_map(neo, "my text.txt", **{"stride": 4, **LENGTHS, **options})
+    page = html.unescape(mapped.to_html(tmp_path / "map.html").read_text())
+    command = next(line for line in page.splitlines() if "memcircuits map" in line)
+    words = shlex.split(
+        re.search(r"memcircuits map .*?--out map.html( --near-verbatim)?", command)[0]
+    )
+    asked = {}
+
+    def document_map(model, file, **given):
+        asked.update(given)
+        raise mc.InputError("stop", file.name, "options are known")
+
+    monkeypatch.setattr(mc, "document_map", document_map)
+    monkeypatch.setattr("memcircuits.models.loading.load_model", lambda name, **_: neo)
+    result = CliRunner().invoke(app, words[1:])
+    assert "my text.txt" in result.output
+    wanted = {"stride": 4, "bos": "auto", "normalize": "auto", "sampler": None, **options}
+    wanted |= {name: LENGTHS[name] for name in ("n_prefix", "n_continuation")}
+    wanted.setdefault("near_verbatim", False)
+    assert {name: asked[name] for name in wanted} == wanted
 
 
 def test_the_page_of_a_long_map_has_a_link_to_each_passage(tmp_path):

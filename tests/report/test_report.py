@@ -10,10 +10,12 @@ import shlex
 
 import pytest
 import torch
+import typer
 from typer.testing import CliRunner
 
 import memcircuits as mc
 from memcircuits.cli import app
+from memcircuits.data.formats.records import Columns
 from memcircuits.display.pages import Attention, Tokens
 from memcircuits.report.ranking_page import ranking_page
 from memcircuits.report.rerun import commands
@@ -106,11 +108,18 @@ def test_10_000_paragraphs_make_no_megabytes_of_rows(neo, ranking):
     assert len(page.encode()) < 2_000_000
 
 
-def with_options(ranking, *, model=None, **options):
-    """The ranking as if it had been made of another model, or with other options."""
+def both(reading):
+    return {"paragraphs": reading, "control": reading}
+
+
+def with_options(ranking, *, model=None, reading=None, **options):
+    """The ranking as if it had been made of another model or files, or with other options."""
+    paragraphs = ranking.provenance.paragraphs
+    changed = {name: {**paragraphs[name], "reading": how} for name, how in (reading or {}).items()}
     provenance = dataclasses.replace(
         ranking.provenance,
         model={**ranking.provenance.model, **(model or {})},
+        paragraphs={**paragraphs, **changed},
         options={**ranking.provenance.options, **options},
     )
     return dataclasses.replace(ranking, provenance=provenance)
@@ -125,9 +134,12 @@ def read_by(commands_run, monkeypatch, neo):
         asked["load"] = {"name": name, **options}
         return neo
 
-    def read(path, model=None, *, n_prefix, n_continuation, bos="auto", **_):
+    def read(
+        path, model=None, *, n_prefix, n_continuation, bos="auto", normalize="auto", columns=None
+    ):
         lengths = {"n_prefix": n_prefix, "n_continuation": n_continuation}
-        asked["reads"].append((str(path), {**lengths, "bos": bos}))
+        how = {"bos": bos, "normalize": normalize, "columns": Columns.of(columns)}
+        asked["reads"].append((str(path), {**lengths, **how}))
         return zoo.mixed(neo, n=6)
 
     def find(model, paragraphs, **options):
@@ -191,6 +203,16 @@ def test_matched_controls_are_matched_again(neo, monkeypatch, tmp_path):
         pytest.param({"model": {"name": "hub/model", "revision": "main"}}, id="a revision"),
         pytest.param({"model": {"bos": [5]}}, id="text read without BOS"),
         pytest.param(
+            {
+                "reading": both({"normalize": "none", "columns": {"text": "my body"}}),
+                "control": "given",
+            },
+            id="text read as it is written, from a column",
+        ),
+        pytest.param(
+            {"reading": both({"columns": {"prefix": "a", "continuation": "b"}})}, id="two columns"
+        ),
+        pytest.param(
             {"model": {"name": "organism"}, "unigrams": mc.UnigramTable.shipped().source},
             id="counts of the package",
         ),
@@ -224,8 +246,14 @@ def test_the_command_in_the_report_asks_for_the_same_ranking(neo, ranking, optio
         assert load["name"] == wanted.model["name"]
         assert load.get("revision") == wanted.model["revision"]
         assert load.get("dtype", "float32") == wanted.model["dtype"]
-        bos = False if wanted.model["bos"] else "auto"
-        lengths = {"n_prefix": 10, "n_continuation": 12, "bos": bos}
+        reading = wanted.reading_options("paragraphs")
+        lengths = {
+            "n_prefix": 10,
+            "n_continuation": 12,
+            "bos": False if wanted.model["bos"] else "auto",
+            "normalize": reading.get("normalize", "auto"),
+            "columns": Columns.of(reading.get("columns")),
+        }
         n_files = 1 + (wanted.options["control"] == "given")
         assert asked["reads"] == [("FILE", lengths)] * n_files
 
@@ -236,6 +264,11 @@ def test_the_command_in_the_report_asks_for_the_same_ranking(neo, ranking, optio
         pytest.param({"draws": 200}, id="draws"),
         pytest.param({"max_paragraphs": None}, id="all paragraphs"),
         pytest.param({"model": {"name": "organism"}}, id="counts of the given paragraphs"),
+        pytest.param({"model": {"basis": "folded"}}, id="folded weights"),
+        pytest.param(
+            {"reading": {"paragraphs": {"normalize": "none"}}, "control": "given"},
+            id="controls read otherwise",
+        ),
     ],
 )
 def test_no_command_is_given_that_would_make_another_ranking(ranking, options):
@@ -253,6 +286,45 @@ def test_the_command_in_the_report_is_one_that_exists(neo):
     options = CliRunner().invoke(app, ["heads", "--help"], env={"COLUMNS": "200"}).output
     for word in shell:
         assert not word.startswith("--") or word in options
+
+
+CHANGE_NO_NUMBER = {"--out", "--top", "--json", "--quiet", "--help"}
+LOAD_ONLY = {"--device", "--device-map", "--trust-remote-code"}  # the reader's own machine decides
+
+
+def test_no_option_of_the_command_is_forgotten_in_the_report(neo, ranking):
+    """A new option of `memcircuits heads` fails here until the command of reports has it."""
+    columns = {"text": "a", "prefix": "b", "continuation": "c"}
+    everything = with_options(
+        ranking,
+        draws=2000,
+        control="given",
+        unigrams="a corpus",
+        match_nll=True,
+        model={"name": "hub/model", "revision": "main", "dtype": "bfloat16", "bos": [5]},
+        reading=both({"normalize": "none", "columns": columns}),
+    )
+    shown = {word for word in shlex.split(commands(everything)[0]) if word.startswith("--")}
+    heads = typer.main.get_command(app).commands["heads"]
+    known = {name for option in heads.params for name in option.opts if name.startswith("--")}
+    assert known - shown - CHANGE_NO_NUMBER == LOAD_ONLY
+
+
+def test_how_texts_were_read_goes_from_the_file_to_the_command(neo, tmp_path):
+    text = [" ".join(f"<{i}>" for i in row) for row in zoo.mixed(neo, n=4).ids.tolist()]
+    (tmp_path / "texts.jsonl").write_text("".join(json.dumps({"mine": t}) + "\n" for t in text))
+    paragraphs = mc.Paragraphs.read(
+        tmp_path / "texts.jsonl",
+        neo,
+        n_prefix=10,
+        n_continuation=12,
+        columns={"text": "mine"},
+        normalize="none",
+    )
+    scanned = mc.scan(neo, paragraphs, progress=False).paragraphs
+    shell, _, *python = commands(mc.find_memorization_heads(neo, scanned, progress=False))
+    assert "--normalize none --text-column mine" in shell
+    assert re.search(r"normalize='none',\s+columns={'text': 'mine'}", "\n".join(python))
 
 
 def test_another_models_report_is_refused(ranking, tmp_path):

@@ -25,6 +25,7 @@ from memcircuits.base.errors import at_least, one_of
 from memcircuits.base.progress import bar
 from memcircuits.base.statistics import left_out
 from memcircuits.base.torch_state import plain_torch
+from memcircuits.data.draws import random_order
 from memcircuits.data.overlap import refuse_overlap
 from memcircuits.data.paragraphs import Paragraphs, ParagraphsLike
 from memcircuits.evidence.gradients.parameters import ParameterGradients
@@ -54,8 +55,9 @@ def contrastive_gradients(  # noqa: PLR0913
 ) -> ParameterGradients:
     """Gradient of the contrastive objective (equation 3 of the paper), paragraph by paragraph.
 
-    Each memorized paragraph is set against its own random draw of controls. The KL term has no
-    gradient at the original weights (see the module docstring): it enters by its curvature.
+    Each memorized paragraph is set against its own random draw of controls, from as many groups of
+    dependent controls as possible. The KL term has no gradient at the original weights (see the
+    module docstring): it enters by its curvature.
 
     Args:
         model: the model.
@@ -96,7 +98,7 @@ def contrastive_gradients(  # noqa: PLR0913
             for total, grad in zip(memorized_grads, grads, strict=True):
                 total += grad / len(memorized)
             if curvature:
-                drawn = control[torch.randperm(len(control), generator=generator)[:n_control]]
+                drawn = control[random_order(control.groups, generator)[:n_control]]
                 fisher = fisher_diagonal(adapter, drawn, weights, draws, generator, memory_budget)
                 roots = damped_root(fisher)
                 grads = [grad / root for grad, root in zip(grads, roots, strict=True)]

@@ -114,7 +114,7 @@ def document_map(  # noqa: PLR0913
             resume=True,
             progress=progress,
         )
-        return _read_map(adapter, document, windows, rows, scan)
+        return _read_map(adapter, document, windows, rows, scan, normalize)
 
 
 @contextlib.contextmanager
@@ -164,6 +164,7 @@ def _read_map(
     windows: Windows,
     rows: list[tuple[int, int]],
     scan: ScanFolder,
+    normalize: Normalize,
 ) -> DocumentMap:
     """The map from the rows of a finished scan."""
     on_request = [name for name in ON_REQUEST if name in scan.manifest["measures"]]
@@ -176,6 +177,7 @@ def _read_map(
         document.ids.unfold(0, windows.length, 1)[starts],
         windows.n_prefix,
         bos=tuple(scan.manifest["bos"]),
+        reading_options={} if normalize == "auto" else {"normalize": normalize},
     )
     options = {
         "document": document.name,

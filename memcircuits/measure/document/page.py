@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 import math
+import shlex
 from pathlib import PurePath
 from typing import TYPE_CHECKING
 
@@ -170,17 +171,39 @@ def _segments(mapped: DocumentMap, values: np.ndarray) -> list[Segment]:
 
 def _facts(mapped: DocumentMap) -> Block:
     model, versions = mapped.provenance.model, mapped.provenance.versions
-    name, stride = model["name"], mapped.stride
-    lengths = f"--n-prefix {mapped.n_prefix} --n-continuation {mapped.n_continuation}"
-    command = f"memcircuits map {mapped.name} --model {name} --stride {stride} {lengths}"
     return Facts(
         {
-            "Model": f"{name} ({model['architecture']}, {model['dtype']})",
+            "Model": f"{model['name']} ({model['architecture']}, {model['dtype']})",
             "Fingerprint of the weights": model["fingerprint"],
             "Windows": f"{mapped.n_prefix} + {mapped.n_continuation} tokens, "
-            f"every {number(stride)}",
+            f"every {number(mapped.stride)}",
             "Versions": ", ".join(f"{package} {version}" for package, version in versions.items()),
         },
-        commands=[f"{command} --out map.html"],
+        commands=[_command(mapped)],
         title="What was run",
     )
+
+
+def _command(mapped: DocumentMap) -> str:
+    """The command that makes the page again: every option that changes its numbers."""
+    model, windows = mapped.provenance.model, mapped.provenance.paragraphs["windows"]
+    sampler = mapped.provenance.options.get("sampler") or {}
+    options = {
+        "model": model["name"],
+        "revision": model["revision"],
+        "dtype": model["dtype"] if model["dtype"] != "float32" else None,
+        "stride": mapped.stride,
+        "n_prefix": mapped.n_prefix,
+        "n_continuation": mapped.n_continuation,
+        "bos": None if windows["bos"] == model["bos"] else ("yes" if windows["bos"] else "no"),
+        **mapped.provenance.reading_options("windows"),
+        **sampler,
+        "out": "map.html",
+    }
+    words = ["memcircuits", "map", mapped.name]
+    for option, value in options.items():
+        if value is not None:
+            words += [f"--{option.replace('_', '-')}", str(value)]
+    if "similarity" in mapped.measures:
+        words.append("--near-verbatim")
+    return shlex.join(words)

@@ -52,6 +52,23 @@ def test_curvature_ranks_weights_that_controls_need_lower(neo):
     assert gradients.objective == "contrastive"
 
 
+def test_copies_of_a_control_do_not_displace_the_others(neo, monkeypatch):
+    drawn = []
+
+    def fisher(adapter, paragraphs, *rest):
+        drawn.append(paragraphs)
+        return fisher_diagonal(adapter, paragraphs, *rest)
+
+    monkeypatch.setattr("memcircuits.evidence.gradients.contrastive.fisher_diagonal", fisher)
+    n = len(CONTROL)
+    copies = CONTROL[[*range(n), *[0] * 40]]
+    contrastive_gradients(neo, PARAGRAPHS, copies, n_control=n, draws=1, progress=False)
+    for paragraphs in drawn:
+        assert {tuple(row) for row in paragraphs.ids.tolist()} == {
+            tuple(row) for row in CONTROL.ids.tolist()
+        }
+
+
 def test_cosine_of_a_set_with_a_copy_of_itself_is_one(neo):
     twin = mc.Paragraphs(PARAGRAPHS.ids.clone(), 10)
     twin.ids[:, 0] = (twin.ids[:, 0] + 1) % zoo.D_VOCAB  # other ids, all but the same paragraphs
