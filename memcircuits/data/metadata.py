@@ -35,3 +35,8 @@ def columns_of(records: Iterable[Mapping[str, Any]]) -> dict[str, tuple[Any, ...
     records = list(records)
     names = dict.fromkeys(key for record in records for key in record)
     return {name: tuple(record.get(name) for record in records) for name in names}
+
+
+def in_both(first: Mapping[str, Any], second: Mapping[str, Any]) -> dict[str, Any]:
+    """The entries that are equal in both."""
+    return {name: first[name] for name in first if name in second and first[name] == second[name]}

@@ -90,8 +90,9 @@ def is_rewritten(row: Row) -> bool:
 
 
 def in_words(changes: Mapping[str, int]) -> str | None:
-    """`31 line ends, 2 soft hyphens`; None if nothing was changed."""
-    return ", ".join(f"{n:,} {kind}" for kind, n in changes.items()) or None
+    """`31 line ends, 1 soft hyphen`; None if nothing was changed."""
+    counts = (f"{n:,} {kind.removesuffix('s') if n == 1 else kind}" for kind, n in changes.items())
+    return ", ".join(counts) or None
 
 
 def reading_notes(changes: Sequence[Mapping[str, int]]) -> tuple[str, ...]:
@@ -106,8 +107,9 @@ def reading_notes(changes: Sequence[Mapping[str, int]]) -> tuple[str, ...]:
     notes = []
     if rewritten:
         n = sum(not _KINDS.isdisjoint(change) for change in changes)
+        texts = "The text was" if len(changes) == 1 else f"{n} of {len(changes)} texts were"
         notes.append(
-            f"{n} of {len(changes)} texts were normalised before encoding: {in_words(rewritten)}; "
+            f"{texts} normalised before encoding: {in_words(rewritten)}; "
             'normalize="none" (--normalize none) keeps them as written.'
         )
     if removed:

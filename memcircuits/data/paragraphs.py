@@ -23,15 +23,15 @@ import torch
 from jaxtyping import Int
 from torch import Tensor
 
-from memcircuits.base.errors import InputError, at_least, one_of
+from memcircuits.base.errors import InputError, one_of
 from memcircuits.data.bos import Bos, bos_ids
 from memcircuits.data.draws import sample_rows
 from memcircuits.data.formats.records import Columns, ColumnsLike
 from memcircuits.data.groups import GROUP_COLUMN, find_groups
-from memcircuits.data.metadata import unique_names
+from memcircuits.data.metadata import in_both, unique_names
 from memcircuits.data.normalizing import Normalize
 from memcircuits.data.reading import read_file, read_texts
-from memcircuits.data.token_ids import check_bos_ids, check_ids, ids_from_rows
+from memcircuits.data.token_ids import check_bos_ids, ids_from_rows, plain_ids
 from memcircuits.data.token_rows import TokenRows
 from memcircuits.data.token_text import row_text, token_labels
 from memcircuits.data.tokens import TokenizerLike
@@ -59,7 +59,7 @@ class Paragraphs(TokenRows):
             changed one; None where it changed none.
         notes: what the reader must know about the files and texts that were read.
         reading_options: arguments of `read` or `from_texts` that decided the tokens, where they are
-            not the defaults: `normalize`, `columns`. Reports repeat them in their commands.
+            not the defaults: `normalize`, `columns`, `align`. Reports repeat them.
     """
 
     ids: Int[Tensor, "paragraph pos"]
@@ -72,26 +72,12 @@ class Paragraphs(TokenRows):
     reading_options: Mapping[str, Any] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
-        check_ids(self.ids)
-        at_least("n_prefix", self.n_prefix, 1)
-        n, length = self.ids.shape
-        if length <= self.n_prefix:
-            raise InputError(
-                "paragraphs",
-                f"{length} tokens each",
-                f"they must be longer than n_prefix={self.n_prefix}; "
-                "use longer texts or a smaller n_prefix",
-            )
-        if int(self.ids.min()) < 0:
-            raise InputError("ids", int(self.ids.min()), "token ids cannot be negative")
+        ids = plain_ids(self.ids, self.n_prefix)
+        n = len(ids)
         names = unique_names(self.names) or tuple(f"paragraph-{i:04d}" for i in range(n))
         for column, values in {"names": names, **self.metadata}.items():
             if len(values) != n:
                 raise InputError(column, f"{len(values)} values", f"give {n}")
-        ids = self.ids.detach().to("cpu", torch.long)
-        if ids.is_inference():  # gradients need tensors from outside `torch.inference_mode()`
-            with torch.inference_mode(False):
-                ids = ids.clone()
         object.__setattr__(self, "ids", ids)
         object.__setattr__(self, "bos", check_bos_ids(self.bos))
         object.__setattr__(self, "names", names)
@@ -309,11 +295,7 @@ class Paragraphs(TokenRows):
             {key: self.metadata[key] + other.metadata[key] for key in shared},
             self.bos,
             _as_written(self, other),
-            reading_options={
-                name: value
-                for name, value in self.reading_options.items()
-                if other.reading_options.get(name) == value
-            },
+            reading_options=in_both(self.reading_options, other.reading_options),
         )
 
     def check_same_bos(self, other: Paragraphs, argument: str = "paragraphs") -> None:

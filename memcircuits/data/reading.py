@@ -42,7 +42,7 @@ class Reading:
         as_written: token ids of the texts as they are written, [paragraph, pos]; None if no text
             was changed.
         notes: what the reader must know about the files and texts.
-        reading_options: `normalize` and `columns`, where they are not the defaults.
+        reading_options: `normalize`, `columns` and `align`, where they are not the defaults.
     """
 
     ids: Int[Tensor, "paragraph pos"]
@@ -75,8 +75,7 @@ def read_file(
         raise InputError("paragraphs", empty, "give at least one paragraph")
     reading = _read_rows(rows, model, windows, normalize=normalize, bos=bos, notes=listing.notes)
     named = {part: name for part, name in vars(columns).items() if name is not None}
-    options = {"columns": named} if named else {}
-    return replace(reading, reading_options={**reading.reading_options, **options})
+    return _with_options(reading, {"columns": named} if named else {})
 
 
 def read_texts(
@@ -108,7 +107,12 @@ def read_texts(
         _row_of_text(i, text, name, align)
         for i, (text, name) in enumerate(zip(texts, names, strict=True))
     ]
-    return _read_rows(rows, model, windows, normalize=normalize, bos=bos, argument="texts")
+    reading = _read_rows(rows, model, windows, normalize=normalize, bos=bos, argument="texts")
+    return _with_options(reading, {} if align else {"align": False})
+
+
+def _with_options(reading: Reading, options: Mapping[str, Any]) -> Reading:
+    return replace(reading, reading_options={**reading.reading_options, **options})
 
 
 def _row_of_text(number: int, text: str | tuple[str, str], name: str, align: bool) -> Row:

@@ -9,13 +9,37 @@ import torch
 from jaxtyping import Int
 from torch import Tensor
 
-from memcircuits.base.errors import InputError
+from memcircuits.base.errors import InputError, at_least
 
 _MAX_ID = 2**31
 
 
-def check_ids(ids: Any) -> None:
-    """Raise `InputError` unless these are integers [paragraph, pos], of one paragraph at least."""
+def plain_ids(ids: Any, n_prefix: int) -> Int[Tensor, "paragraph pos"]:
+    """Ids of paragraphs as 64-bit integers on the CPU.
+
+    Raises:
+        InputError: unless they are integers [paragraph, pos], none negative, of one paragraph at
+            least and longer than the prefix.
+    """
+    _check_ids(ids)
+    at_least("n_prefix", n_prefix, 1)
+    length = ids.shape[1]
+    if length <= n_prefix:
+        raise InputError(
+            "paragraphs",
+            f"{length} tokens each",
+            f"they must be longer than n_prefix={n_prefix}; use longer texts or a smaller n_prefix",
+        )
+    if int(ids.min()) < 0:
+        raise InputError("ids", int(ids.min()), "token ids cannot be negative")
+    plain = ids.detach().to("cpu", torch.long)
+    if plain.is_inference():  # gradients need tensors from outside `torch.inference_mode()`
+        with torch.inference_mode(False):
+            plain = plain.clone()
+    return plain
+
+
+def _check_ids(ids: Any) -> None:
     if not isinstance(ids, Tensor) or ids.ndim != 2 or ids.is_floating_point():
         shape = tuple(ids.shape) if isinstance(ids, Tensor) else type(ids).__name__
         raise InputError("ids", shape, "give an integer tensor [paragraph, pos]")

@@ -5,8 +5,8 @@ one table; each row says how Python writes the option and how the command line w
 joins the rows. The shell command is left out if one of the rows has no option on the command line,
 because that command would make another ranking.
 
-What a provenance cannot know is written `FILE`: where the paragraphs, the controls and the token
-counts are, unless they are those of the package.
+What a provenance cannot know is written `FILE` (or `PAIRS`, of texts that were given in Python):
+where the paragraphs, the controls and the token counts are, unless they are those of the package.
 """
 
 from __future__ import annotations
@@ -108,13 +108,12 @@ def _bos(ranking: Ranking) -> Setting:
 
 
 def _reading(ranking: Ranking) -> list[Setting]:
-    """How texts were read. The command line reads the controls as it reads the paragraphs."""
+    """How texts were read; the command line reads controls alike, and pairs as one text."""
     paragraphs, control = map(ranking.provenance.reading_options, ("paragraphs", "control"))
     words = [word for name, value in paragraphs.items() for word in _words(name, value)]
+    is_possible = paragraphs == control and "align" not in paragraphs
     return [
-        Setting(
-            "read paragraphs", _arguments(paragraphs), words if paragraphs == control else None
-        ),
+        Setting("read paragraphs", _arguments(paragraphs), words if is_possible else None),
         Setting("read control", _arguments(control), ()),
     ]
 
@@ -162,7 +161,7 @@ def _python(ranking: Ranking, table: Sequence[Setting]) -> list[str]:
         if setting.python:
             arguments[setting.call].append(setting.python)
     read, read_control = (
-        _call("mc.Paragraphs.read", '"FILE"', "model", *arguments["read"], *arguments[call])
+        _call(*_source(arguments[call]), "model", *arguments["read"], *arguments[call])
         for call in ("read paragraphs", "read control")
     )
     find = [argument.replace("READ", read_control) for argument in arguments["find"]]
@@ -176,6 +175,13 @@ def _python(ranking: Ranking, table: Sequence[Setting]) -> list[str]:
         f"ranking = {_call('mc.find_memorization_heads', 'model', 'paragraphs', *find)}",
         'ranking.to_html("report.html")',
     ]
+
+
+def _source(arguments: Sequence[str]) -> tuple[str, str]:
+    """The function that reads, and what: only texts that are given have the option `align`."""
+    if any("align=" in argument for argument in arguments):
+        return "mc.Paragraphs.from_texts", "PAIRS"
+    return "mc.Paragraphs.read", '"FILE"'
 
 
 def _call(function: str, *arguments: str) -> str:

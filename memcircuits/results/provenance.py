@@ -115,7 +115,7 @@ class Provenance:
         return (f"the numbers are the model's with hooks of the caller on it ({named})", *of_bos)
 
     def reading_options(self, name: str) -> dict[str, Any]:
-        """How a set of paragraphs was read, where not by the defaults: `normalize`, `columns`."""
+        """How a set was read, where not by the defaults (`Paragraphs.reading_options`)."""
         return dict(self.paragraphs.get(name, {}).get("reading", {}))
 
     @property

@@ -36,6 +36,9 @@ def test_changes_in_sentences():
     changes = [{"line ends": 30}, {}, {"line ends": 1, "padding tokens": 5}]
     first, second = reading_notes(changes)
     assert first.startswith("2 of 3 texts were normalised before encoding: 31 line ends;")
+    assert reading_notes([{"line ends": 1}])[0].startswith(
+        "The text was normalised before encoding: 1 line end;"
+    )
     assert second == "Taken away from 1 of 3 rows: 5 padding tokens."
     assert reading_notes([{}, {}]) == ()
 

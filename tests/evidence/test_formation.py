@@ -127,6 +127,7 @@ def test_one_model_is_in_memory_at_a_time():
         "step",
         "set",
         "n",
+        "n_groups",
         "em",
         "nll",
         "nll_low",

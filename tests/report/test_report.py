@@ -269,6 +269,7 @@ def test_the_command_in_the_report_asks_for_the_same_ranking(neo, ranking, optio
             {"reading": {"paragraphs": {"normalize": "none"}}, "control": "given"},
             id="controls read otherwise",
         ),
+        pytest.param({"reading": both({"align": False})}, id="pairs encoded apart"),
     ],
 )
 def test_no_command_is_given_that_would_make_another_ranking(ranking, options):

@@ -186,7 +186,9 @@ def _facts(mapped: DocumentMap) -> Block:
 
 def _command(mapped: DocumentMap) -> str:
     """The command that makes the page again: every option that changes its numbers."""
-    model, windows = mapped.provenance.model, mapped.provenance.paragraphs["windows"]
+    model = mapped.provenance.model
+    own_bos = model.get("bos")
+    bos = mapped.provenance.paragraphs.get("windows", {}).get("bos", own_bos)
     sampler = mapped.provenance.options.get("sampler") or {}
     options = {
         "model": model["name"],
@@ -195,7 +197,7 @@ def _command(mapped: DocumentMap) -> str:
         "stride": mapped.stride,
         "n_prefix": mapped.n_prefix,
         "n_continuation": mapped.n_continuation,
-        "bos": None if windows["bos"] == model["bos"] else ("yes" if windows["bos"] else "no"),
+        "bos": None if bos == own_bos else ("yes" if bos else "no"),
         **mapped.provenance.reading_options("windows"),
         **sampler,
         "out": "map.html",
