@@ -192,7 +192,7 @@ def _command(mapped: DocumentMap) -> str:
     sampler = mapped.provenance.options.get("sampler") or {}
     options = {
         "model": model["name"],
-        "revision": model["revision"],
+        "revision": model.get("revision"),
         "dtype": model["dtype"] if model["dtype"] != "float32" else None,
         "stride": mapped.stride,
         "n_prefix": mapped.n_prefix,
