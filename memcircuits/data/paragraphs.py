@@ -27,15 +27,16 @@ from memcircuits.base.errors import InputError, one_of
 from memcircuits.data.bos import Bos, bos_ids
 from memcircuits.data.draws import sample_rows
 from memcircuits.data.formats.records import Columns, ColumnsLike
+from memcircuits.data.formats.text import Txt
 from memcircuits.data.groups import GROUP_COLUMN, find_groups
 from memcircuits.data.metadata import in_both, unique_names
 from memcircuits.data.normalizing import Normalize
 from memcircuits.data.reading import read_file, read_texts
 from memcircuits.data.token_ids import check_bos_ids, ids_from_rows, plain_ids
 from memcircuits.data.token_rows import TokenRows
-from memcircuits.data.token_text import row_text, token_labels
 from memcircuits.data.tokens import TokenizerLike
 from memcircuits.data.windows import Windows
+from memcircuits.display.html_table import table_html
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -172,42 +173,54 @@ class Paragraphs(TokenRows):
         return cls(n_prefix=n_prefix, bos=front, **vars(reading))
 
     @classmethod
-    def read(
+    def read(  # noqa: PLR0913
         cls,
         path: str | os.PathLike[str],
         model: TokenizerLike | None = None,
         *,
         n_prefix: int = 50,
         n_continuation: int = 50,
+        stride: int | None = None,
+        txt: Txt = "auto",
         columns: ColumnsLike = None,
         normalize: Normalize = "auto",
         bos: Bos = "auto",
+        strict: bool = True,
     ) -> Paragraphs:
-        """Read the first window of every row of a file, folder or dataset.
+        """Read windows of every row of a file, folder or dataset.
 
         Args:
             path: see `memcircuits.data.formats` for the formats.
             model: model or tokenizer, needed where there is text.
             n_prefix: tokens of the prefix.
-            n_continuation: tokens of the continuation; longer rows are cut.
+            n_continuation: tokens of the continuation.
+            stride: tokens from one window of a row to the next; by default only the first window
+                of a row is read, and `notes` says how many rows go on.
+            txt: `"document"` takes a text file as one row, `"paragraph"` each paragraph between
+                blank lines; `"auto"` takes the files of a folder as documents, and all files if
+                there is a stride.
             columns: the columns that hold the text, where their names do not tell: for instance
                 `{"text": "body"}` or `{"prefix": "question", "continuation": "answer"}`.
             normalize: as in `from_texts`.
             bos: tokens that the model reads in front, as in `from_texts`. Rows of token ids that
                 begin with them do not get them twice. Without a model nothing is put in front.
+            strict: whether a row that is too short or damaged is an error; otherwise it is
+                skipped, and `notes` says how many were.
 
         Raises:
-            InputError: if the file is missing, of an unknown format, damaged, empty, or has rows
-                that are too short.
+            InputError: if the file is missing, of an unknown format, empty, or has rows that
+                cannot be used (if not `strict`: no row that can be used).
         """
         front = bos_ids(model, bos)
         reading = read_file(
             path,
             model,
-            Windows(n_prefix, n_continuation),
+            Windows(n_prefix, n_continuation, stride),
             columns=Columns.of(columns),
             normalize=normalize,
             bos=front,
+            txt=txt,
+            strict=strict,
         )
         return cls(n_prefix=n_prefix, bos=front, **vars(reading))
 
@@ -323,14 +336,6 @@ class Paragraphs(TokenRows):
         """
         return self if n is None or len(self) <= n else self[sample_rows(self.groups, n, generator)]
 
-    def texts(self, model: TokenizerLike) -> list[str]:
-        """The decoded paragraphs, for display (`memcircuits.data.token_text`)."""
-        return [row_text(row, model) for row in self.ids.tolist()]
-
-    def tokens(self, model: TokenizerLike, index: int = 0) -> list[str]:
-        """Each token of one paragraph as text, for display (`memcircuits.data.token_text`)."""
-        return token_labels(self.ids[index].tolist(), model)
-
     def to_frame(self) -> pd.DataFrame:
         """Columns `id`, the metadata, `group` (see `groups`) and the ids as lists."""
         import pandas as pd
@@ -339,6 +344,13 @@ class Paragraphs(TokenRows):
         if GROUP_COLUMN not in columns:
             columns[GROUP_COLUMN] = tuple(self.groups.tolist())
         return pd.DataFrame({"id": self.names, **columns, "ids": self.ids.tolist()})
+
+    def _repr_html_(self) -> str:
+        front = f" behind {list(self.bos)}" if self.bos else ""
+        about = f"{len(self):,} paragraphs of {self.n_prefix} + {self.n_continuation} tokens{front}"
+        frame = self.to_frame()
+        frame["ids"] = [", ".join(map(str, ids[:6])) + ", …" for ids in frame["ids"]]
+        return table_html(frame, (about, *self.notes))
 
     def __repr__(self) -> str:
         front = f", bos={self.bos}" if self.bos else ""

@@ -1,14 +1,15 @@
-"""Reading paragraphs strictly: one window of every row, or an error that names the row.
+"""Reading paragraphs: windows of every row, of files or of texts that are given.
 
-`Paragraphs.read` and `from_texts` are built from this; scans of corpora take `windows.cut`, which
-collects bad rows instead. Where normalising changed a text, the ids of the text as it is written
-are kept beside the others, so that a scan can measure both.
+`Paragraphs.read` and `from_texts` are built from this. A row that cannot be used is an error that
+names it, or else is skipped and counted (`memcircuits.data.row_notes`). Where normalising changed a
+text, the ids of the text as it is written are kept beside the others, so that a scan can measure
+both.
 """
 
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -17,8 +18,9 @@ from torch import Tensor
 
 from memcircuits.base.errors import InputError
 from memcircuits.data.formats.listing import list_files
-from memcircuits.data.formats.records import EMPTY, Columns, Row, Source
+from memcircuits.data.formats.records import EMPTY, BadRow, Columns, Row
 from memcircuits.data.formats.sources import read_rows
+from memcircuits.data.formats.text import Txt
 from memcircuits.data.metadata import columns_of
 from memcircuits.data.normalizing import (
     Normalize,
@@ -27,6 +29,7 @@ from memcircuits.data.normalizing import (
     is_rewritten,
     reading_notes,
 )
+from memcircuits.data.row_notes import row_counts, row_notes
 from memcircuits.data.tokens import TokenizerLike
 from memcircuits.data.windows import Cut, Windows, cut
 
@@ -40,9 +43,10 @@ class Reading:
         names: a name for each.
         metadata: further columns, one value per paragraph; `changed` says what was changed.
         as_written: token ids of the texts as they are written, [paragraph, pos]; None if no text
-            was changed.
+            was changed, or rows have several windows.
         notes: what the reader must know about the files and texts.
-        reading_options: `normalize`, `columns` and `align`, where they are not the defaults.
+        reading_options: `normalize`, `columns`, `stride`, `txt` and `align`, where they are not the
+            defaults.
     """
 
     ids: Int[Tensor, "paragraph pos"]
@@ -61,21 +65,26 @@ def read_file(
     columns: Columns,
     normalize: Normalize,
     bos: tuple[int, ...],
+    txt: Txt,
+    strict: bool,
 ) -> Reading:
-    """The first window of every row of a file, folder or dataset; arguments as `_read_rows`.
+    """The windows of every row of a file, folder or dataset; arguments as `_read_rows`.
 
     Raises:
-        InputError: for the first row that cannot be used, or if there is none.
+        InputError: for the first row that cannot be used if `strict`, or if there is no window.
     """
     check_normalize(normalize)
-    listing = list_files(path, columns)
-    rows = [row for source in listing.sources for row in _usable_rows(source)]
-    if not rows:
+    listing = list_files(path, columns, txt=txt, strided=windows.stride is not None)
+    rows = [row for source in listing.sources for row in read_rows(source)]
+    if all(isinstance(row, BadRow) and row.reason == EMPTY for row in rows):
         empty = f"{listing.sources[0].name} is empty"
         raise InputError("paragraphs", empty, "give at least one paragraph")
-    reading = _read_rows(rows, model, windows, normalize=normalize, bos=bos, notes=listing.notes)
+    reading = _read_rows(
+        rows, model, windows, normalize=normalize, bos=bos, notes=listing.notes, strict=strict
+    )
     named = {part: name for part, name in vars(columns).items() if name is not None}
-    return _with_options(reading, {"columns": named} if named else {})
+    chosen = {"columns": named, "stride": windows.stride, "txt": None if txt == "auto" else txt}
+    return _with_options(reading, {key: value for key, value in chosen.items() if value})
 
 
 def read_texts(
@@ -128,7 +137,7 @@ def _row_of_text(number: int, text: str | tuple[str, str], name: str, align: boo
 
 
 def _read_rows(
-    rows: Sequence[Row],
+    rows: Sequence[Row | BadRow],
     model: TokenizerLike | None,
     windows: Windows,
     *,
@@ -136,40 +145,47 @@ def _read_rows(
     bos: tuple[int, ...],
     notes: tuple[str, ...] = (),
     argument: str = "paragraphs",
+    strict: bool = True,
 ) -> Reading:
-    """The first window of every row.
+    """The windows of every row.
 
     Args:
         rows: the rows.
         model: model or tokenizer, needed where there is text.
-        windows: how long a window is.
+        windows: which windows are cut.
         normalize: whether texts are normalised before they are encoded.
         bos: ids of the tokens in front, which are no part of a window.
         notes: what is known about the files.
         argument: name of the rows in errors.
+        strict: whether a row that cannot be used is an error; an empty file is none.
 
     Raises:
-        InputError: for the first row that is too short, or has a prefix that is.
+        InputError: for the first row that cannot be used if `strict`, or if no row can.
     """
     cuts = cut(rows, model, windows, normalize=normalize, bos=bos)
-    if cuts.bad:
-        raise InputError(argument, cuts.bad[0].where, cuts.bad[0].reason)
-    metadata = columns_of(row.metadata for row in rows)
-    changes = [row.changes for row in cuts.origin]
-    if any(changes):
-        metadata["changed"] = tuple(map(in_words, changes))
+    problems = [row for row in cuts.bad if row.reason != EMPTY]
+    if problems and (strict or not len(cuts.ids)):
+        raise InputError(argument, problems[0].where, problems[0].reason)
+    unusable = next((f"{row.where}, {row.reason}" for row in cuts.bad if not row.short), "")
+    counts = row_counts(len(rows), cuts)
+    of_files = argument == "paragraphs"
+    about_rows = row_notes(counts, windows.length, unusable, remedy=of_files)
+    origin = [cuts.origin[i] for i in cuts.rows.tolist()]
+    metadata = columns_of(row.metadata for row in origin)
+    if any(row.changes for row in origin):
+        metadata["changed"] = tuple(in_words(row.changes) for row in origin)
     return Reading(
         cuts.ids,
-        tuple(row.name for row in rows),
+        tuple(cuts.names),
         metadata,
-        _as_written(rows, cuts, model, windows, bos),
-        (*notes, *reading_notes(changes)),
+        None if windows.stride else _as_written(rows, cuts, model, windows, bos),
+        (*notes, *about_rows, *reading_notes([row.changes for row in cuts.origin])),
         {} if normalize == "auto" else {"normalize": normalize},
     )
 
 
 def _as_written(
-    rows: Sequence[Row],
+    rows: Sequence[Row | BadRow],
     cuts: Cut,
     model: TokenizerLike | None,
     windows: Windows,
@@ -180,17 +196,10 @@ def _as_written(
     if not rewritten:
         return None
     written = cuts.ids.clone()
+    given = {row.where: row for row in rows}
     for i in rewritten:
-        as_it_is = cut([rows[i]], model, windows, normalize="none", bos=bos)
+        row = given[cuts.origin[i].where]
+        as_it_is = cut([row], model, windows, normalize="none", bos=bos)
         if len(as_it_is.ids):
             written[i] = as_it_is.ids[0]
     return written
-
-
-def _usable_rows(source: Source) -> Iterator[Row]:
-    """The rows of a file; the first that cannot be used is an error, an empty file is not."""
-    for row in read_rows(source):
-        if isinstance(row, Row):
-            yield row
-        elif row.reason != EMPTY:
-            raise InputError("paragraphs", row.where, row.reason)

@@ -12,6 +12,9 @@ import torch
 from jaxtyping import Int
 from torch import Tensor
 
+from memcircuits.data.token_text import row_text, token_labels
+from memcircuits.data.tokens import TokenizerLike
+
 
 class TokenRows:
     """Rows of token ids with a prefix and a continuation each.
@@ -70,3 +73,11 @@ class TokenRows:
 
     def __len__(self) -> int:
         return len(self.ids)
+
+    def texts(self, model: TokenizerLike) -> list[str]:
+        """The decoded paragraphs, for display (`memcircuits.data.token_text`)."""
+        return [row_text(row, model) for row in self.ids.tolist()]
+
+    def tokens(self, model: TokenizerLike, index: int = 0) -> list[str]:
+        """Each token of one paragraph as text, for display (`memcircuits.data.token_text`)."""
+        return token_labels(self.ids[index].tolist(), model)

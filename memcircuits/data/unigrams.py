@@ -39,6 +39,7 @@ from memcircuits.data.tokens import (
     tokenizer_of,
     vocabulary_size,
 )
+from memcircuits.display.html_table import MAX_ROWS, table_html
 
 SCHEMA = "memcircuits.unigrams/1"
 COUNTED_HERE = "the given paragraphs"  # source of a table that an analysis counts itself
@@ -63,6 +64,17 @@ class UnigramTable:
             raise InputError("counts", tuple(self.counts.shape), "give integer counts [d_vocab]")
         if int(self.counts.min()) < 0:
             raise InputError("counts", int(self.counts.min()), "counts cannot be negative")
+
+    def _repr_html_(self) -> str:
+        import pandas as pd
+
+        order = self.counts.argsort(descending=True, stable=True)[:MAX_ROWS]
+        counts = self.counts[order]
+        frame = pd.DataFrame({"token": order.tolist(), "count": counts.tolist()})
+        frame["share"] = (counts.double() / max(1, self.n_tokens)).tolist()
+        n_seen = int((self.counts > 0).sum())
+        about = f"{self.n_tokens:,} tokens of {self.source}; {n_seen:,} of {len(self.counts):,} ids"
+        return table_html(frame, [about, "The most frequent tokens:"])
 
     @property
     def n_tokens(self) -> int:

@@ -26,7 +26,7 @@ from torch import Tensor
 
 from memcircuits.base.errors import InputError, at_least
 from memcircuits.data.bos import without_bos
-from memcircuits.data.formats.records import BadRow, Row, Unusable
+from memcircuits.data.formats.records import BadRow, Row, TooShort, Unusable
 from memcircuits.data.normalizing import MOVED, Normalize, normalized_row
 from memcircuits.data.tokens import TokenizerLike, decode, encode_all, ids_of_rows, split_rows
 
@@ -82,6 +82,7 @@ class Cut:
         origin: the rows that could be used, with what was changed in them.
         bad: the rows that could not.
         left_out: filter -> number of windows that it left out.
+        n_longer: number of rows with further tokens behind their only window.
     """
 
     ids: Int[Tensor, "window pos"]
@@ -91,6 +92,7 @@ class Cut:
     origin: list[Row]
     bad: list[BadRow]
     left_out: dict[str, int]
+    n_longer: int = 0
 
     @property
     def names(self) -> list[str]:
@@ -135,6 +137,7 @@ def cut(
     split = split_rows(good, ids_of_good, model)
     good = [_with_room(row, len(ids), windows) for row, ids in zip(split, ids_of_good, strict=True)]
 
+    n_longer = 0
     used: list[Row] = []
     ids_of_used: list[Tensor] = []
     row_of_window: list[np.ndarray] = [np.zeros(0, dtype=np.int64)]
@@ -143,8 +146,11 @@ def cut(
         try:
             first, row_windows = _windows_of_row(row, ids, windows, d_vocab, bos)
         except Unusable as problem:
-            bad.append(BadRow(row.where, str(problem)))
+            bad.append(BadRow(row.where, str(problem), short=isinstance(problem, TooShort)))
             continue
+        n_behind = len(without_bos(ids, bos)) - first - windows.length
+        is_one_text = row.split is None and row.prefix is None
+        n_longer += windows.stride is None and is_one_text and n_behind > 0
         n = len(row_windows)
         row_of_window.append(np.full(n, len(used)))
         starts.append(first + np.arange(n) * (windows.stride or 1))
@@ -160,6 +166,7 @@ def cut(
         origin=used,
         bad=bad,
         left_out={},
+        n_longer=n_longer,
     )
     return _filtered(every_window, model, windows)
 
@@ -179,7 +186,8 @@ def _windows_of_row(
     """The first window's start, and the windows.
 
     Raises:
-        Unusable: if the row is too short, or has ids outside the vocabulary.
+        TooShort: if the row has fewer tokens than a window.
+        Unusable: if it has ids outside the vocabulary.
     """
     first, length = windows.offset, windows.length
     n_all, ids = len(ids), without_bos(ids, bos)
@@ -188,13 +196,13 @@ def _windows_of_row(
         split = row.split - (n_all - len(ids))
         first, n_behind = split - windows.n_prefix, len(ids) - split
         if first < 0:
-            raise Unusable(f"its prefix has {split} tokens; use n_prefix={split}")
+            raise TooShort(f"its prefix has {split} tokens; use n_prefix={split}")
         if n_behind < windows.n_continuation:
-            raise Unusable(f"its continuation has {n_behind} tokens; use n_continuation={n_behind}")
+            raise TooShort(f"its continuation has {n_behind} tokens; use n_continuation={n_behind}")
         ids = ids[: first + length]
     if len(ids) < first + length:
         needed = f"{first + length} are needed; use smaller lengths or remove the row"
-        raise Unusable(f"it has {len(ids)} tokens, {needed}")
+        raise TooShort(f"it has {len(ids)} tokens, {needed}")
     if d_vocab is not None and max(ids) >= d_vocab:
         outside = f"token id {max(ids)} lies outside the vocabulary of {d_vocab}"
         raise Unusable(f"{outside}: were the ids made by another tokenizer?")
@@ -229,6 +237,7 @@ def _filtered(every: Cut, model: TokenizerLike | None, windows: Windows) -> Cut:
         every.origin,
         every.bad,
         left_out,
+        every.n_longer,
     )
 
 

@@ -55,6 +55,7 @@ from memcircuits.evidence.groups import Groups, select_groups
 from memcircuits.evidence.ranking import Ranking
 from memcircuits.evidence.rare_tokens import rare_token_attention
 from memcircuits.evidence.screening import HeadEffects, Method, head_effects
+from memcircuits.measure.scanning import Scan
 from memcircuits.models.adapter import Adapter, Model
 from memcircuits.models.registry import adapt
 from memcircuits.results.provenance import Provenance
@@ -63,7 +64,7 @@ from memcircuits.results.provenance import Provenance
 @plain_torch()
 def find_memorization_heads(  # noqa: PLR0913
     model: Model,
-    paragraphs: ParagraphsLike,
+    paragraphs: ParagraphsLike | Scan,
     *,
     control: ParagraphsLike | None = None,
     unigrams: UnigramTable | None = None,
@@ -80,7 +81,8 @@ def find_memorization_heads(  # noqa: PLR0913
 
     Args:
         model: the model.
-        paragraphs: those with EM equal to the continuation's length are the memorized set.
+        paragraphs: those with EM equal to the continuation's length are the memorized set. A `Scan`
+            of them by this model saves scanning them again.
         control: paragraphs that are not memorized; by default those of `paragraphs` with a low EM.
         unigrams: token counts that define rarity; by default counted in the given paragraphs.
         mode: ablation, `zero`, `mean` or `resample`; the latter two use the controls as reference.
@@ -103,7 +105,8 @@ def find_memorization_heads(  # noqa: PLR0913
 
     Raises:
         InputError: if no paragraph is memorized, fewer than two controls are available,
-            all numbers are non-finite, or the paragraphs do not fit the model.
+            all numbers are non-finite, the paragraphs do not fit the model, or the scan is another
+            model's.
 
     Example:
         >>> ranking = mc.find_memorization_heads(model, memorized[:2], control=control, draws=100)
@@ -113,7 +116,11 @@ def find_memorization_heads(  # noqa: PLR0913
     """
     started = time.monotonic()
     adapter = adapt(model)
-    given = Paragraphs.of(paragraphs, adapter)
+    if isinstance(paragraphs, Scan):
+        _check_scan(adapter, paragraphs)
+        given = paragraphs.paragraphs
+    else:
+        given = Paragraphs.of(paragraphs, adapter)
     _check_options(mode, method, max_paragraphs, draws, seed)
     unigrams, rarity_notes = _unigram_table(adapter, given, unigrams)
     generator = torch.Generator().manual_seed(seed)
@@ -121,7 +128,7 @@ def find_memorization_heads(  # noqa: PLR0913
 
     groups = select_groups(
         adapter,
-        given,
+        paragraphs if isinstance(paragraphs, Scan) else given,
         control,
         generator,
         max_paragraphs=max_paragraphs,
@@ -180,6 +187,15 @@ def _check_options(
         at_least("max_paragraphs", max_paragraphs, 2)
     at_least("draws", draws, 1)
     at_least("seed", seed, 0)
+
+
+def _check_scan(adapter: Adapter, scan_result: Scan) -> None:
+    """Raise `InputError` unless the scan is one of this very model."""
+    scanned = scan_result.provenance.model
+    if (scanned["fingerprint"], scanned["basis"]) != (adapter.fingerprint(), adapter.basis):
+        raise InputError(
+            "paragraphs", f"a scan of {scanned['name']}", "its weights are other ones: scan again"
+        )
 
 
 def _unigram_table(

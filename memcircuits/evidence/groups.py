@@ -94,7 +94,7 @@ class CandidateParagraphs:
 
 def select_groups(
     adapter: Adapter,
-    paragraphs: Paragraphs,
+    paragraphs: Paragraphs | Scan,
     control: ParagraphsLike | None,
     generator: torch.Generator,
     *,
@@ -107,7 +107,8 @@ def select_groups(
 
     Args:
         adapter: the model.
-        paragraphs: those with EM equal to the continuation's length are the memorized set.
+        paragraphs: those with EM equal to the continuation's length are the memorized set; a scan
+            of them by the same model is not repeated.
         control: the controls; by default those of `paragraphs` with a low EM.
         generator: draws the memorized paragraphs, then the controls.
         max_paragraphs: maximum number of memorized paragraphs and of given controls; of controls
@@ -121,7 +122,10 @@ def select_groups(
             is in the memorized set.
     """
     # Candidates for both sets.
-    scan_result = scan(adapter, paragraphs, memory_budget=memory_budget, progress=progress)
+    if isinstance(paragraphs, Scan):
+        scan_result = paragraphs
+    else:
+        scan_result = scan(adapter, paragraphs, memory_budget=memory_budget, progress=progress)
     memorized = _memorized_candidates(scan_result)
     if control is None:
         controls = _own_controls(scan_result)
@@ -131,7 +135,7 @@ def select_groups(
         controls = _given_controls(control_scan)
     refuse_overlap(memorized.paragraphs, controls.paragraphs, same="paragraph")
     counts = {
-        "given": len(paragraphs),
+        "given": len(scan_result.names),
         "memorized": len(memorized),
         "control": len(controls),
         "not_finite": int((~scan_result.finite).sum()),

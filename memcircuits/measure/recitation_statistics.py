@@ -72,6 +72,20 @@ def em_buckets(em: np.ndarray, n_continuation: int) -> list[str]:
     return [names[i] for i in np.searchsorted(edges[1:], em)]
 
 
+def em_ranges(em: np.ndarray, n_continuation: int) -> list[str]:
+    """Ten ranges of equal width for a histogram of EM; none and all of the tokens by themselves.
+
+    Of 50 tokens these are `0`, `1-5`, `6-10` and so on to `46-49`, and `50`.
+    """
+    n = n_continuation
+    width = max(1, -(-n // 10))
+    names = {0: "0", n: str(n)}
+    for low in range(1, n, width):
+        high = min(low + width - 1, n - 1)
+        names |= {i: f"{low}-{high}" if low < high else str(low) for i in range(low, high + 1)}
+    return [names[int(value)] for value in em]
+
+
 def by_repetitions(frame: pd.DataFrame) -> pd.DataFrame:
     """The duplication curve (figure 2): EM and NLL against times seen in training.
 

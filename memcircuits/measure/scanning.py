@@ -10,9 +10,11 @@ Greedy decoding is only one way to extract text; `memcircuits.measure.paragraph_
 from __future__ import annotations
 
 import dataclasses
+import os
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cached_property
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar
 
 from jaxtyping import Bool, Float, Int
@@ -23,6 +25,8 @@ from memcircuits.base.progress import bar
 from memcircuits.base.torch_state import plain_torch
 from memcircuits.data.groups import GROUP_COLUMN
 from memcircuits.data.paragraphs import Paragraphs, ParagraphsLike
+from memcircuits.data.tokens import TokenizerLike
+from memcircuits.display.html_table import table_html
 from memcircuits.measure.as_written import comparison, em_as_written
 from memcircuits.measure.continuation import Continuation, score_paragraphs
 from memcircuits.measure.near_verbatim import decoded_where_unknown
@@ -32,6 +36,7 @@ from memcircuits.measure.recitation_statistics import (
     by_repetitions,
 )
 from memcircuits.measure.sampling import Sampler
+from memcircuits.measure.snippets import passage_text, snippet
 from memcircuits.models.adapter import Adapter, Model
 from memcircuits.models.registry import adapt
 from memcircuits.results.provenance import Provenance
@@ -60,6 +65,7 @@ class Scan(ParagraphMeasures, Result, kind="scan"):
             nats, [paragraph, pos]; None if none was given.
         greedy: token ids of the greedy continuation, [paragraph, pos]; None if it was not asked
             for.
+        tokenizer: the model's tokenizer, kept for `to_html`; not saved.
     """
 
     ids: Tensor
@@ -74,6 +80,7 @@ class Scan(ParagraphMeasures, Result, kind="scan"):
     bos: tuple[int, ...] = ()
     token_sampled: Float[Tensor, "paragraph pos"] | None = None
     greedy: Int[Tensor, "paragraph pos"] | None = None
+    tokenizer: Any = field(default=None, compare=False, metadata={"saved": False})
 
     former_names: ClassVar[Mapping[str, str]] = {"facts": "metadata"}
 
@@ -179,6 +186,37 @@ class Scan(ParagraphMeasures, Result, kind="scan"):
             return figures.duplication_curve(frame[frame["repetitions"] > 0], title=str(self))
         return figures.em_against_nll(self.to_frame(), title=str(self))
 
+    def to_html(self, path: str | os.PathLike[str], *, model: TokenizerLike | None = None) -> Path:
+        """Write the passages and their numbers as one page that needs no network.
+
+        Args:
+            path: the page.
+            model: model or tokenizer, for the texts of a scan that was loaded, which has none;
+                without it token ids are shown.
+        """
+        from memcircuits.measure.scan_page import scan_page
+
+        return scan_page(self, self.tokenizer if model is None else model).save(Path(path))
+
+    def longest(self, n: int = 10) -> pd.DataFrame:
+        """The longest recitations as text: columns `id, em, nll, text`, at most `n` rows.
+
+        In `text` a bar stands between the end of the prefix and the continuation. Ties go to the
+        lower NLL.
+        """
+        frame = self.to_frame()[["id", "em", "nll"]]
+        frame = frame.sort_values(["em", "nll"], ascending=[False, True], kind="stable").head(n)
+        rows = [
+            passage_text(self.ids[row].tolist(), self.n_prefix, int(em), self.tokenizer)
+            for row, em in zip(frame.index.tolist(), frame["em"], strict=True)
+        ]
+        return frame.assign(text=list(map(snippet, rows))).reset_index(drop=True)
+
+    def _repr_html_(self) -> str:
+        longest = self.longest(20)
+        about = f"The {len(longest)} longest recitations of {len(self.names):,}:"
+        return table_html(longest, [str(self), *self.notes, about])
+
     def __str__(self) -> str:
         near = self.is_near_verbatim
         slips = "" if near is None else f"{int((near & ~self.is_memorized).sum())} nearly, "
@@ -247,12 +285,14 @@ def scan(
     options = {} if sampler is None else {"sampler": dataclasses.asdict(sampler)}
     provenance = Provenance.of(adapter, {"paragraphs": paragraphs}, **options)
     result = Scan.of(paragraphs, scores, provenance, greedy)
+    tokenizer = adapter.tokenizer
     written = em_as_written(adapter, paragraphs, memory_budget=memory_budget)
     metadata = dict(result.metadata)
     if written:
         metadata["em_as_written"] = tuple(map(written.get, range(len(paragraphs))))
     notes = (*paragraphs.notes, *comparison(result.em, written, paragraphs.n_continuation))
-    return dataclasses.replace(result, metadata=metadata, notes=(*result.notes, *notes))
+    notes = (*result.notes, *notes)
+    return dataclasses.replace(result, metadata=metadata, notes=notes, tokenizer=tokenizer)
 
 
 def has_finite_scores(

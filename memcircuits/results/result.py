@@ -15,7 +15,6 @@ former name.
 from __future__ import annotations
 
 import dataclasses
-import html
 import importlib
 import json
 import os
@@ -28,6 +27,7 @@ from torch import Tensor
 from memcircuits.base.errors import InputError
 from memcircuits.base.io import read_safetensors, safetensors_bytes, write_atomically
 from memcircuits.base.json_values import json_value, python_value
+from memcircuits.display.html_table import table_html
 from memcircuits.results.provenance import Provenance, sha256_of
 
 if TYPE_CHECKING:
@@ -117,13 +117,7 @@ class Result:
         return f"<{type(self).__name__}: {'; '.join((str(self), *self._provenance_notes))}>"
 
     def _repr_html_(self) -> str:
-        frame = self.to_frame()
-        table = frame.head(20).to_html(index=False, escape=True)
-        lines = (str(self), *self._provenance_notes)
-        page = "".join(f"<p>{html.escape(line)}</p>" for line in lines) + table
-        if len(frame) > 20:
-            page += f"<p>The first 20 of {len(frame):,} rows.</p>"
-        return page
+        return table_html(self.to_frame(), (str(self), *self._provenance_notes))
 
     def save(self, path: str | os.PathLike[str]) -> Path:
         """Write the result to one `.safetensors` file, atomically."""

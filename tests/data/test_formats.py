@@ -175,7 +175,7 @@ def test_a_folder_is_all_its_files_in_order(tmp_path):
         path.write_bytes(gzip.compress(content) if path.suffix == ".gz" else content)
     (tmp_path / ".hidden.jsonl").write_bytes(BY_TEXT)
     paragraphs = mc.Paragraphs.read(tmp_path, zoo.tokenizer(), **LENGTHS)
-    assert paragraphs.names == ("a-00001", "b-00001", "deep/a-00001")
+    assert paragraphs.names == ("a", "b-00001", "deep/a-00001")
     assert torch.equal(paragraphs.ids, IDS[:3, :22])
 
 

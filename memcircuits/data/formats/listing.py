@@ -8,13 +8,15 @@ and the like. Nothing is passed over in silence.
 
 from __future__ import annotations
 
+import dataclasses
 import os
 import re
 from collections.abc import Iterator, Sized
 from dataclasses import dataclass
 from pathlib import Path
+from typing import get_args
 
-from memcircuits.base.errors import InputError
+from memcircuits.base.errors import InputError, one_of
 from memcircuits.data.formats import arrays, tables
 from memcircuits.data.formats.columns import check_columns
 from memcircuits.data.formats.detection import kind_of
@@ -26,6 +28,7 @@ from memcircuits.data.formats.records import (
     Unusable,
 )
 from memcircuits.data.formats.sources import FORMATS
+from memcircuits.data.formats.text import Txt
 
 _ABOUT_DATA = re.compile(
     r"(licen[cs]es?|read[-_ ]?me|copying|copyright|notices?|change(s|log)|authors"
@@ -43,18 +46,22 @@ class Listing:
     Attributes:
         sources: those that are read, in order.
         passed_over: those that are not, with the reason.
+        txt_note: what a row of a text file is, where the caller left that open.
     """
 
     sources: list[Source]
     passed_over: list[BadRow]
+    txt_note: str = ""
 
     @property
     def notes(self) -> tuple[str, ...]:
-        """What was read and what was passed over, where the caller named no single file."""
-        if len(self.sources) == 1 and not self.passed_over:
-            return ()
-        read = _some([source.name for source in self.sources])
-        notes = [f"{_files(self.sources)} read: {read}."]
+        """What was read and passed over, where the caller named no single file; the text note."""
+        notes = []
+        if len(self.sources) > 1 or self.passed_over:
+            read = _some([source.name for source in self.sources])
+            notes.append(f"{_files(self.sources)} read: {read}.")
+        if self.txt_note:
+            notes.append(self.txt_note)
         if self.passed_over:
             names = _some([f"{file.where} ({file.reason})" for file in self.passed_over])
             notes.append(f"{_files(self.passed_over)} passed over: {names}.")
@@ -62,27 +69,67 @@ class Listing:
 
 
 def find_sources(path: str | os.PathLike[str], columns: Columns | None = None) -> list[Source]:
-    """The files that are read; see `list_files`."""
-    return list_files(path, columns).sources
+    """The files that are read, texts by paragraph; see `list_files`."""
+    return list_files(path, columns, txt="paragraph").sources
 
 
-def list_files(path: str | os.PathLike[str], columns: Columns | None = None) -> Listing:
+def list_files(
+    path: str | os.PathLike[str],
+    columns: Columns | None = None,
+    *,
+    txt: Txt = "auto",
+    strided: bool = False,
+) -> Listing:
     """The files of a corpus, in a fixed order.
 
     Args:
         path: a file; a folder; or `hf:NAME[@REVISION][:SPLIT[:CONFIG]]`, a dataset on the hub
             (streamed) or a saved one. A scan that may be resumed should pin the revision.
         columns: the columns that hold the text, where their names do not tell.
+        txt: what a row of a text file is (`memcircuits.data.formats.text`).
+        strided: whether all windows of a row are read, not only the first one.
 
     Raises:
         InputError: if there is nothing to read, or a file's format is not known.
     """
-    columns = columns or Columns()
-    name = os.fspath(path)
+    one_of("txt", txt, get_args(Txt))
+    listing = _files_of(os.fspath(path), columns or Columns())
+    if not any(source.kind == "txt" for source in listing.sources):
+        return listing
+    in_folder = len(listing.sources) > 1 or Path(path).is_dir()
+    if txt == "document" or (txt == "auto" and (in_folder or strided)):
+        listing = _with_documents(listing)
+    return dataclasses.replace(listing, txt_note=_txt_note(listing) if txt == "auto" else "")
+
+
+def _with_documents(listing: Listing) -> Listing:
+    """The listing with every text file as one document."""
+    sources = [
+        dataclasses.replace(source, kind="document") if source.kind == "txt" else source
+        for source in listing.sources
+    ]
+    return dataclasses.replace(listing, sources=sources)
+
+
+def _txt_note(listing: Listing) -> str:
+    """What a row of the text files is, and how to choose the other."""
+    if any(source.kind == "document" for source in listing.sources):
+        return (
+            'Every text file is read as one document; txt="paragraph" (--txt paragraph) splits it '
+            "at blank lines."
+        )
+    return (
+        f"{listing.sources[0].name} is split at blank lines, and every paragraph is a row; "
+        'txt="document" (--txt document) reads it as one text.'
+    )
+
+
+def _files_of(name: str, columns: Columns) -> Listing:
+    """The files that a path means; arguments and errors as `list_files`."""
     try:
         if name.startswith("hf:"):
             return Listing(_dataset(name, columns), [])
-        location = Path(path)
+        location = Path(name)
         try:
             is_file, is_folder = location.is_file(), location.is_dir()
         except (OSError, ValueError):  # a name that no file can have

@@ -118,11 +118,13 @@ class BadRow:
         where: file and row, for messages.
         reason: what is wrong with it.
         unread: whether this is the remainder of a file, of which nobody knows how many rows it has.
+        short: whether all that is wrong is that it has fewer tokens than a window.
     """
 
     where: str
     reason: str
     unread: bool = False
+    short: bool = False
 
 
 @dataclass(frozen=True)
@@ -165,6 +167,10 @@ class Row:
 
 class Unusable(Exception):
     """Why a record, or the remainder of a file, cannot be used."""
+
+
+class TooShort(Unusable):
+    """A row has fewer tokens than a window."""
 
 
 class NoContent(Unusable):

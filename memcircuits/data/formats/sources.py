@@ -51,7 +51,7 @@ class Format:
 
     read: Reader
     decode: Decoder = unchanged
-    unit: Literal["line", "row"] = "row"
+    unit: Literal["line", "row", "document"] = "row"
 
 
 FORMATS: dict[str, Format] = {
@@ -59,6 +59,7 @@ FORMATS: dict[str, Format] = {
     "json": Format(json_text.read_json),
     "csv": Format(delimited.read_csv, delimited.decode_csv, "line"),
     "txt": Format(text.read_txt, text.decode_txt, "line"),
+    "document": Format(text.read_document, text.decode_document, "document"),
     "parquet": Format(tables.read_parquet),
     "arrow": Format(tables.read_arrow),
     "pair": Format(arrays.read_pair),

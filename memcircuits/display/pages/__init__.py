@@ -5,10 +5,11 @@ Compose a `Page` of blocks and save it:
     Page("Report", [Prose(["..."]), Heatmap(scores, title="Heads"), Attention(view)]).save("r.html")
 
 `memcircuits.display.text` says how untrusted text enters a page: read it first. `blocks` are prose,
-numbers, facts and tables; `charts` are heatmaps, lines and bars, with coordinates from `svg`;
-`tokens` is a paragraph with coloured tokens, `document` a text of any length; `attention` shows the
-patterns of heads on one paragraph, drawn by CircuitsVis; `explorer` shows all that is known of the
-component that the reader clicks; `page` renders blocks with `templates/`
+numbers, facts and tables; `charts` are heatmaps, lines and bars, `scatter` clouds of points, with
+coordinates from `svg`; `tokens` is a paragraph with coloured tokens, `passages` a list of recited
+texts to search, `document` a text of any length; `attention` shows the patterns of heads on one
+paragraph, drawn by CircuitsVis; `explorer` shows all that is known of the component that the reader
+clicks; `page` renders blocks with `templates/`
 and `static/`, inlines the scripts and sets the content-security-policy. Everything takes plain
 data: arrays, frames, strings.
 

@@ -15,6 +15,8 @@ from .charts import Bars, Heatmap, Lines
 from .document import DocumentText, Measure, Segment
 from .explorer import ComponentDetails, Estimate, Explorer, HeadOnParagraph, ParagraphText
 from .page import Page
+from .passages import Passage, Passages
+from .scatter import Scatter
 from .tokens import Strip, Tokens
 
 __all__ = [
@@ -35,7 +37,10 @@ __all__ = [
     "Numbers",
     "Page",
     "ParagraphText",
+    "Passage",
+    "Passages",
     "Prose",
+    "Scatter",
     "Segment",
     "Strip",
     "Table",

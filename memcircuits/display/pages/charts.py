@@ -123,7 +123,7 @@ class Heatmap(Block):
 
 
 @dataclass(frozen=True)
-class _Chart(Block):
+class Chart(Block):
     """Base of charts of a tidy frame: one series per value of `by`, in order of appearance.
 
     Attributes:
@@ -176,7 +176,8 @@ class _Chart(Block):
             for name, group in groups
         ]
 
-    def _labels(self) -> dict[str, str]:
+    def axis_labels(self) -> dict[str, str]:
+        """What stands at the axes, `x_label` and `y_label`, with the unit."""
         y_label = self.y_label or self.y
         return {
             "x_label": self.x_label or self.x,
@@ -185,7 +186,7 @@ class _Chart(Block):
 
 
 @dataclass(frozen=True)
-class Lines(_Chart):
+class Lines(Chart):
     """Lines with a band for each interval; `log_x` for repetition counts and ranks."""
 
     template: ClassVar[str] = "chart.html.j2"
@@ -199,7 +200,7 @@ class Lines(_Chart):
 
     def context(self) -> dict[str, Any]:
         """Coordinates."""
-        labels = self._labels()
+        labels = self.axis_labels()
         chart = svg.lines(
             self._series(), log_x=self.log_x, x_label=labels["x_label"], units=self.units
         )
@@ -207,13 +208,13 @@ class Lines(_Chart):
 
 
 @dataclass(frozen=True)
-class Bars(_Chart):
+class Bars(Chart):
     """Grouped bars from zero, with whiskers for intervals."""
 
     template: ClassVar[str] = "chart.html.j2"
 
     def context(self) -> dict[str, Any]:
         """Coordinates."""
-        labels = self._labels()
+        labels = self.axis_labels()
         chart = svg.bars(self._series(), x_label=labels["x_label"], units=self.units)
         return {"chart": chart, "kind": "bars", **labels, "frame": svg.FRAME}

@@ -16,6 +16,7 @@ from torch import Tensor
 
 from memcircuits.base.errors import InputError
 from memcircuits.data.paragraphs import Paragraphs
+from memcircuits.display.html_table import table_html
 from memcircuits.evidence.triggers.scoring import most_destructive
 from memcircuits.measure.decoding import greedy_continuations
 from memcircuits.models.adapter import Model
@@ -34,6 +35,12 @@ class CleanCorrupted(NamedTuple):
 
     clean: Paragraphs
     corrupted: Paragraphs
+
+    def _repr_html_(self) -> str:
+        import pandas as pd
+
+        frame = pd.DataFrame({"id": self.clean.names, **self.corrupted.metadata})
+        return table_html(frame, [f"{len(self.clean):,} paragraphs and corrupted counterparts"])
 
 
 def most_destructive_pairs(

@@ -23,6 +23,7 @@ from memcircuits.base.json_values import python_value
 from memcircuits.data.groups import GROUP_COLUMN
 from memcircuits.data.normalizing import in_words
 from memcircuits.data.paragraphs import Paragraphs
+from memcircuits.data.row_notes import row_notes
 from memcircuits.measure.corpus.manifest import read_manifest
 from memcircuits.measure.corpus.parts import part_counts
 from memcircuits.measure.near_verbatim import NEAR_VERBATIM
@@ -34,6 +35,7 @@ if TYPE_CHECKING:
 
 EMPTY_COUNTS: dict[str, Any] = {
     **dict.fromkeys(("rows", "windows", "memorized", "tokens", "quarantined", "unread"), 0),
+    **dict.fromkeys(("short", "unusable", "longer"), 0),
     "left_out": {},
     "changes": {},
     "as_written": {},
@@ -72,6 +74,8 @@ class ScanFolder:
         """What the reader must know."""
         totals = self.summary
         notes = list(self.manifest.get("notes", ()))
+        windows = self.manifest["windows"]
+        notes += row_notes(totals, windows["n_prefix"] + windows["n_continuation"])
         if totals.get("changes"):
             notes.append(f"Changed before encoding: {in_words(totals['changes'])}.")
         if totals.get("as_written"):

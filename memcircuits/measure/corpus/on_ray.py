@@ -29,6 +29,7 @@ from memcircuits.data.bos import Bos
 from memcircuits.data.formats.listing import find_sources
 from memcircuits.data.formats.records import Columns, ColumnsLike, Source
 from memcircuits.data.formats.sources import read_chunks
+from memcircuits.data.formats.text import Txt
 from memcircuits.data.normalizing import Normalize
 from memcircuits.data.tokens import tokenizer_of, vocabulary_size
 from memcircuits.data.unigrams import ChunkCount, UnigramTable
@@ -52,6 +53,7 @@ def scan_with_ray(  # noqa: PLR0913
     out: str | os.PathLike[str],
     *,
     windows: Windows | None = None,
+    txt: Txt = "auto",
     bos: Bos = "auto",
     columns: ColumnsLike = None,
     normalize: Normalize = "auto",
@@ -72,6 +74,7 @@ def scan_with_ray(  # noqa: PLR0913
         source: file, folder or dataset, under the same path on every node.
         out: folder for the parts, under the same path on every node.
         windows: as in `scan_to_disk`.
+        txt: as in `scan_to_disk`.
         bos: as in `scan_to_disk`.
         columns: as in `scan_to_disk`.
         normalize: as in `scan_to_disk`.
@@ -105,6 +108,7 @@ def scan_with_ray(  # noqa: PLR0913
             batch_size,
             sampler,
             near_verbatim,
+            txt,
         ),
         resume=resume,
         shard=(0, 1),

@@ -26,6 +26,7 @@ from memcircuits.data.formats.records import BadRow, Row
 from memcircuits.data.formats.sources import Chunk
 from memcircuits.data.normalizing import Normalize, is_rewritten, total_changes
 from memcircuits.data.paragraphs import Paragraphs
+from memcircuits.data.row_notes import row_counts
 from memcircuits.data.windows import Cut, cut, retokenization_drift
 from memcircuits.measure.continuation import score_paragraphs
 from memcircuits.measure.corpus.plan import Plan
@@ -66,7 +67,7 @@ class PartWriter:
             ]
         table = part_table(chunk, cuts, scan, measures_of(self.plan))
         counts = {
-            "rows": len(chunk.raw),
+            **row_counts(len(chunk.raw), cuts),
             "windows": table.num_rows,
             "memorized": 0 if scan is None else int(scan.is_memorized.sum()),
             "tokens": len(cuts.ids) * self.plan.windows.length,

@@ -21,6 +21,7 @@ from memcircuits.data.bos import Bos, bos_ids, check_bos
 from memcircuits.data.formats.listing import list_files
 from memcircuits.data.formats.records import BadRow, Columns, Source
 from memcircuits.data.formats.sources import read_chunks
+from memcircuits.data.formats.text import Txt
 from memcircuits.data.normalizing import Normalize, check_normalize
 from memcircuits.data.windows import Windows
 from memcircuits.measure.corpus.manifest import differences, new_manifest, read_manifest
@@ -49,6 +50,7 @@ class ScanOptions:
     batch_size: int | None
     sampler: Sampler | None = None
     near_verbatim: bool = False
+    txt: Txt = "auto"
 
     def __post_init__(self) -> None:
         check_bos(self.bos)
@@ -77,7 +79,9 @@ def prepare_scan(
     front = bos_ids(adapter, options.bos)
     n_inputs = len(front) + windows.length
     adapter.check_tokens(torch.zeros(1, n_inputs, dtype=torch.long), "windows")
-    listing = list_files(source, options.columns)
+    listing = list_files(
+        source, options.columns, txt=options.txt, strided=windows.stride is not None
+    )
     sources = tuple(listing.sources)
     _check_readable(sources)
     folder = Path(out)

@@ -34,6 +34,7 @@ from memcircuits.base.progress import bar
 from memcircuits.base.torch_state import plain_torch
 from memcircuits.data.bos import Bos
 from memcircuits.data.formats.records import Columns, ColumnsLike
+from memcircuits.data.formats.text import Txt
 from memcircuits.data.normalizing import Normalize
 from memcircuits.data.windows import Windows
 from memcircuits.measure.corpus.folder import EMPTY_COUNTS, ScanFolder, total_counts
@@ -51,6 +52,7 @@ def scan_to_disk(  # noqa: PLR0913
     out: str | os.PathLike[str],
     *,
     windows: Windows | None = None,
+    txt: Txt = "auto",
     bos: Bos = "auto",
     columns: ColumnsLike = None,
     normalize: Normalize = "auto",
@@ -69,6 +71,7 @@ def scan_to_disk(  # noqa: PLR0913
         source: file, folder or dataset (see `memcircuits.data.formats`).
         out: folder for the parts.
         windows: what to cut from the rows; by default the first 50 + 50 tokens of each.
+        txt: what a row of a text file is, as in `Paragraphs.read`.
         bos: tokens in front of every window, as in `Paragraphs.from_texts`.
         columns: the columns that hold the text, as in `Paragraphs.read`.
         normalize: whether texts are normalised, as in `Paragraphs.from_texts`.
@@ -101,6 +104,7 @@ def scan_to_disk(  # noqa: PLR0913
             batch_size,
             sampler,
             near_verbatim,
+            txt,
         ),
         resume=resume,
         shard=shard,
