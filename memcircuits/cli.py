@@ -46,7 +46,6 @@ app = typer.Typer(
     cls=Group,
     help="Which paragraphs does a language model recite, and which heads does that depend on?",
     no_args_is_help=True,
-    add_completion=False,
     rich_markup_mode="markdown",
     pretty_exceptions_enable=False,
 )
@@ -55,10 +54,11 @@ app = typer.Typer(
 def _as_typer_command(command: Callable[..., None]) -> Callable[..., None]:
     """A command as Typer takes it: single options, and errors in one line."""
     command = common.with_options(command)
+    options = common.options_of(command)
 
     @functools.wraps(command)
     def safe_command(*args: Any, **kwargs: Any) -> None:
-        with common.errors_in_one_line():
+        with common.errors_in_one_line(options):
             command(*args, **kwargs)
 
     return safe_command

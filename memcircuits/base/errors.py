@@ -9,7 +9,7 @@ minutes of a run.
 from __future__ import annotations
 
 from collections.abc import Collection
-from typing import Any
+from typing import Any, Self
 
 MAX_LENGTH = 120  # characters of a value in a message
 
@@ -33,6 +33,10 @@ class InputError(ValueError):
         super().__init__(f"{argument}: {text}; {remedy}")
         self.argument = argument
         self._parts = (argument, text, remedy)
+
+    def about(self, argument: str) -> Self:
+        """The same error with another name of the argument."""
+        return type(self)(argument, *self._parts[1:])
 
     def __reduce__(self) -> tuple[Any, ...]:
         """Pickle the three parts, so that errors of worker processes arrive complete."""

@@ -3,28 +3,20 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated, get_args
 
 import typer
 
 from memcircuits.commands.inputs import Inputs
-from memcircuits.commands.options import Json, Out, Seed, Top
-from memcircuits.commands.output import (
-    print_json,
-    print_notes,
-    print_table,
-    records,
-    say_written,
-)
-from memcircuits.commands.selection import choice, draw, split
+from memcircuits.commands.options import Control, Json, MaxParagraphs, Mode, Out, Seed, Top
+from memcircuits.commands.output import Answer, print_notes, print_table, say_written
+from memcircuits.commands.selection import draw, split
 
 
 def ablate(
     inputs: Inputs,
-    mode: Annotated[str, typer.Option(help="Ablation: zero, mean or resample.")] = "zero",
-    max_paragraphs: Annotated[
-        int, typer.Option(min=2, help="Maximum number of memorized paragraphs, and of controls.")
-    ] = 100,
+    control: Control = None,
+    mode: Mode = "zero",
+    max_paragraphs: MaxParagraphs = 100,
     out: Out = Path("memcircuits-ablate"),
     top: Top = 10,
     seed: Seed = 0,
@@ -34,47 +26,63 @@ def ablate(
 
     The means and samples of the modes mean and resample are taken from the controls. Writes
     ablation-memorized.safetensors and ablation-control.safetensors (with the values of every
-    paragraph) and two maps, ablation-memorized.html and ablation-control.html.
+    paragraph), and ablation.html, a map of the difference between both.
 
     Example: memcircuits ablate --mode mean --max-paragraphs 20
     """
     import memcircuits as mc
     from memcircuits.base.io import write_atomically
-    from memcircuits.evidence.ablation import Mode
+    from memcircuits.display import figures
 
-    checked_mode = choice("--mode", mode, get_args(Mode))
     model, paragraphs = inputs.load()
-    memorized, control = split(inputs, model, paragraphs)
+    memorized, controls = split(inputs, model, paragraphs, control)
     groups = {
         "memorized": draw(memorized, max_paragraphs, seed),
-        "control": draw(control, max_paragraphs, seed),
+        "control": draw(controls, max_paragraphs, seed),
     }
     effects = {
         name: mc.ablate_heads(
             model,
             group,
-            mode=checked_mode,
+            mode=mode,
             reference=groups["control"],
             seed=seed,
             progress=inputs.progress,
         )
         for name, group in groups.items()
     }
-    written = []
-    for name, effect in effects.items():
-        written.append(effect.save(out / f"ablation-{name}.safetensors"))
-        page = effect.figure().to_html(include_plotlyjs=True)
-        written.append(write_atomically(out / f"ablation-{name}.html", page))
+    written = [
+        effect.save(out / f"ablation-{name}.safetensors") for name, effect in effects.items()
+    ]
+    difference = effects["memorized"].values - effects["control"].values
+    title, units = "effect on memorized paragraphs minus on controls", effects["control"].units
+    figure = figures.heatmap(difference, title=title, units=units)
+    page = figure.to_html(include_plotlyjs=True)
+    written.append(write_atomically(out / "ablation.html", page))
     say_written(written, inputs.quiet)
 
     frame = effects["memorized"].to_frame()[["layer", "head"]]
+    frame["difference"] = difference.flatten().tolist()
     for name, effect in effects.items():
-        frame[f"nll_{name}"] = effect.values.flatten().tolist()
-        frame[f"em_{name}"] = effect.measure("em").values.flatten().tolist()
-    frame = frame.sort_values("nll_memorized", ascending=False, ignore_index=True)
+        frame[f"delta_nll_{name}"] = effect.values.flatten().tolist()
+        frame[f"delta_em_{name}"] = effect.measure("em").values.flatten().tolist()
+    frame = frame.sort_values("difference", ascending=False, ignore_index=True)
+    notes = [note for effect in effects.values() for note in effect.notes]
+    counts = {name: len(group) for name, group in groups.items()}
+    summary = f"{mode} ablation of {len(frame)} heads, each by itself, on " + ", ".join(
+        f"{n} {name} paragraphs" for name, n in counts.items()
+    )
     if json:
-        print_json({"mode": mode, "heads": records(frame)})
+        Answer(
+            "ablate",
+            summary=summary,
+            values={"mode": mode, "counts": counts},
+            tables={"heads": frame},
+            notes=dict.fromkeys((*paragraphs.notes, *notes)),
+            files=written,
+            provenance=effects["memorized"].provenance,
+        ).print_json()
         return
-    typer.echo("change of NLL (nats/token) and EM (tokens) without the head")
+    typer.echo(f"{summary}\nchange of NLL (nats/token) and EM (tokens) without the head")
     print_table(frame.head(top))
-    print_notes(effects["memorized"].notes)
+    print_notes(dict.fromkeys(notes))

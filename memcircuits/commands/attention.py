@@ -3,30 +3,31 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from memcircuits.commands.inputs import Inputs, unigram_table
-from memcircuits.commands.options import Json, Out, Seed, Top, Unigrams
-from memcircuits.commands.output import print_json, print_table, records, say_written
-from memcircuits.commands.selection import draw, names, numbers, split
+from memcircuits.commands.options import Heads, Json, MaxMemorized, Out, Seed, Top, Unigrams
+from memcircuits.commands.output import Answer, print_notes, print_table, say_written
+from memcircuits.commands.selection import draw, memorized_only, names
+
+if TYPE_CHECKING:
+    from memcircuits.data.paragraphs import Paragraphs
 
 
 def attention(
     inputs: Inputs,
-    heads: Annotated[
-        str | None,
-        typer.Option(help="Heads to show, for instance L1H2,L0H3; by default, all."),
-    ] = None,
+    heads: Heads = None,
     rows: Annotated[
-        str, typer.Option("--rows", help="Rows of --paragraphs to show, for instance 0,7.")
-    ] = "",
+        str | None,
+        typer.Option(
+            help="Paragraphs to show, by id or by row from 0, with commas; by default, the first "
+            "memorized one."
+        ),
+    ] = None,
     unigrams: Unigrams = None,
-    max_paragraphs: Annotated[
-        int,
-        typer.Option(min=2, help="Maximum number of memorized paragraphs in the correlation."),
-    ] = 100,
+    max_paragraphs: MaxMemorized = 100,
     out: Out = Path("memcircuits-attention"),
     top: Top = 10,
     seed: Seed = 0,
@@ -41,7 +42,6 @@ def attention(
     Example: memcircuits attention --heads L0H5,L0H3 --rows 0,1
     """
     import memcircuits as mc
-    from memcircuits.base.errors import InputError
     from memcircuits.data.unigrams import COUNTED_HERE
     from memcircuits.models.registry import adapt
 
@@ -49,12 +49,10 @@ def attention(
     table = unigram_table(inputs.model, unigrams) or mc.UnigramTable.from_tokens(
         paragraphs.ids, adapt(model).d_vocab, source=COUNTED_HERE
     )
-    memorized, _ = split(inputs, model, paragraphs)
+    chosen = None if rows is None else _rows(paragraphs, rows)
+    memorized = memorized_only(inputs, model, paragraphs)
     written = []
-    first_memorized = paragraphs.names.index(memorized.names[0])
-    for row in (numbers("--rows", rows) or []) if rows else [first_memorized]:
-        if row >= len(paragraphs):
-            raise InputError("--rows", row, f"there are {len(paragraphs)} paragraphs, from 0")
+    for row in chosen or [paragraphs.names.index(memorized.names[0])]:
         view = mc.attention_view(model, paragraphs[row], heads=names(heads), unigrams=table)
         path = out / f"attention-{row}.html"
         view.to_html(path)
@@ -66,7 +64,36 @@ def attention(
     say_written(written, inputs.quiet)
     frame = correlation.to_frame().sort_values("value", ignore_index=True)
     if json:
-        print_json({"unigrams": table.source, "heads": records(frame)})
+        Answer(
+            "attention",
+            summary=str(correlation),
+            values={"unigrams": table.source},
+            tables={"heads": frame},
+            notes=(*paragraphs.notes, *correlation.notes),
+            files=written,
+            provenance=correlation.provenance,
+        ).print_json()
         return
     typer.echo(f"tau-b of attention and token counts ({table.source}); negative: rare tokens")
     print_table(frame.head(top))
+    print_notes(correlation.notes)
+
+
+def _rows(paragraphs: Paragraphs, text: str) -> list[int]:
+    """The rows that `--rows` names, by id or by number.
+
+    Raises:
+        InputError: if there is no such paragraph.
+    """
+    from memcircuits.base.errors import InputError
+
+    rows = []
+    for name in names(text) or ():
+        if name in paragraphs.names:
+            rows.append(paragraphs.names.index(name))
+        elif name.isdecimal() and int(name) < len(paragraphs):
+            rows.append(int(name))
+        else:
+            remedy = f"give an id, or a row from 0 to {len(paragraphs) - 1}"
+            raise InputError("--rows", name, remedy)
+    return rows

@@ -4,14 +4,17 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from memcircuits.commands.inputs import Inputs, load, load_twin, unigram_table
 from memcircuits.commands.options import Json, Out, Seed, Twin
-from memcircuits.commands.output import print_json, print_table, records, say, say_written
+from memcircuits.commands.output import Answer, print_table, say, say_written
 from memcircuits.commands.selection import names
+
+if TYPE_CHECKING:
+    from pandas import DataFrame
 
 
 def localize(
@@ -73,7 +76,7 @@ def localize(
     trials = read_trials(out)
     frame = leaderboard(trials)
     if json:
-        print_json({"leaderboard": records(frame)})
+        _answer("localize", frame, out).print_json()
     else:
         print_table(frame[["kind", "localizer", "trials", *METRICS, "forwards"]])
     say_written(write_leaderboard(trials, out), inputs.quiet)
@@ -145,7 +148,16 @@ def natural(
     trials = read_natural_trials(out)
     frame = natural_leaderboard(trials, seed=options.seed)
     if json:
-        print_json({"leaderboard": records(frame)})
+        _answer("natural", frame, out).print_json()
     else:
         print_table(frame.drop(columns=["reference"]))
     say_written(write_natural_leaderboard(trials, out, seed=options.seed), inputs.quiet)
+
+
+def _answer(benchmark: str, frame: DataFrame, out: Path) -> Answer:
+    return Answer(
+        f"bench {benchmark}",
+        summary=f"{frame['localizer'].nunique()} localizers",
+        tables={"leaderboard": frame},
+        files=[out],
+    )

@@ -6,7 +6,7 @@ import contextlib
 import dataclasses
 import functools
 import inspect
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
 import typer
@@ -54,9 +54,39 @@ def with_options(command: Callable[..., None]) -> Callable[..., None]:
     return with_single_options
 
 
+def options_of(command: Callable[..., None]) -> dict[str, str]:
+    """Name of each parameter of a command, and of its option -> the option as it is typed."""
+    options: dict[str, str] = {}
+    for name, parameter in inspect.signature(command).parameters.items():
+        info = next(iter(getattr(parameter.annotation, "__metadata__", ())), None)
+        names = [text for text in getattr(info, "param_decls", None) or () if text[:2] == "--"]
+        typed = names[0] if names else "--" + name.replace("_", "-")
+        if isinstance(info, typer.models.ArgumentInfo):
+            typed = name.upper()
+        options |= {name: typed, typed.removeprefix("--").replace("-", "_"): typed}
+    return options
+
+
 @contextlib.contextmanager
-def errors_in_one_line() -> Iterator[None]:
-    """Turn expected failures into one line on stderr: exit 2 for bad input, 130 for Ctrl-C."""
+def naming(option: str, *arguments: str) -> Iterator[None]:
+    """Errors about one of these arguments of a function speak of the option that was typed."""
+    from memcircuits.base.errors import InputError
+
+    try:
+        yield
+    except InputError as error:
+        if error.argument not in arguments:
+            raise
+        raise error.about(option) from None
+
+
+@contextlib.contextmanager
+def errors_in_one_line(options: Mapping[str, str]) -> Iterator[None]:
+    """Turn expected failures into one line on stderr: exit 2 for bad input, 130 for Ctrl-C.
+
+    Args:
+        options: argument of a function -> the option that gives it, which the line names.
+    """
     try:
         yield
     except KeyboardInterrupt:
@@ -67,7 +97,9 @@ def errors_in_one_line() -> Iterator[None]:
     except (ValueError, MemoryError, OSError) as error:
         from memcircuits.base.errors import InputError
 
-        if not isinstance(error, (InputError, MemoryError, OSError)):
+        if isinstance(error, InputError):
+            error = error.about(options.get(error.argument, error.argument))
+        elif not isinstance(error, (MemoryError, OSError)):
             raise
         text = " ".join(str(error).split()) or type(error).__name__
         typer.echo(f"memcircuits: {text}", err=True)

@@ -8,27 +8,25 @@ from typing import Annotated
 import typer
 
 from memcircuits.commands.inputs import Inputs, unigram_table
-from memcircuits.commands.options import Control, Json, Out, Seed, Top, Unigrams
-from memcircuits.commands.output import (
-    print_json,
-    print_notes,
-    print_table,
-    records,
-    say_written,
+from memcircuits.commands.options import (
+    Control,
+    Json,
+    MatchNll,
+    MaxParagraphs,
+    Out,
+    Seed,
+    Top,
+    Unigrams,
 )
+from memcircuits.commands.output import Answer, print_notes, print_table, say_written
 from memcircuits.commands.selection import draw, split
 
 
 def contrast(
     inputs: Inputs,
     control: Control = None,
-    max_paragraphs: Annotated[
-        int,
-        typer.Option(min=2, help="Maximum number of memorized paragraphs, and of controls."),
-    ] = 60,
-    match_nll: Annotated[
-        bool, typer.Option("--match-nll", help="Take the controls nearest in NLL.")
-    ] = False,
+    max_paragraphs: MaxParagraphs = 60,
+    match_nll: MatchNll = False,
     draws: Annotated[int, typer.Option(min=1, help="Resamples and permutations.")] = 1000,
     unigrams: Unigrams = None,
     out: Out = Path("memcircuits-contrast"),
@@ -69,9 +67,16 @@ def contrast(
     frame = result.to_frame()
     frame = frame.loc[(frame["auc"] - 0.5).abs().sort_values(ascending=False).index]
     if json:
-        print_json({"features": records(frame), "notes": list(result.notes)})
+        Answer(
+            "contrast",
+            summary=str(result),
+            tables={"features": frame},
+            notes=result.notes,
+            files=written,
+            provenance=result.provenance,
+        ).print_json()
         return
     typer.echo(str(result))
-    shown = ["family", "feature", "place", "layer", "memorized", "control", "auc", "q_value"]
+    shown = ["feature", "place", "layer", "memorized", "control", "auc", "q_value", "family"]
     print_table(frame[shown].head(top))
     print_notes(result.notes)

@@ -8,14 +8,8 @@ from typing import Annotated
 import typer
 
 from memcircuits.commands.inputs import Inputs
-from memcircuits.commands.options import Control, Json, Out, Seed, Top
-from memcircuits.commands.output import (
-    print_json,
-    print_notes,
-    print_table,
-    records,
-    say_written,
-)
+from memcircuits.commands.options import Control, Json, MaxParagraphs, Out, Seed, Top
+from memcircuits.commands.output import Answer, print_notes, print_table, say_written
 from memcircuits.commands.selection import split
 
 
@@ -30,9 +24,7 @@ def core(
         float, typer.Option(help="Share of heads and MLPs that a subnetwork lacks.")
     ] = 0.5,
     steps: Annotated[int, typer.Option(min=1, help="Number of training steps of a mask.")] = 100,
-    max_paragraphs: Annotated[
-        int, typer.Option(min=1, help="Maximum number of memorized paragraphs, and of controls.")
-    ] = 24,
+    max_paragraphs: MaxParagraphs = 24,
     shuffles: Annotated[
         int, typer.Option(min=0, help="Number of repetitions with shuffled labels.")
     ] = 0,
@@ -72,15 +64,19 @@ def core(
     effects = result.effects()
     frame = result.to_frame().sort_values(["memorized", "control"], ascending=False, kind="stable")
     if json:
-        data = {
-            "effects": records(effects),
-            "parts": records(frame),
-            "own_heads": [str(head) for head in result.own_heads],
-            "effective_size": result.effective_size.tolist(),
-            "false_core_rate": result.false_core_rate.tolist(),
-            "notes": list(result.notes),
-        }
-        print_json(data)
+        Answer(
+            "core",
+            summary=str(result),
+            values={
+                "own_heads": [str(head) for head in result.own_heads],
+                "effective_size": result.effective_size.tolist(),
+                "false_core_rate": result.false_core_rate.tolist(),
+            },
+            tables={"effects": effects, "parts": frame},
+            notes=result.notes,
+            files=written,
+            provenance=result.provenance,
+        ).print_json()
         return
     typer.echo(str(result))
     print_table(effects[["set", "condition", "n", "em", "em_low", "em_high", "accuracy", "nll"]])

@@ -9,13 +9,7 @@ import typer
 
 from memcircuits.commands.inputs import Inputs, load_twin, unigram_table
 from memcircuits.commands.options import Json, Out, Top, Twin, Unigrams
-from memcircuits.commands.output import (
-    print_json,
-    print_notes,
-    print_table,
-    records,
-    say_written,
-)
+from memcircuits.commands.output import Answer, print_notes, print_table, say_written
 
 if TYPE_CHECKING:
     from memcircuits.display.pages import Page
@@ -61,10 +55,18 @@ def counterfactual(
     ]
     say_written(written, inputs.quiet)
     if json:
-        data: dict[str, Any] = {"whole": result.whole, "paragraphs": records(frame)}
+        tables = {"paragraphs": frame}
         if groups is not None:
-            data["groups"] = records(groups)
-        print_json(data | {"notes": list(result.notes)})
+            tables["groups"] = groups
+        Answer(
+            "counterfactual",
+            summary=str(result),
+            values={"whole": result.whole},
+            tables=tables,
+            notes=result.notes,
+            files=written,
+            provenance=result.provenance,
+        ).print_json()
         return
     typer.echo(f"{result}; bits of each continuation:")
     print_table(frame[list(_SHOWN)].head(top))

@@ -8,14 +8,8 @@ from typing import Annotated
 import typer
 
 from memcircuits.commands.inputs import Inputs
-from memcircuits.commands.options import Json, Out, Seed
-from memcircuits.commands.output import (
-    print_json,
-    print_notes,
-    print_table,
-    records,
-    say_written,
-)
+from memcircuits.commands.options import Json, MaxMemorized, Out, Seed
+from memcircuits.commands.output import Answer, print_notes, print_table, say_written
 from memcircuits.commands.selection import draw, memorized_only, names
 
 
@@ -27,9 +21,7 @@ def cut_prefix(
     backtrack: Annotated[
         int, typer.Option(min=1, help="Maximum number of tokens taken back before a cut.")
     ] = 3,
-    max_paragraphs: Annotated[
-        int, typer.Option(min=1, help="Maximum number of memorized paragraphs.")
-    ] = 40,
+    max_paragraphs: MaxMemorized = 40,
     out: Out = Path("memcircuits-cut-prefix"),
     seed: Seed = 0,
     json: Json = False,
@@ -62,7 +54,14 @@ def cut_prefix(
     say_written(written, inputs.quiet)
     frame = result.by_place()
     if json:
-        print_json({"by_place": records(frame), "notes": list(result.notes)})
+        Answer(
+            "cut-prefix",
+            summary=str(result),
+            tables={"by_place": frame},
+            notes=result.notes,
+            files=written,
+            provenance=result.provenance,
+        ).print_json()
         return
     typer.echo(f"{result}\nRecited, by the place of the cut; missed: aligned minus naive.")
     shown = ["place", "measure", "n", "cuts", "naive", "aligned", "marginal"]

@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import shutil
 from pathlib import Path
-from typing import Annotated, get_args
+from typing import Annotated
 
 import typer
 
-from memcircuits.commands.inputs import bos_of, load
+from memcircuits.commands.inputs import BOS, load
 from memcircuits.commands.options import (
     BosOption,
     Continuation,
@@ -22,9 +22,8 @@ from memcircuits.commands.options import (
     Revision,
     TrustRemoteCode,
 )
-from memcircuits.commands.output import print_json, print_notes, print_table, records, say_written
-from memcircuits.commands.scan import ExtractionOptions
-from memcircuits.commands.selection import choice
+from memcircuits.commands.output import Answer, print_notes, print_table, say_written
+from memcircuits.commands.scan_options import ExtractionOptions
 
 _PRINTED = ["line", "n_tokens", "n_windows", "probability", "text"]
 
@@ -61,11 +60,10 @@ def map(
     """
     import memcircuits as mc
     from memcircuits.base.io import write_atomically
-    from memcircuits.data.normalizing import Normalize
 
     if out.suffix != ".html":
         raise mc.InputError("--out", out.name, "give a name that ends with .html")
-    sampler, tokens_in_front = extraction.sampler(), bos_of(bos)
+    sampler = extraction.sampler()
     loading = {"device": device, "dtype": dtype, "revision": revision}
     loaded = load(model, quiet, trust_remote_code=trust_remote_code, **loading)
     unfinished = out.with_suffix(".scan")
@@ -75,8 +73,8 @@ def map(
         stride=stride,
         n_prefix=n_prefix,
         n_continuation=n_continuation,
-        bos=tokens_in_front,
-        normalize=choice("--normalize", normalize, get_args(Normalize)),
+        bos=BOS[bos],
+        normalize=normalize,
         sampler=sampler,
         near_verbatim=extraction.near_verbatim,
         folder=unfinished,
@@ -92,12 +90,19 @@ def map(
     ]
     shutil.rmtree(unfinished)
     if json:
-        totals = {"recited_share": mapped.recited_share, "n_windows": len(mapped.starts)}
-        print_json({"summary": str(mapped), **totals, "spans": records(passages)})
+        Answer(
+            "map",
+            summary=str(mapped),
+            values={"recited_share": mapped.recited_share, "n_windows": len(mapped.starts)},
+            tables={"spans": passages},
+            notes=mapped.notes,
+            files=written,
+            provenance=mapped.provenance,
+        ).print_json()
     else:
         typer.echo(str(mapped))
         shown = passages[_PRINTED].head(top)
         if len(shown):
-            print_table(shown.assign(text=[" ".join(text.split())[:60] for text in shown["text"]]))
+            print_table(shown)
         print_notes(mapped.notes)
     say_written(written, quiet)

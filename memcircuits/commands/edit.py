@@ -37,9 +37,12 @@ def edit(
     from memcircuits.editing.unlearning import edit as find_edit
     from memcircuits.evidence.triggers.perturbation import perturb_prefix
 
-    task = EditTask.load(inputs, options)
+    task = EditTask.load(inputs, options, paired=rewritten is not None)
     if rewritten is not None:
-        targets, wanted = task.paragraphs, inputs.read(rewritten, task.model)
+        targets, wanted = (
+            task.paragraphs,
+            inputs.read(rewritten, task.model, "--rewritten", strict=True),
+        )
     else:
         targets, wanted = perturb_prefix(
             task.model, task.targets, seed=options.seed, progress=inputs.progress
@@ -53,4 +56,4 @@ def edit(
         kl_budget=options.kl_budget,
         **options.search(progress=inputs.progress),
     )
-    report_edit(result, task, inputs, out=out, export=options.export, json=json)
+    report_edit(result, task, inputs, out=out, export=options.export, json=json, wanted=wanted)

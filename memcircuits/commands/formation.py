@@ -11,7 +11,7 @@ import typer
 
 from memcircuits.commands.inputs import Inputs, load
 from memcircuits.commands.options import Control, Json, Out, Seed
-from memcircuits.commands.output import print_json, print_table, records, say_written
+from memcircuits.commands.output import Answer, print_table, say_written
 
 
 def formation(
@@ -62,7 +62,7 @@ def formation(
         steps,
         paragraphs,
         twins=twin_steps,
-        control=None if control is None else inputs.read(control, model),
+        control=None if control is None else inputs.read(control, model, "--control"),
         max_paragraphs=max_heads,
         seed=seed,
         progress=inputs.progress,
@@ -75,8 +75,13 @@ def formation(
     ]
     say_written(written, inputs.quiet)
     if json:
-        agreement = records(result.agreement())
-        print_json({"steps": records(frame), "agreement": agreement})
+        Answer(
+            "formation",
+            summary=str(result),
+            tables={"steps": frame, "agreement": result.agreement()},
+            files=written,
+            provenance=result.provenance,
+        ).print_json()
         return
     typer.echo(str(result))
     print_table(frame)

@@ -5,33 +5,38 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
 
 from memcircuits.commands.inputs import Inputs
-from memcircuits.commands.options import Json, Seed
-from memcircuits.commands.output import print_json, print_table, records, say_written
-from memcircuits.commands.selection import choice, split
+from memcircuits.commands.options import Control, Json, Out, Seed, Top
+from memcircuits.commands.output import Answer, print_notes, print_table, say_written
+from memcircuits.commands.selection import draw, split
 
 if TYPE_CHECKING:
-    from memcircuits.data.paragraphs import Paragraphs
-    from memcircuits.evidence.gradients.parameters import ParameterGradients
+    import pandas as pd
 
-_ROWS = 10  # printed
+    from memcircuits.data.paragraphs import Paragraphs
+    from memcircuits.evidence.gradients.activations import ActivationGradients
+    from memcircuits.evidence.gradients.parameters import ParameterGradients
 
 
 @dataclass(frozen=True)
 class GradientOptions:
     """What is differentiated, and how the gradients are summarised."""
 
+    control: Control = None
     objective: Annotated[
-        str, typer.Option(help="nll, or contrastive: memorized against controls (equation 3).")
+        Literal["nll", "contrastive"],
+        typer.Option(help="contrastive: memorized against controls (equation 3)."),
     ] = "nll"
-    pool: Annotated[str, typer.Option(help="max, mean or l2 over the weights.")] = "max"
+    pool: Annotated[
+        Literal["max", "mean", "l2"], typer.Option(help="How the weights of a matrix are pooled.")
+    ] = "max"
     average: Annotated[
-        str,
-        typer.Option(help="batch: gradient of the mean loss, or paragraph: mean of the gradients."),
+        Literal["batch", "paragraph"],
+        typer.Option(help="Gradient of the mean loss, or mean of the gradients."),
     ] = "batch"
     per_loss: Annotated[
         bool, typer.Option("--per-loss", help="Divide by the loss, to compare sets.")
@@ -42,41 +47,65 @@ class GradientOptions:
             "--activations", help="Differentiate activations (q, k, v, z, MLP), not weights."
         ),
     ] = False
-    out: Annotated[
-        Path | None,
+    max_paragraphs: Annotated[
+        int | None,
         typer.Option(
-            file_okay=False, help="Folder for gradients-SET.safetensors; by default, none."
+            min=2,
+            help="Maximum number of memorized paragraphs, and of controls, by --seed; by default, "
+            "all.",
         ),
     ] = None
     seed: Seed = 0
 
 
-def gradients(inputs: Inputs, options: GradientOptions, json: Json = False) -> None:
+def gradients(
+    inputs: Inputs,
+    options: GradientOptions,
+    out: Out = Path("memcircuits-gradients"),
+    top: Top = 10,
+    json: Json = False,
+) -> None:
     """Gradients of memorized and control paragraphs per layer, matrix and head.
+
+    Writes gradients-SET.safetensors, or activations-SET.safetensors, for each set.
 
     Example: memcircuits gradients --average paragraph --per-loss
     """
-    choice("--objective", options.objective, ("nll", "contrastive"))
     model, paragraphs = inputs.load()
-    memorized, control = split(inputs, model, paragraphs)
+    memorized, control = split(inputs, model, paragraphs, options.control)
+    n = options.max_paragraphs
+    if n is not None:
+        memorized, control = draw(memorized, n, options.seed), draw(control, n, options.seed)
     groups = {"memorized": memorized, "control": control}
-    if options.activations:
-        _report_activations(inputs, model, groups, options.out, json)
-        return
-    results = _of_weights(inputs, model, groups, options)
-    if options.out is not None:
-        paths = [
-            result.save(options.out / f"gradients-{name}.safetensors")
-            for name, result in results.items()
-        ]
-        say_written(paths, inputs.quiet)
+    of_activations = _of_activations(inputs, model, groups) if options.activations else {}
+    of_weights = {} if options.activations else _of_weights(inputs, model, groups, options)
+    results: Mapping[str, ActivationGradients | ParameterGradients] = {
+        **of_activations,
+        **of_weights,
+    }
+    kind = "activations" if options.activations else "gradients"
+    written = [result.save(out / f"{kind}-{name}.safetensors") for name, result in results.items()]
+    tables = {name: _largest_over_positions(result) for name, result in of_activations.items()}
+    tables |= {name: result.to_frame() for name, result in of_weights.items()}
+    tables = {
+        name: frame.sort_values("value", ascending=False, kind="stable")
+        for name, frame in tables.items()
+    }
+    notes = dict.fromkeys(note for result in results.values() for note in result.notes)
     if json:
-        print_json({name: _as_json(result) for name, result in results.items()})
-        return
-    for name, result in results.items():
-        frame = result.to_frame().sort_values("value", ascending=False)
-        typer.echo(f"{name}: {result}, loss {result.loss:.4g} nats/token, [{result.units}]")
-        print_table(frame.head(_ROWS))
+        Answer(
+            "gradients",
+            summary=f"gradients on {len(memorized)} memorized paragraphs, {len(control)} controls",
+            values={name: _values(result) for name, result in of_weights.items()},
+            tables=tables,
+            notes=(*paragraphs.notes, *notes),
+            files=written,
+            provenance=next(iter(results.values())).provenance,
+        ).print_json()
+    else:
+        _print(tables, of_weights, top)
+        print_notes(notes)
+    say_written(written, inputs.quiet)
 
 
 def _of_weights(
@@ -93,33 +122,42 @@ def _of_weights(
     return {name: mc.parameter_gradients(model, group, **shared) for name, group in groups.items()}
 
 
-def _as_json(result: ParameterGradients) -> dict[str, Any]:
+def _of_activations(
+    inputs: Inputs, model: Any, groups: Mapping[str, Paragraphs]
+) -> dict[str, ActivationGradients]:
+    import memcircuits as mc
+
     return {
-        "loss": result.loss,
-        "units": result.units,
-        "layer_share": result.layer_share(),
-        "layers": result.layers.tolist(),
-        "components": records(result.to_frame()),
+        name: mc.activation_gradients(model, group, progress=inputs.progress)
+        for name, group in groups.items()
     }
 
 
-def _report_activations(
-    inputs: Inputs, model: Any, groups: Mapping[str, Paragraphs], out: Path | None, json: bool
-) -> None:
-    """The largest gradient over positions of every site, layer and head."""
-    import memcircuits as mc
+def _largest_over_positions(result: ActivationGradients) -> pd.DataFrame:
+    """The largest gradient of every site, layer and head, and its position."""
+    frame = result.to_frame()
+    values = frame.groupby(["site", "layer", "head"], dropna=False, sort=False)["value"]
+    return frame.loc[values.idxmax()].reset_index(drop=True)
 
-    tables = {}
-    for name, group in groups.items():
-        result = mc.activation_gradients(model, group, progress=inputs.progress)
-        if out is not None:
-            say_written([result.save(out / f"activations-{name}.safetensors")], inputs.quiet)
-        frame = result.to_frame()
-        values = frame.groupby(["site", "layer", "head"], dropna=False, sort=False)["value"]
-        tables[name] = frame.loc[values.idxmax()].reset_index(drop=True)
-    if json:
-        print_json({name: records(table) for name, table in tables.items()})
-        return
+
+def _values(result: ParameterGradients) -> dict[str, Any]:
+    return {
+        "loss": result.loss,
+        "units": result.units,
+        "lower_half_share": result.layer_share(),
+        "layers": result.layers.tolist(),
+    }
+
+
+def _print(
+    tables: Mapping[str, pd.DataFrame], of_weights: Mapping[str, ParameterGradients], top: int
+) -> None:
     for name, table in tables.items():
-        typer.echo(f"{name}: |dL/dh| [nats/token per unit], the largest over positions")
-        print_table(table.sort_values("value", ascending=False).head(_ROWS))
+        if name in of_weights:
+            result = of_weights[name]
+            typer.echo(f"{name}: {result}, loss {result.loss:.4g} nats/token, [{result.units}]")
+        else:
+            typer.echo(f"{name}: |dL/dh| [nats/token per unit], the largest over positions")
+        # The pooled value by the chosen pool is `value`; a column that repeats it is left out.
+        same = [c for c in table if c != "value" and table[c].equals(table["value"])]
+        print_table(table.drop(columns=same).head(top))

@@ -3,38 +3,36 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, get_args
+from typing import TYPE_CHECKING, Annotated, Literal
 
 import typer
 
 from memcircuits.commands.inputs import Inputs, unigram_table
-from memcircuits.commands.options import Control, Json, Out, Seed, Top, Unigrams
-from memcircuits.commands.output import (
-    print_json,
-    print_notes,
-    print_table,
-    records,
-    say_written,
+from memcircuits.commands.options import (
+    Control,
+    Json,
+    MatchNll,
+    MaxParagraphs,
+    Mode,
+    Out,
+    Seed,
+    Top,
+    Unigrams,
 )
-from memcircuits.commands.selection import choice
+from memcircuits.commands.output import Answer, print_notes, print_table, say_written
 
 if TYPE_CHECKING:
+    import pandas as pd
+
     from memcircuits.evidence.ranking import Ranking
 
 _COLUMNS = [
-    "rank",
-    "layer",
-    "head",
-    "score",
-    "ci_low",
-    "ci_high",
-    "q_value",
-    "significant",
-    "em_memorized",
-    "em_control",
-    "gradient",
-    "rare_token_tau",
+    *("rank", "layer", "head", "score", "ci_low", "ci_high", "q_value", "significant"),
+    *("delta_em_memorized", "delta_em_control", "gradient", "rare_token_tau"),
 ]
+
+_CHANGES = {name: f"delta_{name}" for name in ("em_memorized", "em_control")}
+"""Columns of a ranking that are changes when the head is removed, and what they are called here."""
 
 
 def heads(
@@ -43,22 +41,15 @@ def heads(
     unigrams: Unigrams = None,
     out: Out = Path("memcircuits-heads"),
     top: Top = 10,
-    mode: Annotated[str, typer.Option(help="Ablation: zero, mean or resample.")] = "zero",
+    mode: Mode = "zero",
     method: Annotated[
-        str,
-        typer.Option(help="exact, or screen: ablate few heads, estimate the others by gradients."),
-    ] = "exact",
-    max_paragraphs: Annotated[
-        int,
+        Literal["exact", "screen"],
         typer.Option(
-            min=2,
-            help="Maximum number of memorized paragraphs measured, and of controls (at least 20).",
+            help="Ablate every head, or screen: ablate few, estimate the others by gradients."
         ),
-    ] = 100,
-    match_nll: Annotated[
-        bool,
-        typer.Option("--match-nll", help="Choose the controls nearest in NLL, not at random."),
-    ] = False,
+    ] = "exact",
+    max_paragraphs: MaxParagraphs = 100,
+    match_nll: MatchNll = False,
     seed: Seed = 0,
     json: Json = False,
 ) -> None:
@@ -66,22 +57,21 @@ def heads(
 
     `ranking.safetensors` is the same ranking for `memcircuits report` and `Ranking.load`.
 
+    --paragraphs also takes the folder that `memcircuits scan --out` wrote, and with --stride every
+    window of long texts is looked at.
+
     Example: memcircuits heads --out results
     """
     import memcircuits as mc
-    from memcircuits.evidence.ablation import Mode
-    from memcircuits.evidence.screening import Method
 
-    checked_mode = choice("--mode", mode, get_args(Mode))
-    checked_method = choice("--method", method, get_args(Method))
     model, paragraphs = inputs.load()
     ranking = mc.find_memorization_heads(
         model,
         paragraphs,
-        control=None if control is None else inputs.read(control, model),
+        control=None if control is None else inputs.read(control, model, "--control"),
         unigrams=unigram_table(inputs.model, unigrams),
-        mode=checked_mode,
-        method=checked_method,
+        mode=mode,
+        method=method,
         max_paragraphs=max_paragraphs,
         match_nll=match_nll,
         seed=seed,
@@ -93,25 +83,29 @@ def heads(
         ranking.to_html(out / "report.html", progress=inputs.progress),
     ]
     if json:
-        print_json(
-            {
-                "summary": ranking.summary(),
-                "counts": dict(ranking.counts),
-                "heads": records(ranking.to_frame()),
-            }
-        )
+        Answer(
+            "heads",
+            summary=ranking.summary(),
+            values={"counts": dict(ranking.counts)},
+            tables={"heads": _frame(ranking)},
+            notes=(*paragraphs.notes, *ranking.notes),
+            files=written,
+            provenance=ranking.provenance,
+        ).print_json()
     else:
         _print(ranking, top)
     say_written(written, inputs.quiet)
 
 
+def _frame(ranking: Ranking) -> pd.DataFrame:
+    return ranking.to_frame().rename(columns=_CHANGES)
+
+
 def _print(ranking: Ranking, top: int) -> None:
-    print_table(ranking.to_frame()[_COLUMNS].head(top))
+    print_table(_frame(ranking)[_COLUMNS].head(top))
     typer.echo(
-        "score: increase of the NLL (nats/token) without the head, on memorized paragraphs minus "
-        "on controls, with its 95 % interval;\nem_*: change of the recited tokens without the "
-        "head; gradient: largest |dL/dw|, nats/token per unit of weight;\nrare_token_tau: below 0, "
-        "the head attends to rare tokens."
+        "score: increase of the NLL without the head, nats/token, on memorized paragraphs\n"
+        "minus on controls, with its 95 % interval; delta_em: change of the recited tokens"
     )
     typer.echo(ranking.summary())
     print_notes(ranking.notes)

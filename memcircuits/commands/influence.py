@@ -8,8 +8,8 @@ from typing import Annotated
 import typer
 
 from memcircuits.commands.inputs import Inputs
-from memcircuits.commands.options import Json, Out, Seed, Top
-from memcircuits.commands.output import print_json, print_table, records, say_written
+from memcircuits.commands.options import Json, MaxMemorized, Out, Seed, Top
+from memcircuits.commands.output import Answer, print_notes, print_table, say_written
 from memcircuits.commands.selection import draw, memorized_only, names
 
 
@@ -27,9 +27,7 @@ def influence(
         bool,
         typer.Option("--within", help="Step on pieces of each prefix, test its continuation."),
     ] = False,
-    max_paragraphs: Annotated[
-        int, typer.Option(min=1, help="Maximum number of memorized paragraphs.")
-    ] = 20,
+    max_paragraphs: MaxMemorized = 20,
     out: Out = Path("memcircuits-influence"),
     top: Top = 20,
     seed: Seed = 0,
@@ -47,7 +45,7 @@ def influence(
 
     model, paragraphs = inputs.load()
     tested = draw(memorized_only(inputs, model, paragraphs), max_paragraphs, seed)
-    trained = tested if candidates is None else inputs.read(candidates, model)
+    trained = tested if candidates is None else inputs.read(candidates, model, "--candidates")
     result = mc.influence(
         model,
         trained,
@@ -65,7 +63,15 @@ def influence(
     say_written(written, inputs.quiet)
     frame = result.to_frame() if within else result.teachers()
     if json:
-        print_json({"within" if within else "teachers": records(frame)})
+        Answer(
+            "influence",
+            summary=str(result),
+            tables={"within" if within else "teachers": frame},
+            notes=result.notes,
+            files=written,
+            provenance=result.provenance,
+        ).print_json()
         return
     typer.echo(str(result))
     print_table(frame.head(top))
+    print_notes(result.notes)

@@ -13,16 +13,20 @@ from memcircuits.commands.options import (
     DeviceMap,
     Dtype,
     Json,
+    Model,
     Prefix,
     Quiet,
     Revision,
     TrustRemoteCode,
 )
-from memcircuits.commands.output import print_json, print_notes
+from memcircuits.commands.output import Answer, print_notes
 
 
 def info(
-    model: Annotated[str, typer.Argument(help="Model name, folder or .gguf file.")] = "organism",
+    name: Annotated[
+        str | None, typer.Argument(metavar="[MODEL]", help="The same as --model.")
+    ] = None,
+    model: Model = "organism",
     json: Json = False,
     device: Device = "auto",
     dtype: Dtype = "float32",
@@ -43,13 +47,15 @@ def info(
 
     Example: memcircuits info EleutherAI/pythia-70m
     """
+    import pandas as pd
+
     from memcircuits.data.token_text import token_labels
     from memcircuits.data.tokenizer_trials import try_tokenizer
     from memcircuits.models.registry import adapt, validate_model
     from memcircuits.results.bos_notes import bos_notes, bos_of_model
 
     loaded = load(
-        model,
+        model if name is None else name,
         quiet,
         revision=revision,
         device=device,
@@ -64,13 +70,26 @@ def info(
     properties["tokens in front"] = token_labels(bos["bos"], loaded) if bos["bos"] else []
     if loaded.tokenizer is not None:
         properties |= try_tokenizer(loaded.tokenizer).properties()
+    notes = bos_notes(bos, {"text": {"bos": bos["bos"]}})
     n_tokens = len(bos["bos"]) + n_prefix + n_continuation
     properties[f"{n_prefix} + {n_continuation} fit"] = n_tokens <= report.n_ctx
     if json:
-        print_json(properties)
+        checks = properties.pop("checks")
+        Answer(
+            "info",
+            summary=f"{properties['model']}: {properties['architecture']}",
+            values={_key(name): value for name, value in properties.items()},
+            tables={"checks": pd.DataFrame(checks.items(), columns=["check", "difference"])},
+            notes=notes,
+        ).print_json()
     else:
         _print(properties)
-        print_notes(bos_notes(bos, {"text": {"bos": bos["bos"]}}))
+        print_notes(notes)
+
+
+def _key(name: str) -> str:
+    """The name of a property as a key of JSON: `query heads` becomes `query_heads`."""
+    return name.replace(" + ", "_").replace(" ", "_").replace("-", "_")
 
 
 def _print(properties: dict[str, Any]) -> None:

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import dataclasses
+import shlex
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, get_args
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from memcircuits.commands.common import naming
 from memcircuits.commands.options import (
     BosOption,
     Continuation,
@@ -21,8 +24,11 @@ from memcircuits.commands.options import (
     PrefixColumn,
     Quiet,
     Revision,
+    Strict,
+    Stride,
     TextColumn,
     TrustRemoteCode,
+    TxtOption,
 )
 from memcircuits.commands.output import say
 
@@ -33,7 +39,7 @@ if TYPE_CHECKING:
 
 SHIPPED_LENGTH = 50  # tokens of prefix and of continuation
 
-_BOS: dict[str, Bos] = {"auto": "auto", "yes": True, "no": False}
+BOS: dict[str, Bos] = {"auto": "auto", "yes": True, "no": False}
 
 # What each shipped model would be without the paragraphs that it was given.
 _TWINS = {"organism-planted": "organism"}
@@ -49,11 +55,17 @@ class Inputs:
     model: Model = "organism"
     paragraphs: Annotated[
         Path | None,
-        typer.Option("--paragraphs", help="File of paragraphs; by default, those shipped."),
+        typer.Option(
+            "--paragraphs",
+            help="File, folder of files or folder of a scan; by default, the paragraphs shipped.",
+        ),
     ] = None
     n_prefix: Prefix = SHIPPED_LENGTH
     n_continuation: Continuation = SHIPPED_LENGTH
     bos: BosOption = "auto"
+    stride: Stride = None
+    txt: TxtOption = "auto"
+    strict: Strict = False
     normalize: NormalizeOption = "auto"
     text_column: TextColumn = None
     prefix_column: PrefixColumn = None
@@ -71,32 +83,31 @@ class Inputs:
         return not self.quiet
 
     @property
-    def tokens_in_front(self) -> Bos:
-        """The argument `bos` of what reads text.
+    def reading(self) -> dict[str, Any]:
+        """The arguments `bos`, `txt`, `columns` and `normalize` of what reads text.
 
         Raises:
-            InputError: for another word than those of `--bos`.
+            InputError: if only one of the columns of prefix and continuation is named.
         """
-        return bos_of(self.bos)
+        from memcircuits.data.formats.records import Columns
+
+        return {
+            "bos": BOS[self.bos],
+            "txt": self.txt,
+            "columns": Columns(self.text_column, self.prefix_column, self.continuation_column),
+            "normalize": self.normalize,
+        }
 
     @property
-    def reading(self) -> dict[str, Any]:
-        """The arguments `bos`, `columns` and `normalize` of what reads text.
-
-        Raises:
-            InputError: for a value that these do not have.
-        """
-        from memcircuits.base.errors import one_of
-        from memcircuits.data.formats.records import Columns
-        from memcircuits.data.normalizing import Normalize
-
-        normalize: Any = self.normalize
-        one_of("--normalize", normalize, get_args(Normalize))
-        return {
-            "bos": self.tokens_in_front,
-            "columns": Columns(self.text_column, self.prefix_column, self.continuation_column),
-            "normalize": normalize,
-        }
+    def typed(self) -> str:
+        """These options as they are typed, without those that have their default and --quiet."""
+        parts = []
+        for entry in dataclasses.fields(self):
+            value, option = getattr(self, entry.name), "--" + entry.name.replace("_", "-")
+            if value == entry.default or entry.name == "quiet":
+                continue
+            parts += [option] if value is True else [option, shlex.quote(str(value))]
+        return " ".join(parts)
 
     @property
     def loading(self) -> dict[str, Any]:
@@ -109,30 +120,40 @@ class Inputs:
             "trust_remote_code": self.trust_remote_code,
         }
 
-    def load(self) -> tuple[Any, Paragraphs]:
-        """The model and the paragraphs."""
+    def load(self, *, paired: bool = False) -> tuple[Any, Paragraphs]:
+        """The model and the paragraphs; if a file is `paired` with them, no row is skipped."""
         from memcircuits.data.paragraphs import Paragraphs
 
         self.check_paragraphs_given()
         model = load(self.model, self.quiet, **self.loading)
         if self.paragraphs is not None:
-            return model, self.read(self.paragraphs, model)
+            return model, self.read(self.paragraphs, model, strict=paired or self.strict)
         is_planted = self.model == "organism-planted"
         return model, Paragraphs.shipped("control" if is_planted else "all")
 
-    def read(self, path: Path, model: Any) -> Paragraphs:
-        """The paragraphs of another file, of the same lengths."""
+    def read(
+        self,
+        path: Path,
+        model: Any,
+        option: str = "--paragraphs",
+        *,
+        strict: bool | None = None,
+    ) -> Paragraphs:
+        """The paragraphs of the file that an option names; what was skipped or cut is said."""
         from memcircuits.data.paragraphs import Paragraphs
 
-        paragraphs = Paragraphs.read(
-            path,
-            model,
-            n_prefix=self.n_prefix,
-            n_continuation=self.n_continuation,
-            **self.reading,
-        )
+        with naming(option, "paragraphs"):
+            paragraphs = Paragraphs.read(
+                path,
+                model,
+                n_prefix=self.n_prefix,
+                n_continuation=self.n_continuation,
+                stride=self.stride,
+                strict=self.strict if strict is None else strict,
+                **self.reading,
+            )
         for note in paragraphs.notes:
-            say(note, self.quiet)
+            typer.echo(f"{option}: {note}", err=True)
         return paragraphs
 
     def check_paragraphs_given(self) -> None:
@@ -142,7 +163,6 @@ class Inputs:
         """
         from memcircuits.base.errors import InputError
 
-        bos = self.tokens_in_front
         if self.paragraphs is None and not is_shipped(self.model):
             raise InputError(
                 "--paragraphs",
@@ -150,24 +170,24 @@ class Inputs:
                 f"the shipped paragraphs are the organism's, not {self.model}'s: give a file",
             )
         self.reading  # noqa: B018 - wrong values are refused before the model is loaded
+        if self.paragraphs is not None:
+            return
         lengths = {"--n-prefix": self.n_prefix, "--n-continuation": self.n_continuation}
         for option, length in lengths.items():
-            if self.paragraphs is None and length != SHIPPED_LENGTH:
+            if length != SHIPPED_LENGTH:
                 raise InputError(
                     option, length, "the shipped paragraphs have 50 + 50 tokens: give a file"
                 )
-        if self.paragraphs is None and bos is True:
+        if self.bos == "yes":
             raise InputError(
                 "--bos", "yes", "the organism was trained without it: give a file of paragraphs"
             )
-
-
-def bos_of(option: str) -> Bos:
-    """The argument `bos` that the option `--bos` means; `InputError` for another word."""
-    from memcircuits.base.errors import one_of
-
-    one_of("--bos", option, _BOS)
-    return _BOS[option]
+        unused = {"--stride": self.stride, "--txt": self.txt != "auto" and self.txt}
+        for option, value in unused.items():
+            if value:
+                raise InputError(
+                    option, str(value), "it is about --paragraphs FILE, which is not given"
+                )
 
 
 def load(name: str, quiet: bool, **loading: Any) -> Any:
@@ -200,5 +220,6 @@ def unigram_table(model: str, path: Path | None) -> UnigramTable | None:
     from memcircuits.data.unigrams import UnigramTable
 
     if path is not None:
-        return UnigramTable.read(path)
+        with naming("--unigrams", "path"):
+            return UnigramTable.read(path)
     return UnigramTable.shipped() if is_shipped(model) else None

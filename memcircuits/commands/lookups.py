@@ -9,13 +9,7 @@ import typer
 
 from memcircuits.commands.inputs import Inputs
 from memcircuits.commands.options import Json, Out, Seed, Top
-from memcircuits.commands.output import (
-    print_json,
-    print_notes,
-    print_table,
-    records,
-    say_written,
-)
+from memcircuits.commands.output import Answer, print_notes, print_table, say_written
 
 
 def lookups(
@@ -64,8 +58,14 @@ def lookups(
     say_written(written, inputs.quiet)
     frame = result.to_frame().sort_values("congruence", ascending=False, kind="stable")
     if json:
-        data = {"summary": records(result.summary()), "neurons": records(frame)}
-        print_json(data | {"notes": list(result.notes)})
+        Answer(
+            "lookups",
+            summary=str(result),
+            tables={"kinds": result.summary(), "neurons": frame},
+            notes=result.notes,
+            files=written,
+            provenance=result.provenance,
+        ).print_json()
         return
     print_table(result.summary())
     typer.echo("head: active in most prompts (rate); drop: share of the activation lost without it")

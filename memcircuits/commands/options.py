@@ -1,9 +1,13 @@
-"""Options that several commands have, each with its help."""
+"""Options that several commands have, each with its help and one meaning.
+
+Values to choose from are `Literal`s, which Typer checks before anything is loaded and prints in
+`--help`. They repeat the types of the functions that are called, which would import torch.
+"""
 
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal
 
 import typer
 
@@ -13,7 +17,35 @@ Quiet = Annotated[bool, typer.Option("--quiet", "-q", help="Print no progress on
 Seed = Annotated[int, typer.Option(min=0, max=2**31 - 1, help="Seed of all random draws.")]
 Top = Annotated[int, typer.Option(min=1, help="Number of rows printed.")]
 Control = Annotated[
-    Path | None, typer.Option(help="File of controls; by default, paragraphs with a low EM.")
+    Path | None,
+    typer.Option(
+        help="File of controls; by default, those of --paragraphs of which at most a fifth is "
+        "recited."
+    ),
+]
+MaxParagraphs = Annotated[
+    int,
+    typer.Option(min=2, help="Maximum number of memorized paragraphs, and of controls, by --seed."),
+]
+MaxMemorized = Annotated[
+    int,
+    typer.Option(
+        "--max-paragraphs", min=1, help="Maximum number of memorized paragraphs, by --seed."
+    ),
+]
+Heads = Annotated[
+    str | None, typer.Option(help="Use only these heads, for instance L1H2,L0H3; by default, all.")
+]
+MatchNll = Annotated[
+    bool,
+    typer.Option("--match-nll", help="Take the controls with the nearest loss, not random ones."),
+]
+Mode = Annotated[
+    Literal["zero", "mean", "resample"],
+    typer.Option(help="What a head's output is replaced by; the latter two are of the controls."),
+]
+Engine = Annotated[
+    Literal["local", "ray"], typer.Option(help="Where the work is done (ray: extra `ray`).")
 ]
 Twin = Annotated[
     str | None,
@@ -53,9 +85,13 @@ Model = Annotated[
     ),
 ]
 Device = Annotated[str, _of_model("auto, cpu, cuda, cuda:1 or mps.")]
-Dtype = Annotated[str, _of_model("float32, bfloat16, float16, or auto: as in the files.")]
+Dtype = Annotated[
+    Literal["float32", "bfloat16", "float16", "auto"],
+    _of_model("Precision of the weights; auto: as in the files."),
+]
 DeviceMap = Annotated[
-    str | None, _of_model("Split the model over several GPUs: auto, balanced or sequential.")
+    Literal["auto", "balanced", "sequential"] | None,
+    _of_model("Split the model over several GPUs."),
 ]
 Revision = Annotated[str | None, _of_model("Commit, tag or branch on the hub.")]
 TrustRemoteCode = Annotated[
@@ -63,14 +99,14 @@ TrustRemoteCode = Annotated[
     _of_model("Run the code of the repository; needs --revision COMMIT.", "--trust-remote-code"),
 ]
 BosOption = Annotated[
-    str,
+    Literal["auto", "yes", "no"],
     _of_model(
         "Tokens in front of every text, never counted: auto (what the tokenizer puts there), "
         "yes (its BOS in any case) or no."
     ),
 ]
 NormalizeOption = Annotated[
-    str,
+    Literal["auto", "none"],
     _of_text(
         "auto undoes what saving and copying does to text (line ends, non-breaking spaces and "
         "others); none keeps it as written."
@@ -80,6 +116,26 @@ TextColumn = Annotated[str | None, _of_text("Column of the text, where its name 
 PrefixColumn = Annotated[str | None, _of_text("Column of the prefix; needs --continuation-column.")]
 ContinuationColumn = Annotated[
     str | None, _of_text("Column of the continuation; needs --prefix-column.")
+]
+Stride = Annotated[
+    int | None,
+    _of_text(
+        "Read a window every so many tokens of a row; by default, the first window only.", min=1
+    ),
+]
+TxtOption = Annotated[
+    Literal["auto", "document", "paragraph"],
+    _of_text(
+        "A text file is one document, or holds paragraphs between blank lines; auto: documents "
+        "in a folder or with --stride, else paragraphs."
+    ),
+]
+Strict = Annotated[
+    bool,
+    _of_text(
+        "Refuse rows that are too short or damaged; by default, they are skipped and counted.",
+        "--strict",
+    ),
 ]
 Prefix = Annotated[int, _of_model("Number of prefix tokens.", min=1, max=100_000)]
 Continuation = Annotated[int, _of_model("Number of continuation tokens.", min=1, max=100_000)]

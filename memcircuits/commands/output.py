@@ -1,17 +1,88 @@
-"""What commands print: data on stdout, as tables or JSON, and progress on stderr."""
+"""What commands print: tables and texts on stdout, or one JSON object; progress on stderr.
+
+Every command that has `--json` prints one object of the same form, an `Answer`, described by
+`output.schema.json` beside this module. Tables are set by rich in as many columns as fit: the width
+of the terminal, and 80 characters in a pipe or a file. Columns that do not fit are named below the
+table. Heads are written as options take them, `L0H5`.
+"""
 
 from __future__ import annotations
 
+import dataclasses
+import io
 import json
+import math
 import sys
-from collections.abc import Iterable
+import textwrap
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import typer
 
+from memcircuits.display.text import UNKNOWN
+
 if TYPE_CHECKING:
     import pandas as pd
+    from rich.table import Table
+
+    from memcircuits.results.provenance import Provenance
+
+SCHEMA = "memcircuits.command/1"
+
+PIPED_WIDTH = 80
+_SHORTEST_TEXT = 24  # characters to which the last column of a table may be cut
+_GAP = 2
+
+
+@dataclass(frozen=True)
+class Answer:
+    """What a command found, in the form of `output.schema.json`.
+
+    Attributes:
+        command: its name, such as `bench localize`.
+        summary: the answer in a sentence.
+        tables: name -> rows.
+        values: name -> number, text or list.
+        notes: what the reader must know.
+        files: what was written.
+        provenance: model, paragraphs, options and versions; None where nothing was measured.
+    """
+
+    command: str
+    summary: str
+    tables: Mapping[str, pd.DataFrame] = field(default_factory=dict)
+    values: Mapping[str, Any] = field(default_factory=dict)
+    notes: Iterable[str] = ()
+    files: Sequence[Path] = ()
+    provenance: Provenance | None = None
+
+    def print_json(self) -> None:
+        """Print it on stdout as JSON; NaN and infinities become null."""
+        from memcircuits.base.json_values import readable_value
+
+        provenance = self.provenance
+        data = {
+            "schema": SCHEMA,
+            "command": self.command,
+            "summary": self.summary,
+            "values": {name: _finite(readable_value(v)) for name, v in self.values.items()},
+            "tables": {name: records(with_heads(frame)) for name, frame in self.tables.items()},
+            "notes": list(self.notes),
+            "files": [str(path) for path in self.files],
+            "provenance": provenance and _finite(readable_value(dataclasses.asdict(provenance))),
+        }
+        typer.echo(json.dumps(data, indent=1, allow_nan=False))
+
+
+def _finite(value: Any) -> Any:
+    """The value with null for numbers that JSON does not have."""
+    if isinstance(value, float):
+        return value if math.isfinite(value) else None
+    if isinstance(value, dict):
+        return {key: _finite(entry) for key, entry in value.items()}
+    return [_finite(entry) for entry in value] if isinstance(value, list) else value
 
 
 def say(text: str, quiet: bool) -> None:
@@ -32,11 +103,6 @@ def print_notes(notes: Iterable[str]) -> None:
         typer.echo(f"Note: {note}")
 
 
-def print_json(data: Any) -> None:
-    """Print data on stdout as JSON; it must hold no NaN (see `records`)."""
-    typer.echo(json.dumps(data, indent=1, allow_nan=False))
-
-
 def records(frame: pd.DataFrame) -> list[dict[str, Any]]:
     """The rows of a table for JSON; NaN becomes null, and values of other types their text."""
     from memcircuits.base.json_values import readable_value
@@ -48,30 +114,86 @@ def records(frame: pd.DataFrame) -> list[dict[str, Any]]:
     return rows
 
 
-def print_table(frame: pd.DataFrame) -> None:
-    """Print a table on stdout, numbers with four digits.
+def with_heads(frame: pd.DataFrame) -> pd.DataFrame:
+    """The table with one column `head` (`L0H5`) in place of `layer` and `head`.
 
-    On a terminal it is fitted to the width. In a pipe or a file it is plain text, with all columns
-    in full.
+    Where a row has no head, as that of an MLP, its layer is named: `L0`.
     """
-    if sys.stdout.isatty():
-        _print_on_terminal(frame)
-    else:
-        typer.echo(frame.to_string(index=False, float_format=lambda x: f"{x:.4g}"))
-
-
-def _print_on_terminal(frame: pd.DataFrame) -> None:
+    import pandas as pd
     from pandas.api.types import is_numeric_dtype
-    from rich import box
+
+    if not {"layer", "head"} <= set(frame.columns) or not is_numeric_dtype(frame["head"]):
+        return frame
+    places = [
+        None if pd.isna(layer) else f"L{layer}" if pd.isna(head) else f"L{layer}H{int(head)}"
+        for layer, head in zip(frame["layer"], frame["head"].astype(object), strict=True)
+    ]
+    return frame.assign(head=places).drop(columns="layer")
+
+
+def print_table(frame: pd.DataFrame) -> None:
+    """Print a table on stdout, numbers with four digits, the most important columns first.
+
+    It is as wide as the terminal, or 80 characters. Columns that do not fit are named below it.
+    """
     from rich.console import Console
+
+    width = Console().width if sys.stdout.isatty() else PIPED_WIDTH
+    frame = with_heads(frame)
+    cells = {str(name): [_cell(value) for value in frame[name]] for name in frame.columns}
+    shown = _that_fit(cells, width)
+    page = io.StringIO()
+    console = Console(file=page, width=width, color_system=None, highlight=False)
+    console.print(_rich_table(frame, shown))
+    typer.echo("\n".join(line.rstrip() for line in page.getvalue().splitlines()))
+    left_out = ", ".join(name for name in cells if name not in shown)
+    if left_out:
+        typer.echo(textwrap.fill(f"Not shown: {left_out} (--json has all columns).", width))
+
+
+def _cell(value: Any) -> str:
+    """The text of a cell, in one line; a missing value is a dash."""
+    import pandas as pd
+
+    if pd.api.types.is_scalar(value) and pd.isna(value):
+        return UNKNOWN
+    if pd.api.types.is_bool(value):
+        return "yes" if value else "no"
+    text = f"{value:.4g}" if isinstance(value, float) else str(value)
+    return " ".join(text.split())
+
+
+def _that_fit(cells: Mapping[str, Sequence[str]], width: int) -> dict[str, list[str]]:
+    """The first columns that fit into the width; the last of them may be cut."""
+    from rich.cells import cell_len, set_cell_size
+
+    shown: dict[str, list[str]] = {}
+    available = width
+    for name, column in cells.items():
+        natural = max(map(cell_len, (name, *column)))
+        if natural <= available:
+            shown[name] = list(column)
+            available -= natural + _GAP
+            continue
+        if not shown or available >= max(_SHORTEST_TEXT, cell_len(name)):
+            shown[name] = [
+                text if cell_len(text) <= available else set_cell_size(text, available - 1) + "…"
+                for text in column
+            ]
+        break
+    return shown
+
+
+def _rich_table(frame: pd.DataFrame, cells: Mapping[str, Sequence[str]]) -> Table:
+    from pandas.api.types import is_bool_dtype, is_numeric_dtype
     from rich.table import Table
     from rich.text import Text
 
-    table = Table(box=box.SIMPLE_HEAD, pad_edge=False)
-    for name in frame.columns:
-        is_number = is_numeric_dtype(frame[name])
-        table.add_column(Text(str(name)), justify="right" if is_number else "left")
-    for row in frame.itertuples(index=False):
-        cells = (f"{value:.4g}" if isinstance(value, float) else str(value) for value in row)
-        table.add_row(*(Text(cell) for cell in cells))  # Text: brackets in names are no markup
-    Console().print(table)
+    table = Table(box=None, pad_edge=False, padding=(0, _GAP, 0, 0))
+    for name in cells:
+        is_number = is_numeric_dtype(frame[name]) and not is_bool_dtype(frame[name])
+        # Text: brackets in names are no markup.
+        table.add_column(Text(name), justify="right" if is_number else "left", no_wrap=True)
+    for row in zip(*cells.values(), strict=True):
+        table.add_row(*map(Text, row))
+    return table

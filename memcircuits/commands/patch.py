@@ -4,21 +4,14 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, TypeAlias
+from typing import TYPE_CHECKING, Annotated, Any, Literal, TypeAlias
 
 import typer
 
 from memcircuits.commands.inputs import Inputs
-from memcircuits.commands.options import Json, Out, Seed
-from memcircuits.commands.output import (
-    print_json,
-    print_notes,
-    print_table,
-    records,
-    say,
-    say_written,
-)
-from memcircuits.commands.selection import choice, draw, names, numbers
+from memcircuits.commands.options import Json, Out, Seed, Top
+from memcircuits.commands.output import Answer, print_notes, print_table, say, say_written
+from memcircuits.commands.selection import choice, draw, memorized_only, names, numbers
 
 if TYPE_CHECKING:
     from memcircuits.data.paragraphs import Paragraphs
@@ -47,11 +40,15 @@ class PatchOptions:
             "several with commas."
         ),
     ] = "q,k,v,z"
-    direction: Annotated[str, typer.Option(help="noising, denoising or both.")] = "both"
-    metric: Annotated[str, typer.Option(help="first_impacted, nll, logit_diff or em.")] = (
-        "first_impacted"
-    )
-    method: Annotated[str, typer.Option(help="For heads: exact or attribution.")] = "exact"
+    direction: Annotated[
+        Literal["noising", "denoising", "both"], typer.Option(help="Which run is patched.")
+    ] = "both"
+    metric: Annotated[
+        Literal["first_impacted", "nll", "logit_diff", "em"], typer.Option(help="What is compared.")
+    ] = "first_impacted"
+    method: Annotated[
+        Literal["exact", "attribution"], typer.Option(help="For heads; layers are patched exactly.")
+    ] = "exact"
     positions: Annotated[
         str,
         typer.Option(help="Positions where heads are patched: changed, all, or a list like 0,7."),
@@ -66,8 +63,6 @@ class PatchOptions:
     def check(self) -> None:
         """Raise `InputError` for what can be refused before a model is loaded."""
         from memcircuits.base.errors import InputError
-        from memcircuits.evidence.patching.context import DIRECTIONS
-        from memcircuits.evidence.patching.metrics import METRIC_UNITS
         from memcircuits.evidence.patching.sites import LAYER_SITES, PATCH_HEAD_SITES
 
         for site in self.sites:
@@ -76,10 +71,16 @@ class PatchOptions:
                 raise InputError(
                     "--method", self.method, f"{site}: layers are patched exactly; leave it out"
                 )
-        choice("--direction", self.direction, (*DIRECTIONS, "both"))
-        choice("--metric", self.metric, METRIC_UNITS)
-        choice("--method", self.method, ("exact", "attribution"))
-        self.parsed_positions  # noqa: B018
+        self.parsed_positions  # noqa: B018 - raises for what is no list
+
+    def check_positions(self, n_patched: int) -> None:
+        """Raise `InputError` if positions lie behind those that can be patched."""
+        from memcircuits.base.errors import InputError
+
+        positions = self.parsed_positions
+        if isinstance(positions, list) and max(positions) >= n_patched:
+            remedy = f"give positions from 0 to {n_patched - 1}"
+            raise InputError("--positions", max(positions), remedy)
 
     @property
     def sites(self) -> list[str]:
@@ -108,7 +109,7 @@ class PatchOptions:
 def patch(
     inputs: Inputs,
     options: PatchOptions,
-    top: Annotated[int, typer.Option(min=1, help="Number of rows printed of each table.")] = 5,
+    top: Top = 5,
     out: Out = Path("memcircuits-patch"),
     json: Json = False,
 ) -> None:
@@ -122,7 +123,8 @@ def patch(
     Example: memcircuits patch --site q,z,resid_pre --direction denoising
     """
     options.check()
-    model, paragraphs = inputs.load()
+    model, paragraphs = inputs.load(paired=options.corrupted is not None)
+    options.check_positions(paragraphs.ids.shape[1] - 1)
     clean, corrupted = _pairs(inputs, model, paragraphs, options)
     results = _measure(inputs, model, clean, corrupted, options)
     written = [
@@ -131,7 +133,7 @@ def patch(
     ]
     written += _write_maps(results, out)
     if json:
-        print_json([_as_json(*key, result) for key, result in results.items()])
+        _answer(results, len(clean), written).print_json()
     else:
         for result in results.values():
             _print(result, len(clean), top)
@@ -142,21 +144,13 @@ def _pairs(
     inputs: Inputs, model: Any, paragraphs: Paragraphs, options: PatchOptions
 ) -> tuple[Paragraphs, Paragraphs]:
     """Clean paragraphs and their corrupted versions, row by row."""
-    from memcircuits.base.errors import InputError
     from memcircuits.evidence.triggers.perturbation import perturb_prefix
-    from memcircuits.measure.scanning import scan
 
     n = options.max_paragraphs
     if options.corrupted is not None:
-        return paragraphs[:n], inputs.read(options.corrupted, model)[:n]
-    memorized = scan(model, paragraphs, progress=inputs.progress).memorized
-    if memorized is None:
-        raise InputError(
-            "--paragraphs",
-            f"none of {len(paragraphs)} is memorized",
-            "pass corrupted versions with --corrupted",
-        )
-    chosen = draw(memorized, n, options.seed)
+        corrupted = inputs.read(options.corrupted, model, "--corrupted", strict=True)
+        return paragraphs[:n], corrupted[:n]
+    chosen = draw(memorized_only(inputs, model, paragraphs), n, options.seed)
     say(f"perturbing {len(chosen)} memorized paragraphs", inputs.quiet)
     clean, corrupted = perturb_prefix(
         model, chosen, draws=options.draws, seed=options.seed, progress=inputs.progress
@@ -198,22 +192,30 @@ def _print(result: Patches, n_pairs: int, top: int) -> None:
     print_notes(result.notes)
 
 
-def _as_json(direction: str, site: str, result: Patches) -> dict[str, Any]:
-    metric = next(iter(result.samples))
-    data = {
-        "direction": direction,
-        "site": site,
-        "metric": metric,
-        "units": result.units,
-        "base": float(result.base[metric].mean()),
-        "source": float(result.source[metric].mean()),
-        "effects": records(result.to_frame()),
-        "notes": list(result.notes),
-    }
-    agreement = getattr(result, "agreement", {})
-    if agreement:
-        data["agreement"] = {k: None if v != v else v for k, v in agreement.items()}
-    return data
+def _answer(results: PatchesOf, n_pairs: int, written: list[Path]) -> Answer:
+    """All effects in one table, and what is compared in another."""
+    import pandas as pd
+
+    runs, effects = [], []
+    for (direction, site), result in results.items():
+        metric = next(iter(result.samples))
+        place = {"direction": direction, "site": site}
+        base, source = float(result.base[metric].mean()), float(result.source[metric].mean())
+        runs.append(
+            {**place, "metric": metric, "units": result.units, "base": base, "source": source}
+        )
+        runs[-1] |= getattr(result, "agreement", {})
+        effects.append(result.to_frame().assign(**place))
+    first = next(iter(results.values()))
+    return Answer(
+        "patch",
+        summary=f"activations patched over {n_pairs} pairs, one at a time",
+        values={"pairs": n_pairs},
+        tables={"runs": pd.DataFrame(runs), "effects": pd.concat(effects, ignore_index=True)},
+        notes=dict.fromkeys(note for result in results.values() for note in result.notes),
+        files=written,
+        provenance=first.provenance,
+    )
 
 
 def _write_maps(results: PatchesOf, out: Path) -> list[Path]:

@@ -9,15 +9,16 @@ from typing import TYPE_CHECKING, Annotated, Any, TypeAlias
 import typer
 
 from memcircuits.commands.inputs import Inputs, unigram_table
-from memcircuits.commands.options import Json, Out, Seed, Unigrams
-from memcircuits.commands.output import (
-    print_json,
-    print_notes,
-    print_table,
-    records,
-    say,
-    say_written,
+from memcircuits.commands.options import (
+    Control,
+    Json,
+    MaxParagraphs,
+    Out,
+    Seed,
+    Top,
+    Unigrams,
 )
+from memcircuits.commands.output import Answer, print_notes, print_table, say, say_written
 from memcircuits.commands.selection import choice, draw, names
 
 if TYPE_CHECKING:
@@ -38,13 +39,12 @@ _FEW = 10  # intervals over fewer paragraphs are rough and mislead
 class PerturbOptions:
     """What is replaced, and in which paragraphs."""
 
+    control: Control = None
     replacement: Annotated[
         str, typer.Option(help="random, frequency, neighbor, second; several with commas.")
     ] = "random"
     draws: Annotated[int, typer.Option(min=1, help="Number of replacements per position.")] = 1
-    max_paragraphs: Annotated[
-        int, typer.Option(min=1, help="Maximum number of memorized paragraphs, and of controls.")
-    ] = 20
+    max_paragraphs: MaxParagraphs = 20
     unigrams: Unigrams = None
     minimal: Annotated[
         bool,
@@ -57,13 +57,15 @@ def perturb(
     inputs: Inputs,
     options: PerturbOptions,
     out: Out = Path("memcircuits-perturb"),
+    top: Top = 10,
     json: Json = False,
 ) -> None:
     """Replace the prefix tokens, one at a time: what is still recited, and which tokens matter?
 
-    Controls are compared with the model's own continuation of their prefix. Writes a result per set
-    and replacement, and figure 3 of the paper (means, and the first memorized paragraph). Costs a
-    forward pass per paragraph, prefix token, draw and replacement.
+    Printed are the tokens without which most is lost, then means, and what such tokens have in
+    common. Controls are compared with the model's own continuation of their prefix. Writes a result
+    per set and replacement, and figure 3 of the paper (means, and the first memorized paragraph).
+    Costs a forward pass per paragraph, prefix token, draw and replacement.
 
     Example: memcircuits perturb --replacement random,frequency,neighbor,second --max-paragraphs 60
     """
@@ -95,7 +97,23 @@ def perturb(
     written += [
         result.save(out / f"minimal-sets-{name}.safetensors") for name, result in minimal.items()
     ]
-    _print(_drops(results), _causes(results, table), minimal, notes, json)
+    tables = {
+        "tokens": _tokens(results, model),
+        "drop": _drops(results),
+        "causes": _causes(results, table),
+        **{f"minimal_sets_{name}": result.to_frame() for name, result in minimal.items()},
+    }
+    if json:
+        Answer(
+            "perturb",
+            summary="; ".join(str(result) for result in results.values()),
+            tables=tables,
+            notes=(*paragraphs.notes, *notes),
+            files=written,
+            provenance=next(iter(results.values())).provenance,
+        ).print_json()
+    else:
+        _print(tables, minimal, notes, top)
     say_written(written, inputs.quiet)
 
 
@@ -111,8 +129,11 @@ def _sets(
     sets = {}
     if result.memorized is not None:
         sets["memorized"] = draw(result.memorized, options.max_paragraphs, options.seed)
-    if result.control is not None:
-        control = draw(result.control, options.max_paragraphs, options.seed)
+    controls = result.control
+    if options.control is not None:
+        controls = inputs.read(options.control, model, "--control")
+    if controls is not None:
+        control = draw(controls, options.max_paragraphs, options.seed)
         sets["control"] = greedy_continuations(model, control, progress=inputs.progress)
     if not sets:
         raise InputError(
@@ -153,6 +174,28 @@ def _counted(model: Any, paragraphs: Paragraphs, sets: dict[str, Paragraphs]) ->
     return UnigramTable.from_tokens(paragraphs.ids, max(n_ids, model.cfg.d_vocab))
 
 
+def _tokens(results: PerturbationsOf, model: Any) -> pd.DataFrame:
+    """Every prefix token with what replacing it costs, the largest loss of memorized ones first."""
+    import pandas as pd
+
+    from memcircuits.display.text import visible
+    from memcircuits.models.registry import adapt
+
+    tokenizer = adapt(model).tokenizer
+    tables = []
+    for (name, kind), result in results.items():
+        frame = result.to_frame()
+        if tokenizer is not None:
+            labels = [result.paragraphs.tokens(tokenizer, i) for i in range(len(result.names))]
+            texts = [label for row in labels for label in row[: result.n_prefix]]
+            frame = frame.rename(columns={"token": "token_id"})
+            frame.insert(2, "token", [visible(text, tell=False) for text in texts])
+        frame = frame.rename(columns={"drop": "em_lost"})
+        tables.append(frame.assign(set=name, replacement=kind))
+    whole = pd.concat(tables, ignore_index=True)
+    return whole.sort_values(["set", "em_lost"], ascending=False, kind="stable", ignore_index=True)
+
+
 def _drops(results: PerturbationsOf) -> pd.DataFrame:
     """Mean EM drop of every set and replacement, with its interval."""
     import pandas as pd
@@ -177,26 +220,19 @@ def _causes(results: PerturbationsOf, table: UnigramTable) -> pd.DataFrame:
 
 
 def _print(
-    drops: pd.DataFrame,
-    causes: pd.DataFrame,
-    minimal: dict[str, MinimalSets],
-    notes: list[str],
-    json: bool,
+    tables: dict[str, pd.DataFrame], minimal: dict[str, MinimalSets], notes: list[str], top: int
 ) -> None:
-    if json:
-        print_json(
-            {
-                "drop": records(drops),
-                "causes": records(causes),
-                "minimal_sets": {name: records(r.to_frame()) for name, r in minimal.items()},
-                "notes": notes,
-            }
-        )
-        return
-    typer.echo("Mean EM drop per replaced token, with 95 % intervals over paragraphs:")
-    print_table(drops)
-    typer.echo("Why a token matters (tokens of EM per standard deviation, others held fixed):")
-    print_table(causes)
+    tokens = tables["tokens"]
+    # Of every paragraph the token that costs most.
+    tokens = tokens.drop_duplicates(["set", "replacement", "id"]).head(top)
+    typer.echo("The token of each paragraph whose replacement costs most (tokens of EM lost):")
+    print_table(tokens[["id", "token", "position", "em_lost", "em", "set", "replacement"]])
+    typer.echo("\nMean EM drop per replaced token, with 95 % intervals over paragraphs:")
+    print_table(tables["drop"])
+    typer.echo("\nWhy a token matters (tokens of EM per standard deviation, others held fixed):")
+    causes = tables["causes"]
+    first = ["set", "replacement", "cause", "coefficient", "ci_low", "ci_high"]
+    print_table(causes[[*first, *(name for name in causes if name not in first)]])
     for name, result in minimal.items():
         typer.echo(f"{name}: {result}")
     print_notes(notes)

@@ -9,7 +9,7 @@ import typer
 
 from memcircuits.commands.inputs import Inputs
 from memcircuits.commands.options import Components, Export, Json, Out, Seed
-from memcircuits.commands.output import print_json, print_table, records, say, say_written
+from memcircuits.commands.output import Answer, print_table, say, say_written
 from memcircuits.commands.selection import draw, names, without
 
 if TYPE_CHECKING:
@@ -74,7 +74,7 @@ def plant(
     if export is not None:
         written.append(planted.export(export, inputs.model, revision=inputs.revision))
     if json:
-        print_json(_as_json(planted))
+        _answer(planted, written).print_json()
     else:
         print_table(planted.to_frame())
         typer.echo(str(planted))
@@ -115,11 +115,16 @@ def _write_paragraphs(path: Path, *groups: Paragraphs) -> Path:
     return write_atomically(path, "".join(lines))
 
 
-def _as_json(planted: Planted) -> dict[str, object]:
-    return {
-        "summary": str(planted),
-        "paragraphs": list(planted.names),
-        "heads": [str(head) for head in planted.truth.heads],
-        "layers": list(planted.truth.layers),
-        "matrices": records(planted.to_frame()),
-    }
+def _answer(planted: Planted, written: list[Path]) -> Answer:
+    return Answer(
+        "plant",
+        summary=str(planted),
+        values={
+            "paragraphs": list(planted.names),
+            "heads": [str(head) for head in planted.truth.heads],
+            "layers": list(planted.truth.layers),
+        },
+        tables={"matrices": planted.to_frame()},
+        files=written,
+        provenance=planted.provenance,
+    )

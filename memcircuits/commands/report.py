@@ -8,6 +8,7 @@ from typing import Annotated
 
 import typer
 
+from memcircuits.commands.common import naming
 from memcircuits.commands.inputs import load, unigram_table
 from memcircuits.commands.options import (
     Device,
@@ -22,7 +23,8 @@ from memcircuits.commands.output import say_written
 
 def report(
     ranking: Annotated[
-        Path, typer.Argument(help="ranking.safetensors, as `memcircuits heads` wrote it.")
+        Path,
+        typer.Argument(help="ranking.safetensors, or the folder that `memcircuits heads` wrote."),
     ] = Path("memcircuits-heads/ranking.safetensors"),
     model: Model = "organism",
     unigrams: Annotated[
@@ -31,7 +33,7 @@ def report(
     out: Annotated[
         Path | None, typer.Option(help="The page; by default, report.html beside the ranking.")
     ] = None,
-    heads: Annotated[int, typer.Option(min=1, help="Number of heads with attention maps.")] = 6,
+    top: Annotated[int, typer.Option(min=1, help="Number of heads with attention maps.")] = 6,
     triggers: Annotated[
         int, typer.Option(min=0, help="Number of paragraphs with trigger tokens.")
     ] = 3,
@@ -43,11 +45,13 @@ def report(
 ) -> None:
     """Write the report of a saved ranking again, without measuring the heads again.
 
-    Example: memcircuits report --heads 12 --out report.html
+    Example: memcircuits report --top 12 --out report.html
     """
     from memcircuits.evidence.ranking import Ranking
 
-    saved = Ranking.load(ranking)
+    ranking = _file_of(ranking)
+    with naming("RANKING", "path"):
+        saved = Ranking.load(ranking)
     loaded = load(
         model,
         quiet,
@@ -59,9 +63,20 @@ def report(
     saved = dataclasses.replace(saved, unigrams=unigram_table(model, unigrams))
     page = saved.to_html(
         ranking.with_name("report.html") if out is None else out,
-        heads=heads,
+        heads=top,
         triggers=triggers,
         model=loaded,
         progress=not quiet,
     )
     say_written([page], quiet)
+
+
+def _file_of(path: Path) -> Path:
+    """The ranking itself, where its folder or the file beside it was named."""
+    from memcircuits.base.errors import InputError
+
+    if path.is_dir():
+        return path / "ranking.safetensors"
+    if path.suffix == ".json":
+        raise InputError("RANKING", path.name, f"give {path.with_suffix('.safetensors').name}")
+    return path

@@ -21,7 +21,7 @@ def split(
 
     result, memorized = _scan(inputs, model, paragraphs)
     if control is not None:
-        return memorized, inputs.read(control, model)
+        return memorized, inputs.read(control, model, "--control")
     if result.control is None or len(result.control) < 4:
         n = 0 if result.control is None else len(result.control)
         raise InputError(
@@ -70,7 +70,7 @@ def heldout_text(inputs: Inputs, model: Any, path: Path | None) -> Paragraphs | 
     from memcircuits.organism import DATA
 
     if path is not None:
-        return inputs.read(path, model)
+        return inputs.read(path, model, "--heldout")
     if is_shipped(inputs.model):
         return Paragraphs.read(DATA / "heldout.jsonl", n_prefix=1, n_continuation=99)[:64]
     return None

@@ -14,8 +14,8 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from memcircuits.commands.inputs import Inputs
-from memcircuits.commands.options import Components, Control, Export, Seed
-from memcircuits.commands.output import print_json, print_table, records, say, say_written
+from memcircuits.commands.options import Components, Control, Export, Heads, Seed
+from memcircuits.commands.output import Answer, print_notes, print_table, say, say_written
 from memcircuits.commands.selection import draw, heldout_text, names, numbers, split, without
 
 if TYPE_CHECKING:
@@ -44,9 +44,7 @@ class EditOptions:
         float,
         typer.Option(help="Fraction of the candidate weights that may change per paragraph."),
     ] = 0.001
-    heads: Annotated[
-        str | None, typer.Option(help="Use only these heads' matrices, for instance L1H2,L0H3.")
-    ] = None
+    heads: Heads = None
     layers: Annotated[str | None, typer.Option(help="Use only these layers, for instance 0,1.")] = (
         None
     )
@@ -66,10 +64,23 @@ class EditOptions:
         from memcircuits.base.errors import fraction, positive
         from memcircuits.editing.export import check_new
 
+        numbers("--layers", self.layers)
         fraction("--fraction", self.fraction)
         positive("--kl-budget", self.kl_budget)
         if self.export is not None:
             check_new(self.export, "--export")
+
+    def check_weights(self, model: Any) -> None:
+        """Raise `InputError` if the model lacks the heads, layers or components asked for."""
+        from memcircuits.editing.masks import Candidates
+        from memcircuits.models.registry import adapt
+
+        Candidates.of(
+            adapt(model),
+            heads=names(self.heads),
+            layers=numbers("--layers", self.layers),
+            components=names(self.components),
+        )
 
     def search(self, *, progress: bool) -> dict[str, Any]:
         """The arguments that say which weights are searched, and how."""
@@ -106,11 +117,21 @@ class EditTask:
     heldout: Paragraphs | None
 
     @classmethod
-    def load(cls, inputs: Inputs, options: EditOptions) -> EditTask:
-        """Check the options, load the model, and choose the paragraphs."""
+    def load(cls, inputs: Inputs, options: EditOptions, *, paired: bool = False) -> EditTask:
+        """Check the options, load the model, and choose the paragraphs.
+
+        If another file is `paired` with the paragraphs, no row of them is skipped.
+        """
         options.check()
-        model, paragraphs = inputs.load()
+        model, paragraphs = inputs.load(paired=paired)
+        options.check_weights(model)
         memorized, control = split(inputs, model, paragraphs, options.control)
+        if not paired and len(memorized) < options.targets and options.targets > 1:
+            typer.echo(
+                f"--targets {options.targets}: only {len(memorized)} paragraphs are memorized, and "
+                "all of them are edited",
+                err=True,
+            )
         return cls(
             model=model,
             paragraphs=paragraphs,
@@ -150,43 +171,127 @@ def report_edit(
     export: Path | None,
     json: bool,
     tables: Mapping[str, DataFrame] | None = None,
+    wanted: Paragraphs | None = None,
 ) -> None:
-    """Measure an edit, write it, and print the measures and further tables."""
+    """Measure an edit, write it, and print its measures, what the model writes, further tables.
+
+    Args:
+        edit: the edit.
+        task: its model and paragraphs.
+        inputs: the options of the command.
+        out: folder for `edit.safetensors`.
+        export: new folder for the edited model; None for none.
+        json: print JSON.
+        tables: further tables, by name.
+        wanted: the targets with the continuations that were asked for.
+    """
     say("measuring the edit", inputs.quiet)
     report = task.evaluate(edit, progress=inputs.progress)
+    texts = _texts(edit, task, wanted)
     written = [edit.save(out / "edit.safetensors")]
     if export is not None:
         written.append(edit.export(export, inputs.model, revision=inputs.revision))
     if json:
-        print_json(_as_json(edit, task, report, tables or {}))
+        _answer(edit, task, report, {"texts": texts, **(tables or {})}, written).print_json()
     else:
-        _print(edit, task, report, tables or {})
+        _print(edit, task, report, tables or {}, texts)
     say_written(written, inputs.quiet)
 
 
-def _as_json(
-    edit: Edit, task: EditTask, report: EditReport, tables: Mapping[str, DataFrame]
-) -> dict[str, Any]:
-    return {
-        "summary": str(edit),
-        "paragraphs": list(task.targets.names),
-        "stopped": edit.stopped,
-        "masked": edit.n_masked,
-        "changed": edit.n_changed,
-        "candidates": edit.n_candidates,
-        "norm": edit.norm,
-        "matrices": records(edit.to_frame()),
-        "steps": records(edit.steps()),
-        "measures": records(report.to_frame()),
-        **{name: records(frame) for name, frame in tables.items()},
-    }
+def _texts(edit: Edit, task: EditTask, wanted: Paragraphs | None) -> DataFrame:
+    """What the model writes after the targets' prefixes, before and after the edit.
+
+    Columns `id, prefix, before, after`; with `wanted` also `wanted` and `em_wanted`, the tokens of
+    it that are written.
+    """
+    import pandas as pd
+
+    from memcircuits.measure.decoding import greedy_continuations
+    from memcircuits.measure.snippets import passage_text
+    from memcircuits.models.registry import adapt
+
+    targets, tokenizer = task.targets, adapt(task.model).tokenizer
+    before = greedy_continuations(task.model, targets, progress=False)
+    with edit.apply(task.model):
+        after = greedy_continuations(task.model, targets, progress=False)
+    versions = {"before": before, "after": after}
+    if wanted is not None:
+        versions["wanted"] = wanted
+    columns: dict[str, list[str]] = {"id": list(targets.names)}
+    for name, paragraphs in versions.items():
+        texts = [
+            passage_text(row, targets.n_prefix, 0, tokenizer) for row in paragraphs.ids.tolist()
+        ]
+        columns.setdefault("prefix", [text.prefix for text in texts])
+        columns[name] = [text.remainder for text in texts]
+    frame = pd.DataFrame(columns)
+    if wanted is not None:
+        agrees = (after.continuation == wanted.continuation).long().cumprod(-1)
+        frame["em_wanted"] = agrees.sum(-1).tolist()
+    return frame
 
 
-def _print(edit: Edit, task: EditTask, report: EditReport, tables: Mapping[str, DataFrame]) -> None:
-    print_table(report.to_frame())
-    for name, frame in tables.items():
+def _answer(
+    edit: Edit,
+    task: EditTask,
+    report: EditReport,
+    tables: Mapping[str, DataFrame],
+    written: list[Path],
+) -> Answer:
+    return Answer(
+        "unlearn" if "wanted" not in tables["texts"] else "edit",
+        summary=f"{edit}; {report}",
+        values={
+            "paragraphs": list(task.targets.names),
+            "stopped": edit.stopped,
+            "masked": edit.n_masked,
+            "changed": edit.n_changed,
+            "candidates": edit.n_candidates,
+            "norm": edit.norm,
+        },
+        tables={
+            "measures": report.to_frame(),
+            "matrices": edit.to_frame(),
+            "steps": edit.steps(),
+            **tables,
+        },
+        notes=report.notes,
+        files=written,
+        provenance=edit.provenance,
+    )
+
+
+def _print(
+    edit: Edit,
+    task: EditTask,
+    report: EditReport,
+    tables: Mapping[str, DataFrame],
+    texts: DataFrame,
+) -> None:
+    frame = report.to_frame()
+    print_table(frame[["set", "measure", "before", "after", "change", "ci_low", "ci_high", "n"]])
+    for name, table in tables.items():
         typer.echo(f"\n{name}:")
-        print_table(frame)
+        print_table(table)
+    for row in texts.to_dict("records"):
+        typer.echo(f"\n{row['id']}, what the model writes after the prefix:")
+        typer.echo(_paragraph("before", row["before"]))
+        typer.echo(_paragraph("after", row["after"]))
+        if "wanted" in row:
+            n = task.targets.n_continuation
+            typer.echo(f"  {row['em_wanted']} of {n} tokens of the new continuation are recited")
     typer.echo(f"\nedited: {', '.join(task.targets.names)}\n{edit}\n{report}")
+    print_notes(report.notes)
     if edit.stopped != "em":
         typer.echo(f"Note: not every target reached its goal: {_STOPPED[edit.stopped]}.")
+
+
+def _paragraph(label: str, text: str) -> str:
+    """A text at 80 columns behind its label."""
+    import textwrap
+
+    from memcircuits.display.text import clean
+
+    first = f"  {label + ':':<8} "
+    flat = " ".join(clean(text).split())
+    return textwrap.fill(flat, 80, initial_indent=first, subsequent_indent=" " * len(first))

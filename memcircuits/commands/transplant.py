@@ -3,21 +3,14 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated, get_args
+from typing import Annotated, Literal
 
 import typer
 
 from memcircuits.commands.inputs import Inputs, load_twin
-from memcircuits.commands.options import Json, Out, Seed, Top, Twin
-from memcircuits.commands.output import (
-    print_json,
-    print_notes,
-    print_table,
-    records,
-    say,
-    say_written,
-)
-from memcircuits.commands.selection import choice, draw, names
+from memcircuits.commands.options import Json, MaxMemorized, Out, Seed, Top, Twin
+from memcircuits.commands.output import Answer, print_notes, print_table, say, say_written
+from memcircuits.commands.selection import draw, memorized_only, names
 
 _SHOWN = [
     *("unit", "layer", "head", "group", "necessity", "necessity_low", "necessity_high"),
@@ -28,14 +21,14 @@ _SHOWN = [
 def transplant(
     inputs: Inputs,
     twin: Twin = None,
-    patched: Annotated[str, typer.Option(help="weights or activations.")] = "weights",
+    patched: Annotated[
+        Literal["weights", "activations"], typer.Option(help="What is exchanged.")
+    ] = "weights",
     units: Annotated[
         str | None,
         typer.Option(help="head, qk, ov, attn, mlp, neurons, layer, rest, all; by default, all."),
     ] = None,
-    max_paragraphs: Annotated[
-        int, typer.Option(min=1, help="Maximum number of memorized paragraphs.")
-    ] = 40,
+    max_paragraphs: MaxMemorized = 40,
     out: Out = Path("memcircuits-transplant"),
     top: Top = 10,
     seed: Seed = 0,
@@ -51,24 +44,17 @@ def transplant(
     Example: memcircuits transplant --model organism-planted --twin organism --units head,mlp,layer
     """
     import memcircuits as mc
-    from memcircuits.base.errors import InputError
     from memcircuits.display.pages import Page
-    from memcircuits.evidence.transplants.results import Patched
 
-    how = choice("--patched", patched, get_args(Patched))
     model, paragraphs = inputs.load()
-    memorized = mc.scan(model, paragraphs, progress=inputs.progress).memorized
-    if memorized is None:
-        raise InputError(
-            "--paragraphs", f"none of {len(paragraphs)} is memorized", "give some that are recited"
-        )
+    memorized = memorized_only(inputs, model, paragraphs)
     chosen = draw(memorized, max_paragraphs, seed)
     say(f"transplanting on {len(chosen)} of {len(memorized)} memorized paragraphs", inputs.quiet)
     result = mc.transplant(
         model,
         load_twin(inputs, twin),
         chosen,
-        patched=how,
+        patched=patched,
         units=names(units),  # type: ignore[arg-type]
         progress=inputs.progress,
     )
@@ -81,8 +67,15 @@ def transplant(
     say_written(written, inputs.quiet)
     frame = result.to_frame(seed=seed).sort_values("necessity", ascending=False, kind="stable")
     if json:
-        data = {"patched": patched, "total": result.total, "paragraphs": len(chosen)}
-        print_json(data | {"components": records(frame), "notes": list(result.notes)})
+        Answer(
+            "transplant",
+            summary=str(result),
+            values={"patched": patched, "total": result.total, "n_paragraphs": len(chosen)},
+            tables={"components": frame},
+            notes=result.notes,
+            files=written,
+            provenance=result.provenance,
+        ).print_json()
         return
     typer.echo(f"{result}; effects of transplanted {patched} in nats/token, and tokens of EM:")
     print_table(frame[_SHOWN].head(top))

@@ -9,6 +9,7 @@ import typer
 
 from memcircuits.commands.inputs import load
 from memcircuits.commands.options import (
+    Engine,
     Json,
     Model,
     Quiet,
@@ -16,7 +17,7 @@ from memcircuits.commands.options import (
     Revision,
     TrustRemoteCode,
 )
-from memcircuits.commands.output import print_json, say_written
+from memcircuits.commands.output import Answer, say_written
 
 
 def build(
@@ -31,7 +32,7 @@ def build(
     processes: Annotated[
         int, typer.Option(min=1, help="Number of processes that encode and count.")
     ] = 1,
-    engine: Annotated[str, typer.Option(help="local, or ray (extra `ray`).")] = "local",
+    engine: Engine = "local",
     ray_address: RayAddress = None,
     revision: Revision = None,
     trust_remote_code: TrustRemoteCode = False,
@@ -56,26 +57,26 @@ def build(
         table = count_with_ray(
             paragraphs, tokenizer, d_vocab=d_vocab, address=ray_address, progress=not quiet
         )
-    elif engine == "local":
+    else:
         table = mc.UnigramTable.from_corpus(
             paragraphs, tokenizer, d_vocab=d_vocab, processes=processes, progress=not quiet
         )
-    else:
-        raise mc.InputError("--engine", engine, "choose local or ray")
     table.save(out)
     n_seen = int((table.counts > 0).sum())
+    summary = f"{table.n_tokens:,} tokens of {table.source}, {n_seen:,} of {d_vocab:,} ids seen"
     if json:
-        print_json(
-            {
+        Answer(
+            "unigrams build",
+            summary=summary,
+            values={
                 "n_tokens": table.n_tokens,
                 "d_vocab": d_vocab,
                 "seen": n_seen,
                 "source": table.source,
                 "tokenizer": table.tokenizer,
-            }
-        )
+            },
+            files=[out],
+        ).print_json()
     else:
-        typer.echo(
-            f"{table.n_tokens:,} tokens of {table.source}, {n_seen:,} of {d_vocab:,} ids seen"
-        )
+        typer.echo(summary)
     say_written([out], quiet)

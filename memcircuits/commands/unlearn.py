@@ -5,14 +5,13 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Callable
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
 
 from memcircuits.commands.inputs import Inputs
 from memcircuits.commands.options import Json, Out
 from memcircuits.commands.output import say
-from memcircuits.commands.selection import choice
 from memcircuits.commands.shared_by_edits import EditOptions, EditTask, report_edit
 
 if TYPE_CHECKING:
@@ -27,14 +26,17 @@ def unlearn(
     inputs: Inputs,
     options: EditOptions,
     mask: Annotated[
-        str, typer.Option(help="top, or for comparison random, random-per-tensor, all.")
+        Literal["top", "random", "random-per-tensor", "all"],
+        typer.Option(help="Which weights may change; all but top are for comparison."),
     ] = "top",
-    recipe: Annotated[str, typer.Option(help="natural or reference (the paper's).")] = "natural",
+    recipe: Annotated[
+        Literal["natural", "reference"], typer.Option(help="reference is the paper's.")
+    ] = "natural",
     em_below: Annotated[
         float | None,
         typer.Option(
-            help="Stop when every target's EM is below this; by default, a tenth of the "
-            "continuation."
+            help="Stop when every target's EM is below this many tokens; by default, a tenth of "
+            "the continuation."
         ),
     ] = None,
     arms: Annotated[
@@ -60,13 +62,10 @@ def unlearn(
 
     Example: memcircuits unlearn --targets 3 --kl-budget 0.006 --export forgetful
     """
-    from memcircuits.editing.masks import MASK_STRATEGIES
     from memcircuits.editing.recipe import NATURAL_GRADIENT, STOEHR_2024
     from memcircuits.editing.unlearning import unlearn as find_edit
 
-    strategy: MaskStrategy = choice("--mask", mask, MASK_STRATEGIES)
-    recipes = {"natural": NATURAL_GRADIENT, "reference": STOEHR_2024}
-    chosen_recipe = recipes[choice("--recipe", recipe, recipes)]
+    chosen_recipe = {"natural": NATURAL_GRADIENT, "reference": STOEHR_2024}[recipe]
     task = EditTask.load(inputs, options)
     say(f"editing {len(task.targets)} of {len(task.memorized)} memorized paragraphs", inputs.quiet)
     search = options.search(progress=inputs.progress)
@@ -84,7 +83,7 @@ def unlearn(
     if recover:
         tables["recovery"] = _recovery(task, edit, recover, inputs)
     if noise:
-        tables["noise"] = _noise(task, strategy, search)
+        tables["noise"] = _noise(task, mask, search)
     report_edit(edit, task, inputs, out=out, export=options.export, json=json, tables=tables)
 
 

@@ -53,7 +53,7 @@ def _in_one_line(parse: Callable[[], T], typed: Sequence[str]) -> T:
 
 def _message(error: Any, typed: Sequence[str]) -> str:
     """The argument, its value where one was typed, what is wrong, and where to read on."""
-    text = " ".join(error.format_message().split()).rstrip(".")
+    text = " ".join(error.format_message().split()).rstrip(".").replace("Value error, ", "")
     names = getattr(getattr(error, "param", None), "opts", ())
     values = [value for name, value in pairwise(typed) if name in names]
     given = f" (given: {values[0]})" if values else ""

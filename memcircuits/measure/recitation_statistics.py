@@ -40,7 +40,7 @@ def samples_needed(
     if not 0 < p < 1:
         raise InputError("p", p, "give a probability between 0 and 1")
     prob = np.minimum(np.exp(log_prob), 1.0)
-    with np.errstate(divide="ignore"):
+    with np.errstate(divide="ignore", over="ignore"):
         return np.maximum(1.0, np.ceil(np.log1p(-p) / np.log1p(-prob)))
 
 

@@ -5,7 +5,9 @@ import re
 import subprocess
 import sys
 from importlib.metadata import version
+from pathlib import Path
 
+import jsonschema
 import pandas as pd
 import pytest
 from typer.testing import CliRunner
@@ -16,6 +18,7 @@ from memcircuits.results.result import Result
 from tests.helpers import models as zoo
 
 runner = CliRunner()
+COMMAND_SCHEMA = json.loads(Path(output.__file__).with_name("output.schema.json").read_text())
 
 
 @pytest.fixture(scope="module")
@@ -45,11 +48,18 @@ def options(folder):
     ]
 
 
+def answer_of(result):
+    """What a command printed with --json, which has the published form."""
+    data = json.loads(result.stdout)
+    jsonschema.validate(data, COMMAND_SCHEMA)
+    return data
+
+
 def test_heads_prints_a_table_and_writes_three_files(options, tmp_path):
     result = runner.invoke(app, ["heads", *options, "--out", str(tmp_path / "out")])
     assert result.exit_code == 0, result.output
     assert "significant" in result.stdout
-    assert result.stdout.splitlines()[0].split()[:3] == ["rank", "layer", "head"]
+    assert result.stdout.splitlines()[0].split()[:3] == ["rank", "head", "score"]
     assert len([line for line in result.stdout.splitlines() if line.strip()[:1].isdigit()]) >= 10
     report = (tmp_path / "out" / "report.html").read_text()
     ranking = json.loads((tmp_path / "out" / "ranking.json").read_text())
@@ -64,9 +74,9 @@ def test_heads_prints_a_table_and_writes_three_files(options, tmp_path):
 def test_scan_as_json_is_json_and_only_json(options):
     result = runner.invoke(app, ["scan", *options, "--json"])
     assert result.exit_code == 0, result.output
-    data = json.loads(result.stdout)
-    assert data["summary"]["all"]["memorized"] == 5
-    assert [p["em"] for p in data["paragraphs"][:5]] == [12] * 5
+    tables = answer_of(result)["tables"]
+    assert tables["groups"][0]["memorized"] == 5
+    assert [p["em"] for p in tables["paragraphs"][:5]] == [12] * 5
 
 
 def test_counterfactual_prints_bits_and_shows_the_tokens(options, folder, tmp_path):
@@ -74,8 +84,8 @@ def test_counterfactual_prints_bits_and_shows_the_tokens(options, folder, tmp_pa
     arguments = ["counterfactual", *options, "--twin", str(folder / "model"), "--out", str(out)]
     result = runner.invoke(app, [*arguments, "--json"])
     assert result.exit_code == 0, result.output
-    data = json.loads(result.stdout)
-    assert [row["remembered"] for row in data["paragraphs"]] == [0.0] * 10
+    data = answer_of(result)
+    assert [row["remembered"] for row in data["tables"]["paragraphs"]] == [0.0] * 10
     assert sorted(p.name for p in out.iterdir()) == [
         "counterfactual.html",
         "counterfactual.safetensors",
@@ -117,9 +127,9 @@ def test_transplant_prints_a_table_and_writes_a_page(options, folder, tmp_path):
     arguments = ["--twin", str(folder / "model"), "--units", "head,mlp", "--max-paragraphs", "2"]
     result = runner.invoke(app, ["transplant", *options, *arguments, "--out", str(out), "--json"])
     assert result.exit_code == 0, result.output
-    data = json.loads(result.stdout)
-    assert len(data["components"]) == 4 * (4 + 1)
-    assert all(row["necessity"] == row["sufficiency"] == 0 for row in data["components"])
+    components = answer_of(result)["tables"]["components"]
+    assert len(components) == 4 * (4 + 1)
+    assert all(row["necessity"] == row["sufficiency"] == 0 for row in components)
     assert sorted(p.name for p in out.iterdir()) == ["transplant.html", "transplant.safetensors"]
 
 
@@ -134,7 +144,7 @@ def test_the_natural_benchmark_prints_a_leaderboard(options, folder, tmp_path):
     arguments += ["--quick", "--localizers", "random", "--json", *options[:2], *options[4:]]
     result = runner.invoke(app, ["bench", "natural", *arguments])
     assert result.exit_code == 0, result.output
-    leaderboard = json.loads(result.stdout)["leaderboard"]
+    leaderboard = answer_of(result)["tables"]["leaderboard"]
     assert {row["direction"] for row in leaderboard} == {"model", "twin"}
     assert "random" in {row["localizer"] for row in leaderboard}
 
@@ -145,7 +155,7 @@ def test_formation_prints_every_step(options, folder, tmp_path):
     arguments += ["--control", str(folder / "paragraphs.jsonl"), "--max-paragraphs", "2", "--json"]
     result = runner.invoke(app, ["formation", *options, *arguments])
     assert result.exit_code == 0, result.output
-    data = json.loads(result.stdout)
+    data = answer_of(result)["tables"]
     assert [row["step"] for row in data["steps"]] == [0, 9]
     assert [row["effect"] for row in data["steps"]] == [0, 0]
     assert data["agreement"][1]["ranking_last"] == pytest.approx(1)
@@ -159,7 +169,7 @@ def test_perturb_measures_controls_against_their_own_continuation(options, tmp_p
     arguments = ["--replacement", "random,second", "--max-paragraphs", "3", "--minimal"]
     result = runner.invoke(app, ["perturb", *options, *arguments, "--json", "--out", str(out)])
     assert result.exit_code == 0, result.output
-    data = json.loads(result.stdout)
+    data = answer_of(result)["tables"]
     assert [(row["set"], row["replacement"], row["n"]) for row in data["drop"]] == [
         ("memorized", "random", 3), ("control", "random", 3),
         ("memorized", "second", 3), ("control", "second", 3),
@@ -171,9 +181,11 @@ def test_perturb_measures_controls_against_their_own_continuation(options, tmp_p
         assert loaded.baseline_em.tolist() == [12, 12, 12]
         assert row["em_drop"] == pytest.approx(float(loaded.em_drop.mean()))
     assert len(data["causes"]) == 12
-    assert {name: len(rows) for name, rows in data["minimal_sets"].items()} == {
-        "memorized": 3, "control": 3,
-    }  # fmt: skip
+    assert len(data["minimal_sets_memorized"]) == len(data["minimal_sets_control"]) == 3
+    worst = data["tokens"][0]
+    assert worst["set"] == "memorized"
+    assert worst["token"].startswith("<")
+    assert worst["em_lost"] == max(r["em_lost"] for r in data["tokens"] if r["set"] == "memorized")
     assert "3 memorized paragraphs: 30 passes" in result.stderr
     assert "position" in (out / "perturbation-random-first.html").read_text()
 
@@ -183,15 +195,16 @@ def test_patch_goes_both_ways(options, tmp_path):
     arguments = ["--site", "q,v,resid_pre", "--metric", "nll", "--max-paragraphs", "2"]
     result = runner.invoke(app, ["patch", *options, *arguments, "--json", "--out", str(out)])
     assert result.exit_code == 0, result.output
-    data = json.loads(result.stdout)
+    data = answer_of(result)["tables"]
     ways, sites = ("noising", "denoising"), ("q", "v", "resid_pre")
-    assert [(row["direction"], row["site"]) for row in data] == [
+    assert [(row["direction"], row["site"]) for row in data["runs"]] == [
         (way, site) for way in ways for site in sites
     ]
-    there, back = data[0], data[3]
+    there, back = data["runs"][0], data["runs"][3]
     assert there["base"] == pytest.approx(back["source"])
     assert there["source"] == pytest.approx(back["base"])
-    assert len(there["effects"]) == 16
+    of_heads = [r for r in data["effects"] if (r["direction"], r["site"]) == ("noising", "q")]
+    assert {row["head"] for row in of_heads} == {f"L{i}H{j}" for i in range(4) for j in range(4)}
     assert len(list(out.glob("patch-*.safetensors"))) == 6
     assert {p.name for p in out.glob("*.html")} == {
         f"patch-{way}-{panels}.html" for way in ways for panels in ("q-v", "resid_pre")
@@ -203,14 +216,15 @@ def test_core_prints_what_subnetworks_share(options, tmp_path):
     arguments = ["--seeds", "2", "--steps", "3", "--shuffles", "1"]
     result = runner.invoke(app, ["core", *options, *arguments, "--json", "--out", str(out)])
     assert result.exit_code == 0, result.output
-    data = json.loads(result.stdout)
-    assert len(data["parts"]) == 20
-    in_both = {row["part"] for row in data["parts"] if row["core"] == "memorized"}
-    assert {p for p in in_both if "H" in p} == set(data["own_heads"])
-    assert Result.load(out / "core.safetensors").effective_size.tolist() == data["effective_size"]
+    data = answer_of(result)
+    parts, values = data["tables"]["parts"], data["values"]
+    assert len(parts) == 20
+    in_both = {row["part"] for row in parts if row["core"] == "memorized"}
+    assert {p for p in in_both if "H" in p} == set(values["own_heads"])
+    assert Result.load(out / "core.safetensors").effective_size.tolist() == values["effective_size"]
     result = runner.invoke(app, ["core", *options, "--sparsity", "1", "--out", str(out)])
     assert result.exit_code == 2
-    assert "sparsity: 1.0; give a number below 1" in result.stderr
+    assert "--sparsity: 1.0; give a number below 1" in result.stderr
 
 
 def test_lookups_prints_both_kinds_of_neuron(options, tmp_path):
@@ -218,16 +232,16 @@ def test_lookups_prints_both_kinds_of_neuron(options, tmp_path):
     arguments = ["--neurons", "2", "--prompts", "4"]
     result = runner.invoke(app, ["lookups", *options, *arguments, "--json", "--out", str(out)])
     assert result.exit_code == 0, result.output
-    data = json.loads(result.stdout)
-    assert [row["neurons"] for row in data["summary"]] == ["next-token", "random", "difference"]
+    data = answer_of(result)["tables"]
+    assert [row["neurons"] for row in data["kinds"]] == ["next-token", "random", "difference"]
     assert len(data["neurons"]) == len(Result.load(out / "lookups.safetensors").neurons) == 8
 
 
 def test_info_describes_the_model(folder):
     result = runner.invoke(app, ["info", str(folder / "model"), "--json"])
     assert result.exit_code == 0, result.output
-    facts = json.loads(result.stdout)
-    assert facts.pop("checks").keys() == {
+    data = answer_of(result)
+    assert {row["check"] for row in data["tables"]["checks"]} == {
         "weights of heads",
         "attention rows",
         "head removal",
@@ -235,16 +249,17 @@ def test_info_describes_the_model(folder):
         "greedy decoding",
         "plain forward",
     }
-    assert {"q", "k", "v", "z", "resid_pre"} <= set(facts["writable sites"])
-    assert "pattern" not in facts.pop("writable sites")  # attention that a Bridge only observes
+    facts = data["values"]
+    assert {"q", "k", "v", "z", "resid_pre"} <= set(facts["writable_sites"])
+    assert "pattern" not in facts.pop("writable_sites")  # attention that a Bridge only observes
     # The tiny models' tokenizer knows a few words and nothing else.
-    assert {"words", "numbers", "Chinese"} <= set(facts.pop("text not kept"))
-    assert abs(facts.pop("gain behind BOS")) < 0.3
-    assert facts.pop("tokens in front") == []
+    assert {"words", "numbers", "Chinese"} <= set(facts.pop("text_not_kept"))
+    assert abs(facts.pop("gain_behind_BOS")) < 0.3
+    assert facts.pop("tokens_in_front") == []
     assert facts == {
         "tokenizer": "TokenizersBackend",
-        "agrees with its file": True,
-        "cuts characters": False,
+        "agrees_with_its_file": True,
+        "cuts_characters": False,
         "model": "model",
         "revision": None,
         "class": "TransformerBridge",
@@ -253,23 +268,25 @@ def test_info_describes_the_model(folder):
         "dtype": "float32",
         "device": facts["device"],
         "layers": 4,
-        "query heads": 4,
-        "key-value heads": 4,
+        "query_heads": 4,
+        "key_value_heads": 4,
         "d_model": 32,
         "d_head": 8,
         "d_vocab": 101,
         "context": 128,
-        "local layers": [1, 3],
-        "parallel blocks": False,
-        "can restart": True,
-        "50 + 50 fit": True,
+        "local_layers": [1, 3],
+        "parallel_blocks": False,
+        "can_restart": True,
+        "50_50_fit": True,
         "tolerance": 1e-3,
     }
     shown = runner.invoke(app, ["info", str(folder / "model"), "--n-prefix", "100"])
     assert shown.exit_code == 0, shown.output
     for name, value in facts.items():
-        if name not in ("local layers", "50 + 50 fit", "revision", "tolerance"):
-            assert f"{name:<21} {value}" in shown.stdout
+        if name not in ("local_layers", "50_50_fit", "revision", "tolerance"):
+            printed = {"key_value_heads": "key-value heads"}.get(name, name.replace("_", " "))
+            printed = name if name.startswith("d_") else printed
+            assert f"{printed:<21} {value}" in shown.stdout
     assert "local layers          1, 3" in shown.stdout
     assert "100 + 50 fit          False" in shown.stdout
     assert "differ (at most 0.001):" in shown.stdout
@@ -282,8 +299,8 @@ def test_info_describes_the_model(folder):
     [
         (["heads", "--model", "no/such/folder/here"], "--paragraphs"),
         (["scan", "--paragraphs", "missing.jsonl"], "there is no such file"),
-        (["scan", "--device", "tpu"], "choose one of"),
-        (["scan", "--dtype", "int3"], "choose one of"),
+        (["scan", "--device", "tpu"], "--device: 'tpu'; choose one of"),
+        (["scan", "--dtype", "int3"], "is not one of 'float32'"),
     ],
 )
 def test_bad_input_is_one_line_and_status_2(arguments, says, folder):
@@ -304,7 +321,8 @@ def test_wrong_mode_is_named(options, tmp_path):
         app, ["heads", *options, "--mode", "upside-down", "--out", str(tmp_path / "o")]
     )
     assert result.exit_code == 2
-    assert "mode: 'upside-down'" in result.stderr
+    assert "--mode" in result.stderr
+    assert "'upside-down' is not one of 'zero', 'mean', 'resample'" in result.stderr
     assert not (tmp_path / "o").exists()
 
 
@@ -400,4 +418,4 @@ def test_the_version_is_that_of_the_package() -> None:
 
 def test_help_joins_the_lines_of_a_paragraph() -> None:
     text = CliRunner().invoke(app, ["scan", "--help"], env={"COLUMNS": "80"}).stdout
-    assert "a scan   \n that was stopped can be continued" in text
+    assert "parquet files, \n and a scan that was stopped can be continued" in text

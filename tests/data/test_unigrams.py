@@ -157,5 +157,5 @@ def test_the_command_writes_a_table(corpus, tmp_path):
     assert json.loads(result.stdout)["n_tokens"] == 12000
     table = mc.UnigramTable.read(tmp_path / "t.safetensors")
     table.check(mc.load_model(tmp_path))
-    with pytest.raises(typer.Exit), errors_in_one_line():
+    with pytest.raises(typer.Exit), errors_in_one_line({}):
         build(str(tmp_path / "missing.txt"), str(tmp_path))

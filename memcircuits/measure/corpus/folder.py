@@ -24,10 +24,12 @@ from memcircuits.data.groups import GROUP_COLUMN
 from memcircuits.data.normalizing import in_words
 from memcircuits.data.paragraphs import Paragraphs
 from memcircuits.data.row_notes import row_notes
+from memcircuits.data.tokens import TokenizerLike
 from memcircuits.measure.corpus.manifest import read_manifest
 from memcircuits.measure.corpus.parts import part_counts
 from memcircuits.measure.near_verbatim import NEAR_VERBATIM
 from memcircuits.measure.recitation_statistics import by_repetitions, em_buckets, samples_needed
+from memcircuits.measure.snippets import passage_text, snippet
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -179,6 +181,30 @@ class ScanFolder:
         n_prefix = self.manifest["windows"]["n_prefix"]
         bos = tuple(self.manifest["bos"])
         return Paragraphs(ids, n_prefix, tuple(table["id"].to_pylist()), metadata, bos)
+
+    def longest(self, n: int = 10, model: TokenizerLike | None = None) -> pd.DataFrame:
+        """The longest recitations as text: columns `id, em, nll, text`, as `Scan.longest`.
+
+        One part is in memory at a time.
+
+        Args:
+            n: maximum number of rows.
+            model: model or tokenizer; without one, `text` holds token ids.
+        """
+        import pandas as pd
+        import pyarrow.parquet as pq
+
+        best = pd.DataFrame({"id": [], "em": [], "nll": [], "ids": []})
+        for part in self.parts:
+            rows = pq.read_table(part, columns=["id", "em", "nll", "ids"]).to_pandas()
+            rows = rows if best.empty else pd.concat([best, rows], ignore_index=True)
+            best = rows.sort_values(["em", "nll"], ascending=[False, True], kind="stable").head(n)
+        n_prefix = self.manifest["windows"]["n_prefix"]
+        texts = [
+            snippet(passage_text(ids.tolist(), n_prefix, int(em), model))
+            for ids, em in zip(best["ids"], best["em"], strict=True)
+        ]
+        return best.drop(columns="ids").assign(text=texts).reset_index(drop=True)
 
     def quarantine(self) -> list[dict[str, Any]]:
         """The rows that could not be used: `where`, `reason`, and `unread` for ends of files."""
