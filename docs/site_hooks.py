@@ -1,5 +1,7 @@
 """Hooks of MkDocs: the notebooks of examples/ become pages of the site, as they were executed.
 
+The schema of what commands print as JSON becomes a file of the site.
+
 Every notebook is written as Markdown: its cells, and what each cell showed. Pictures and attention
 views become files beside the page, so that the page itself stays small.
 """
@@ -14,15 +16,22 @@ from pathlib import Path
 from typing import Any
 
 from mkdocs.config.defaults import MkDocsConfig
-from mkdocs.structure.files import File, Files
+from mkdocs.structure.files import File, Files, InclusionLevel
 
+SCHEMA = Path(__file__).parents[1] / "memcircuits" / "commands" / "output.schema.json"
 EXAMPLES = Path(__file__).parents[1] / "examples"
 VIEW = re.compile(r'<iframe[^>]*srcdoc="([^"]*)"')
 NOTEBOOK_LINK = re.compile(r"\]\(((?:\.\./)*)\.\./examples/(\w+)\.ipynb\)")
 
 
 def on_files(files: Files, config: MkDocsConfig) -> Files:
-    """Add a page for every notebook, and the files that it shows."""
+    """Add a page for every notebook, the files that it shows, and the schema of commands."""
+    schema = SCHEMA.read_text("utf-8")
+    files.append(
+        File.generated(
+            config, "command.schema.json", content=schema, inclusion=InclusionLevel.INCLUDED
+        )
+    )
     for path in sorted(EXAMPLES.glob("*.ipynb")):
         for name, content in notebook_files(path).items():
             files.append(File.generated(config, f"notebooks/{name}", content=content))

@@ -26,10 +26,12 @@ if TYPE_CHECKING:
 
     from memcircuits.evidence.ranking import Ranking
 
-_COLUMNS = [
-    *("rank", "layer", "head", "score", "ci_low", "ci_high", "q_value", "significant"),
-    *("delta_em_memorized", "delta_em_control", "gradient", "rare_token_tau"),
-]
+_PRINTED = {
+    **{name: name for name in ("rank", "layer", "head", "score", "ci_low", "ci_high", "q_value")},
+    "delta_em_memorized": "delta_em",
+    **{name: name for name in ("significant", "delta_em_control", "gradient", "rare_token_tau")},
+}
+"""Columns that are printed, as far as they fit, and their headings."""
 
 _CHANGES = {name: f"delta_{name}" for name in ("em_memorized", "em_control")}
 """Columns of a ranking that are changes when the head is removed, and what they are called here."""
@@ -102,10 +104,11 @@ def _frame(ranking: Ranking) -> pd.DataFrame:
 
 
 def _print(ranking: Ranking, top: int) -> None:
-    print_table(_frame(ranking)[_COLUMNS].head(top))
+    print_table(_frame(ranking)[list(_PRINTED)].rename(columns=_PRINTED).head(top))
     typer.echo(
         "score: increase of the NLL without the head, nats/token, on memorized paragraphs\n"
-        "minus on controls, with its 95 % interval; delta_em: change of the recited tokens"
+        "minus on controls, with its 95 % interval; delta_em: change of the EM of memorized\n"
+        "paragraphs, tokens"
     )
     typer.echo(ranking.summary())
     print_notes(ranking.notes)

@@ -267,7 +267,7 @@ def test_quick_benchmark_on_the_organism(tmp_path):
         app, ["bench", "localize", "--quick", "--out", str(tmp_path), "--json", "--quiet"]
     )
     assert result.exit_code == 0, result.output
-    rows = json.loads(result.stdout)["leaderboard"]
+    rows = json.loads(result.stdout)["tables"]["leaderboard"]
     heads = {row["localizer"]: row for row in rows if row["kind"] == "head"}
     ranking = heads["find_memorization_heads"]
     assert ranking["trials"] >= 4

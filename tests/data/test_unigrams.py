@@ -154,7 +154,7 @@ def test_the_command_writes_a_table(corpus, tmp_path):
     options = ["--model", str(tmp_path), "--paragraphs", str(corpus[0]), "--json"]
     result = CliRunner().invoke(app, [*options, "--out", str(tmp_path / "t.safetensors")])
     assert result.exit_code == 0, result.output
-    assert json.loads(result.stdout)["n_tokens"] == 12000
+    assert json.loads(result.stdout)["values"]["n_tokens"] == 12000
     table = mc.UnigramTable.read(tmp_path / "t.safetensors")
     table.check(mc.load_model(tmp_path))
     with pytest.raises(typer.Exit), errors_in_one_line({}):

@@ -39,17 +39,24 @@ def test_gradients_command(run, tmp_path, objective):
     assert result.exit_code == 0
     record = json.loads(result.stdout)
     sets = {"contrastive"} if objective == "contrastive" else {"memorized", "control"}
-    assert set(record) == sets
-    assert all(0 < group["layer_share"] < 1 for group in record.values())
+    assert set(record["values"]) == set(record["tables"]) == sets
+    assert all(0 < group["lower_half_share"] < 1 for group in record["values"].values())
     assert len(list(tmp_path.glob("gradients-*.safetensors"))) == len(sets)
 
 
 def test_activations_command(run, tmp_path):
     result = run("gradients", "--activations", "--out", str(tmp_path))
     assert result.exit_code == 0
-    record = json.loads(result.stdout)
-    assert set(record) == {"memorized", "control"}
-    assert {row["site"] for row in record["memorized"]} == {"q", "k", "v", "z", "pre", "post"}
+    tables = json.loads(result.stdout)["tables"]
+    assert set(tables) == {"memorized", "control"}
+    assert {row["site"] for row in tables["memorized"]} == {
+        "q",
+        "k",
+        "v",
+        "z",
+        "pre",
+        "post",
+    }
     assert len(list(tmp_path.glob("activations-*.safetensors"))) == 2
 
 
@@ -63,7 +70,7 @@ def test_unlearn_command_compares_arms_and_tries_to_bring_it_back(run, tmp_path)
     )  # fmt: skip
     assert result.exit_code == 0
     record = json.loads(result.stdout)
-    arms = {(row["set"], row["measure"]): row for row in record["arms"]}
+    arms = {(row["set"], row["measure"]): row for row in record["tables"]["arms"]}
     changed = arms["edit", "changed"]
     assert changed["no-op"] == 0
     assert 0 < changed["random"] <= 0.02 * changed["all"] / 0.95
@@ -75,8 +82,12 @@ def test_unlearn_command_compares_arms_and_tries_to_bring_it_back(run, tmp_path)
     assert arms["control, own text", "em"]["no-op"] == 12
     assert arms["others", "in_full"]["no-op"] == 1
     assert arms["heldout", "perplexity"]["no-op"] > 1
-    assert [row["step"] for row in record["recovery"] if row["arm"] == "edited"] == [0, 1, 2]
-    assert {row["set"] for row in record["noise"]} == {"memorized", "control"}
+    assert [row["step"] for row in record["tables"]["recovery"] if row["arm"] == "edited"] == [
+        0,
+        1,
+        2,
+    ]
+    assert {row["set"] for row in record["tables"]["noise"]} == {"memorized", "control"}
 
 
 def test_unlearn_command(run, tmp_path):
@@ -87,12 +98,12 @@ def test_unlearn_command(run, tmp_path):
     )  # fmt: skip
     assert result.exit_code == 0
     record = json.loads(result.stdout)
-    assert record["changed"] <= record["masked"]
-    measures = {(row["set"], row["measure"]): row for row in record["measures"]}
+    assert record["values"]["changed"] <= record["values"]["masked"]
+    measures = {(row["set"], row["measure"]): row for row in record["tables"]["measures"]}
     assert measures[("memorized", "em")]["before"] == 12
     assert measures[("memorized", "em")]["after"] < 2
-    assert Edit.load(out / "edit.safetensors").n_changed == record["changed"]
-    assert len(record["paragraphs"]) == 2
+    assert Edit.load(out / "edit.safetensors").n_changed == record["values"]["changed"]
+    assert len(record["values"]["paragraphs"]) == 2
     modes = {path.stat().st_mode & 0o777 for path in export.iterdir()}
     assert modes == {(export / "config.json").stat().st_mode & 0o777}
     again = mc.load_model(export)
@@ -112,5 +123,8 @@ def test_edit_command(run, tmp_path):
     result = run("edit", "--fraction", "0.2", "--kl-budget", "0.5", "--out", str(tmp_path))
     assert result.exit_code == 0
     record = json.loads(result.stdout)
-    assert "em_new" in record["steps"][0]
+    assert "em_new" in record["tables"]["steps"][0]
+    (text,) = record["tables"]["texts"]
+    assert text["em_wanted"] == record["tables"]["steps"][-1]["em_new"]
+    assert text["before"] != text["after"]
     assert (tmp_path / "edit.safetensors").is_file()

@@ -177,11 +177,11 @@ def test_the_command_writes_the_page_and_the_numbers(tmp_path):
     arguments = ["map", str(tmp_path / "book.txt"), "--out", str(tmp_path / "map.html"), "--json"]
     result = CliRunner().invoke(app, [*arguments, "-q"])
     assert result.exit_code == 0, result.stderr
-    assert json.loads(result.stdout)["spans"] == []
+    assert json.loads(result.stdout)["tables"]["spans"] == []
     written = {"book.txt", "map.html", "map.csv", "map.json", "map.safetensors"}
     assert {path.name for path in tmp_path.iterdir()} == written
     content = json.loads((tmp_path / "map.json").read_text())
-    assert len(content["windows"]) == json.loads(result.stdout)["n_windows"]
+    assert len(content["windows"]) == json.loads(result.stdout)["values"]["n_windows"]
     refused = CliRunner().invoke(app, ["map", str(tmp_path / "no.txt"), "-q"])
     assert refused.exit_code == 2
     assert "there is no such file" in refused.stderr

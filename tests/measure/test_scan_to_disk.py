@@ -358,7 +358,7 @@ def test_command_scans_resumes_and_refuses(command, whole, tmp_path):
     corpus_options = ["--stride", 22, "--part-records", 8, "--batch-size", 32, "--json"]
     first = run(*command, *corpus_options, "--out", tmp_path / "out")
     assert first.exit_code == 0, first.output
-    totals = json.loads(first.stdout)["totals"]
+    totals = json.loads(first.stdout)["values"]["totals"]
     assert (totals["windows"], totals["quarantined"]) == (960, 4)
     assert parts_of(tmp_path / "out") == parts_of(whole.folder)
     again = run(*command, *corpus_options, "--out", tmp_path / "out")
@@ -366,7 +366,7 @@ def test_command_scans_resumes_and_refuses(command, whole, tmp_path):
     assert "--resume" in again.stderr
     resumed = run(*command, *corpus_options, "--out", tmp_path / "out", "--resume")
     assert resumed.exit_code == 0
-    assert json.loads(resumed.stdout)["totals"]["tokens_in_these_seconds"] == 0
+    assert json.loads(resumed.stdout)["values"]["totals"]["tokens_in_these_seconds"] == 0
 
 
 def test_command_in_a_job_array_and_under_accelerate(command, tmp_path, monkeypatch):
@@ -414,11 +414,11 @@ def test_processes_started_together_share_a_scan(command, whole, tmp_path):
     ("options", "says"),
     [
         (["--resume"], "--out"),
-        (["--stride", "3"], "--out"),
-        (["--out", "o", "--engine", "spark"], "local or ray"),
+        (["--offset", "3"], "--out"),
+        (["--out", "o", "--engine", "spark"], "is not one of 'local', 'ray'"),
         (["--out", "o", "--shard-index", "0"], "together"),
         (["--out", "o", "--shard-index", "2", "--num-shards", "2"], "0 to 1"),
-        (["--out", "o", "--min-unique", "1.5"], "min_unique"),
+        (["--out", "o", "--min-unique", "1.5"], "--min-unique: 1.5"),
     ],
 )
 def test_command_explains_what_is_wrong(command, tmp_path, monkeypatch, options, says):

@@ -72,8 +72,8 @@ def test_info_and_notes_say_what_bos_is_worth(folder):
     printed = CliRunner().invoke(app, ["info", str(folder), "-q"]).stdout
     assert f"Note: {note}" in printed
     as_json = json.loads(CliRunner().invoke(app, ["info", str(folder), "-q", "--json"]).stdout)
-    assert as_json["gain behind BOS"] == pytest.approx(validate_model(model).bos_gain)
-    assert as_json["tokens in front"] == []
+    assert as_json["values"]["gain_behind_BOS"] == pytest.approx(validate_model(model).bos_gain)
+    assert as_json["values"]["tokens_in_front"] == []
 
 
 def test_a_model_without_tokenizer_or_bos_has_no_gain():

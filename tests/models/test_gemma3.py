@@ -44,7 +44,7 @@ def test_plain_text_gives_the_nll_of_the_tokenizers_defaults(monkeypatch, tmp_pa
     source = {"pretrained_model_name_or_path": path.parent, "gguf_file": path.name}
     plain = AutoModelForCausalLM.from_pretrained(**source, dtype=torch.float32)
     tokenizer = AutoTokenizer.from_pretrained(**source)
-    for text, row in zip(TEXTS.values(), scan["paragraphs"], strict=True):
+    for text, row in zip(TEXTS.values(), scan["tables"]["paragraphs"], strict=True):
         ids = tokenizer(text, return_tensors="pt")["input_ids"]
         assert ids[0, 0] == tokenizer.bos_token_id
         nll = _nll(plain, ids[:, : 1 + N_PREFIX + N_CONTINUATION])
@@ -52,7 +52,7 @@ def test_plain_text_gives_the_nll_of_the_tokenizers_defaults(monkeypatch, tmp_pa
         print(f"{row['id']}: NLL {row['nll']:.4f}, transformers {nll:.4f}, without BOS {bare:.4f}")
         assert row["nll"] == pytest.approx(nll, abs=1e-3)
         assert bare > nll + 1  # what a scan without BOS would say
-    assert scan["notes"] == []
+    assert not any("BOS" in note for note in scan["notes"])
 
 
 @torch.no_grad()

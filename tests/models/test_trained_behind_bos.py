@@ -90,6 +90,6 @@ def test_the_command_line_reads_texts_behind_bos(toy):
     command += ["-q", "--n-prefix", str(N_PREFIX), "--n-continuation", str(N_CONTINUATION)]
     commands = [command, [*command, "--bos", "no"]]
     auto, bare = (json.loads(CliRunner().invoke(app, words).stdout) for words in commands)
-    assert (auto["summary"]["all"]["memorized"], auto["notes"]) == (N_TEXTS, [])
-    assert bare["summary"]["all"]["memorized"] == 0
+    assert (auto["tables"]["groups"][0]["memorized"], auto["notes"]) == (N_TEXTS, [])
+    assert bare["tables"]["groups"][0]["memorized"] == 0
     assert "BOS" in bare["notes"][0]

@@ -360,7 +360,7 @@ def test_report_command(neo, ranking, tmp_path):
         "--model",
         str(tmp_path / "model"),
     ]
-    done = CliRunner().invoke(app, [*arguments, "--heads", "16", "--triggers", "1"])
+    done = CliRunner().invoke(app, [*arguments, "--top", "16", "--triggers", "1"])
     assert done.exit_code == 0, done.output
     page = (tmp_path / "report.html").read_text(encoding="utf-8")
     data = json.loads(re.findall(r'<script type="application/json">(.*?)</script>', page)[0])
