@@ -150,10 +150,11 @@ def _cut_continuation(paragraphs: Paragraphs, n: int | None) -> Paragraphs:
 
 def _names(unit: Unit, localizers: Sequence[str] | None) -> list[str]:
     """The localizers to run, in the order of the tables before sorting."""
-    names = localizers_of(unit)
-    if unit == "head":  # zero ablation is the score of the first ranking
-        names = [*RANKINGS, *(name for name in names if name != "zero-ablation")]
-    return [name for name in names if localizers is None or name in localizers]
+    names = [*RANKINGS, *localizers_of(unit)] if unit == "head" else localizers_of(unit)
+    if localizers is not None:
+        return [name for name in names if name in localizers]
+    # Zero ablation of heads is the score of the first ranking: it runs only where it is asked for.
+    return [name for name in names if unit != "head" or name != "zero-ablation"]
 
 
 def _score(

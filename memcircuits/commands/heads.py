@@ -79,6 +79,8 @@ def heads(
         seed=seed,
         progress=inputs.progress,
     )
+    if (out / "ranking.safetensors").exists():
+        typer.echo(f"--out: the results in {out} are replaced", err=True)
     written = [
         ranking.to_json(out / "ranking.json"),
         ranking.save(out / "ranking.safetensors"),

@@ -89,8 +89,9 @@ def test_a_page_holds_every_passage_and_no_markup_of_theirs(scan: Scan, tmp_path
     loaded = Scan.load(tmp_path / "scan.safetensors")
     without = loaded.to_html(tmp_path / "ids.html").read_text("utf-8")
     assert "Token ids, because the model has no tokenizer" in without
-    with_model = loaded.to_html(tmp_path / "again.html", model=zoo.tokenizer())
-    assert with_model.read_text("utf-8") == page
+    with_model = loaded.to_html(tmp_path / "again.html", model=zoo.tokenizer()).read_text("utf-8")
+    articles = re.compile("<article.*</article>", re.DOTALL)
+    assert articles.findall(with_model) == articles.findall(page)
 
 
 def test_a_ranking_is_the_same_from_a_scan_and_from_paragraphs(scan: Scan) -> None:
