@@ -10,13 +10,7 @@ import typer
 
 from memcircuits.commands.inputs import Inputs, load
 from memcircuits.commands.options import Json, Out, Seed, Top
-from memcircuits.commands.output import (
-    print_json,
-    print_notes,
-    print_table,
-    records,
-    say_written,
-)
+from memcircuits.commands.output import Answer, print_notes, print_table, say_written
 
 if TYPE_CHECKING:
     from memcircuits.evidence.comparisons.result import Comparison
@@ -74,7 +68,7 @@ def compare(
         comparison.save(out / "compare.safetensors"),
     ]
     if json:
-        print_json(_data(comparison))
+        _answer(comparison, written).print_json()
     else:
         _print(comparison, top)
     say_written(written, inputs.quiet)
@@ -127,14 +121,19 @@ def _shown_by(comparison: Comparison, inputs: Inputs) -> Any:
     return None
 
 
-def _data(comparison: Comparison) -> dict[str, Any]:
-    return {
-        "summary": str(comparison),
-        "labels": list(comparison.labels),
-        "paragraphs": records(comparison.to_frame()),
-        "heads": records(comparison.heads_frame()) if comparison.has_heads else [],
-        "notes": list(comparison.notes),
-    }
+def _answer(comparison: Comparison, written: list[Path]) -> Answer:
+    tables = {"paragraphs": comparison.to_frame()}
+    if comparison.has_heads:
+        tables["heads"] = comparison.heads_frame()
+    return Answer(
+        "compare",
+        summary=str(comparison),
+        values={"labels": list(comparison.labels)},
+        tables=tables,
+        notes=comparison.notes,
+        files=written,
+        provenance=comparison.provenance,
+    )
 
 
 def _print(comparison: Comparison, top: int) -> None:

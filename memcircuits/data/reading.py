@@ -45,8 +45,8 @@ class Reading:
         as_written: token ids of the texts as they are written, [paragraph, pos]; None if no text
             was changed, or rows have several windows.
         notes: what the reader must know about the files and texts.
-        reading_options: `normalize`, `columns`, `stride`, `txt` and `align`, where they are not the
-            defaults.
+        reading_options: `normalize`, `columns`, `stride`, `txt`, `strict` and `align`, where they
+            are not the defaults.
     """
 
     ids: Int[Tensor, "paragraph pos"]
@@ -180,7 +180,10 @@ def _read_rows(
         metadata,
         None if windows.stride else _as_written(rows, cuts, model, windows, bos),
         (*notes, *about_rows, *reading_notes([row.changes for row in cuts.origin])),
-        {} if normalize == "auto" else {"normalize": normalize},
+        {
+            **({} if normalize == "auto" else {"normalize": normalize}),
+            **({"strict": False} if problems else {}),
+        },
     )
 
 

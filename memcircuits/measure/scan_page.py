@@ -181,6 +181,7 @@ def _em_against_nll(scan: Scan, frame: pd.DataFrame, places: dict[int, str]) -> 
     if len(finite) > _MAX_POINTS:
         rows = np.random.default_rng(0).choice(len(finite), _MAX_POINTS, replace=False)
         drawn = finite.iloc[np.sort(rows)]
+    drawn = drawn.sort_values("em", ascending=False, kind="stable")  # memorized first in the legend
     of_all = "" if len(drawn) == len(finite) else f"{_MAX_POINTS:,} passages drawn at random. "
     return Scatter(
         drawn.assign(href=[places.get(row, "") for row in drawn.index.tolist()]),

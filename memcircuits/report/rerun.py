@@ -123,6 +123,8 @@ def _arguments(options: Mapping[str, Any]) -> str:
 
 
 def _words(name: str, value: Any) -> list[str]:
+    if name == "strict":  # commands skip rows that cannot be used by default
+        return []
     if name != "columns":
         return [f"--{name}", str(value)]
     return [word for part, column in value.items() for word in (f"--{part}-column", column)]

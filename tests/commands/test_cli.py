@@ -103,9 +103,9 @@ def test_compare_takes_models_and_saved_results(options, folder, tmp_path):
     measured = ["--max-paragraphs", "4", *options[2:]]
     result = runner.invoke(app, ["compare", model, other, *measured, "--out", str(out), "--json"])
     assert result.exit_code == 0, result.output
-    data = json.loads(result.stdout)
-    assert [row["passage"] for row in data["paragraphs"]].count("lost") == 5
-    assert len(data["heads"]) == 16
+    tables = answer_of(result)["tables"]
+    assert [row["passage"] for row in tables["paragraphs"]].count("lost") == 5
+    assert len(tables["heads"]) == 16
     assert sorted(p.name for p in out.iterdir()) == ["compare.html", "compare.safetensors"]
     rows = ["--paragraphs", str(folder / "paragraphs.jsonl")]
     scans = []
@@ -418,4 +418,5 @@ def test_the_version_is_that_of_the_package() -> None:
 
 def test_help_joins_the_lines_of_a_paragraph() -> None:
     text = CliRunner().invoke(app, ["scan", "--help"], env={"COLUMNS": "80"}).stdout
-    assert "parquet files, \n and a scan that was stopped can be continued" in text
+    assert "parquet files, and a scan that was stopped can be continued" in " ".join(text.split())
+    assert all(len(line) <= 80 for line in text.splitlines())
