@@ -134,12 +134,10 @@ def read_by(commands_run, monkeypatch, neo):
         asked["load"] = {"name": name, **options}
         return neo
 
-    def read(
-        path, model=None, *, n_prefix, n_continuation, bos="auto", normalize="auto", columns=None
-    ):
-        lengths = {"n_prefix": n_prefix, "n_continuation": n_continuation}
-        how = {"bos": bos, "normalize": normalize, "columns": Columns.of(columns)}
-        asked["reads"].append((str(path), {**lengths, **how}))
+    def read(path, model=None, *, strict=True, columns=None, **options):
+        defaults = {"bos": "auto", "normalize": "auto", "stride": None, "txt": "auto"}
+        options = {**defaults, **options, "columns": Columns.of(columns)}
+        asked["reads"].append((str(path), options))
         return zoo.mixed(neo, n=6)
 
     def find(model, paragraphs, **options):
@@ -204,7 +202,9 @@ def test_matched_controls_are_matched_again(neo, monkeypatch, tmp_path):
         pytest.param({"model": {"bos": [5]}}, id="text read without BOS"),
         pytest.param(
             {
-                "reading": both({"normalize": "none", "columns": {"text": "my body"}}),
+                "reading": both(
+                    {"normalize": "none", "columns": {"text": "my body"}, "strict": False}
+                ),
                 "control": "given",
             },
             id="text read as it is written, from a column",
@@ -212,6 +212,7 @@ def test_matched_controls_are_matched_again(neo, monkeypatch, tmp_path):
         pytest.param(
             {"reading": both({"columns": {"prefix": "a", "continuation": "b"}})}, id="two columns"
         ),
+        pytest.param({"reading": both({"stride": 7, "txt": "document"})}, id="all windows"),
         pytest.param(
             {"model": {"name": "organism"}, "unigrams": mc.UnigramTable.shipped().source},
             id="counts of the package",
@@ -252,6 +253,8 @@ def test_the_command_in_the_report_asks_for_the_same_ranking(neo, ranking, optio
             "n_continuation": 12,
             "bos": False if wanted.model["bos"] else "auto",
             "normalize": reading.get("normalize", "auto"),
+            "stride": reading.get("stride"),
+            "txt": reading.get("txt", "auto"),
             "columns": Columns.of(reading.get("columns")),
         }
         n_files = 1 + (wanted.options["control"] == "given")
@@ -289,7 +292,8 @@ def test_the_command_in_the_report_is_one_that_exists(neo):
         assert not word.startswith("--") or word in options
 
 
-CHANGE_NO_NUMBER = {"--out", "--top", "--json", "--quiet", "--help"}
+# A run that ended has no row that --strict refuses, or its provenance says that rows were skipped.
+CHANGE_NO_NUMBER = {"--out", "--top", "--json", "--quiet", "--help", "--strict"}
 LOAD_ONLY = {"--device", "--device-map", "--trust-remote-code"}  # the reader's own machine decides
 
 
@@ -303,7 +307,7 @@ def test_no_option_of_the_command_is_forgotten_in_the_report(neo, ranking):
         unigrams="a corpus",
         match_nll=True,
         model={"name": "hub/model", "revision": "main", "dtype": "bfloat16", "bos": [5]},
-        reading=both({"normalize": "none", "columns": columns}),
+        reading=both({"normalize": "none", "columns": columns, "stride": 5, "txt": "document"}),
     )
     shown = {word for word in shlex.split(commands(everything)[0]) if word.startswith("--")}
     heads = typer.main.get_command(app).commands["heads"]
