@@ -9,7 +9,7 @@ from .evidence.attention_view import attention_view
 from .evidence.comparisons.compare import compare
 from .evidence.contrasts.contrast import contrast
 from .evidence.counterfactual import counterfactual
-from .evidence.find_heads import find_memorization_heads
+from .evidence.find_components import find_memorization_components, find_memorization_heads
 from .evidence.formation import formation
 from .evidence.gradients.activations import activation_gradients
 from .evidence.gradients.contrastive import contrastive_gradients
@@ -47,6 +47,7 @@ __all__ = [
     "cut_prefix",
     "document_map",
     "edit",
+    "find_memorization_components",
     "find_memorization_heads",
     "formation",
     "influence",

@@ -14,6 +14,7 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Sequence
 from typing import Any, Literal, NamedTuple, TypeAlias
 
 from memcircuits.base.errors import InputError
@@ -82,6 +83,25 @@ class Component(NamedTuple):
         if neuron is not None:
             return cls("neuron", int(layer), neuron=int(neuron))
         return cls("mlp" if mlp else "layer", int(layer))
+
+
+def component_columns(components: Sequence[Component]) -> dict[str, Any]:
+    """Columns `unit, layer, head, neuron` of a table of components; empty where there is none."""
+    return {
+        "unit": [component.unit for component in components],
+        "layer": [component.layer for component in components],
+        "head": _indices([component.head for component in components]),
+        "neuron": _indices([component.neuron for component in components]),
+    }
+
+
+def _indices(values: Sequence[int]) -> Any:
+    """Plain integers where all components have an index, else missing where one has none."""
+    import pandas as pd
+
+    if min(values, default=0) >= 0:
+        return list(values)
+    return pd.array([None if value < 0 else value for value in values], dtype="Int64")
 
 
 ComponentLike: TypeAlias = Component | HeadLike

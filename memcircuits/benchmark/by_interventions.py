@@ -17,7 +17,8 @@ from memcircuits.benchmark.units import LocalizationTask, Unit
 from memcircuits.data.paragraphs import Paragraphs
 from memcircuits.data.unigrams import UnigramTable
 from memcircuits.evidence.ablation import Ablation, Mode
-from memcircuits.evidence.interventions import HeadEdit, ResumableRun
+from memcircuits.evidence.activation_edits import HeadEdit
+from memcircuits.evidence.interventions import ResumableRun
 from memcircuits.evidence.patching.sweeps import PatchMethod, patch_heads
 from memcircuits.evidence.rare_tokens import rare_token_attention
 from memcircuits.models.hooks import hook_name

@@ -35,7 +35,8 @@ from torch import Tensor
 from memcircuits.base.progress import bar
 from memcircuits.benchmark.natural import K, rank_correlations, recalls
 from memcircuits.data.paragraphs import Paragraphs
-from memcircuits.evidence.interventions import HeadEdit, ResumableRun
+from memcircuits.evidence.activation_edits import HeadEdit
+from memcircuits.evidence.interventions import ResumableRun
 from memcircuits.measure.continuation import read_continuation
 from memcircuits.models.adapter import Model
 from memcircuits.models.batching import map_batches

@@ -21,10 +21,9 @@ from torch import Tensor
 
 from memcircuits.base.errors import InputError
 from memcircuits.base.heads import Head
+from memcircuits.base.permutation import permutation_test
 from memcircuits.base.statistics import (
     benjamini_hochberg,
-    permutation_p_value,
-    permuted_differences,
 )
 from memcircuits.benchmark.localizers import localize, localizers_of
 from memcircuits.benchmark.paragraph_pool import ParagraphPool
@@ -40,14 +39,13 @@ from memcircuits.benchmark.units import LocalizationTask
 from memcircuits.data.paragraphs import Paragraphs
 from memcircuits.editing.planting import plant
 from memcircuits.evidence.ablation import Ablation
-from memcircuits.evidence.find_heads import find_memorization_heads
+from memcircuits.evidence.find_components import find_memorization_heads
 from memcircuits.evidence.ranking import SIGNIFICANCE, Ranking
 from memcircuits.measure.scanning import scan
 from memcircuits.models.registry import adapt
 
 _N_HOLDERS = 6
 _MIN_NULL, _MAX_NULL, _PER_SIDE = 20, 60, 20  # paragraphs of a null trial
-_PERMUTATIONS = 1000
 _PER_HALF = 6  # paragraphs in each half of a stability trial
 
 
@@ -174,8 +172,7 @@ def _any_significant(
 ) -> bool:
     """Whether a permutation test calls a head's mean effect larger in the first group."""
     a, b = effects[first], effects[second]
-    null = permuted_differences(a, b, _PERMUTATIONS, generator)
-    p_value = permutation_p_value(a.mean(0) - b.mean(0), null)
+    p_value = permutation_test(a, b, a.shape[1], generator).p_value
     return bool((benjamini_hochberg(p_value) < SIGNIFICANCE).any())
 
 

@@ -40,7 +40,7 @@ from memcircuits.benchmark.trial_kinds import (
 from memcircuits.benchmark.units import LocalizationTask, Unit, count_forwards, truth_of
 from memcircuits.data.paragraphs import Paragraphs
 from memcircuits.editing.planting import plant
-from memcircuits.evidence.find_heads import find_memorization_heads
+from memcircuits.evidence.find_components import find_memorization_heads
 from memcircuits.measure.continuation import score_continuation
 from memcircuits.models.adapter import Adapter
 from memcircuits.models.hooks import hook_name

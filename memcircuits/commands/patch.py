@@ -37,7 +37,7 @@ class PatchOptions:
         str,
         typer.Option(
             help="Heads: q, k, v, z, pattern; layers: resid_pre, resid_mid, attn_out, mlp_out; "
-            "several with commas."
+            "groups of neurons: neurons; several with commas."
         ),
     ] = "q,k,v,z"
     direction: Annotated[
@@ -66,10 +66,10 @@ class PatchOptions:
         from memcircuits.evidence.patching.sites import LAYER_SITES, PATCH_HEAD_SITES
 
         for site in self.sites:
-            choice("--site", site, (*PATCH_HEAD_SITES, *LAYER_SITES))
-            if self.method != "exact" and site in LAYER_SITES:
+            choice("--site", site, (*PATCH_HEAD_SITES, *LAYER_SITES, "neurons"))
+            if self.method != "exact" and site not in PATCH_HEAD_SITES:
                 raise InputError(
-                    "--method", self.method, f"{site}: layers are patched exactly; leave it out"
+                    "--method", self.method, f"{site}: only heads can be estimated; leave it out"
                 )
         self.parsed_positions  # noqa: B018 - raises for what is no list
 
@@ -162,6 +162,7 @@ def _measure(
     inputs: Inputs, model: Any, clean: Paragraphs, corrupted: Paragraphs, options: PatchOptions
 ) -> PatchesOf:
     """Patch every site in every direction."""
+    from memcircuits.evidence.patching.neurons import patch_neurons
     from memcircuits.evidence.patching.sites import PATCH_HEAD_SITES
     from memcircuits.evidence.patching.sweeps import patch_heads, patch_layers
 
@@ -169,14 +170,20 @@ def _measure(
     for direction in options.directions:
         for site in options.sites:
             say(f"{direction} {site}, {len(clean)} pairs", inputs.quiet)
-            arguments: dict[str, Any] = {"site": site, "direction": direction}
-            arguments |= {"metric": options.metric, "progress": inputs.progress}
+            arguments: dict[str, Any] = {"direction": direction, "metric": options.metric}
+            arguments |= {"progress": inputs.progress}
+            pair = (model, clean, corrupted)
+            if site == "neurons":
+                arguments |= {"positions": options.parsed_positions}
+                results[direction, site] = patch_neurons(*pair, **arguments)
+                continue
+            arguments |= {"site": site}
             if site in PATCH_HEAD_SITES:
                 arguments |= {"positions": options.parsed_positions, "method": options.method}
                 arguments |= {"seed": options.seed}
-                results[direction, site] = patch_heads(model, clean, corrupted, **arguments)
+                results[direction, site] = patch_heads(*pair, **arguments)
             else:
-                results[direction, site] = patch_layers(model, clean, corrupted, **arguments)
+                results[direction, site] = patch_layers(*pair, **arguments)
     return results
 
 
@@ -219,21 +226,15 @@ def _answer(results: PatchesOf, n_pairs: int, written: list[Path]) -> Answer:
 
 
 def _write_maps(results: PatchesOf, out: Path) -> list[Path]:
-    """A page per direction for heads, and one for layers."""
-    from memcircuits.evidence.patching.results import PatchMap
-
+    """A page per direction and axis: heads, key-value heads if fewer, positions, neuron groups."""
     written = []
     for direction in dict.fromkeys(direction for direction, _ in results):
-        for column in ("head", "position"):
-            maps = {
-                site: result
-                for (other, site), result in results.items()
-                if other == direction and isinstance(result, PatchMap) == (column == "head")
-            }
-            # Key-value heads may be fewer than query heads; they have a map of their own.
-            for width in {result.values.shape[1] for result in maps.values()}:
-                panels = {s: r for s, r in maps.items() if r.values.shape[1] == width}
-                written.append(_write_map(direction, panels, column, out))
+        by_axis: dict[str, dict[str, Patches]] = {}
+        for (other, site), result in results.items():
+            if other == direction:
+                by_axis.setdefault(getattr(result, "axis", "position"), {})[site] = result
+        for axis, panels in by_axis.items():
+            written.append(_write_map(direction, panels, axis.replace("_", "-"), out))
     return written
 
 

@@ -1,10 +1,16 @@
 """Where does the recitation live? One file or folder for each kind of evidence.
 
-`interventions` changes activations in the middle of a forward pass. `ablation`, `screening`,
-`rare_tokens`, `gradients`, `triggers`, `prefix_cuts`, `patching`, `lookups` and `subnetworks`
-measure one model; `comparisons`, `counterfactual`, `transplants` and `formation` compare it with
-another or follow it over training. `direct_writes` says what components add to the logits by
-themselves. `groups` chooses the paragraphs to compare, `find_heads` puts the evidence about heads
-together into a `ranking`, and `attention_view` shows what heads attend to. May import: `measure`
-and below; not `editing`.
+* Interventions: `interventions` carries out `activation_edits` in the middle of a forward pass;
+  `ablation` takes components out (`component_edits` says how), `patching` moves activations between
+  prompts, `subnetworks` takes out all but a few.
+* The ranking: `find_components` puts together what `groups` (with the controls of `controls`),
+  `component_effects` (with `component_grid`, `screening` and `levels`), `component_scores` and
+  `further_evidence` give; `ranking` is the result.
+* Further evidence about one model: `gradients`, `rare_tokens`, `triggers`, `prefix_cuts`,
+  `lookups`, `contrasts`, `influence`; `direct_writes` says what components add to the logits by
+  themselves, and `attention_view` shows what heads attend to.
+* Two models or more: `comparisons`, `counterfactual`, `transplants` and `formation` compare a model
+  with another or follow it over training; `recitation_kinds` sorts recitations.
+
+May import: `measure` and below; not `editing`.
 """

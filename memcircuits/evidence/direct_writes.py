@@ -25,7 +25,7 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from memcircuits.base.components import Component, ComponentLike
+from memcircuits.base.components import Component, ComponentLike, component_columns
 from memcircuits.base.errors import InputError, at_least, sequence
 from memcircuits.base.progress import bar
 from memcircuits.base.torch_state import plain_torch
@@ -108,16 +108,11 @@ class Writes(Result, kind="writes"):
         n_prefix = self.ids.shape[1] - n_pos
         order = self.contribution.flatten(1).argsort(dim=-1, descending=True, stable=True)
         for i, name in enumerate(self.components):
-            component = Component.of(name)
             for rank, place in enumerate(order[i, :n_ranks].tolist()):
                 row, pos = divmod(place, n_pos)
                 rows.append(
                     {
                         "component": name,
-                        "unit": component.unit,
-                        "layer": component.layer,
-                        "head": component.head,
-                        "neuron": component.neuron,
                         "mean": float(self.mean[i]),
                         "rank": rank + 1,
                         "writes": self.texts[str(int(self.ids[row, n_prefix + pos]))],
@@ -131,8 +126,9 @@ class Writes(Result, kind="writes"):
                     }
                 )
         frame = pd.DataFrame(rows)
-        for column in ("head", "neuron"):
-            frame[column] = pd.array([None if i < 0 else i for i in frame[column]], dtype="Int64")
+        columns = component_columns([Component.of(name) for name in frame["component"]])
+        for place, (column, values) in enumerate(columns.items(), start=1):
+            frame.insert(place, column, values)
         return frame
 
     def _read(self, row: int, position: int) -> str:

@@ -1,9 +1,11 @@
 """Which paragraphs are compared? Memorized ones and controls, chosen before heads are measured.
 
 One scan says which of the given paragraphs are memorized (EM of the whole continuation). Controls
-are given, or are those of the same paragraphs with a low EM. A limited number of both sets is
-measured, drawn at random. Controls can instead be those nearest in NLL to the memorized paragraphs:
-a loss near zero has farther to rise than that of an average control.
+are given, or are those of the same paragraphs that the model does not know
+(`memcircuits.evidence.controls`). A limited number of both sets is measured, drawn at random.
+Controls can instead be those nearest in NLL to the memorized paragraphs: a loss near zero has
+farther to rise than that of an average control. Or they are the model's own continuations of the
+controls' prefixes, of which it is as sure as of what it recites. A note says what the controls are.
 
 Copies, near copies and parts of one document are dependent (`memcircuits.data.groups`). Draws take
 one paragraph of every group before a second one, and the notes say how many independent groups
@@ -24,13 +26,22 @@ from memcircuits.base.errors import InputError
 from memcircuits.base.statistics import count_groups, group_notes, smallest_p_value
 from memcircuits.data.draws import sample_rows
 from memcircuits.data.overlap import refuse_overlap
-from memcircuits.data.paragraphs import Paragraphs, ParagraphsLike
+from memcircuits.data.paragraphs import Paragraphs
+from memcircuits.evidence.controls import (
+    HALF_MEMORIZED,
+    ControlChoice,
+    composition,
+    own_continuations,
+    unknown_to_the_model,
+)
 from memcircuits.measure.scanning import Scan, scan
 from memcircuits.models.adapter import Adapter
 
 MIN_CONTROLS = 20
 """Number of controls drawn from the given paragraphs, if there are that many, even for fewer
 memorized ones: few labels leave no room for small p-values."""
+
+_DECODED = 4  # prefixes decoded for each control: some repeat themselves, and some match better
 
 RESOLUTION = 0.001
 """A note says what the smallest possible p-value is if it is larger than this."""
@@ -95,11 +106,10 @@ class CandidateParagraphs:
 def select_groups(
     adapter: Adapter,
     paragraphs: Paragraphs | Scan,
-    control: ParagraphsLike | None,
+    choice: ControlChoice,
     generator: torch.Generator,
     *,
     max_paragraphs: int | None = None,
-    match_nll: bool = False,
     memory_budget: int | None = None,
     progress: bool = True,
 ) -> Groups:
@@ -109,11 +119,10 @@ def select_groups(
         adapter: the model.
         paragraphs: those with EM equal to the continuation's length are the memorized set; a scan
             of them by the same model is not repeated.
-        control: the controls; by default those of `paragraphs` with a low EM.
+        choice: which texts are controls.
         generator: draws the memorized paragraphs, then the controls.
         max_paragraphs: maximum number of memorized paragraphs and of given controls; of controls
             among `paragraphs` as many as memorized ones are measured, but at least `MIN_CONTROLS`.
-        match_nll: take the controls whose NLL is nearest to the mean of the memorized paragraphs.
         memory_budget: maximum bytes per batch.
         progress: show a bar on stderr.
 
@@ -127,12 +136,15 @@ def select_groups(
     else:
         scan_result = scan(adapter, paragraphs, memory_budget=memory_budget, progress=progress)
     memorized = _memorized_candidates(scan_result)
-    if control is None:
-        controls = _own_controls(scan_result)
-    else:
-        given_controls = Paragraphs.of(control, adapter, "control")
-        control_scan = scan(adapter, given_controls, memory_budget=memory_budget, progress=progress)
-        controls = _given_controls(control_scan)
+    controls = _control_candidates(
+        adapter,
+        scan_result,
+        choice,
+        generator,
+        max_paragraphs=max_paragraphs,
+        memory_budget=memory_budget,
+        progress=progress,
+    )
     refuse_overlap(memorized.paragraphs, controls.paragraphs, same="paragraph")
     counts = {
         "given": len(scan_result.names),
@@ -144,10 +156,10 @@ def select_groups(
     # The ones that are measured.
     memorized = memorized.draw(max_paragraphs, generator)
     limit = max_paragraphs
-    if control is None:
+    if choice.given is None:
         limit = max(MIN_CONTROLS, min(len(memorized), max_paragraphs or len(memorized)))
     notes: tuple[str, ...] = ()
-    if match_nll:
+    if choice.match_nll:
         target = memorized.nll.mean()
         controls = controls.nearest(target, limit)
         notes = (
@@ -162,8 +174,35 @@ def select_groups(
         "groups": count_groups(memorized.paragraphs.groups),
         "groups_control": count_groups(controls.paragraphs.groups),
     }
+    notes = (composition(controls.scan_result, controls.rows, choice.text), *notes)
     notes += _dependence_notes(memorized.paragraphs, controls.paragraphs)
     return Groups(memorized.paragraphs, controls.paragraphs, counts, notes)
+
+
+def _control_candidates(
+    adapter: Adapter,
+    scan_result: Scan,
+    choice: ControlChoice,
+    generator: torch.Generator,
+    *,
+    max_paragraphs: int | None,
+    memory_budget: int | None,
+    progress: bool,
+) -> CandidateParagraphs:
+    """The texts that can be controls, scanned."""
+    if choice.given is None:
+        controls = _own_controls(scan_result)
+    else:
+        given = Paragraphs.of(choice.given, adapter, "control")
+        control_scan = scan(adapter, given, memory_budget=memory_budget, progress=progress)
+        controls = _given_controls(control_scan, only_unknown=choice.match_nll)
+    if choice.text == "true":
+        return controls
+    n_decoded = None if max_paragraphs is None else _DECODED * max_paragraphs
+    prefixes = controls.draw(n_decoded, generator).paragraphs
+    own = own_continuations(adapter, prefixes, memory_budget=memory_budget, progress=progress)
+    own_scan = scan(adapter, own, memory_budget=memory_budget, progress=progress)
+    return _given_controls(own_scan, only_unknown=False)
 
 
 def _dependence_notes(memorized: Paragraphs, control: Paragraphs) -> tuple[str, ...]:
@@ -205,7 +244,8 @@ def _memorized_candidates(scan_result: Scan) -> CandidateParagraphs:
 
 def _own_controls(scan_result: Scan) -> CandidateParagraphs:
     """Controls among the given paragraphs."""
-    candidates = CandidateParagraphs(scan_result, scan_result.is_control.nonzero().flatten())
+    chosen = unknown_to_the_model(scan_result)
+    candidates = CandidateParagraphs(scan_result, chosen.nonzero().flatten())
     if len(candidates) < 2:
         raise InputError(
             "paragraphs",
@@ -215,9 +255,13 @@ def _own_controls(scan_result: Scan) -> CandidateParagraphs:
     return candidates
 
 
-def _given_controls(scan_result: Scan) -> CandidateParagraphs:
-    """Controls that the caller gave: all with finite numbers."""
-    candidates = CandidateParagraphs(scan_result, scan_result.finite.nonzero().flatten())
+def _given_controls(scan_result: Scan, only_unknown: bool) -> CandidateParagraphs:
+    """Controls that were given: all with finite numbers, or of these the ones hardly known."""
+    chosen = scan_result.finite
+    unknown = chosen & (scan_result.loose_match < HALF_MEMORIZED)
+    if only_unknown and unknown.sum() >= 2:
+        chosen = unknown
+    candidates = CandidateParagraphs(scan_result, chosen.nonzero().flatten())
     if not len(candidates):
         raise InputError(
             "control", "non-finite logits on every paragraph", "load the model in float32"

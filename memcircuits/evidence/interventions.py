@@ -23,8 +23,7 @@ queries need no special case. Where a model does not support partial forwards
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from typing import TypeAlias
 
@@ -34,10 +33,11 @@ from torch import Tensor
 
 from memcircuits.base.errors import UnsupportedModel
 from memcircuits.data.paragraphs import Paragraphs
+from memcircuits.evidence.activation_edits import HeadEdit, RowsEdit
 from memcircuits.measure.continuation import read_continuation
 from memcircuits.models.adapter import Adapter
 from memcircuits.models.batching import logits_that_fit, map_batches, rows_that_fit
-from memcircuits.models.hooks import hook_name
+from memcircuits.models.hooks import ActivationEdit, hook_name
 
 FALLBACK = "this model cannot be continued in the middle: every edit took a full forward pass"
 """The note of results for which every edit took a full forward pass."""
@@ -45,22 +45,6 @@ FALLBACK = "this model cannot be continued in the middle: every edit took a full
 Measure: TypeAlias = Callable[[Float[Tensor, "batch pos d_vocab"], Int[Tensor, " batch"]], Tensor]
 """From the logits that predict the continuation, and the indices of their paragraphs, to numbers
 [batch, measure]."""
-
-
-@dataclass(frozen=True)
-class HeadEdit:
-    """Replace the z of some heads of one layer.
-
-    Attributes:
-        heads: indices of the heads within the layer.
-        z: their new values, [batch, pos, head, d_head]; a size of 1 broadcasts over paragraphs or
-            positions.
-        w_o: the matrices that read them, [head, d_head, d_model]; by default the model's own.
-    """
-
-    heads: tuple[int, ...]
-    z: Tensor
-    w_o: Tensor | None = None
 
 
 class ResumableRun:
@@ -131,13 +115,11 @@ class ResumableRun:
         self, layer: int, edits: Sequence[HeadEdit], measure: Measure | None = None
     ) -> Float[Tensor, "edit batch measure"]:
         """Measure every edit of `layer` on every paragraph, each edit by itself."""
-        n = len(self.inputs)
-        run_batch = self._edit_partially if self.partial_forward else self._edit_fully
-        results = map_batches(
-            len(edits) * n,
-            self._batch_size,
-            partial(run_batch, layer, edits, measure or self.score_continuation),
-        )
+        n, measure = len(self.inputs), measure or self.score_continuation
+        if not self.partial_forward:
+            return torch.stack([self._edit_fully(layer, edit, measure) for edit in edits])
+        run_batch = partial(self._edit_partially, layer, edits, measure)
+        results = map_batches(len(edits) * n, self._batch_size, run_batch)
         return results.view(len(edits), n, -1)
 
     def rerun(
@@ -227,23 +209,51 @@ class ResumableRun:
         def edit(old: Tensor) -> Tensor:
             return torch.where(mask, new.to(old.dtype), old)
 
+        if not name.endswith("hook_resid_mid"):
+            return self._resume(layer, {name: edit}, measure, rows)
+        # The change enters beside the attention, whose output is held at its clean value.
+        resid_mid = self.cache[name][rows]
+        resid = self.resid_pre[layer][rows] + (edit(resid_mid) - resid_mid)
+        final_resid = self._resume_after_attention(layer, resid, self.attn_out[layer][rows])
+        return self._unembed_and_measure(final_resid, rows, measure)
+
+    def hooked(
+        self, layer: int, edits: Mapping[str, RowsEdit], measure: Measure | None = None
+    ) -> Float[Tensor, "batch measure"]:
+        """Measure every paragraph with activations edited.
+
+        Args:
+            layer: the lowest block with an edited activation.
+            edits: activation name -> its edit.
+            measure: what to measure, by default NLL and EM.
+        """
+
+        def run_batch(batch: slice) -> Float[Tensor, "batch measure"]:
+            rows = self._all_rows[batch]
+            edit = {name: _of_rows(function, rows) for name, function in edits.items()}
+            return self._resume(layer, edit, measure or self.score_continuation, rows)
+
+        return map_batches(len(self.inputs), self._batch_size, run_batch)
+
+    def _resume(
+        self,
+        layer: int,
+        edit: Mapping[str, ActivationEdit],
+        measure: Measure,
+        rows: Int[Tensor, " batch"],
+    ) -> Float[Tensor, "batch measure"]:
+        """Run some paragraphs from block `layer`, with edits there and above."""
         if not self.partial_forward:
-            run = self.adapter.run(self.inputs[rows], positions=self.positions, edit={name: edit})
+            run = self.adapter.run(self.inputs[rows], positions=self.positions, edit=edit)
             return measure(run.logits, rows)
-        resid = self.resid_pre[layer][rows]
-        if name.endswith("hook_resid_mid"):
-            # The change enters beside the attention, whose output is held at its clean value.
-            resid_mid = self.cache[name][rows]
-            resid = resid + (edit(resid_mid) - resid_mid)
-            final_resid = self._resume_after_attention(layer, resid, self.attn_out[layer][rows])
-        elif layer < self._last_layer:
-            resid = self.adapter.run_blocks(layer, resid, self._last_layer, edit={name: edit})
-            attn_out = self.adapter.attention_output(self._last_layer, resid)
-            final_resid = self._resume_after_attention(self._last_layer, resid, attn_out)
+        resid, last = self.resid_pre[layer][rows], self._last_layer
+        if any(name.startswith(f"blocks.{last}.") for name in edit):
+            # A hook is in the last block, so its whole width has to run.
+            final_resid = self.adapter.run_blocks(layer, resid, edit=edit)[:, self.positions]
         else:
-            # The hook is in the last block, so its whole width has to run.
-            resid = self.adapter.run_blocks(layer, resid, edit={name: edit})
-            final_resid = resid[:, self.positions]
+            resid = self.adapter.run_blocks(layer, resid, last, edit=edit)
+            attn_out = self.adapter.attention_output(last, resid)
+            final_resid = self._resume_after_attention(last, resid, attn_out)
         return self._unembed_and_measure(final_resid, rows, measure)
 
     def _edit_partially(
@@ -269,27 +279,18 @@ class ResumableRun:
         return self._unembed_and_measure(final_resid, rows, measure)
 
     def _edit_fully(
-        self, layer: int, edits: Sequence[HeadEdit], measure: Measure, batch: slice
+        self, layer: int, edit: HeadEdit, measure: Measure
     ) -> Float[Tensor, "batch measure"]:
-        """Run some of the (edit, paragraph) pairs of `edited` by a full forward pass."""
-        if any(edit.w_o is not None for edit in edits):
+        """Measure one edit on every paragraph by full forward passes."""
+        if edit.w_o is not None:
             raise UnsupportedModel("model", self.adapter.label, FALLBACK + "; it keeps its W_O")
-        rows_of_edit = self._split_by_edit(batch)
-        rows = torch.cat([self._all_rows[edit_rows] for _, edit_rows in rows_of_edit])
 
-        def replace_z(z: Tensor) -> Tensor:
-            z, start = z.clone(), 0
-            for index, edit_rows in rows_of_edit:
-                stop = start + edit_rows.stop - edit_rows.start
-                new_z = self._select_rows(edits[index].z, edit_rows)
-                z[start:stop, :, list(edits[index].heads)] = new_z.to(z.dtype)
-                start = stop
+        def replace_z(z: Tensor, rows: Int[Tensor, " batch"]) -> Tensor:
+            z = z.clone()
+            z[:, :, list(edit.heads)] = self._select_rows(edit.z, rows).to(z.dtype)
             return z
 
-        run = self.adapter.run(
-            self.inputs[rows], positions=self.positions, edit={hook_name("z", layer): replace_z}
-        )
-        return measure(run.logits, rows)
+        return self.hooked(layer, {hook_name("z", layer): replace_z}, measure)
 
     def _resume_after_attention(
         self,
@@ -333,7 +334,7 @@ class ResumableRun:
         ]
 
     @staticmethod
-    def _select_rows(z: Tensor, rows: slice) -> Tensor:
+    def _select_rows(z: Tensor, rows: slice | Int[Tensor, " batch"]) -> Tensor:
         """The z of some paragraphs; a z of size 1 is the same for all."""
         return z if z.shape[0] == 1 else z[rows]
 
@@ -343,3 +344,7 @@ def _times_w_o(
 ) -> Float[Tensor, "batch pos d_model"]:
     """What heads add to the residual stream."""
     return torch.einsum("rphd,hdm->rpm", z.to(w_o.dtype), w_o)
+
+
+def _of_rows(function: RowsEdit, rows: Int[Tensor, " batch"]) -> ActivationEdit:
+    return lambda activation: function(activation, rows)

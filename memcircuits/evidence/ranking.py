@@ -1,13 +1,18 @@
-"""The result of `find_memorization_heads`: all heads, ranked by how much the recitation needs them.
+"""The result of `find_memorization_components`: what the recitation needs, best first.
 
-The score of a head is its causal evidence: how much more its ablation raises the NLL of memorized
-paragraphs than that of controls. Gradients and attention stand beside it, one column each. The
-interval comes from resampling paragraphs and the p-value from permuting their labels. A head is
-*significant* if its q-value, the p-value after Benjamini-Hochberg correction over all heads, is
-below 0.05; if no head is, the summary says so. Paragraphs that depend on each other count as one
-(`memcircuits.data.groups`), and the summary says how many independent groups there are.
+The score of a component is its causal evidence: how much more its ablation raises the NLL of
+memorized paragraphs than that of controls. Gradients and attention stand beside it, one column
+each. The interval comes from resampling paragraphs and the p-value from permuting their labels. A
+component is *significant* if its q-value, the p-value after Benjamini-Hochberg correction over all
+components of its unit, is below 0.05; if none is, the summary says so. Paragraphs that depend on
+each other count as one (`memcircuits.data.groups`), and the summary says how many independent
+groups there are.
 
-`memcircuits.evidence.find_heads` computes it.
+All numbers are grids [layer, column] (`memcircuits.evidence.component_grid`). In a ranking of heads
+alone a column is a head, and in any ranking with heads they come first, so that `ranking.score[3,
+5]` and `ranking.score[mc.Head(3, 5)]` are those of L3H5.
+
+`memcircuits.evidence.find_components` computes it.
 """
 
 from __future__ import annotations
@@ -20,44 +25,46 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
+from memcircuits.base.components import Component, component_columns
 from memcircuits.base.errors import InputError, at_least
 from memcircuits.base.heads import Head
 from memcircuits.base.io import write_atomically
 from memcircuits.base.statistics import benjamini_hochberg
 from memcircuits.data.paragraphs import Paragraphs, ParagraphsLike
+from memcircuits.evidence.component_grid import ComponentGrid, RankedUnit
+from memcircuits.evidence.component_scores import SCORE_UNITS
+from memcircuits.evidence.levels import levels_frame
+from memcircuits.evidence.ranking_summary import summary
 from memcircuits.models.adapter import Model
 from memcircuits.results.provenance import Provenance
 from memcircuits.results.result import Result
-from memcircuits.results.score_map import ScoreMap
+from memcircuits.results.score_map import ScoreMap, largest
 
 if TYPE_CHECKING:
     import pandas as pd
 
     from memcircuits.data.unigrams import UnigramTable
     from memcircuits.display.pages import AttentionView
+    from memcircuits.evidence.direct_writes import Writes
 
 SIGNIFICANCE = 0.05
-"""Heads with a smaller q-value are significant."""
-
-FEW_PARAGRAPHS = 20
-"""Fewer are hardly enough for any head to reach significance."""
-
-NAMED_HEADS = 5
-"""Maximum number of heads that the summary names."""
+"""Components with a smaller q-value are significant."""
 
 
 @dataclass(frozen=True)
 class Ranking(Result, kind="ranking"):
-    """All heads, ranked by how much more memorized paragraphs need them than controls do.
+    """Components, ranked by how much more memorized paragraphs need them than controls do.
 
     Attributes:
-        score: memorized minus control ablation effect, nats/token, [layer, head].
-        ci: 95 % bootstrap interval over independent groups of paragraphs, [bound, layer, head].
-        p_value: one-sided permutation of the groups' labels, [layer, head].
-        evidence: column -> [layer, head].
+        score: memorized minus control, [layer, column]: the effect of ablation, nats/token, or its
+            share of the mean effect (`provenance.options["score"]`).
+        ci: 95 % bootstrap interval over independent groups of paragraphs, [bound, layer, column].
+        p_value: one-sided permutation of the groups' labels, [layer, column].
+        evidence: name -> [layer, column].
         memorized_ids: the memorized paragraphs measured, [paragraph, pos].
         control_ids: the controls measured, [paragraph, pos].
         names: set (`memorized`, `control`) -> names of its paragraphs.
@@ -65,21 +72,24 @@ class Ranking(Result, kind="ranking"):
         layer_share: set -> share of the lower half of the layers in the gradient.
         layer_gradients: set -> gradient sum per layer.
         counts: how many paragraphs were given, memorized, controls, measured, not finite, and how
-            many independent groups were measured.
+            many independent groups were measured; how many permutations were drawn.
         notes: what the reader must know.
         provenance: where the numbers come from.
         bos: ids of the tokens in front of every paragraph.
+        units: what was ranked (`memcircuits.evidence.component_grid`).
+        n_heads: heads of a layer; 0 in rankings of heads alone from earlier versions.
+        levels: level -> its quantities (`memcircuits.evidence.levels`).
         model: the model, kept for `attention` and `to_html`; not saved.
         unigrams: the table that defined rarity, kept to colour tokens; not saved.
         seconds: how long it took; not saved, so that equal rankings are equal files.
         samples: set -> ablation effect on each independent group of paragraphs, nats/token,
-            [group, layer, head]; empty in rankings saved by earlier versions.
+            [group, layer, column], without neurons; empty in rankings saved by earlier versions.
     """
 
-    score: Float[Tensor, "layer head"]
-    ci: Float[Tensor, "bound layer head"]
-    p_value: Float[Tensor, "layer head"]
-    evidence: Mapping[str, Float[Tensor, "layer head"]]
+    score: Float[Tensor, "layer column"]
+    ci: Float[Tensor, "bound layer column"]
+    p_value: Float[Tensor, "layer column"]
+    evidence: Mapping[str, Float[Tensor, "layer column"]]
     memorized_ids: Int[Tensor, "paragraph pos"]
     control_ids: Int[Tensor, "paragraph pos"]
     names: Mapping[str, tuple[str, ...]]
@@ -90,22 +100,43 @@ class Ranking(Result, kind="ranking"):
     provenance: Provenance
     notes: tuple[str, ...] = ()
     bos: tuple[int, ...] = ()
+    units: tuple[RankedUnit, ...] = ("head",)
+    n_heads: int = 0
+    levels: Mapping[str, Float[Tensor, " quantity"]] = field(default_factory=dict)
     model: Model | None = field(default=None, repr=False, compare=False, metadata={"saved": False})
     unigrams: UnigramTable | None = field(
         default=None, repr=False, compare=False, metadata={"saved": False}
     )
     seconds: float | None = field(default=None, compare=False, metadata={"saved": False})
-    samples: Mapping[str, Float[Tensor, "group layer head"]] = field(default_factory=dict)
+    samples: Mapping[str, Float[Tensor, "group layer column"]] = field(default_factory=dict)
 
     @property
-    def q_value(self) -> Float[Tensor, "layer head"]:
-        """p-values after Benjamini-Hochberg correction over all heads."""
-        return benjamini_hochberg(self.p_value)
+    def grid(self) -> ComponentGrid:
+        """Which component each column is."""
+        n_layers, width = self.score.shape
+        n_heads = self.n_heads or width
+        grid = ComponentGrid(self.units, n_layers, n_heads)
+        n_neurons = width - grid.width if "neuron" in self.units else 0
+        return grid._replace(n_neurons=n_neurons)
 
     @property
-    def significant(self) -> Bool[Tensor, "layer head"]:
-        """Heads with q < 0.05, [layer, head]."""
+    def q_value(self) -> Float[Tensor, "layer column"]:
+        """p-values after Benjamini-Hochberg correction over all components of the same unit."""
+        grid, q_value = self.grid, torch.ones_like(self.p_value)
+        for unit in self.units:
+            columns = grid.columns(unit)
+            q_value[:, columns] = benjamini_hochberg(self.p_value[:, columns])
+        return q_value
+
+    @property
+    def significant(self) -> Bool[Tensor, "layer column"]:
+        """Components with q < 0.05, [layer, column]."""
         return self.q_value < SIGNIFICANCE
+
+    @property
+    def score_units(self) -> str:
+        """Units of the score."""
+        return SCORE_UNITS[self.provenance.options.get("score", "effect")]
 
     @property
     def memorized(self) -> Paragraphs:
@@ -121,24 +152,51 @@ class Ranking(Result, kind="ranking"):
 
     @property
     def scores(self) -> ScoreMap:
-        """The score as a `ScoreMap`."""
-        return ScoreMap("memorization score", "nats/token", self.score, self.provenance)
+        """The score of all heads as a `ScoreMap`.
+
+        Raises:
+            InputError: if heads were not ranked.
+        """
+        if "head" not in self.units:
+            raise InputError("units", repr(self.units), "no heads were ranked; rank them too")
+        of_heads = self.score[:, self.grid.columns("head")].contiguous()
+        return ScoreMap("memorization score", self.score_units, of_heads, self.provenance)
 
     def top(self, k: int = 10) -> list[Head]:
         """The `k` highest-ranked heads."""
         at_least("k", k, 1)
         return self.scores.top(k)
 
+    def top_components(self, k: int = 10) -> list[Component]:
+        """The `k` highest-ranked components; of neurons only those that were ablated."""
+        at_least("k", k, 1)
+        return [self.grid.component(*place) for place in self._places()[:k]]
+
+    def _places(self) -> list[Head]:
+        """Layer and column of every component that the table lists, best first."""
+        listed = self.score.clone()
+        neurons = self.grid.columns("neuron")
+        verified = self.evidence["verified"].bool()[:, neurons]
+        listed[:, neurons] = listed[:, neurons].where(verified, torch.nan)
+        return largest(listed, listed.numel())
+
     def to_frame(self) -> pd.DataFrame:
-        """One row per head, best first.
+        """One row per component, best first; of neurons only those that were ablated.
 
-        Columns `layer, head, rank, score, ci_low, ci_high, p_value, q_value, significant` and one
-        per kind of evidence.
+        Columns `unit, layer, head` (empty for other units), `neuron` where neurons were ranked,
+        `rank, score, ci_low, ci_high, p_value, q_value, significant` and one per kind of evidence.
         """
-        import numpy as np
+        import pandas as pd
 
-        frame = self.scores.to_frame().rename(columns={"value": "score"})
-        columns = {
+        places = self._places()
+        components = [self.grid.component(*place) for place in places]
+        rows, columns = torch.tensor(places).reshape(-1, 2).unbind(-1)
+        data = component_columns(components)
+        if "neuron" not in self.units:
+            del data["neuron"]
+        data["rank"] = range(1, len(places) + 1)
+        numbers = {
+            "score": self.score,
             "ci_low": self.ci[0],
             "ci_high": self.ci[1],
             "p_value": self.p_value,
@@ -146,23 +204,60 @@ class Ranking(Result, kind="ranking"):
             "significant": self.significant,
             **self.evidence,
         }
-        for name, values in columns.items():
-            frame[name] = values.flatten().numpy()
-        frame = frame.sort_values("score", ascending=False, kind="stable", ignore_index=True)
-        frame.insert(2, "rank", np.arange(1, len(frame) + 1))
-        return frame
+        data |= {name: values[rows, columns].numpy() for name, values in numbers.items()}
+        return pd.DataFrame(data)
+
+    def levels_frame(self) -> pd.DataFrame:
+        """How much of the effect lies in heads and in MLPs (`memcircuits.evidence.levels`).
+
+        Columns `level` (`head`, `mlp`, `all` of both, `neuron` for those that were ablated), `sum`
+        of single effects, `joint` effect and their difference `interaction`, nats/token; the
+        `share` of the sum and its 95 % interval. Empty where heads were not ranked.
+        """
+        return levels_frame(self.levels)
 
     def figure(self) -> Any:
-        """A layer x head heatmap of the score (plotly)."""
+        """The score of heads, MLPs and layers, a row per layer (plotly)."""
         from memcircuits.display import figures
 
+        names = self.grid.map_names()
         return figures.heatmap(
-            self.score,
-            title="Memorization score: loss without the head, memorized minus control",
+            self.score[:, : len(names)],
+            title="Memorization score: loss without the component, memorized minus control",
             name="score",
-            units="nats/token",
-            marks=self.significant,
+            units=self.score_units,
+            marks=self.significant[:, : len(names)],
+            col_label="head" if self.units == ("head",) else "head, or part of the layer",
+            col_names=names,
         )
+
+    def writes(
+        self,
+        paragraphs: ParagraphsLike | None = None,
+        *,
+        components: int = 5,
+        k: int = 5,
+        model: Model | None = None,
+    ) -> Writes:
+        """What the best heads, MLPs and neurons write, and what heads read when they do.
+
+        See `memcircuits.evidence.direct_writes.writes`.
+
+        Args:
+            paragraphs: whose continuations are looked at, by default the memorized ones.
+            components: number of components, the best ones; layers are passed over.
+            k: number of tokens named for each.
+            model: needed by a loaded ranking, which has none.
+
+        Raises:
+            InputError: if there is no model, or its blocks or logits are not sums over components.
+        """
+        from memcircuits.evidence.direct_writes import writes
+
+        at_least("components", components, 1)
+        best = [c for c in self.top_components(self.score.numel()) if c.unit != "layer"]
+        paragraphs = self.memorized if paragraphs is None else paragraphs
+        return writes(self._model_or(model), paragraphs, best[:components], k=k, progress=False)
 
     def attention(
         self,
@@ -188,7 +283,7 @@ class Ranking(Result, kind="ranking"):
         return attention_view(
             self._model_or(model),
             paragraph,
-            heads=self.top(min(heads, self.score.numel())),
+            heads=self.top(min(heads, self.scores.values.numel())),
             compare=compare,
             unigrams=self.unigrams,
         )
@@ -199,6 +294,7 @@ class Ranking(Result, kind="ranking"):
         *,
         heads: int = 6,
         triggers: int = 3,
+        controls: pd.DataFrame | None = None,
         model: Model | None = None,
         progress: bool = True,
     ) -> Path:
@@ -209,6 +305,7 @@ class Ranking(Result, kind="ranking"):
             heads: number of heads whose attention is shown, the best ones.
             triggers: number of paragraphs whose trigger tokens are shown; each takes a forward pass
                 for every prefix token. 0 leaves the section out.
+            controls: the table of `memcircuits.evidence.control_choices.compare_controls`, if any.
             model: needed by a loaded ranking, which has none.
             progress: show a bar on stderr.
 
@@ -217,8 +314,9 @@ class Ranking(Result, kind="ranking"):
         """
         from memcircuits.report.ranking_page import ranking_page
 
+        model = self._model_or(model)
         page = ranking_page(
-            self, self._model_or(model), heads=heads, triggers=triggers, progress=progress
+            self, model, heads=heads, triggers=triggers, controls=controls, progress=progress
         )
         return page.save(Path(path))
 
@@ -230,35 +328,16 @@ class Ranking(Result, kind="ranking"):
             "counts": dict(self.counts),
             "layer_share": dict(self.layer_share),
             "notes": list(self.notes),
+            "levels": json.loads(self.levels_frame().to_json(orient="records")),
             "heads": json.loads(self.to_frame().to_json(orient="records", double_precision=10)),
             "provenance": dataclasses.asdict(self.provenance),
         }
         return write_atomically(path, json.dumps(data, indent=1) + "\n")
 
     def summary(self) -> str:
-        """One sentence: which heads are significant."""
-        n_significant, n_heads = int(self.significant.sum()), self.score.numel()
-        measured, controls = self.counts["measured"], self.counts["measured_control"]
-        n_controls = "as many" if controls == measured else str(controls)
-        sets = f"{measured} memorized paragraphs against {n_controls} controls"
-        # Rankings saved by earlier versions took every paragraph as independent.
-        groups = self.counts.get("groups", measured)
-        groups_control = self.counts.get("groups_control", controls)
-        if (groups, groups_control) != (measured, controls):
-            sets += f", in {groups} and {groups_control} independent groups"
-        if not n_significant:
-            text = f"No head is significant ({sets}, q < {SIGNIFICANCE})."
-            if groups < FEW_PARAGRAPHS:
-                text += " So few paragraphs can hardly reach that: read the order and intervals."
-            return text
-        ranked = [head for head in self.scores.top(n_heads) if self.significant[head]]
-        names = ", ".join(str(head) for head in ranked[:NAMED_HEADS])
-        if n_significant > NAMED_HEADS:
-            names += f" and {n_significant - NAMED_HEADS} more"
-        return (
-            f"{n_significant} of {n_heads} heads are significant "
-            f"({sets}, q < {SIGNIFICANCE}): {names}."
-        )
+        """Which components are significant, and how much lies outside heads."""
+        order = self.top_components(self.score.numel())
+        return summary(self.grid, order, self.significant, self.counts, self.levels)
 
     def _model_or(self, model: Model | None) -> Model:
         """The model given, or else the one that the ranking was computed from."""

@@ -1,23 +1,28 @@
-"""Screening: estimate the effect of ablating every head, and ablate only the best heads exactly.
+"""Screening: estimate the effect of ablating every component, and ablate only the best exactly.
 
-Ablating a head changes its z by z' - z, so to first order the loss changes by
+Ablating a component changes an activation a (the z of a head, the output of an MLP, the activation
+of a neuron) by a' - a, so to first order the loss changes by
 
-    sum over positions and d_head of dL/dz * (z' - z)
+    sum over positions and dimensions of dL/da * (a' - a)
 
-for all heads at once, from one forward and one backward pass. At the model as it is, this estimate
-fails on recited text: each token's probability is near 1, the loss is flat, and the gradient at the
-heads that the recitation depends on is close to zero. The gradient is therefore taken at points on
-the straight line from the model to the model with every head ablated:
+for all components at once, from one forward and one backward pass. At the model as it is, this
+estimate fails on recited text: each token's probability is near 1, the loss is flat, and the
+gradient at the heads that the recitation depends on is close to zero. The gradient is therefore
+taken at points on the straight line from the model to the model with every head ablated:
 
 * at a tenth of the way, where the estimates order heads best if many heads contribute to a
   recitation (`tests/benchmarks/screens.py`);
 * at half of the way, because the loss may still be flat at a tenth if one head holds the whole
   recitation (`memcircuits bench localize`).
 
-The heads with the largest estimates at either point are ablated exactly
-(`memcircuits.evidence.ablation`). If another head's estimate then ranks among the first ten, that
-head is ablated too, until the first ten are all exact. A few heads drawn at random are ablated as
-well: their errors say how many of the heads that were not ablated may belong among the first ten.
+Estimates are made on `PILOT` paragraphs of each set. The components with the largest estimates at
+either point are ablated exactly (`memcircuits.evidence.ablation`) on all paragraphs. If another
+component's estimate then ranks among the first ten, that one is ablated too, until the first ten
+are all exact. A few components drawn at random are ablated as well: their errors say how many of
+those that were not ablated may belong among the first ten.
+
+Neurons are always screened, as a model has tens of thousands: those with the largest estimates and
+some at random are ablated, each by itself, and the largest all together.
 
 Sources: attribution patching, Nanda 2023; its failures and the check by sampling, Kramar et al.
 2024 (arXiv 2403.00745); gradients along the way, Sundararajan et al. 2017 (arXiv 1703.01365) and,
@@ -28,249 +33,234 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Literal, TypeAlias, get_args
+from typing import Any, Literal, TypeAlias
 
 import torch
-from jaxtyping import Bool, Float
+from jaxtyping import Float, Int
 from torch import Tensor
 
-from memcircuits.base.errors import one_of
-from memcircuits.base.heads import Head
+from memcircuits.base.components import Component
 from memcircuits.base.progress import bar
 from memcircuits.base.statistics import finite_mean
 from memcircuits.evidence.ablation import Ablation
-from memcircuits.evidence.interventions import FALLBACK
+from memcircuits.evidence.component_grid import ComponentGrid
 from memcircuits.measure.continuation import score_continuation
 from memcircuits.models.batching import map_batches, rows_that_fit
-from memcircuits.models.hooks import hook_name
+from memcircuits.models.hooks import Site, hook_name
 from memcircuits.results.score_map import largest
 
 Method: TypeAlias = Literal["exact", "screen"]
-"""Ablate every head exactly, or estimate all effects and ablate the best heads exactly."""
+"""Ablate every component exactly, or estimate all effects and ablate the best exactly."""
+
+PILOT = 16
+"""Maximum number of paragraphs of each set that estimates are made on."""
+
+_SITES: dict[str, Site] = {"head": "z", "mlp": "mlp_out", "neuron": "post"}
 
 
 @dataclass(frozen=True)
 class ScreenSizes:
-    """How many heads a screen ablates exactly, and where it takes its gradients.
+    """How many components a screen ablates exactly, and where it takes its gradients.
 
     Attributes:
-        ranked: number of heads at the top of the final ranking that must all be exact.
+        ranked: number of components at the top of the final ranking that must all be exact.
         near: the first point, as a fraction of the way to all heads ablated; its estimates are the
             ones reported.
-        near_heads: number of heads ablated for their estimates at `near`: more than `ranked`,
-            because estimates order heads only roughly.
+        near_best: number of components ablated for their estimates at `near`: more than `ranked`,
+            because estimates order them only roughly. Neurons are among them where they are ranked.
         far: the second point.
-        far_heads: number of heads ablated for their estimates at `far`.
-        random_heads: number of heads ablated to see how large the errors of estimates are.
+        far_best: number of components ablated for their estimates at `far`.
+        random: number of components, and by the method `exact` of neurons, that are drawn at random
+            and ablated to see how large the errors of estimates are.
+        neurons: number of neurons that the method `screen` ablates for their estimates.
+        random_neurons: number of neurons that it draws at random.
+        neurons_of_exact: number of neurons that the method `exact` ablates for their estimates.
     """
 
     ranked: int = 10
     near: float = 0.1
-    near_heads: int = 16
+    near_best: int = 16
     far: float = 0.5
-    far_heads: int = 4
-    random_heads: int = 4
+    far_best: int = 4
+    random: int = 4
+    neurons: int = 4
+    random_neurons: int = 2
+    neurons_of_exact: int = 32
 
 
 SIZES = ScreenSizes()
 
 
-@dataclass(frozen=True)
-class HeadEffects:
-    """Effects of ablating every head on several sets of paragraphs.
-
-    Attributes:
-        nll: set -> change of NLL, nats/token, [paragraph, layer, head], or one row per independent
-            group where those were averaged; an estimate where not `verified`.
-        em: set -> change of EM, tokens, likewise; NaN where not `verified`.
-        verified: whether the head was ablated exactly, [layer, head].
-        notes: what the reader must know.
-    """
-
-    nll: Mapping[str, Float[Tensor, "paragraph layer head"]]
-    em: Mapping[str, Float[Tensor, "paragraph layer head"]]
-    verified: Bool[Tensor, "layer head"]
-    notes: tuple[str, ...]
-
-
-def head_effects(
-    memorized: Ablation,
-    control: Ablation,
-    *,
-    method: Method = "exact",
-    seed: int = 0,
-    memory_budget: int | None = None,
-    progress: bool = True,
-) -> HeadEffects:
-    """Ablate the heads on memorized paragraphs and on controls.
+class Estimates:
+    """Estimated effects of all components, and the components chosen by them.
 
     Args:
-        memorized: the ablation of the memorized paragraphs.
-        control: the ablation of the controls.
-        method: see `Method`.
-        seed: seed of the draw of random heads.
+        ablations: set (`memorized`, `control`) -> its ablation.
+        pilot: set -> indices of the paragraphs that estimates are made on.
+        grid: the components.
+        generator: draws components at random.
         memory_budget: maximum bytes per batch.
         progress: show a bar on stderr.
 
-    Raises:
-        InputError: for another method.
+    Attributes:
+        rows: set -> estimates at `near`, nats/token, [row, layer, column].
     """
-    one_of("method", method, get_args(Method))
-    adapter = memorized.adapter
-    measured = _MeasuredHeads({"memorized": memorized, "control": control}, memory_budget, progress)
-    notes = () if adapter.supports_partial_forward else (FALLBACK,)
-    if method == "exact":
-        measured.ablate(adapter.heads())
-    else:
-        notes = (*notes, _screen(measured, seed))
-    return HeadEffects(measured.nll, measured.em, measured.verified, notes)
-
-
-class _MeasuredHeads:
-    """The effects known so far; `ablate` replaces estimates by exact effects."""
 
     def __init__(
-        self, ablations: Mapping[str, Ablation], memory_budget: int | None, progress: bool
+        self,
+        ablations: Mapping[str, Ablation],
+        pilot: Mapping[str, Int[Tensor, " row"]],
+        grid: ComponentGrid,
+        generator: torch.Generator,
+        *,
+        memory_budget: int | None = None,
+        progress: bool = True,
     ) -> None:
-        self.ablations = ablations
-        self.memory_budget = memory_budget
-        self.progress = progress
-        self.adapter = ablations["memorized"].adapter
-        shape = (self.adapter.n_layers, self.adapter.n_heads)
-        self.nll = self._empty(shape)
-        self.em = self._empty(shape)
-        self.verified = torch.zeros(shape, dtype=torch.bool)
+        self._ablations, self._pilot, self._grid = ablations, pilot, grid
+        self._generator = generator
+        self._options: dict[str, Any] = {"memory_budget": memory_budget, "progress": progress}
+        self.rows = self._at(SIZES.near)
 
-    def _empty(self, shape: tuple[int, int]) -> dict[str, Tensor]:
+    def _at(self, point: float) -> dict[str, Float[Tensor, "row layer column"]]:
         return {
-            name: torch.full((len(ablation.paragraphs), *shape), torch.nan)
-            for name, ablation in self.ablations.items()
+            name: attributions(ablation, self._grid, self._pilot[name], at=point, **self._options)
+            for name, ablation in self._ablations.items()
         }
 
-    def estimate(self, at: float) -> dict[str, Float[Tensor, "paragraph layer head"]]:
-        """First-order effects of all heads on each set."""
-        return {
-            name: attributions(
-                ablation, at=at, memory_budget=self.memory_budget, progress=self.progress
-            )
-            for name, ablation in self.ablations.items()
-        }
-
-    def ablate(self, heads: Sequence[Head]) -> None:
-        """Measure some heads exactly on every set."""
-        for name, ablation in self.ablations.items():
-            effects = ablation.effects(
-                heads, memory_budget=self.memory_budget, progress=self.progress
-            )
-            for column, head in enumerate(heads):
-                self.nll[name][:, *head], self.em[name][:, *head] = effects[:, column].unbind(-1)
-        self.verified[*zip(*heads, strict=True)] = True
-
-    def score(self) -> Float[Tensor, "layer head"]:
-        """Memorized minus control effect, estimated where not verified."""
-        return self.score_of(self.nll)
-
-    def score_of(self, nll: Mapping[str, Tensor]) -> Float[Tensor, "layer head"]:
-        """Memorized minus control effect; each independent group of paragraphs counts once."""
+    def scores(
+        self, rows: Mapping[str, Float[Tensor, "row layer column"]] | None = None
+    ) -> Float[Tensor, "layer column"]:
+        """Memorized minus control; each independent group of paragraphs counts once."""
         means = {
-            name: finite_mean(nll[name], ablation.paragraphs.groups)
-            for name, ablation in self.ablations.items()
+            name: finite_mean(effects, self._ablations[name].paragraphs.groups[self._pilot[name]])
+            for name, effects in (self.rows if rows is None else rows).items()
         }
         return means["memorized"] - means["control"]
 
+    def best(self) -> list[Component]:
+        """The components other than neurons with the largest estimates at either point."""
+        n_near = SIZES.near_best
+        if "neuron" in self._grid.units:
+            n_near -= SIZES.neurons + SIZES.random_neurons
+        near = self._largest(self._others(self.scores()), n_near)
+        far = self._largest(self._others(self.scores(self._at(SIZES.far))), SIZES.far_best)
+        return list(dict.fromkeys(near + far))
 
-def _screen(measured: _MeasuredHeads, seed: int) -> str:
-    """Estimate all heads, ablate the best and some random ones; the note about what was missed."""
-    # Estimates of all heads, at both points.
-    measured.nll = measured.estimate(SIZES.near)
-    estimate = measured.score()
-    far_estimate = measured.score_of(measured.estimate(SIZES.far))
-    best = largest(estimate, SIZES.near_heads) + largest(far_estimate, SIZES.far_heads)
-    best = list(dict.fromkeys(best))
+    def neurons(self, k: int) -> list[Component]:
+        """The neurons with the `k` largest estimates."""
+        scores = torch.full_like(self.scores(), torch.nan)
+        columns = self._grid.columns("neuron")
+        scores[:, columns] = self.scores()[:, columns]
+        return self._largest(scores, k)
 
-    # Random heads among the others say how large the errors are.
-    others = [head for head in measured.adapter.heads() if head not in set(best)]
-    generator = torch.Generator().manual_seed(seed)
-    drawn = torch.randperm(len(others), generator=generator)[: SIZES.random_heads]
-    random = [others[i] for i in drawn.tolist()]
-    measured.ablate(best + random)
+    def random(self, among: Sequence[Component], k: int) -> list[Component]:
+        """`k` of some components, drawn at random."""
+        drawn = torch.randperm(len(among), generator=self._generator)[:k]
+        return [among[i] for i in drawn.tolist()]
 
-    # An exact effect may be smaller than its estimate, so that another head comes up.
-    while new := [h for h in largest(measured.score(), SIZES.ranked) if not measured.verified[h]]:
-        measured.ablate(new)
-    return _screen_note(estimate, measured.score(), measured.verified, random)
+    def coming_up(
+        self, scores: Float[Tensor, "layer column"], known: Sequence[Component]
+    ) -> list[Component]:
+        """Components that rank among the first by their estimates, and are not known exactly.
+
+        Args:
+            scores: exact ones where known, else estimates.
+            known: the components whose scores are exact.
+        """
+        first = self._largest(self._others(scores), SIZES.ranked)
+        return [component for component in first if component not in set(known)]
+
+    def _others(self, scores: Float[Tensor, "layer column"]) -> Float[Tensor, "layer column"]:
+        """The scores without those of neurons."""
+        scores = scores.clone()
+        scores[:, self._grid.columns("neuron")] = torch.nan
+        return scores
+
+    def _largest(self, scores: Float[Tensor, "layer column"], k: int) -> list[Component]:
+        return [self._grid.component(*place) for place in largest(scores, k)]
 
 
 def attributions(
     ablation: Ablation,
+    grid: ComponentGrid | None = None,
+    rows: Int[Tensor, " row"] | None = None,
     *,
     at: float = 0.0,
     memory_budget: int | None = None,
     progress: bool = True,
-) -> Float[Tensor, "paragraph layer head"]:
-    """First-order change of NLL (nats/token) when a head is ablated, for all heads at once.
+) -> Float[Tensor, "row layer column"]:
+    """First-order change of NLL (nats/token) when a component is ablated, for all at once.
 
     Args:
         ablation: the ablation.
+        grid: the components; by default all heads. A layer's estimate is the sum of its heads' and
+            its MLP's.
+        rows: indices of the paragraphs; by default all.
         at: where the gradient is taken, as a fraction of the way from the model as it is (0) to
             the model with every head ablated (1).
         memory_budget: maximum bytes per batch.
         progress: show a bar on stderr.
     """
     adapter, paragraphs = ablation.adapter, ablation.paragraphs
+    grid = ComponentGrid.of(adapter, ("head",)) if grid is None else grid
+    rows = torch.arange(len(paragraphs)) if rows is None else rows
     n_pos, n_logits = paragraphs.inputs.shape[1], paragraphs.n_continuation
     size = rows_that_fit(adapter, n_pos, n_logits, memory_budget, backward=True)
     layers = range(adapter.n_layers)
+    units = ["head", *(["mlp"] if {"mlp", "layer"} & {*grid.units} else [])]
+    units += ["neuron"] if "neuron" in grid.units else []
+    names = {unit: [hook_name(_SITES[unit], layer) for layer in layers] for unit in units}
+    all_names = [name for of_unit in names.values() for name in of_unit]
 
-    def attribute_batch(rows: slice) -> Tensor:
-        new_z = ablation.replacements(rows)
-        change: dict[int, Tensor] = {}  # layer -> z' - z
-        moved_z: dict[int, Tensor] = {}  # layer -> z at the point where the gradient is taken
+    def attribute_batch(batch: slice) -> Float[Tensor, "batch layer column"]:
+        n_rows = len(rows[batch])
+        new = ablation.replacements(all_names, rows[batch])
+        change: dict[str, Tensor] = {}  # a' - a
+        moved: dict[str, Tensor] = {}  # a at the point where the gradient is taken
 
-        def move(layer: int) -> Callable[[Tensor], Tensor]:
-            def hook(z: Tensor) -> Tensor:
-                change[layer] = new_z[layer] - z.detach()
+        def move(name: str) -> Callable[[Tensor], Tensor]:
+            def hook(activation: Tensor) -> Tensor:
+                # Some models hand their MLPs all positions in one axis.
+                shaped = activation.view(n_rows, n_pos - 1, *_rest(name, activation))
+                change[name] = new[name] - shaped.detach()
+                step = at if name.endswith("hook_z") else 0.0
                 # The rest of the pass is computed from the tensor that is returned.
-                moved_z[layer] = (1 - at) * z + at * new_z[layer]
-                return moved_z[layer] if z.requires_grad else moved_z[layer].requires_grad_()
+                there = (1 - step) * shaped + step * new[name]
+                moved[name] = there if there.requires_grad else there.requires_grad_()
+                return moved[name].view(activation.shape)
 
             return hook
 
         with torch.enable_grad():
-            edit = {hook_name("z", layer): move(layer) for layer in layers}
-            nll = score_continuation(adapter, paragraphs, rows, edit=edit).nll.sum()
-            grads = torch.autograd.grad(nll, [moved_z[layer] for layer in layers])
-        effects = [(grads[layer] * change[layer]).float().sum((1, 3)) for layer in layers]
-        return torch.stack(effects, 1).cpu()
+            edit = {name: move(name) for name in all_names}
+            nll = score_continuation(adapter, paragraphs, rows[batch], edit=edit).nll.sum()
+            gradients = torch.autograd.grad(nll, [moved[name] for name in all_names])
+        of_name = {
+            name: (gradient * change[name]).float().sum((1, 3) if gradient.ndim == 4 else 1)
+            for name, gradient in zip(all_names, gradients, strict=True)
+        }
+        effects = {unit: torch.stack([of_name[n] for n in names[unit]], 1) for unit in units}
+        if "mlp" in effects:
+            effects["mlp"] = effects["mlp"].sum(-1, keepdim=True)
+            effects["layer"] = effects["head"].sum(-1, keepdim=True) + effects["mlp"]
+        return torch.cat([effects[unit] for unit in grid.units], -1).cpu()
 
     with (
         adapter.preserving_state(),
-        bar(len(paragraphs), "attribution", progress=progress) as progress_bar,
+        bar(len(rows), "attribution", progress=progress) as progress_bar,
     ):
-        return map_batches(len(paragraphs), size, attribute_batch, progress_bar.update)
+        return map_batches(len(rows), size, attribute_batch, progress_bar.update)
 
 
-def _screen_note(
-    estimate: Float[Tensor, "layer head"],
-    score: Float[Tensor, "layer head"],
-    verified: Bool[Tensor, "layer head"],
-    random: Sequence[Head],
-) -> str:
-    """What the screen may have missed, judged by the heads drawn at random."""
-    n_unverified = int((~verified).sum())
-    text = (
-        f"Screened: {int(verified.sum())} of {verified.numel()} heads were ablated exactly; the "
-        "others carry first-order estimates and no interval."
-    )
-    if not n_unverified:
-        return text
-    error = torch.tensor([float(score[head] - estimate[head]) for head in random])
-    last_ranked = float(score[verified].sort(descending=True).values[SIZES.ranked - 1])
-    # If the others err as the random heads did, how many of them would rank among the first?
-    expected = (estimate[~verified][:, None] + error > last_ranked).float().mean(-1).sum()
-    return text + (
-        f" On {len(random)} heads drawn at random the estimate was off by "
-        f"{float(error.abs().mean()):.2g} nats/token on average and {float(error.abs().max()):.2g} "
-        f"at most; the head ranked {SIZES.ranked} has {last_ranked:.2g}. If the {n_unverified} "
-        f"others are off by as much, {float(expected):.2g} of them belong before it."
-    )
+def _rest(name: str, activation: Tensor) -> tuple[int, ...]:
+    """The axes behind batch and position."""
+    return tuple(activation.shape[-2:] if name.endswith("hook_z") else activation.shape[-1:])
+
+
+def expected_before(
+    estimates: Float[Tensor, " component"], errors: Float[Tensor, " random"], bound: float
+) -> float:
+    """How many components would be above `bound` if they erred as those drawn at random did."""
+    if not (len(estimates) and len(errors)):
+        return 0.0
+    return float((estimates[:, None] + errors > bound).float().mean(-1).sum())

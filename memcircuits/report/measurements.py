@@ -35,7 +35,8 @@ class Measurements:
         scan: of the memorized paragraphs that are listed.
         prefixes: text of their prefixes.
         continuations: text of their continuations.
-        view: attention of the best heads on the paragraph recited most surely.
+        view: attention of the best heads on the paragraph recited most surely; None if heads were
+            not ranked.
         perturbation: effects of replacing prefix tokens of the paragraphs recited most surely; None
             if not asked for.
         tokens: text of the tokens of those paragraphs.
@@ -44,7 +45,7 @@ class Measurements:
     scan: Scan
     prefixes: list[str]
     continuations: list[str]
-    view: AttentionView
+    view: AttentionView | None
     perturbation: Perturbation | None
     tokens: list[list[str]]
 
@@ -66,8 +67,10 @@ def take_measurements(
     surest = scan_result.nll.argsort(stable=True)[: max(1, triggers)]
     examples = scan_result.paragraphs[surest]
 
-    best_heads = ranking.top(min(heads, ranking.score.numel()))
-    view = attention_view(adapter, examples[0], heads=best_heads, unigrams=ranking.unigrams)
+    view = None
+    if "head" in ranking.units:
+        best_heads = ranking.top(heads)
+        view = attention_view(adapter, examples[0], heads=best_heads, unigrams=ranking.unigrams)
     perturbation = None
     if triggers:
         seed = int(ranking.provenance.options["seed"])

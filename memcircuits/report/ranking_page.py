@@ -22,11 +22,19 @@ from memcircuits.report.rerun import commands
 from memcircuits.report.triggers_section import TOKENS_LOST, tokens_lost, trigger_blocks
 
 if TYPE_CHECKING:
+    import pandas as pd
+
     from memcircuits.evidence.ranking import Ranking
 
 
 def ranking_page(
-    ranking: Ranking, model: Model, *, heads: int = 6, triggers: int = 3, progress: bool = True
+    ranking: Ranking,
+    model: Model,
+    *,
+    heads: int = 6,
+    triggers: int = 3,
+    controls: pd.DataFrame | None = None,
+    progress: bool = True,
 ) -> Page:
     """Measure what the report of a ranking needs, and compose it.
 
@@ -35,6 +43,7 @@ def ranking_page(
         model: the model it was computed from, for the attention views and trigger tokens.
         heads: number of best heads to show the attention of.
         triggers: number of paragraphs to look for trigger tokens in; 0 leaves that section out.
+        controls: the table of `memcircuits.evidence.control_choices.compare_controls`, if any.
         progress: show a bar on stderr.
 
     Raises:
@@ -43,10 +52,12 @@ def ranking_page(
     measurements = take_measurements(
         ranking, model, heads=heads, triggers=triggers, progress=progress
     )
-    return compose(ranking, measurements)
+    return compose(ranking, measurements, controls)
 
 
-def compose(ranking: Ranking, measurements: Measurements) -> Page:
+def compose(
+    ranking: Ranking, measurements: Measurements, controls: pd.DataFrame | None = None
+) -> Page:
     """The page of a ranking and of what was measured for it; runs no model."""
     name = ranking.provenance.model["name"]
     return Page(
@@ -57,9 +68,11 @@ def compose(ranking: Ranking, measurements: Measurements) -> Page:
             sections.how_to_read(ranking),
             sections.score_map(ranking),
             sections.evidence_table(ranking),
+            *([sections.levels_table(ranking)] if ranking.levels else []),
+            *([] if controls is None else [sections.controls_table(controls)]),
             sections.gradient_bars(ranking),
             *_triggers(measurements),
-            _attention(measurements),
+            *_attention(measurements),
             sections.memorized_table(ranking, measurements),
             sections.run_facts(ranking),
             Facts({}, commands=commands(ranking), title="Run it again"),
@@ -74,14 +87,18 @@ def _triggers(measurements: Measurements) -> list[Block]:
     return trigger_blocks(measurements.perturbation, measurements.tokens)
 
 
-def _attention(measurements: Measurements) -> Attention:
+def _attention(measurements: Measurements) -> list[Block]:
     """The best heads' attention; where triggers were measured, the text can be coloured by them."""
     view = measurements.view
+    if view is None:
+        return []
     if measurements.perturbation is not None:
         strips = {**view.strips, TOKENS_LOST: tokens_lost(measurements.perturbation, 0)}
         view = dataclasses.replace(view, strips=strips)
-    return Attention(
-        view,
-        title="Attention of the top heads",
-        note=f"On {view.title}, one of the memorized paragraphs.",
-    )
+    return [
+        Attention(
+            view,
+            title="Attention of the top heads",
+            note=f"On {view.title}, one of the memorized paragraphs.",
+        )
+    ]

@@ -71,7 +71,11 @@ def settings(ranking: Ranking) -> list[Setting]:
         *(_keyword("read", name, value, default=50) for name, value in lengths.items()),
         _bos(ranking),
         *_reading(ranking),
+        _units(ranking.units),
         _control(options["control"]),
+        # Absent from older rankings:
+        _keyword("find", "control_text", options.get("control_text", "true"), default="true"),
+        _keyword("find", "score", options.get("score", "effect"), default="effect"),
         _unigrams(options["unigrams"], model["name"]),
         _keyword("find", "mode", options["mode"]),
         _keyword("find", "method", options["method"]),
@@ -135,6 +139,12 @@ def _is_folded(ranking: Ranking) -> bool:
     return ranking.provenance.basis == "folded"
 
 
+def _units(units: Sequence[str]) -> Setting:
+    if tuple(units) == ("head",):
+        return Setting("find", "", ())
+    return Setting("find", f"units={list(units)!r}", ("--units", ",".join(units)))
+
+
 def _control(origin: str) -> Setting:
     if origin != "given":
         return Setting("find", "", ())
@@ -166,6 +176,8 @@ def _python(ranking: Ranking, table: Sequence[Setting]) -> list[str]:
         _call(*_source(arguments[call]), "model", *arguments["read"], *arguments[call])
         for call in ("read paragraphs", "read control")
     )
+    heads_only = ranking.units == ("head",)
+    function = "mc.find_memorization_" + ("heads" if heads_only else "components")
     find = [argument.replace("READ", read_control) for argument in arguments["find"]]
     paragraphs = "mc.Paragraphs.shipped()" if _has_shipped_paragraphs(ranking) else read
     return [
@@ -174,7 +186,7 @@ def _python(ranking: Ranking, table: Sequence[Setting]) -> list[str]:
         f"model = {_call('mc.load_model', *arguments['load'])}",
         *(["model.enable_compatibility_mode()"] if _is_folded(ranking) else []),
         f"paragraphs = {paragraphs}",
-        f"ranking = {_call('mc.find_memorization_heads', 'model', 'paragraphs', *find)}",
+        f"ranking = {_call(function, 'model', 'paragraphs', *find)}",
         'ranking.to_html("report.html")',
     ]
 

@@ -19,10 +19,35 @@ from memcircuits.report.columns import LABELS, MEANINGS
 if TYPE_CHECKING:
     import pandas as pd
 
+    from memcircuits.base.components import Component
     from memcircuits.evidence.ranking import Ranking
     from memcircuits.report.measurements import Measurements
 
 BASIS = {"raw": "raw: the weights as they are", "folded": "folded: LayerNorm folded into them"}
+
+CONTROLS = {"true": "texts as they are", "own": "the model's own continuations of their prefixes"}
+
+SCORES = {
+    "effect": " is how much that raises the loss on memorized continuations beyond what it does to "
+    "controls, in nats/token: 0.1 means that every token becomes 10 % less likely.",
+    "interaction": " is how much more of the whole effect falls to it on memorized continuations "
+    "than on controls, as a share of the mean effect: 0 for all of them if recitations merely have "
+    "more to lose.",
+}
+
+
+def _noun(ranking: Ranking) -> str:
+    return "attention head" if ranking.units == ("head",) else "part of the model"
+
+
+def _controls(ranking: Ranking) -> tuple[str, str]:
+    """What controls are, in two words and in a sentence."""
+    options = ranking.provenance.options
+    if options.get("control_text") == "own":
+        return "the model's own text", "what the model writes by itself after other beginnings"
+    if options["control"] == "given":
+        return "given", "the other paragraphs that were given to compare with"
+    return "hardly recited", "paragraphs of which it writes at most a fifth"
 
 
 def lead(ranking: Ranking) -> str:
@@ -32,14 +57,26 @@ def lead(ranking: Ranking) -> str:
         f"Given the first {ranking.n_prefix} tokens, this model writes the next {n} word for word "
         f"for {counts['memorized']:,} of {counts['given']:,} paragraphs."
     )
-    if not ranking.significant.any():
-        return f"{recited} No single attention head is significant for them."
-    head = next(h for h in ranking.top(ranking.score.numel()) if ranking.significant[h])
-    lost = -float(ranking.evidence["em_memorized"][head])
+    order = ranking.top_components(ranking.score.numel())
+    best = next((part for part in order if ranking.significant[ranking.grid.place(part)]), None)
+    if best is None:
+        return f"{recited} No single {_noun(ranking)} is significant for them."
+    lost = -float(ranking.evidence["em_memorized"][ranking.grid.place(best)])
     return (
-        f"{recited} It depends most on attention head {head} (layer {head.layer}, head "
-        f"{head.head}): without it, {lost:.1f} of the {n} tokens are no longer recited, on average."
+        f"{recited} It depends most on {_described(best)}: without it, {lost:.1f} of the {n} "
+        "tokens are no longer recited, on average."
     )
+
+
+def _described(part: Component) -> str:
+    """A component by its name and in words."""
+    words = {
+        "head": f"attention head {part} (layer {part.layer}, head {part.head})",
+        "mlp": f"the MLP of layer {part.layer}",
+        "layer": f"layer {part.layer} as a whole",
+        "neuron": f"neuron {part} (layer {part.layer}, neuron {part.neuron})",
+    }
+    return words[part.unit]
 
 
 def headline_numbers(ranking: Ranking) -> Numbers:
@@ -49,9 +86,9 @@ def headline_numbers(ranking: Ranking) -> Numbers:
         [
             Number("paragraphs given", f"{counts['given']:,}"),
             Number("recited in full", f"{counts['memorized']:,}", f"all {n} of {n} tokens"),
-            Number("controls", f"{counts['control']:,}", "hardly recited"),
+            Number("controls", f"{counts['control']:,}", _controls(ranking)[0]),
             Number(
-                "significant heads",
+                f"significant {'heads' if ranking.units == ('head',) else 'parts'}",
                 f"{int(ranking.significant.sum())} of {ranking.score.numel()}",
                 "q < 0.05",
             ),
@@ -76,18 +113,17 @@ def how_to_read(ranking: Ranking) -> Prose:
                 f"always taking the likeliest next token, writes the other {n} (the continuation) "
                 "exactly. ",
                 strong("Controls"),
-                " are paragraphs of which it writes at most a fifth.",
+                f" are {_controls(ranking)[1]}.",
             ],
             [
-                "Each attention head was removed by itself. Its ",
+                f"Each {_noun(ranking)} was removed by itself. Its ",
                 strong("score"),
-                " is how much that raises the loss on memorized continuations beyond what it "
-                "does to controls, in nats/token: 0.1 means that every token becomes 10 % less "
-                "likely. A head is ",
+                SCORES[ranking.provenance.options.get("score", "effect")],
+                f" A {_noun(ranking)} is ",
                 strong("significant"),
                 " when chance alone would hardly give such a score (q < 0.05). The loss of a "
-                "recited text is near zero and can rise a lot, so where most heads are "
-                "significant, read their order and intervals, not their count.",
+                "recited text is near zero and can rise a lot, so where most are significant, "
+                "read their order and intervals, not their count.",
             ],
             ranking.summary(),
             *ranking.notes,
@@ -97,28 +133,75 @@ def how_to_read(ranking: Ranking) -> Prose:
 
 
 def score_map(ranking: Ranking) -> Heatmap:
-    """The score of every head, significant heads framed."""
+    """The score of every head, MLP and layer that was ranked, significant ones framed."""
+    names = ranking.grid.map_names()
+    only_heads = ranking.units == ("head",)
     return Heatmap(
-        ranking.score,
+        ranking.score[:, : len(names)],
         name="score",
-        units="nats/token",
-        marks=ranking.significant,
+        units=ranking.score_units,
+        marks=ranking.significant[:, : len(names)],
         marks_mean="significant (q < 0.05)",
-        title="Every head",
-        note="Rows are layers, the first at the bottom; columns are the heads of a layer. "
-        "The darker the orange, the more the recitation depends on the head.",
+        col_label="head" if only_heads else "head, or part of the layer",
+        col_names=names,
+        title="Every head" if only_heads else "Every part",
+        note="Rows are layers, the first at the bottom; columns are the heads of a layer"
+        + (". " if only_heads else ", then its MLP or the whole layer. ")
+        + "The darker the orange, the more the recitation depends on it.",
+    )
+
+
+def levels_table(ranking: Ranking) -> Table:
+    """How much of the effect lies in heads, and how much in MLPs."""
+    return Table(
+        ranking.levels_frame(),
+        labels={"share_low": "95 % from", "share_high": "95 % to"},
+        help={
+            "level": "the heads, the MLPs, both, or the neurons that were removed",
+            "sum": "the scores of single parts, each removed by itself, added up, nats/token",
+            "joint": "the score of removing all of them at once",
+            "interaction": "joint minus sum: parts that stand in for each other, or that work on "
+            "what another one wrote, make it differ from 0",
+            "share": "the sum as a share of that of all heads and MLPs",
+        },
+        title="Heads or MLPs?",
+        note="How much of what distinguishes recitations from controls lies outside heads.",
+    )
+
+
+def controls_table(controls: pd.DataFrame) -> Table:
+    """What each choice of controls finds, side by side."""
+    return Table(
+        controls,
+        labels={"nll": "NLL", "greedy": "greedy tokens"},
+        help={
+            "controls": "what recitations are compared with: other texts, those of the most "
+            "similar loss, or what the model writes by itself after their beginnings; the "
+            "interaction asks what recitations need more than the other parts do",
+            "nll": "mean loss of the controls, nats/token",
+            "greedy": "share of their tokens that the model would have written",
+            "significant": "how many parts are significant (q < 0.05)",
+            "first": "the parts with the largest scores",
+            "agreement": "rank correlation of the scores with those of the first row",
+        },
+        title="Other controls",
+        note="What changes with the controls says something about the controls; what all of them "
+        "agree on says something about the recitation.",
     )
 
 
 def evidence_table(ranking: Ranking) -> Table:
     """The rows of `Ranking.to_frame`, heads by name; columns without information left out."""
     frame = ranking.to_frame()
-    frame.insert(1, "name", [str(head) for head in ranking.top(len(frame))])
-    omitted = ["layer", "head", "rank", "p_value", "rare_token_p"]
+    frame.insert(1, "name", [str(part) for part in ranking.top_components(len(frame))])
+    omitted = ["unit", "layer", "head", "rank", "p_value", "rare_token_p"]
+    omitted += [name for name in ("neuron", "margin_memorized", "margin_control") if name in frame]
     if bool(frame["verified"].all()):
         omitted.append("verified")
     return Table(
-        frame.drop(columns=omitted).rename(columns={"name": "head"}),
+        frame.drop(columns=omitted).rename(
+            columns={"name": "head" if ranking.units == ("head",) else "part"}
+        ),
         labels=LABELS,
         help=MEANINGS,
         title="Evidence",
@@ -193,7 +276,10 @@ def run_facts(ranking: Ranking) -> Facts:
         "tokens": f"{ranking.n_prefix} of prefix + {ranking.memorized.n_continuation}",
         "ablation": f"{options['mode']}, {options['method']}",
         "measured": f"{counts['measured']} memorized, {counts['measured_control']} controls",
-        "resamples and permutations": options["draws"],
+        "controls": CONTROLS[options.get("control_text", "true")],
+        "ranked by": options.get("score"),
+        "resamples": options["draws"],
+        "permutations": counts.get("permutations"),
         "seed": options["seed"],
         "rarity counted in": options["unigrams"],
         "time": None if ranking.seconds is None else f"{ranking.seconds:.0f} s",

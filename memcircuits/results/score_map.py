@@ -29,8 +29,9 @@ from memcircuits.results.result import Result
 if TYPE_CHECKING:
     import pandas as pd
 
-Axis = Literal["head", "kv_head"]
-"""What the second axis of a `ScoreMap` counts: query heads, or the key-value heads they share."""
+Axis = Literal["head", "kv_head", "neuron_group"]
+"""What the second axis of a `ScoreMap` counts: query heads, the key-value heads that they share, or
+groups of neurons."""
 
 
 def largest(values: Float[Tensor, "layer head"], k: int) -> list[Head]:
@@ -55,7 +56,7 @@ class ScoreMap(Result, kind="score-map"):
         samples: measure -> [paragraph, layer, head]; the first one is `values` before averaging.
             Paragraphs with non-finite numbers stay here, enter no mean, and `notes` counts them.
         notes: what the reader must know about the numbers, such as a fallback taken.
-        axis: name of the second axis, `head` or `kv_head`.
+        axis: name of the second axis, see `Axis`.
     """
 
     name: str

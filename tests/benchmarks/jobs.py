@@ -10,11 +10,13 @@ from torch import Tensor
 import memcircuits as mc
 from memcircuits.base.heads import Head
 from memcircuits.evidence.ablation import Ablation
+from memcircuits.evidence.component_effects import measure_effects
+from memcircuits.evidence.component_grid import ComponentGrid
 from memcircuits.evidence.gradients.parameters import parameter_gradients
 from memcircuits.evidence.patching.sweeps import patch_heads
-from memcircuits.evidence.screening import head_effects
 from memcircuits.evidence.triggers.perturbation import perturb_prefix
 from memcircuits.measure.scanning import scan as scan_paragraphs
+from memcircuits.models.registry import adapt
 from tests.benchmarks import rivals
 from tests.benchmarks.subjects import Subject
 from tests.benchmarks.timing import Contender, Job
@@ -192,9 +194,10 @@ def screening(subject: Subject, whole: bool) -> Job:
     heads = swept(subject, whole)
 
     def ours(turn: int | None, setting: Any) -> Tensor:
-        effects = head_effects(*sets, method="screen", **QUIET)
-        nll = torch.cat([effects.nll["memorized"], effects.nll["control"]])
-        return nll.where(effects.verified, torch.nan)
+        grid = ComponentGrid.of(adapt(subject.bridge), ("head",))
+        effects = measure_effects(*sets, grid, method="screen", **QUIET)
+        nll = [row[:, 0] for samples in effects.samples.values() for row in samples]
+        return torch.stack([effects.on_grid(values) for values in nll])
 
     def score(nll: Tensor) -> Tensor:
         return nll[:half].mean(0) - nll[half:].mean(0)

@@ -16,7 +16,8 @@ from torch import Tensor
 
 import memcircuits as mc
 from memcircuits.evidence.ablation import Ablation
-from memcircuits.evidence.screening import attributions, head_effects
+from memcircuits.evidence.screening import attributions
+from memcircuits.models.registry import adapt
 
 POINTS = (0.0, 0.05, 0.1, 0.15, 0.25, 0.5)
 SIZES = (2, 8, 16, 40)  # recited paragraphs in a draw, and as many controls
@@ -32,7 +33,8 @@ def measure(model: Any, n: int = 64) -> list[dict[str, Any]]:
         group[torch.randperm(len(group), generator=generator)][:n] for group in sets(scan_result)
     ]
     ablations = [Ablation(model, group, mode="zero") for group in groups]
-    exact = list(head_effects(*ablations, progress=False).nll.values())
+    heads = adapt(model).heads()
+    exact = [ablation.effects(heads, progress=False)[..., 0] for ablation in ablations]
     slopes = {
         at: [attributions(ablation, at=at, progress=False) for ablation in ablations]
         for at in POINTS

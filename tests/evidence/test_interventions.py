@@ -8,7 +8,8 @@ import pytest
 import torch
 
 import memcircuits as mc
-from memcircuits.evidence.interventions import FALLBACK, HeadEdit, ResumableRun
+from memcircuits.evidence.activation_edits import HeadEdit
+from memcircuits.evidence.interventions import FALLBACK, ResumableRun
 from memcircuits.models.hooks import hook_name
 from memcircuits.models.registry import adapt
 from tests.helpers import models as zoo

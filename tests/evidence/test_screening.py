@@ -8,7 +8,7 @@ import torch
 
 import memcircuits as mc
 from memcircuits.base.heads import Head
-from memcircuits.evidence import screening
+from memcircuits.evidence import component_effects, screening
 from memcircuits.evidence.ablation import Ablation
 from memcircuits.evidence.ranking import Ranking
 from memcircuits.evidence.screening import ScreenSizes
@@ -45,7 +45,8 @@ def test_an_attribution_is_the_gradient_along_the_ablation(any_bridge, mode, at)
         return read_continuation(run.logits, paragraphs.continuation).nll
 
     with adapter.preserving_state():
-        replacements = ablation.replacements(slice(0, 4))
+        names = [hook_name("z", i) for i in range(adapter.n_layers)]
+        replacements = list(ablation.replacements(names, slice(0, 4)).values())
         for layer, head in [(0, 0), (1, 3), (2, 1)]:
             rise = (nll(layer, head, step) - nll(layer, head, -step)) / (2 * step)
             torch.testing.assert_close(attributed[:, layer, head], rise, atol=2e-3, rtol=2e-2)
@@ -67,8 +68,9 @@ def test_attributions_do_not_need_trainable_weights(neo):
 @pytest.fixture
 def narrow(monkeypatch):
     """Numbers of heads that make sense for a model of 16."""
-    sizes = ScreenSizes(ranked=3, near_heads=3, far_heads=1, random_heads=2)
+    sizes = ScreenSizes(ranked=3, near_best=3, far_best=1, random=2)
     monkeypatch.setattr(screening, "SIZES", sizes)
+    monkeypatch.setattr(component_effects, "SIZES", sizes)
     return sizes
 
 
@@ -107,19 +109,20 @@ def test_the_first_heads_are_all_verified_and_the_notes_count(neo, narrow):
     _, screened = rankings(neo)
     seen = screened.evidence["verified"]
     assert all(seen[head] for head in screened.top(3))
-    assert f"{int(seen.sum())} of 16 heads were ablated exactly" in screened.notes[-1]
-    assert "2 heads drawn at random" in screened.notes[-1]
+    assert f"{int(seen.sum())} of 16 heads were ablated exactly" in " ".join(screened.notes)
+    assert "2 heads drawn at random" in " ".join(screened.notes)
 
 
 def test_heads_come_up_when_an_estimate_was_too_high(neo, monkeypatch, narrow):
     """An estimate that calls unimportant heads the best does not hide the others for long."""
-    monkeypatch.setattr(screening, "SIZES", dataclasses.replace(narrow, random_heads=1))
+    for module in (screening, component_effects):
+        monkeypatch.setattr(module, "SIZES", dataclasses.replace(narrow, random=1))
     paragraphs = zoo.mixed(neo)
     exact = mc.ablate_heads(neo, paragraphs).samples["nll"]
     score = exact[:4].mean(0) - exact[4:].mean(0)
     fake = torch.where(score >= score.flatten().kthvalue(12).values, score, 5.0)
 
-    def wrong(ablation, **options):
+    def wrong(ablation, *_, **options):
         sign = 1 if ablation.paragraphs.names[0].startswith("recited") else 0
         return (sign * fake).expand(4, -1, -1).clone()
 

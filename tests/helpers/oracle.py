@@ -9,7 +9,7 @@ recitation is `generate`.
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from typing import Any
 
 import torch
@@ -99,6 +99,45 @@ class Plain:
             yield
         finally:
             handle.remove()
+
+    @contextlib.contextmanager
+    def without(
+        self,
+        heads: Iterable[tuple[int, int]] = (),
+        mlps: Iterable[int] = (),
+        neurons: Iterable[tuple[int, int]] = (),
+    ) -> Iterator[None]:
+        """Heads (layer, head), MLPs and neurons (layer, neuron) give zeros."""
+
+        def no_head(head: int) -> Callable[[Tensor], Tensor]:
+            def change(z: Tensor) -> Tensor:
+                z = z.clone()
+                z[:, :, head] = 0
+                return z
+
+            return change
+
+        def no_neuron(neuron: int) -> Callable[..., tuple[Tensor, ...]]:
+            def change(_: nn.Module, args: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
+                post = args[0].clone()
+                post[..., neuron] = 0
+                return (post, *args[1:])
+
+            return change
+
+        with contextlib.ExitStack() as stack:
+            for layer, head in heads:
+                stack.enter_context(self.head_input(layer, no_head(head)))
+            for layer in mlps:
+                hook = self._w_out(layer).register_forward_hook(lambda _, args, out: 0 * out)
+                stack.callback(hook.remove)
+            for layer, neuron in neurons:
+                hook = self._w_out(layer).register_forward_pre_hook(no_neuron(neuron))
+                stack.callback(hook.remove)
+            yield
+
+    def _w_out(self, layer: int) -> nn.Module:
+        return self.blocks[layer].get_submodule(MLPS[self.name]["W_out"])
 
     def z(self, ids: Tensor) -> list[Tensor]:
         """z of every layer, [batch, pos, head, d_head]."""

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import copy
 import math
+from collections.abc import Sequence
 
 import torch
+from torch import Tensor
 
 import memcircuits as mc
 from tests.helpers import models as zoo
@@ -140,6 +142,30 @@ def plain_heads(m: Plain, p: mc.Paragraphs) -> Numbers:
     memorized, control = em == p.n_continuation, em * 5 <= p.n_continuation
     score = effect[memorized].mean(0) - effect[control].mean(0)
     return {"score": score, "em": memorized.sum()[None]}
+
+
+def plain_components(m: Plain, p: mc.Paragraphs) -> Numbers:
+    em = m.em(p.ids, p.n_prefix)
+    memorized, control = em == p.n_continuation, em * 5 <= p.n_continuation
+    clean = m.nll(p.ids, p.n_prefix).detach()
+
+    def score(heads: list[tuple[int, int]], mlps: Sequence[int]) -> Tensor:
+        with m.without(heads, mlps), torch.no_grad():
+            effect = m.nll(p.ids, p.n_prefix) - clean
+        return effect[memorized].mean() - effect[control].mean()
+
+    layers, heads = range(m.n_layers), range(m.n_heads)
+    of_layer = [[(layer, head) for head in heads] for layer in layers]
+    rows = [
+        [*(score([head], []) for head in of_layer[i]), score([], [i]), score(of_layer[i], [i])]
+        for i in layers
+    ]
+    everything = [head for some in of_layer for head in some]
+    joint = [score(everything, []), score([], layers), score(everything, layers)]
+    return {
+        "score": torch.stack([torch.stack(row) for row in rows]),
+        "joint": torch.stack(joint),
+    }
 
 
 def plain_each_gradients(m: Plain, p: mc.Paragraphs) -> Numbers:

@@ -16,6 +16,7 @@ from tests.helpers.oracle import Plain
 from tests.matrix.by_hand import (
     plain_ablate,
     plain_compare,
+    plain_components,
     plain_contrast,
     plain_contrastive,
     plain_core,
@@ -42,6 +43,7 @@ from tests.matrix.ours import (
     ablate,
     activations,
     compare,
+    components,
     contrast,
     contrastive,
     core,
@@ -128,6 +130,7 @@ ANALYSES: dict[str, Analysis] = {
     "rare_token_attention": Analysis(rare_tokens, plain_rare_tokens, 1e-5, BASES),
     "attention_view": Analysis(view, plain_view, 1e-5, BASES),
     "find_memorization_heads": Analysis(heads, plain_heads, 1e-5),
+    "find_memorization_components": Analysis(components, plain_components, 2e-5),
     "unlearn": Analysis(unlearn, None, 0),
     "edit": Analysis(rewrite, None, 0),
     "plant": Analysis(plant, plain_plant, 0),

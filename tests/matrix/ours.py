@@ -95,6 +95,18 @@ def heads(m: Any, p: mc.Paragraphs) -> Numbers:
     return {"score": ranking.score, "em": torch.tensor([ranking.counts["memorized"]])}
 
 
+def components(m: Any, p: mc.Paragraphs) -> Numbers:
+    units = ("head", "mlp", "layer", "neuron")
+    ranking = mc.find_memorization_components(
+        m, p, units=units, unigrams=unigrams(), draws=50, progress=False
+    )
+    levels = ranking.levels_frame().set_index("level")
+    return {
+        "score": ranking.score[:, : len(ranking.grid.map_names())],
+        "joint": torch.tensor(levels["joint"][["head", "mlp", "all"]].to_numpy()),
+    }
+
+
 def each_gradients(m: Any, p: mc.Paragraphs) -> Numbers:
     gradients = mc.parameter_gradients(m, p, average="paragraph", progress=False)
     return {f"max {name}": values for name, values in gradients.values.items()}

@@ -41,6 +41,7 @@ def test_the_story_is_complete(page, ranking):
         "How to read this",
         "Every head",
         "Evidence",
+        "Heads or MLPs?",
         "Gradients by layer",
         "Trigger tokens",
         "Attention of the top heads",
@@ -147,6 +148,7 @@ def read_by(commands_run, monkeypatch, neo):
     monkeypatch.setattr(mc, "load_model", load_model)
     monkeypatch.setattr("memcircuits.models.loading.load_model", load_model)
     monkeypatch.setattr(mc, "find_memorization_heads", find)
+    monkeypatch.setattr(mc, "find_memorization_components", find)
     monkeypatch.setattr(mc.Paragraphs, "read", read)
     monkeypatch.setattr(mc.Paragraphs, "shipped", lambda role="all": shipped)
     table = mc.UnigramTable.shipped()
@@ -194,6 +196,7 @@ def test_matched_controls_are_matched_again(neo, monkeypatch, tmp_path):
     [
         pytest.param({}, id="defaults"),
         pytest.param({"match_nll": True}, id="controls matched in NLL"),
+        pytest.param({"control_text": "own", "score": "interaction"}, id="own continuations"),
         pytest.param({"method": "screen", "mode": "mean"}, id="screened"),
         pytest.param({"max_paragraphs": 7, "seed": 3}, id="few paragraphs"),
         pytest.param({"control": "given", "unigrams": "a corpus"}, id="files of one's own"),
@@ -241,6 +244,8 @@ def test_the_command_in_the_report_asks_for_the_same_ranking(neo, ranking, optio
         load, find = asked["load"], {"draws": 2000, **asked["find"]}
         for name in ("mode", "method", "max_paragraphs", "match_nll", "draws", "seed"):
             assert find[name] == wanted.options[name], name
+        assert find.get("control_text", "true") == wanted.options["control_text"]
+        assert find.get("score", "effect") == wanted.options["score"]
         assert (find.get("control") is not None) == (wanted.options["control"] == "given")
         counted = wanted.options["unigrams"] == "the given paragraphs"
         assert (find.get("unigrams") is None) == counted
@@ -293,7 +298,9 @@ def test_the_command_in_the_report_is_one_that_exists(neo):
 
 
 # A run that ended has no row that --strict refuses, or its provenance says that rows were skipped.
-CHANGE_NO_NUMBER = {"--out", "--top", "--json", "--quiet", "--help", "--strict"}
+CHANGE_NO_NUMBER = {"--out", "--top", "--json", "--quiet", "--help", "--strict"} | {
+    "--compare-controls"
+}
 LOAD_ONLY = {"--device", "--device-map", "--trust-remote-code"}  # the reader's own machine decides
 
 
@@ -306,9 +313,12 @@ def test_no_option_of_the_command_is_forgotten_in_the_report(neo, ranking):
         control="given",
         unigrams="a corpus",
         match_nll=True,
+        control_text="own",
+        score="interaction",
         model={"name": "hub/model", "revision": "main", "dtype": "bfloat16", "bos": [5]},
         reading=both({"normalize": "none", "columns": columns, "stride": 5, "txt": "document"}),
     )
+    everything = dataclasses.replace(everything, units=("head", "mlp"))
     shown = {word for word in shlex.split(commands(everything)[0]) if word.startswith("--")}
     heads = typer.main.get_command(app).commands["heads"]
     known = {name for option in heads.params for name in option.opts if name.startswith("--")}

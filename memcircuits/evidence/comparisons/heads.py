@@ -1,11 +1,11 @@
 """How much more each head matters in one model than in the other, on the same paragraphs.
 
 The score of a head is its ablation effect on memorized paragraphs minus that on controls
-(`memcircuits.evidence.find_heads`). Its change from model a to model b is the mean over memorized
-paragraphs of the change of the effect, minus the same mean over controls. Both models are measured
-on the same paragraphs, so each independent group gives one change, and what makes a paragraph
-sensitive to the ablation of any head cancels. The interval resamples the groups; the two-sided
-p-value shuffles the labels memorized and control of their changes.
+(`memcircuits.evidence.find_components`). Its change from model a to model b is the mean over
+memorized paragraphs of the change of the effect, minus the same mean over controls. Both models are
+measured on the same paragraphs, so each independent group gives one change, and what makes a
+paragraph sensitive to the ablation of any head cancels. The interval resamples the groups; the
+two-sided p-value shuffles the labels memorized and control of their changes.
 """
 
 from __future__ import annotations
@@ -72,7 +72,8 @@ def head_changes(effects: Effects, draws: int, seed: int) -> HeadChanges:
     return HeadChanges(
         scores=memorized.mean(1) - control.mean(1),
         ci=ci if min(n_groups.values()) > 1 else torch.full_like(ci, torch.nan),
-        p_value=permutation_p_value(change.abs(), null.abs()),
+        # Heads that were not ablated in both have no effects, and claim nothing.
+        p_value=permutation_p_value(change.abs(), null.abs()).where(change.isfinite(), 1.0),
         n_groups=n_groups,
     )
 
@@ -171,6 +172,9 @@ def _group_contents(ranking: Ranking, name: str) -> list[frozenset[tuple[int, ..
 
 def _check_comparable(a: Ranking, b: Ranking) -> None:
     same_basis("b", a.provenance, b.provenance)
+    for argument, ranking in (("a", a), ("b", b)):
+        if ranking.units != ("head",):
+            raise InputError(argument, f"a ranking of {ranking.units}", "compare rankings of heads")
     shapes = [tuple(ranking.score.shape) for ranking in (a, b)]
     if shapes[0] != shapes[1]:
         raise InputError(

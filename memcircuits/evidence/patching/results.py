@@ -36,7 +36,7 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class PatchMap(ScoreMap, kind="patch-map"):
-    """Effect of patching each head by itself.
+    """Effect of patching each head, or each group of neurons, by itself.
 
     Attributes beside `ScoreMap`'s:
         base: metric -> its value in the run patched into, [paragraph].
@@ -95,7 +95,9 @@ class PatchMap(ScoreMap, kind="patch-map"):
         text = super().__str__()
         if not best:
             return text
-        return f"{text}; {best[0]} carries most, {float(self.share[best[0]]):.1%}"
+        layer, index = best[0]
+        name = f"L{layer}.neurons{index}" if self.axis == "neuron_group" else str(best[0])
+        return f"{text}; {name} carries most, {float(self.share[best[0]]):.1%}"
 
 
 @dataclass(frozen=True)

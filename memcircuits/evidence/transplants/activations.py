@@ -20,7 +20,8 @@ from jaxtyping import Float
 from torch import Tensor
 
 from memcircuits.base.components import Component, Unit
-from memcircuits.evidence.interventions import HeadEdit, ResumableRun
+from memcircuits.evidence.activation_edits import HeadEdit
+from memcircuits.evidence.interventions import ResumableRun
 from memcircuits.models.adapter import Adapter
 from memcircuits.models.hooks import Site, hook_name
 

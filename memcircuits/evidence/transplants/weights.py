@@ -25,7 +25,8 @@ from jaxtyping import Float
 from torch import Tensor
 
 from memcircuits.base.components import Component
-from memcircuits.evidence.interventions import HeadEdit, ResumableRun
+from memcircuits.evidence.activation_edits import HeadEdit
+from memcircuits.evidence.interventions import ResumableRun
 from memcircuits.evidence.transplants.components import (
     HEAD_MATRICES,
     NeuronOrder,

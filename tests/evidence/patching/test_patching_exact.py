@@ -3,7 +3,8 @@
 import pytest
 import torch
 
-from memcircuits.evidence.interventions import HeadEdit, ResumableRun
+from memcircuits.evidence.activation_edits import HeadEdit
+from memcircuits.evidence.interventions import ResumableRun
 from memcircuits.evidence.patching.context import DIRECTIONS
 from memcircuits.evidence.patching.sites import LAYER_SITES, PATCH_HEAD_SITES
 from memcircuits.evidence.patching.sweeps import patch_heads, patch_layers

@@ -1,0 +1,97 @@
+"""A ranking in two sentences: which components are significant, and what lies outside heads."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+
+from jaxtyping import Bool, Float
+from torch import Tensor
+
+from memcircuits.base.components import Component
+from memcircuits.evidence.component_grid import ComponentGrid, RankedUnit
+
+NOUNS: dict[RankedUnit, str] = {
+    "head": "heads",
+    "mlp": "MLPs",
+    "layer": "layers",
+    "neuron": "neurons",
+}
+"""What the components of a unit are called."""
+
+FEW_PARAGRAPHS = 20
+"""Fewer are hardly enough for any component to reach significance."""
+
+NAMED = 5
+"""Maximum number of components of a unit that the summary names."""
+
+
+def summary(
+    grid: ComponentGrid,
+    order: Sequence[Component],
+    significant: Bool[Tensor, "layer column"],
+    counts: Mapping[str, int],
+    levels: Mapping[str, Float[Tensor, " quantity"]],
+) -> str:
+    """The summary of a ranking.
+
+    Args:
+        grid: the components that were ranked.
+        order: the components that its table lists, best first.
+        significant: which are significant.
+        counts: see `memcircuits.evidence.ranking.Ranking`.
+        levels: likewise.
+    """
+    named = [component for component in order if significant[grid.place(component)]]
+    sets = f"({_sets(counts)}, q < 0.05)"
+    if not named:
+        text = f"No {' or '.join(NOUNS[unit].removesuffix('s') for unit in grid.units)} is"
+        sentences = [f"{text} significant {sets}."]
+        if _groups(counts)[0] < FEW_PARAGRAPHS:
+            sentences.append(
+                "So few paragraphs can hardly reach that: read the order and intervals."
+            )
+    else:
+        of_units = [
+            f"{sum(c.unit == unit for c in named)} of {grid.n_layers * grid.size(unit)} "
+            f"{NOUNS[unit]}"
+            for unit in grid.units
+        ]
+        names = ", ".join(map(str, named[:NAMED]))
+        if len(named) > NAMED:
+            names += f" and {len(named) - NAMED} more"
+        sentences = [f"{' and '.join(of_units)} are significant {sets}: {names}."]
+    return " ".join([*sentences, *_outside_heads(levels)])
+
+
+def _groups(counts: Mapping[str, int]) -> tuple[int, int]:
+    """Independent groups; rankings of earlier versions took every paragraph as independent."""
+    return (
+        counts.get("groups", counts["measured"]),
+        counts.get("groups_control", counts["measured_control"]),
+    )
+
+
+def _sets(counts: Mapping[str, int]) -> str:
+    """What was compared."""
+    measured, controls = counts["measured"], counts["measured_control"]
+    n_controls = "as many" if controls == measured else str(controls)
+    sets = f"{measured} memorized paragraphs against {n_controls} controls"
+    groups = _groups(counts)
+    if groups != (measured, controls):
+        sets += f", in {groups[0]} and {groups[1]} independent groups"
+    return sets
+
+
+def _outside_heads(levels: Mapping[str, Float[Tensor, " quantity"]]) -> list[str]:
+    """How much of the effects lies in MLPs."""
+    if "mlp" not in levels:
+        return []
+    of_heads, of_heads_jointly = levels["head"].tolist()[:2]
+    of_mlps, of_mlps_jointly, share, low, high = levels["mlp"].tolist()
+    between = "" if math.isnan(low) else f" [{100 * low:.0f}, {100 * high:.0f}]"
+    return [
+        f"Removed one at a time, heads cost {of_heads:.2f} nats/token in sum and MLPs "
+        f"{of_mlps:.2f}: {100 * share:.0f} %{between} lies outside heads (all heads at once "
+        f"{of_heads_jointly:.2f}, all MLPs {of_mlps_jointly:.2f})."
+    ]
