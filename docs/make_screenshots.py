@@ -135,6 +135,7 @@ def collect(kept: Results) -> dict[str, Any]:
         ).figure(),
         "noise": kept.get("noise", lambda: weight_noise(model, few[ten], others[ten])).figure(),
     }
+    scan.to_html(kept.folder / "scan.html", model=model)
     ranking.to_html(kept.folder / "report.html")
     ranking.attention(pairs.clean[0], compare=pairs.corrupted[0], heads=6).to_html(
         kept.folder / "attention.html"
@@ -168,6 +169,7 @@ def shoot(browser: Browser, shown: dict[str, Any], folder: Path) -> None:
     drawn(page)
     write("report", page.screenshot(full_page=True))
     write("report-top", page.screenshot())
+    write("scan", opened(browser, folder / "scan.html", 1200, 1100).screenshot())
     phone = opened(browser, folder / "report.html", 390, 844, device_scale_factor=1.5)
     drawn(phone)
     write("report-phone", phone.screenshot(full_page=True))

@@ -128,7 +128,8 @@ def _scan_corpus(
             paragraphs=out,
             n_prefix=inputs.n_prefix,
             n_continuation=inputs.n_continuation,
-            **{name: getattr(inputs, name) for name in ("bos", "revision", "trust_remote_code")},
+            bos=inputs.bos,
+            **inputs.loading,
         )
         typer.echo(f"Next: memcircuits heads {options_of_model.typed}")
 

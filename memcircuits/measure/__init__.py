@@ -2,6 +2,7 @@
 
 `continuation` scores the true continuation, `scanning` is `scan`, `decoding` generates greedily,
 `paragraph_measures` derives EM, NLL and the other measures from these scores, `sampling` says how
-text is drawn and `near_verbatim` finds recitations with slips. `gradients` and `fisher`
+text is drawn and `near_verbatim` finds recitations with slips. `snippets` and `scan_page` show the
+passages. `gradients` and `fisher`
 differentiate the loss, `corpus` scans whole corpora to disk. May import: `results` and below.
 """
