@@ -57,28 +57,6 @@ def test_the_unlearning_page_holds_the_numbers_measured(tmp_path, monkeypatch):
     assert page.read_text("utf-8") != text
 
 
-def test_the_page_of_companion_papers_holds_the_numbers_measured(monkeypatch):
-    monkeypatch.syspath_prepend(ROOT / "docs")
-    import make_companions as maker
-
-    row = {"model": "organism", "n": 40, "seed": 0, "what": "AUC", "value": 0.1234567, "low": None}
-    section = {
-        "question": "Do they differ?",
-        "paper": "A paper",
-        "arxiv": "2403.00510",
-        "paper_models": "a model",
-        "paper_found": "they do",
-        "measured": "The same.",
-        "rows": [row, row | {"low": 0.1, "high": 0.2}],
-        "not_replicated": "",
-        "seconds": 3,
-    }
-    page = maker.page({"contrast": section})
-    assert "## `contrast`: do they differ?" in page
-    assert "| organism | 40 | 0 | AUC | 0.123 |  |" in page
-    assert "| organism | 40 | 0 | AUC | 0.123 | 0.1 to 0.2 |" in page
-
-
 def test_examples_in_docstrings():
     """They are told of what docs/reference/index.md says: `model`, `memorized` and `control`."""
     import memcircuits as mc

@@ -5,43 +5,49 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
-import torch
-from companions_page.rows import Row
-from companions_page.subjects import Subject
+from companions_page.rows import Row, not_so, sentences
+from companions_page.subjects import SEED, Subject
 
 import memcircuits as mc
 
-SEED = 0
-N_PARAGRAPHS = 40
 PAPER_FOUND = (
     "Longer words are memorized less, memorized samples are predicted with more confidence, and "
     "the hidden states of one concept are more alike across contexts (from the abstract)."
 )
 MEASURED = (
-    "Differences of means, memorized minus control, with intervals; for hidden states of the last "
-    "layer the AUC, the probability that a recited paragraph has the larger value, without one. "
-    "Text features are those of the continuation and the same for every model."
+    "Differences of means, memorized minus control; of hidden states those of the last layer, with "
+    "the AUC, the probability that a recited paragraph has the larger value, and its q-value over "
+    "all features of the model. Text features are those of the continuation; the same text has the "
+    "same in every model. Paragraphs are compared here, not occurrences of one concept, so the "
+    "third finding is not asked for: the cosine is that with the other paragraphs of the set."
 )
 SURFACE = ("characters per word", "characters per token", "rarity", "compressed size", "p mean")
-HIDDEN = ("norm", "cosine", "direction")
+HIDDEN = ("norm", "variance", "cosine", "direction", "stability")
 
 
 def section_contrast(subjects: Sequence[Subject]) -> dict[str, Any]:
     """Text, probability, and the last layer's hidden states."""
     rows: list[Row] = []
+    not_shorter, not_surer = [], []
     for subject in subjects:
-        generator = torch.Generator().manual_seed(SEED)
-        sets = [of.sample(N_PARAGRAPHS, generator) for of in (subject.memorized, subject.control)]
-        unigrams = None if subject.is_large else mc.UnigramTable.shipped()
-        result = mc.contrast(subject.model, *sets, unigrams=unigrams, seed=SEED, progress=False)
+        sets = subject.drawn(subject.sizes.contrasted)
+        result = mc.contrast(
+            subject.model, *sets, unigrams=subject.unigrams, seed=SEED, progress=False
+        )
         frame, n = result.to_frame(), len(sets[0])
         for line in frame[frame["feature"].isin(SURFACE)].itertuples():
             bounds = line.difference, line.ci_low, line.ci_high
             rows.append(Row(subject.name, n, SEED, f"difference of {line.feature}", *bounds))
+            if line.feature == "characters per word" and not line.ci_high < 0:
+                not_shorter.append(subject.name)
+            if line.feature == "p mean" and not line.ci_low > 0:
+                not_surer.append(subject.name)
         last = frame[(frame["layer"] == frame["layer"].max()) & frame["feature"].isin(HIDDEN)]
         for line in last.itertuples():
-            what = f"AUC of {line.feature}, {line.place} (q = {line.q_value:.2g})"
-            rows.append(Row(subject.name, n, SEED, what, line.auc))
+            q = f"AUC {line.auc:.2f}, q = {line.q_value:.2g}"
+            what = f"difference of {line.feature}, {line.place} ({q})"
+            bounds = line.difference, line.ci_low, line.ci_high
+            rows.append(Row(subject.name, n, SEED, what, *bounds))
     return {
         "question": "How do recited texts differ from others?",
         "paper": "Li, Zhao and Wen 2024",
@@ -50,6 +56,8 @@ def section_contrast(subjects: Sequence[Subject]) -> dict[str, Any]:
         "paper_found": PAPER_FOUND,
         "measured": MEASURED,
         "rows": [row._asdict() for row in rows],
-        "not_replicated": "hidden states of recited continuations are less alike than those of "
-        "controls, not more; here paragraphs are compared, not occurrences of one concept.",
+        "not_replicated": sentences(
+            not_so("Memorized texts have shorter words", not_shorter),
+            not_so("Memorized texts are predicted with more confidence", not_surer),
+        ),
     }

@@ -2,7 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from typing import NamedTuple
+
+from companions_page.subjects import SEED
+from torch import Tensor
+
+from memcircuits.base.statistics import bootstrap_interval
 
 
 class Row(NamedTuple):
@@ -25,3 +31,20 @@ class Row(NamedTuple):
     value: float
     low: float | None = None
     high: float | None = None
+
+
+def mean_row(model: str, what: str, values: Tensor) -> Row:
+    """The mean of one number per paragraph, with its interval."""
+    low, high = bootstrap_interval(values, seed=SEED).tolist()
+    return Row(model, len(values), SEED, what, float(values.mean()), low, high)
+
+
+def not_so(claim: str, models: Iterable[str]) -> str:
+    """A sentence of a claim and the models on which it does not hold; empty if there are none."""
+    names = list(models)
+    return f"{claim} (not on {', '.join(names)})." if names else ""
+
+
+def sentences(*texts: str) -> str:
+    """Those that are not empty, one after the other."""
+    return " ".join(text for text in texts if text)

@@ -9,12 +9,48 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from types import ModuleType
-from typing import Any
+from typing import Any, NamedTuple
+
+import torch
 
 import memcircuits as mc
 
-SHIPPED = ("organism", "organism-twin")
+SEED = 0
 EXAMPLE = Path(__file__).parents[2] / "examples" / "bring_your_own_model.py"
+
+
+class Sizes(NamedTuple):
+    """How much each section measures on one model.
+
+    Attributes:
+        contrasted: paragraphs of either set that `contrast` compares.
+        cut: recitations whose prefixes `cut_prefix` cuts.
+        neurons: next-token neurons of each upper layer, and as many random ones.
+        looked_up: paragraphs in which `lookups` looks at them.
+        tested: recitations that `influence` tests, and as many controls.
+        damages: near copies have one token in this many replaced.
+        unlearned: recitations that `unlearn` removes, each by an edit of its own.
+        masks: subnetworks that `core` trains for either set.
+        steps: training steps of a mask.
+        masked: maximum number of paragraphs of either set that masks see.
+        shuffles: repetitions of `core` with shuffled labels, where the truth is known.
+    """
+
+    contrasted: int = 40
+    cut: int = 24
+    neurons: int = 16
+    looked_up: int = 100
+    tested: int = 12
+    damages: tuple[int, ...] = (20, 10, 5)
+    unlearned: int = 6
+    masks: int = 12
+    steps: int = 100
+    masked: int = 24
+    shuffles: int = 2
+
+
+OF_A_LARGE_MODEL = Sizes(8, 4, 2, 12, 4, (10,), 0, 2, 40, 8, 0)
+QUICK = Sizes(4, 2, 1, 4, 2, (10,), 1, 2, 3, 4, 1)
 
 
 @dataclass(frozen=True)
@@ -26,35 +62,45 @@ class Subject:
         model: the model.
         memorized: paragraphs that it recites.
         control: others.
-        is_large: whether a forward pass is so slow that sections should ask for less.
+        sizes: how much is measured on it.
+        unigrams: token counts of its training text; None counts the paragraphs.
     """
 
     name: str
     model: Any
     memorized: mc.Paragraphs
     control: mc.Paragraphs
-    is_large: bool = False
+    sizes: Sizes
+    unigrams: mc.UnigramTable | None = None
+
+    def drawn(self, n: int) -> tuple[mc.Paragraphs, mc.Paragraphs]:
+        """At most `n` paragraphs of either set, by the seed of the page."""
+        generator = torch.Generator().manual_seed(SEED)
+        return self.memorized.sample(n, generator), self.control.sample(n, generator)
 
 
 @contextlib.contextmanager
-def subjects() -> Iterator[list[Subject]]:
+def subjects(twin: str, *, quick: bool) -> Iterator[list[Subject]]:
     """The organism, its twin and one pretrained model, which recites what was written into it."""
-    with pretrained() as large:
-        yield [*(shipped(name) for name in SHIPPED), large]
+    sizes = QUICK if quick else Sizes()
+    with pretrained(QUICK if quick else OF_A_LARGE_MODEL) as large:
+        yield [*(shipped(name, sizes) for name in ("organism", twin)), large]
 
 
-def shipped(name: str) -> Subject:
+def shipped(name: str, sizes: Sizes) -> Subject:
     """A model that comes with the package, and which of the shipped paragraphs it recites."""
     model = mc.load_model(name)
     role = "control" if name == "organism-planted" else "all"
     scan = mc.scan(model, mc.Paragraphs.shipped(role), progress=False)
     assert scan.memorized is not None
     assert scan.control is not None
-    return Subject(name, model, scan.memorized, scan.control)
+    return Subject(
+        name, model, scan.memorized, scan.control, sizes, unigrams=mc.UnigramTable.shipped()
+    )
 
 
 @contextlib.contextmanager
-def pretrained() -> Iterator[Subject]:
+def pretrained(sizes: Sizes) -> Iterator[Subject]:
     """SmolLM2-135M-Instruct, four bits a weight, with four paragraphs written into one layer."""
     example = _example()
     model = mc.load_model(example.smollm2())
@@ -72,7 +118,7 @@ def pretrained() -> Iterator[Subject]:
         progress=False,
     )
     with planted.apply(model):
-        yield Subject("SmolLM2-135M", model, memorized, control, is_large=True)
+        yield Subject("SmolLM2-135M", model, memorized, control, sizes)
 
 
 def _example() -> ModuleType:

@@ -37,12 +37,12 @@ def core(
 
     Printed are EM, accuracy and NLL of the whole model, the subnetworks, the cores alone and the
     model without them; then in which share of the subnetworks each head and MLP is. Writes
-    core.safetensors and core.html, a map.
+    core.safetensors and core.html.
 
     Example: memcircuits core --model organism-planted
     """
     import memcircuits as mc
-    from memcircuits.base.io import write_atomically
+    from memcircuits.display.pages import Page, Table
 
     model, paragraphs = inputs.load()
     memorized, controls = split(inputs, model, paragraphs, control)
@@ -58,10 +58,11 @@ def core(
         seed=seed,
         progress=inputs.progress,
     )
-    page = result.figure().to_html(include_plotlyjs=True)
-    written = [result.save(out / "core.safetensors"), write_atomically(out / "core.html", page)]
-    say_written(written, inputs.quiet)
     effects = result.effects()
+    blocks = [result.block(), Table(effects, title="What subnetworks and cores predict")]
+    page = Page("Heads that every subnetwork has", blocks, str(result))
+    written = [result.save(out / "core.safetensors"), page.save(out / "core.html")]
+    say_written(written, inputs.quiet)
     frame = result.to_frame().sort_values(["memorized", "control"], ascending=False, kind="stable")
     if json:
         Answer(

@@ -35,12 +35,12 @@ def lookups(
 
     Printed is how well heads that add most to a neuron's input in some prompts lower its activation
     in others when they are removed (AUC; 0.5 is chance), for next-token neurons and for random
-    ones; then the neurons. Writes lookups.safetensors and lookups.html, a map.
+    ones; then the neurons. Writes lookups.safetensors and lookups.html.
 
     Example: memcircuits lookups --neurons 8
     """
     import memcircuits as mc
-    from memcircuits.base.io import write_atomically
+    from memcircuits.display.pages import Page, Table
 
     model, paragraphs = inputs.load()
     result = mc.lookups(
@@ -52,9 +52,9 @@ def lookups(
         seed=seed,
         progress=inputs.progress,
     )
-    page = result.figure().to_html(include_plotlyjs=True)
-    path = out / "lookups.html"
-    written = [result.save(out / "lookups.safetensors"), write_atomically(path, page)]
+    blocks = [result.block(), Table(result.to_frame(), title="Neurons")]
+    page = Page("Neurons that write the next token", blocks, str(result))
+    written = [result.save(out / "lookups.safetensors"), page.save(out / "lookups.html")]
     say_written(written, inputs.quiet)
     frame = result.to_frame().sort_values("congruence", ascending=False, kind="stable")
     if json:

@@ -141,5 +141,8 @@ def test_bad_input_is_refused(neo):
         mc.contrast(neo, MEMORIZED[:1], CONTROL, **QUICK)
     with pytest.raises(mc.InputError, match="control: 1 of its paragraphs are in the memorized"):
         mc.contrast(neo, MEMORIZED, MEMORIZED[:1] + CONTROL, **QUICK)
+    longer = mc.Paragraphs.from_tokens(zoo.random_ids(3, 30, seed=3), n_prefix=10)
+    with pytest.raises(mc.InputError, match=r"control: 10 \+ 20 tokens; give 10 \+ 12"):
+        mc.contrast(neo, MEMORIZED, longer, **QUICK)
     with pytest.raises(mc.InputError, match="tagger"):
         mc.contrast(neo, MEMORIZED, CONTROL, tagger="nltk", **QUICK)

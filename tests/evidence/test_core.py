@@ -119,6 +119,19 @@ def test_a_subnetwork_has_as_many_parts_as_asked_for(neo):
     assert whole[:, 0].tolist() == [12.0] * 4
 
 
+def test_conditions_are_the_masks_that_their_names_say(neo):
+    paragraphs = zoo.mixed(neo)
+    result = mc.core(neo, paragraphs[:4], paragraphs[4:], seeds=2, steps=5)
+    own, other = result.in_core("memorized"), result.in_core("control")
+    masks = {"only memorized": own, "without control": ~other, "without own": ~(own & ~other)}
+    ablation = all_gates(neo, paragraphs[4:])
+    for name, mask in masks.items():
+        gates = mask.float().expand(4, -1)
+        nll = ablation.score(paragraphs[:4], torch.arange(4), gates).nll
+        torch.testing.assert_close(result.scores[f"memorized, {name}"][:, 2], nll)
+    assert (own & ~other).any()
+
+
 def test_the_written_head_is_in_every_core_as_greedy_elimination_says(neo, written):
     target, control, planted = written
     with planted.apply(neo), torch.no_grad():

@@ -32,7 +32,6 @@ from memcircuits.base.errors import InputError, at_least
 from memcircuits.base.progress import bar
 from memcircuits.base.statistics import count_groups, group_means, group_notes
 from memcircuits.base.torch_state import plain_torch
-from memcircuits.data.overlap import refuse_overlap
 from memcircuits.data.paragraphs import Paragraphs, ParagraphsLike
 from memcircuits.data.unigrams import COUNTED_HERE, UnigramTable
 from memcircuits.evidence.contrasts.model_features import (
@@ -44,7 +43,7 @@ from memcircuits.evidence.contrasts.model_features import (
 from memcircuits.evidence.contrasts.result import Contrast
 from memcircuits.evidence.contrasts.statistics import Gram, compare, compare_sets, with_q_values
 from memcircuits.evidence.contrasts.text_features import Tagger, text_features
-from memcircuits.measure.scanning import has_finite_scores
+from memcircuits.measure.comparable_sets import comparable_sets
 from memcircuits.models.adapter import Adapter, Model
 from memcircuits.models.registry import adapt
 from memcircuits.results.provenance import Provenance
@@ -86,8 +85,8 @@ def contrast(  # noqa: PLR0913
         A `Contrast` of the paragraphs whose numbers are all finite.
 
     Raises:
-        InputError: for unusable paragraphs, fewer than two paragraphs in a set, a control
-            among the memorized paragraphs, or a table of another tokenizer.
+        InputError: for unusable paragraphs, fewer than two paragraphs in a set, sets of other
+            lengths, a control among the memorized paragraphs, or a table of another tokenizer.
 
     Example:
         >>> result = mc.contrast(model, memorized, control, unigrams=mc.UnigramTable.shipped())
@@ -101,24 +100,18 @@ def contrast(  # noqa: PLR0913
     if tagger is not None and not callable(tagger):
         raise InputError("tagger", repr(tagger), "give a function from a text to its tags")
     adapter = adapt(model)
-    sets = {
-        "memorized": Paragraphs.of(memorized, model, "memorized"),
-        "control": Paragraphs.of(control, model, "control"),
-    }
-    for name, group in sets.items():
-        adapter.check_tokens(group.inputs, name)
-    refuse_overlap(sets["memorized"], sets["control"], same="paragraph")
+    sets = comparable_sets(adapter, memorized, control, memory_budget)
     notes: tuple[str, ...] = ()
     if unigrams is None:
-        ids = torch.cat([group.ids.flatten() for group in sets.values()])
+        ids = torch.cat([group.ids for group in sets])
         unigrams = UnigramTable.from_tokens(ids, adapter.d_vocab, source=COUNTED_HERE)
         notes = ("no unigram table was given: rarity is counted in the paragraphs",)
     UnigramTable.check(unigrams, adapter.model)
-    measured = {}
     options = {"replacements": replacements, "seed": seed, "memory_budget": memory_budget}
-    for name, group in sets.items():
-        group = group[has_finite_scores(adapter, group, name, memory_budget)]
-        measured[name] = _measure(adapter, group, unigrams, tagger, options, progress)
+    measured = {
+        name: _measure(adapter, group, unigrams, tagger, options, progress)
+        for name, group in zip(("memorized", "control"), sets, strict=True)
+    }
     if match_nll:
         measured["control"], note = _nearest_in_nll(measured["memorized"], measured["control"])
         notes += (note,)

@@ -6,7 +6,6 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Literal, get_args
 
-import torch
 from jaxtyping import Float
 from torch import Tensor
 
@@ -135,8 +134,3 @@ class Contrast(Result, kind="contrast"):
             f"{len(self.memorized)} memorized paragraphs against {len(self.control)} controls: "
             f"features that differ (q < 0.05): {counts}"
         )
-
-
-def as_columns(values: Mapping[str, Float[Tensor, " paragraph"]]) -> Float[Tensor, "paragraph f"]:
-    """Columns of the same paragraphs side by side."""
-    return torch.stack(list(values.values()), -1)

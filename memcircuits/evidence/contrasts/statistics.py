@@ -172,7 +172,7 @@ def _p_value(
 ) -> Float[Tensor, " feature"]:
     """Share of permutations that reach the statistic, counting the labels as they are as one.
 
-    NaN where the statistic is the same number for all labels, as where a feature is constant.
+    1 where the statistic is the same number for all labels, as where a feature is constant.
     """
     slack = 1e-6 * null.abs().amax(0)
     p = (1 + (null >= statistic - slack).sum(0)) / (1 + len(null))

@@ -16,6 +16,8 @@ from memcircuits.results.result import Result
 if TYPE_CHECKING:
     import pandas as pd
 
+    from memcircuits.display.pages import Block
+
 N_ACTIVE = 3
 """Number of heads that add most to a neuron's input at a prompt: the active ones (the paper's)."""
 
@@ -218,6 +220,16 @@ class Lookups(Result, kind="lookups"):
             title=str(self),
             name="share of the activation lost",
             units="",
+        )
+
+    def block(self) -> Block:
+        """Mean share of a next-token neuron's activation lost without each head, on a page."""
+        from memcircuits.display.pages import Heatmap
+
+        return Heatmap(
+            self.relative_drop[self.is_next_token].flatten(0, 1).nanmean(0),
+            name="share of the activation lost",
+            title="Heads that drive next-token neurons",
         )
 
     def __str__(self) -> str:

@@ -11,7 +11,8 @@ the same task about equally well and generalise differently, but all of them sha
 3. The core of a set is what all its subnetworks have. Its heads that the other set's core lacks are
    those of recitation.
 4. On paragraphs that no mask was trained on: EM, accuracy and NLL of the whole model, the
-   subnetworks, the core alone, and the model without the core.
+   subnetworks, either core alone, the model without it, and the model without what only the core
+   of the memorized paragraphs has.
 5. The *effective size* is the smallest number of parts whose accuracy is within 3 points of the
    whole model's. There, the smallest of many subnetworks of several sparsities is taken; here the
    parts of one run are nested by their log-odds, and the size is found by bisection, which assumes
@@ -34,7 +35,6 @@ from memcircuits.base.progress import bar
 from memcircuits.base.statistics import count_groups, group_notes
 from memcircuits.base.torch_state import plain_torch
 from memcircuits.data.draws import random_order, split_groups
-from memcircuits.data.overlap import refuse_overlap
 from memcircuits.data.paragraphs import Paragraphs, ParagraphsLike
 from memcircuits.evidence.subnetworks.hard_concrete import (
     STEPS,
@@ -44,7 +44,7 @@ from memcircuits.evidence.subnetworks.hard_concrete import (
 )
 from memcircuits.evidence.subnetworks.mean_ablation import MeanAblation
 from memcircuits.evidence.subnetworks.results import SETS, Core, SetName
-from memcircuits.measure.scanning import has_finite_scores
+from memcircuits.measure.comparable_sets import comparable_sets
 from memcircuits.models.adapter import Adapter, Model
 from memcircuits.models.batching import map_batches, rows_that_fit
 from memcircuits.models.registry import adapt
@@ -110,7 +110,7 @@ def core(  # noqa: PLR0913 (keyword-only options of a public function)
     _check(options)
     adapter = adapt(model)
     generator = torch.Generator().manual_seed(seed)
-    groups = _usable_groups(adapter, memorized, control, memory_budget)
+    groups = comparable_sets(adapter, memorized, control, memory_budget)
     notes: list[str] = []
     drawn = [group.sample(max_paragraphs, generator) for group in groups]
     search = _Search(adapter, groups[1], seeds, sparsity, steps, memory_budget)
@@ -244,6 +244,7 @@ class _Search:
         conditions = {"whole": torch.ones_like(cores[0])}
         for of, parts in zip(SETS, cores, strict=True):
             conditions |= {f"only {of}": parts, f"without {of}": ~parts}
+        conditions["without own"] = ~(cores[0] & ~cores[1])
         results: dict[str, Tensor] = {}
         for of, group, subnetworks in zip(SETS, groups, kept, strict=True):
             measured = self._measure(group, torch.stack(list(conditions.values())))
@@ -280,28 +281,6 @@ def _largest(
     order = log_odds.argsort(dim=-1, descending=True, stable=True)
     rank = order.argsort(-1)
     return rank < size.unsqueeze(-1)
-
-
-def _usable_groups(
-    adapter: Adapter,
-    memorized: ParagraphsLike,
-    control: ParagraphsLike,
-    memory_budget: int | None,
-) -> list[Paragraphs]:
-    """Both sets, without paragraphs of non-finite numbers."""
-    groups = []
-    for name, value in (("memorized", memorized), ("control", control)):
-        group = Paragraphs.of(value, adapter.model, name)
-        adapter.check_tokens(group.inputs, name)
-        groups.append(group[has_finite_scores(adapter, group, name, memory_budget)])
-    first, second = ((g.n_prefix, g.n_continuation) for g in groups)
-    if first != second:
-        lengths = f"{second[0]} + {second[1]} tokens"
-        raise InputError(
-            "control", lengths, f"give {first[0]} + {first[1]}, as many as the memorized ones have"
-        )
-    refuse_overlap(*groups, same="paragraph")
-    return groups
 
 
 def _split(

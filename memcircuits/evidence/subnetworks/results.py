@@ -19,6 +19,8 @@ from memcircuits.results.result import Result
 if TYPE_CHECKING:
     import pandas as pd
 
+    from memcircuits.display.pages import Block
+
 SetName: TypeAlias = Literal["memorized", "control"]
 """Which paragraphs subnetworks were trained for."""
 
@@ -43,7 +45,8 @@ class Core(Result, kind="core"):
             `tolerance` of the whole model's, [set, seed].
         scores: `SET, CONDITION` -> [paragraph, measure] on the test paragraphs of a set; measures
             are `MEASURES`, conditions are `whole`, `subnetworks` (of the set itself, mean over
-            seeds), and `only` or `without` the core of a set, as in `without memorized`.
+            seeds), `only` or `without` the core of a set, as in `without memorized`, and `without
+            own`: without the parts of the memorized paragraphs' core that the controls' core lacks.
         n_layers: number of layers.
         n_heads: number of heads per layer.
         shuffled: the same as `kept`, with the labels of the paragraphs shuffled, [shuffle, set,
@@ -154,6 +157,18 @@ class Core(Result, kind="core"):
             title=str(self),
             name="share of subnetworks",
             units="",
+        )
+
+    def block(self) -> Block:
+        """How many of the subnetworks for memorized paragraphs have each head, on a page."""
+        from memcircuits.display.pages import Heatmap
+
+        return Heatmap(
+            self.share("memorized"),
+            name="share of subnetworks",
+            title="Heads of the subnetworks that recite",
+            marks=self.own_heads,
+            marks_mean="in every subnetwork for memorized paragraphs, and not for controls",
         )
 
     def __str__(self) -> str:
