@@ -81,8 +81,8 @@ def lookups(
         UnsupportedModel: if the model's blocks are not sums (norms after attention or MLP).
 
     Example:
-        >>> found = mc.lookups(model, memorized + control, neurons=2, prompts=4)
-        >>> found.drop.shape  # neuron, prompt, layer, head
+        >>> calls = mc.lookups(model, memorized + control, neurons=2, prompts=4)
+        >>> calls.drop.shape  # neuron, prompt, layer, head
         torch.Size([12, 4, 6, 8])
     """
     for name, value, minimum in (
@@ -235,8 +235,8 @@ def _without_each_head(
     attribution = inputs.attribution(parts.heads, parts.total, neurons)
     without = (parts.total.unsqueeze(1) - parts.heads).flatten(0, 1)
     whole = inputs.activations(parts.total, neurons)
-    left = inputs.activations(without, neurons.repeat_interleave(inputs.n_heads))
-    drop = whole[:, None] - left.view(-1, inputs.n_heads)
+    remaining = inputs.activations(without, neurons.repeat_interleave(inputs.n_heads))
+    drop = whole[:, None] - remaining.view(-1, inputs.n_heads)
     return attribution.float().cpu(), drop.float().cpu()
 
 

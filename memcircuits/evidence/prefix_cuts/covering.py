@@ -41,12 +41,12 @@ class Cut:
     Attributes:
         kept: tokens that are not taken back.
         removed: bytes of the tokens taken back, up to the cut.
-        rest: the true text after the cut.
+        following: the true text after the cut.
     """
 
     kept: tuple[int, ...]
     removed: bytes
-    rest: bytes
+    following: bytes
 
 
 @dataclass
@@ -89,35 +89,35 @@ def covering_sequences(
     memory_budget: int | None,
 ) -> list[Covering]:
     """The covering sequences of every cut."""
-    found = [Covering() for _ in cuts]
+    coverings = [Covering() for _ in cuts]
     branches: dict[tuple[int, ...], list[_Branch]] = defaultdict(list)
     for i, cut in enumerate(cuts):
         if cut.removed:
             branches[cut.kept].append(_Branch(i, cut.removed, 1.0, True))
         else:  # nothing was taken back: the tokens kept are the only covering sequence
-            start = Start(cut.kept, b"", cut.rest)
-            found[i] = Covering(aligned=start, true=[(start, 1.0)], total=1.0)
+            start = Start(cut.kept, b"", cut.following)
+            coverings[i] = Covering(aligned=start, true=[(start, 1.0)], total=1.0)
     order = torch.tensor(table.ids_in_order)
     while branches:
         deeper: dict[tuple[int, ...], list[_Branch]] = defaultdict(list)
         for ids, log_probs in next_log_probs(adapter, branches, memory_budget):
             in_order = log_probs[order].double().exp()
             for branch in branches[ids]:
-                covering, rest = found[branch.cut], cuts[branch.cut].rest
-                _complete(table, covering, branch, ids, rest, in_order)
+                covering, following = coverings[branch.cut], cuts[branch.cut].following
+                _complete(table, covering, branch, ids, following, in_order)
                 best = _most_likely(table, branch, order, log_probs)
                 if best is not None and table.of_id[best].startswith(branch.remaining):
                     ahead = table.of_id[best][len(branch.remaining) :]
-                    covering.aligned = Start((*ids, best), ahead, rest)
+                    covering.aligned = Start((*ids, best), ahead, following)
                 for token, child in _children(table, branch, best, log_probs):
                     if child.is_aligned or child.probability > tolerance * covering.total:
                         deeper[(*ids, token)].append(child)
                     else:
                         covering.unexplored += child.probability
         branches = deeper
-    for covering in found:
+    for covering in coverings:
         _leave_out_unlikely(covering, tolerance)
-    return found
+    return coverings
 
 
 def _leave_out_unlikely(covering: Covering, tolerance: float) -> None:
@@ -132,7 +132,7 @@ def _complete(
     covering: Covering,
     branch: _Branch,
     ids: tuple[int, ...],
-    rest: bytes,
+    following: bytes,
     in_order: Float[Tensor, " token"],
 ) -> None:
     """Add the sequences that one more token completes."""
@@ -141,19 +141,19 @@ def _complete(
         return branch.probability * float(in_order[table.beginning_with(text)].sum())
 
     covering.total += probability(branch.remaining)
-    covering.all_right += probability(branch.remaining + rest)
-    for length in range(1, len(rest) + 1):
-        right = probability(branch.remaining + rest[:length])
+    covering.all_right += probability(branch.remaining + following)
+    for length in range(1, len(following) + 1):
+        right = probability(branch.remaining + following[:length])
         if right == 0:
             break
         if len(covering.bytes_right) < length:
             covering.bytes_right.append(0.0)
         covering.bytes_right[length - 1] += right
-    for token in table.within(branch.remaining + rest[:-1]):
+    for token in table.within(branch.remaining + following[:-1]):
         n_ahead = len(table.of_id[token]) - len(branch.remaining)
         if n_ahead >= 0:
             p = branch.probability * float(in_order[table.place_of[token]])
-            covering.true.append((Start((*ids, token), rest[:n_ahead], rest), p))
+            covering.true.append((Start((*ids, token), following[:n_ahead], following), p))
 
 
 def _most_likely(

@@ -182,20 +182,24 @@ def _cut_text(
     start_of_character = at
     while text[start_of_character] & 0xC0 == 0x80:  # bytes that continue a character
         start_of_character -= 1
-    before, rest = text[:start_of_character], text[at:]
+    before, following = text[:start_of_character], text[at:]
     ids = encode(before.decode(), table.tokenizer)
     kept = ids[: _n_kept(table, ids, before, backtrack)]
     if not kept:
         raise InputError("cuts", cut, f"no token of {name} lies before it; cut later")
     n_bytes = len(b"".join(table.spelled(kept)))
-    ends = [i for i in range(1, len(rest) + 1) if i == len(rest) or rest[i] & 0xC0 != 0x80]
+    ends = [
+        i
+        for i in range(1, len(following) + 1)
+        if i == len(following) or following[i] & 0xC0 != 0x80
+    ]
     boundaries = list(accumulate(map(len, tokens)))
     kind = "inside a token"
     if at in boundaries:
         is_word = table.begins_word(tokens, boundaries.index(at) + 1)
         kind = "between words" if is_word else "between tokens"
     return _CutText(
-        Cut((*paragraph.bos, *kept), text[n_bytes:at], rest),
+        Cut((*paragraph.bos, *kept), text[n_bytes:at], following),
         (*paragraph.bos, *ids) if start_of_character == at else None,
         ends,
         PLACES.index(kind),
@@ -223,7 +227,7 @@ def _starts(point: _CutText, covering: Covering) -> list[Start]:
     if covering.aligned is not None:
         starts.append(covering.aligned)
     if point.naive is not None:
-        starts.append(Start(point.naive, b"", point.cut.rest))
+        starts.append(Start(point.naive, b"", point.cut.following))
     return starts
 
 
@@ -231,14 +235,14 @@ def _numbers(
     point: _CutText, covering: Covering, recited: dict[Start, int]
 ) -> list[tuple[float, float]]:
     """Characters recited and the probability that all are, for every way of continuing a cut."""
-    n_bytes = len(point.cut.rest)
+    n_bytes = len(point.cut.following)
 
     def after(start: Start | None) -> tuple[float, float]:
         if start is None:
             return torch.nan, torch.nan
         return float(point.characters(recited[start])), float(recited[start] == n_bytes)
 
-    naive = None if point.naive is None else Start(point.naive, b"", point.cut.rest)
+    naive = None if point.naive is None else Start(point.naive, b"", point.cut.following)
     return [after(naive), after(covering.aligned), _expected(point, covering, recited)]
 
 
@@ -258,7 +262,7 @@ def _expected(
     for start, probability in covering.true:
         n_ahead = point.characters(len(start.ahead))
         characters += probability * (point.characters(recited[start]) - n_ahead)
-        in_full += probability * (recited[start] == len(point.cut.rest))
+        in_full += probability * (recited[start] == len(point.cut.following))
     return characters / covering.total, in_full / covering.total
 
 

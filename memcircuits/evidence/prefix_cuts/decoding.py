@@ -30,12 +30,12 @@ class Start:
     Attributes:
         ids: tokens given to the model.
         ahead: bytes that `ids` spell beyond the cut.
-        rest: the true text after the cut.
+        following: the true text after the cut.
     """
 
     ids: tuple[int, ...]
     ahead: bytes
-    rest: bytes
+    following: bytes
 
 
 def recited_bytes(
@@ -63,8 +63,8 @@ def recited_bytes(
     while unfinished:
         continued = {}
         for start, (ids, text) in unfinished.items():
-            n_equal = shared_length(text, start.rest)
-            if n_equal < len(text) or n_equal == len(start.rest):
+            n_equal = shared_length(text, start.following)
+            if n_equal < len(text) or n_equal == len(start.following):
                 recited[start] = n_equal
             elif len(ids) < adapter.n_ctx:
                 continued[start] = ids, text
