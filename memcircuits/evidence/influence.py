@@ -9,7 +9,7 @@ From Chen et al. 2024, "Parallel Structures in Pre-training Data Yield In-Contex
 3. The weights are put back exactly, and the next row is trained.
 
 For small steps alpha is eta times the dot product of the two gradients. A negative `eta` is a step
-of unlearning: alpha then says which other texts it harms. Candidate documents as trained rows name
+of unlearning: alpha is then the harm to other texts. Candidate documents as trained rows name
 the teacher of a recitation.
 
 A text that the model is sure of has a small gradient, so a step on it is short. To compare trained

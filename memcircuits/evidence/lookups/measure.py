@@ -2,8 +2,8 @@
 
 Neo, Cohen and Barez (2024) take neurons whose output weights point at one token, the 20 prompts in
 which such a neuron is most active, and the three heads that add most to its input there. A language
-model puts into words when a head is active, and has to tell from its words in which new prompts the
-head is. Here no language model is asked, and every step is a number:
+model describes in which prompts a head is active, and from this description predicts the new
+prompts in which it is. Here no language model is asked, and every step is a number:
 
 1. Next-token neurons are those of the upper half of the layers with the highest congruence
    (`memcircuits.evidence.lookups.writing`); as many others are drawn at random.
@@ -13,7 +13,7 @@ head is. Here no language model is asked, and every step is a number:
    too (`memcircuits.evidence.lookups.driving`).
 4. A head called active on one half of the prompts is to lower the neuron's activation, when it is
    taken out of what the MLP reads, on the other half. If it does so for random neurons just as
-   well, the calls say nothing of next-token neurons in particular (`Lookups.summary`).
+   well, these heads are not particular to next-token neurons (`Lookups.summary`).
 
 Differences from the paper: tokens are not restricted to words; heads of the neuron's own layer
 count; heads active in nearly all prompts are kept, since what is predicted is the drop of a head,
@@ -155,7 +155,7 @@ class _Search:
     ) -> tuple[Float[Tensor, "neuron prompt"], Int[Tensor, "neuron prompt 2"]]:
         """The `n` paragraphs with each neuron's highest peaks; the peaks and where they are."""
         names = [hook_name("post", layer) for layer in range(self._adapter.n_layers)]
-        first = self._paragraphs.n_bos or 1  # without anything before it, a token says little
+        first = self._paragraphs.n_bos or 1  # the first token has no context
 
         def peaks(batch: slice) -> Float[Tensor, "batch neuron 2"]:
             cache = run_to_continuation(self._adapter, self._paragraphs, batch, read=names).cache

@@ -1,4 +1,4 @@
-"""`Lookups`: next-token neurons, the heads that drive them, and whether these calls hold."""
+"""`Lookups`: next-token neurons, the heads that drive them, and their test on other prompts."""
 
 from __future__ import annotations
 

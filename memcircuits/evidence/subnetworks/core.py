@@ -6,7 +6,7 @@ the same task about equally well and generalise differently, but all of them sha
 
 1. A mask over heads and MLPs is trained for each seed and either set
    (`memcircuits.evidence.subnetworks.hard_concrete`), its loss the NLL of one paragraph of the set
-   at each step. Parts with a gate of 0 say their mean over controls.
+   at each step. Parts with a gate of 0 give their mean over controls.
 2. The subnetwork of a seed is the (1 - sparsity) of all parts with the highest log-odds.
 3. The core of a set is what all its subnetworks have. Its heads that the other set's core lacks are
    those of recitation.
@@ -77,7 +77,7 @@ def core(  # noqa: PLR0913 (keyword-only options of a public function)
     Args:
         model: the model.
         memorized: paragraphs that the model recites.
-        control: others of the same length; their means are what a removed part says.
+        control: others of the same length; a removed part gives its mean over them.
         seeds: number of subnetworks of either set.
         sparsity: share of the heads and MLPs that a subnetwork lacks, in (0, 1).
         steps: number of training steps, of one paragraph per seed each.

@@ -1,7 +1,7 @@
 """Run a model in which heads, MLPs or neurons are replaced by their means.
 
 A part with gate g gives out = mean + g (out - mean), with the mean over reference paragraphs at the
-same position: what a part says about no text in particular. Every row of a batch has gates of its
+same position: its output for no text in particular. Every row of a batch has gates of its
 own, so that many subnetworks run in one pass.
 """
 
