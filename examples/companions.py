@@ -73,9 +73,9 @@ cut.figure()
 
 # %%
 texts = recited[:8].texts(model)
-pairs = [(text[:180], text[180:]) for text in texts]
+pairs = [(text[:200], text[200:]) for text in texts]
 for align in (True, False):
-    paragraphs = mc.Paragraphs.from_texts(pairs, model, n_prefix=30, n_continuation=30, align=align)
+    paragraphs = mc.Paragraphs.from_texts(pairs, model, n_prefix=40, n_continuation=30, align=align)
     print(f"align={align}: mean EM {mc.scan(model, paragraphs).em.float().mean():.1f} of 30")
 
 # %% [markdown]
