@@ -5,9 +5,12 @@
         --controls controls.jsonl
 
 Stoehr, Gordon, Zhang, Lewis 2024, "Localizing Paragraph Memorization in Language Models", arXiv
-2403.19851. Without `--model` it runs on six paragraphs of each kind of the shipped organism, in two
-minutes or so. The paper's numbers are those of GPT-Neo 125M and of nothing else: on another model
-they say what is measured, not what should come out.
+2403.19851. Without `--model` it runs on six paragraphs of each kind of the shipped organism. The
+paper's numbers are those of GPT-Neo 125M and of nothing else: on another model they say what is
+measured, not what should come out.
+
+Norms are folded into the weights, as in the authors' code; gradients are stated in the raw basis
+too. The page begins with its contents: every figure and table of the paper, and what shows it.
 
 Each experiment's result is saved as it ends, under a key made of the weights, the paragraphs and
 all options; the same command goes on where it was stopped. A row that cannot be had stays in the
@@ -22,14 +25,26 @@ import resource
 import sys
 from collections.abc import Iterable, Sequence
 from pathlib import Path
+from typing import Any
 
 import pandas as pd
 from reproduction.experiments import run
+from reproduction.filters import Filters
 from reproduction.page import page, plain, shown, span, table
-from reproduction.study import EDITS, EXPERIMENTS, SCHEMA, SMALL, USUAL, Study, is_papers
+from reproduction.study import (
+    EDITS,
+    EDITS_ON_GPU,
+    EXPERIMENTS,
+    SCHEMA,
+    SMALL,
+    USUAL,
+    Study,
+    is_papers,
+)
 
 import memcircuits as mc
 from memcircuits.base.io import write_atomically
+from memcircuits.models.registry import adapt
 
 
 def arguments(argv: Sequence[str] | None) -> argparse.Namespace:
@@ -38,10 +53,17 @@ def arguments(argv: Sequence[str] | None) -> argparse.Namespace:
     add("--model", default="organism", help="name on the hub, folder or .gguf file")
     add("--paragraphs", help="file of paragraphs; those with EM 50 are the memorized ones")
     add("--controls", help="file of paragraphs that are not memorized")
+    add("--perturbed", help="file of perturbed twins of memorized paragraphs; else searched for")
     add("--as-given", action="store_true", help="--paragraphs are memorized, --controls are not")
     add("--unigrams", help="table of token counts (memcircuits unigrams); else counted here")
     add("--max-paragraphs", type=int, help=f"of each kind; {USUAL}, {SMALL} on the organism")
-    add("--edits", type=int, default=EDITS, help="paragraphs edited, one at a time")
+    add("--min-unique", type=float, default=0.5, help="a larger share of tokens must differ")
+    add("--drop-keywords", nargs="+", default=[], help="drop paragraphs with one of these words")
+    add("--per-count", type=int, help="so many paragraphs of each number of occurrences")
+    edits = f"paragraphs edited, one at a time; {EDITS}, {EDITS_ON_GPU} on a GPU"
+    add("--edits", type=int, help=edits)
+    basis = "folded: norms in the weights, as in the authors' code; raw: the weights of the file"
+    add("--basis", choices=("folded", "raw"), default="folded", help=basis)
     add("--patching", choices=("attribution", "exact"), default="attribution")
     add("--n-prefix", type=int, default=50, help="tokens")
     add("--n-continuation", type=int, default=50, help="tokens")
@@ -61,25 +83,40 @@ def main(argv: Sequence[str] | None = None) -> Path:
         raise mc.InputError("--paragraphs", "not given", "the shipped ones are the organism's")
     if given.as_given and (given.paragraphs is None or given.controls is None):
         raise mc.InputError("--as-given", "set", "it needs --paragraphs and --controls")
-    model = mc.load_model(given.model, device=given.device, dtype=given.dtype)
+    folded = given.basis == "folded"
+
+    def load(*, fold_ln: bool) -> Any:
+        options = {"device": given.device, "dtype": given.dtype, "fold_ln": fold_ln}
+        return mc.load_model(given.model, **options)
+
+    model = load(fold_ln=folded)
+    filters = Filters(given.min_unique, given.drop_keywords, given.per_count)
 
     def read(path: str | None) -> mc.Paragraphs | None:
         lengths = {"n_prefix": given.n_prefix, "n_continuation": given.n_continuation}
         return None if path is None else mc.Paragraphs.read(path, model, **lengths)
 
+    unfiltered = [read(given.paragraphs) or mc.Paragraphs.shipped(), read(given.controls)]
+    passed = [None if some is None else filters.apply(some, model) for some in unfiltered]
+    n_given, n_passed = (sum(map(len, filter(None, sets))) for sets in (unfiltered, passed))
+    on_gpu = adapt(model).device.type == "cuda"
     table_of = mc.UnigramTable.read(given.unigrams) if given.unigrams else None
     study = Study(
         model=model,
-        given=read(given.paragraphs) or mc.Paragraphs.shipped(),
-        controls=read(given.controls),
+        given=passed[0],
+        controls=passed[1],
+        perturbed_given=read(given.perturbed),
+        filters=filters,
+        n_dropped=n_given - n_passed,
         unigrams=table_of or (mc.UnigramTable.shipped() if shipped else None),
         as_given=given.as_given,
         limit=given.max_paragraphs or (SMALL if shipped else USUAL),
-        edits=given.edits,
+        edits=given.edits or (EDITS_ON_GPU if on_gpu else EDITS),
         patching=given.patching,
         seed=given.seed,
         memory_budget=given.memory_budget,
         folder=given.out,
+        other_model=lambda: load(fold_ln=not folded),
     )
     command = " ".join(["python examples/reproduce_paper.py", *asked(given)])
     return write(study, given.only or EXPERIMENTS, command)
@@ -92,6 +129,8 @@ def asked(given: argparse.Namespace) -> list[str]:
         flag = "--" + name.replace("_", "-")
         if value is True:
             words.append(flag)
+        elif isinstance(value, list) and name != "only":
+            words += [flag, *value] if value else []
         elif value not in (None, False) and name not in ("only", "out"):
             words += [flag, Path(value).name if Path(str(value)).exists() else str(value)]
     return words

@@ -17,7 +17,7 @@ from tests.helpers import models as zoo
 sys.path.insert(0, str(Path(__file__).parents[1] / "examples"))
 
 import reproduce_paper as script
-from reproduction import activations, statistics
+from reproduction import attention, statistics
 
 QUICK = ("sets", "duplication", "perturbation", "gradients", "contrast", "ablation")
 
@@ -26,7 +26,9 @@ QUICK = ("sets", "duplication", "perturbation", "gradients", "contrast", "ablati
 def files(tmp_path_factory):
     """A tiny model in a folder, six paragraphs that it recites, six that it does not."""
     folder = tmp_path_factory.mktemp("files")
-    model = mc.load_model(zoo.save("gpt_neo", folder / "tiny"))
+    zoo.shaken(zoo.hf_model("gpt_neo")).save_pretrained(folder / "tiny")
+    zoo.tokenizer().save_pretrained(folder / "tiny")
+    model = mc.load_model(folder / "tiny")
     recited = zoo.reciting(model, n=6, n_prefix=50, n_continuation=50)
     torch.save(recited.ids, folder / "recited.pt")
     torch.save(zoo.random_ids(6, 100, seed=3), folder / "others.pt")
@@ -35,7 +37,7 @@ def files(tmp_path_factory):
 
 def run(files, out, *more, only=QUICK):
     options = ["--model", files / "tiny", "--paragraphs", files / "recited.pt", "--out", out]
-    options += ["--controls", files / "others.pt", "--only", *only, *more]
+    options += ["--controls", files / "others.pt", "--min-unique", "0", "--only", *only, *more]
     return json.loads(script.main([*map(str, options)]).read_text())
 
 
@@ -51,7 +53,7 @@ def result(files, tmp_path_factory):
 
 def test_numbers_are_those_of_the_library(result, files):
     data, _ = result
-    model = mc.load_model(files / "tiny")
+    model = mc.load_model(files / "tiny", fold_ln=True)
     recited = mc.Paragraphs.read(files / "recited.pt", model)
     drops = mc.perturb_prefix(model, recited).em_drop
     row = rows(data, "Prefix perturbation")[0]
@@ -61,6 +63,10 @@ def test_numbers_are_those_of_the_library(result, files):
     gradients = mc.parameter_gradients(model, recited)
     share = next(r for r in data["rows"] if r["measure"].endswith("layers, EM 50"))
     assert share["ours"] == pytest.approx(100 * gradients.layer_share())
+    raw = mc.parameter_gradients(mc.load_model(files / "tiny"), recited)
+    (share,) = (r for r in data["rows"] if r["measure"].endswith("layers, EM 50, raw weights"))
+    assert share["ours"] == pytest.approx(100 * raw.layer_share())
+    assert abs(raw.layer_share() - gradients.layer_share()) > 1e-3
     without = mc.ablate_heads(model, recited).measure("em")
     row = rows(data, "Are these heads needed?")[0]
     head = mc.Head.parse(row["measure"].split()[3])
@@ -112,7 +118,7 @@ def test_it_goes_on_where_it_was(result, files, monkeypatch):
 def test_sets_can_be_given(files, tmp_path):
     more = ("--as-given", "--paragraphs", files / "others.pt", "--controls", files / "recited.pt")
     data = run(files, tmp_path, *more, only=("sets",))
-    assert [row["ours"] for row in data["rows"]] == [6, 0, 0, 6]
+    assert [row["ours"] for row in data["rows"]] == [6, 0, 0, 6, 0]
     assert "taken as given" in data["rows"][0]["note"]
     with pytest.raises(mc.InputError, match="--as-given"):
         script.main(["--as-given"])
@@ -121,16 +127,17 @@ def test_sets_can_be_given(files, tmp_path):
 def test_the_jackknife_of_a_mean_is_students_interval():
     values = torch.tensor([1.0, 4.0, 2.0, 7.0, 3.0])
     low, high = stats.t.interval(0.95, 4, values.mean(), stats.sem(values))
-    paragraphs = mc.Paragraphs(torch.arange(10).view(5, 2), 1)
-
-    def mean(some):
-        return values[some.ids[:, 0] // 2].mean()[None]
-
-    whole, rest = statistics.jackknife(paragraphs, mean)
-    (result,) = statistics.intervals(whole.tolist(), [part.tolist() for part in rest])
+    without = [[float(values[torch.arange(5) != i].mean())] for i in range(5)]
+    (result,) = statistics.intervals([float(values.mean())], without)
     assert result == pytest.approx((float(values.mean()), low, high))
-    assert statistics.jackknife(paragraphs[:1], mean)[1] == []
-    assert statistics.intervals([1.0], []) == [(1.0, None, None)]
+
+
+def test_fewer_than_five_have_no_interval():
+    four = torch.tensor([1.0, 4.0, 2.0, 7.0])
+    assert statistics.mean(four) == (3.5, None, None)
+    assert statistics.intervals([1.0], [[0.5]] * 4) == [(1.0, None, None)]
+    assert statistics.resampled(four[:, None], lambda rows: 2.0) == (2.0, None, None)
+    assert statistics.mean(torch.tensor([1.0, 4.0, 2.0, 7.0, 3.0]))[1] is not None
 
 
 def test_attention_summed_per_rank_falls_by_itself():
@@ -145,6 +152,6 @@ def test_attention_summed_per_rank_falls_by_itself():
         attention=torch.full((50, 1, 1, 20), 0.05),
         counts=counts,
     )
-    ours, null = activations.aggregated(rare, mc.Head(0, 0), seed=0)
+    ours, null = attention.aggregated(rare, mc.Head(0, 0), seed=0)
     assert ours < -0.5
     assert math.isclose(ours, null, abs_tol=1e-6)

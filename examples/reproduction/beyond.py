@@ -4,20 +4,30 @@ from __future__ import annotations
 
 from typing import Any
 
+import torch
+from torch import Tensor
+
 import memcircuits as mc
 from memcircuits.editing.noise import weight_noise
 from memcircuits.evidence.ablation import Ablation
-from reproduction.activations import activation_cosine
+from reproduction.charts import Chart, lines
 from reproduction.statistics import mean, top_head
-from reproduction.study import Outcome, Study, experiment, row
+from reproduction.study import Finding, Outcome, Study, experiment, row
+
+OURS = (0.0, 0.1, 0.3, 1.0, 3.0, 10.0)  # of a matrix' root mean square
+PAPERS = tuple(0.0015 * step for step in range(6))  # of its standard deviation, as in the notebook
+ARMS: dict[str, tuple[Any, tuple[float, ...]]] = {
+    "top 0.1 %": ("top", OURS),
+    "random 0.1 %": ("random", OURS),
+    "top 0.1 % of each component, the notebook's sizes": ("top-per-component", PAPERS),
+}
 
 
 @experiment("Noise on weights", "authors' notebook")
 def noise(study: Study) -> Outcome:
-    sizes = (0.0, 0.1, 0.3, 1.0, 3.0, 10.0)
-    tried = f"sizes tried: {', '.join(f'{size:g}' for size in sizes)}"
-    result, points = [], []
-    for mask in ("top", "random"):
+    rows: list[Finding] = []
+    charts: list[Chart] = []
+    for arm, (mask, sizes) in ARMS.items():
         curve = weight_noise(
             study.model,
             study.memorized,
@@ -28,31 +38,28 @@ def noise(study: Study) -> Outcome:
             seed=study.seed,
             **study.options,
         )
-        for name, part in curve.to_frame().groupby("set", sort=False):
-            points += part.assign(set=f"{name}, {mask}").to_dict("records")
+        frame = curve.to_frame()
+        for name, part in frame.groupby("set", sort=False):
             lost = part["size"][part["em"] <= part["em"].iloc[0] / 2]
             value: Any = float(lost.iloc[0]) if len(lost) else f"above {sizes[-1]:g}"
-            note = tried
+            note = f"sizes tried: {', '.join(f'{size:g}' for size in sizes)}"
             if part["em"].iloc[0] == 0:
                 value, note = None, "nothing is recited without noise"
-            what = f"noise on the {mask} 0.1 % of weights that halves the EM of {name}"
+            what = f"noise that halves the EM of {name}: {arm}"
             n, units = curve.em[str(name)].shape[-1], "of a matrix' root mean square"
-            result.append(row(what, "", value, n, units, note))
-    chart = {
-        "frame": points,
-        "title": "EM against the size of the noise",
-        "x": "size",
-        "y": "em",
-        "by": "set",
-        "y_label": "EM",
-        "units": "tokens",
-    }
-    return Outcome(result, [("Lines", chart)])
+            rows.append(row(what, "", value, n, units, note))
+        points = frame.to_dict("records")
+        for measure, units in {"em": "tokens", "nll": "nats/token"}.items():
+            title = f"{measure.upper()} against noise: {arm}"
+            labels = {"by": "set", "y_label": measure.upper(), "units": units}
+            charts.append(lines(title, points, "size", measure, **labels))
+    return Outcome(rows, charts)
 
 
 @experiment("Description", "authors' notebooks")
 def description(study: Study) -> Outcome:
-    rows = []
+    rows: list[Finding] = []
+    points = []
     for name, paragraphs in {"memorized": study.memorized, "controls": study.control}.items():
         scan, n = mc.scan(study.model, paragraphs, **study.options), len(paragraphs)
         least = "mean log p of the least likely fifth of the tokens"
@@ -62,17 +69,33 @@ def description(study: Study) -> Outcome:
             row(f"distance of the two largest logits, {name}", "", margin, n, "logits"),
             row(f"{least}, {name}", "", mean(scan.min_k()), n, "nats"),
         ]
-    cosine = activation_cosine(study)
-    what = "cosine of mean z, memorized and controls, mean over heads"
-    note = f"smallest {float(cosine.min()):.2f} in {top_head(-cosine)}"
-    rows.append(row(what, "", float(cosine.mean()), len(study.memorized), note=note))
+        for place, logits in zip(("first", "second"), top_two(study, paragraphs), strict=True):
+            points += [
+                {"position": position, "logit": float(logit), "which": f"{name}, {place}"}
+                for position, logit in enumerate(logits, 1)
+            ]
     some = study.draw(study.memorized, 20)
     second = mc.perturb_prefix(
         study.model, some, replacement="second", seed=study.seed, **study.options
     )
     what = "EM lost by putting in the model's second choice of a prefix token, memorized"
     rows.append(row(what, "", mean(second.em_drop[:, 1:].mean(1)), len(some), "tokens"))
-    return Outcome(rows)
+    note = "Mean over paragraphs; the position is that of the token predicted."
+    title = "The two largest logits at each position"
+    return Outcome(rows, [lines(title, points, "position", "logit", by="which", note=note)])
+
+
+def top_two(study: Study, paragraphs: mc.Paragraphs) -> Tensor:
+    """The two largest logits that predict each token but the first, mean over paragraphs, [2, pos].
+
+    Text that the model reads behind a BOS has one for the first token too, which is left out.
+    """
+    total = torch.zeros(2, paragraphs.ids.shape[1] - 1)
+    with study.adapter.preserving_state():
+        for ids in paragraphs.inputs[:, :-1].split(1):
+            logits = study.adapter.run(ids, positions=slice(paragraphs.n_bos, None)).logits
+            total += logits[0].float().topk(2, dim=-1).values.T.cpu()
+    return total / len(paragraphs)
 
 
 @experiment("Are these heads needed?", "not in the paper")

@@ -14,7 +14,16 @@ from reproduction.page import plain, say
 from reproduction.study import EXPERIMENTS, CannotRun, Finding, Outcome, Study
 
 # Importing a module registers its experiments: this is their order on the page.
-from reproduction import sets, weights, activations, beyond  # isort: skip  # noqa: F401
+from reproduction import (  # isort: skip  # noqa: F401
+    sets,
+    weights,
+    tuning,
+    activations,
+    attention,
+    patching,
+    similarity,
+    beyond,
+)
 
 
 def run(study: Study, names: Iterable[str]) -> list[dict[str, Any]]:

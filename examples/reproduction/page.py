@@ -12,6 +12,8 @@ import pandas as pd
 import memcircuits as mc
 from memcircuits import pages
 from memcircuits.results.provenance import versions
+from reproduction.contents import contents
+from reproduction.statistics import FEWEST
 from reproduction.study import PAPER, Study, is_papers
 
 
@@ -46,7 +48,10 @@ def page(
 ) -> pages.Page:
     """The page: what was run, one table per experiment, its charts, what could not be had."""
     name, missing = study.adapter.label, [row for row in rows if row["ours"] is None]
-    blocks: list[pages.Block] = [pages.Prose([told(study)], title="How to read it")]
+    blocks: list[pages.Block] = [
+        pages.Prose([told(study)], title="How to read it"),
+        pages.Table(pd.DataFrame(contents(done)), title="Contents"),
+    ]
     for part in done:
         frame = pd.DataFrame(part["findings"])
         frame["95 %"] = [span(row) for row in part["findings"]]
@@ -69,6 +74,7 @@ def page(
         "model": name,
         "weights": study.adapter.fingerprint(),
         **{k: f"{len(v)} paragraphs, {v.hash}" for k, v in groups(study).items()},
+        "basis": study.adapter.basis,
         "seed": study.seed,
         **versions(),
     }
@@ -84,19 +90,25 @@ def page(
 
 
 def groups(study: Study) -> dict[str, mc.Paragraphs]:
-    sets = {"paragraphs given": study.given, "controls given": study.controls}
+    sets = {
+        "paragraphs given": study.given,
+        "controls given": study.controls,
+        "perturbed given": study.perturbed_given,
+    }
     return {name: group for name, group in sets.items() if group is not None}
 
 
 def told(study: Study) -> list[Any]:
-    same = is_papers(study)
+    same, basis = is_papers(study), study.adapter.basis
     return [
-        "Intervals are 95 %, from resampling paragraphs, or from leaving out a fifth of them at a "
-        "time where a number is no mean. An empty cell in the paper's column: it shows a figure "
-        "without a number. ",
+        f"All numbers are in the {basis} basis unless their row says otherwise; the paper's code "
+        "folds norms into the weights, which changes gradients and not the function. Intervals are "
+        "95 %, from resampling paragraphs, or from leaving out a fifth of them at a time where a "
+        f"number is no mean; fewer than {FEWEST} paragraphs have none. An empty cell in the "
+        "paper's column: it shows a figure without a number. ",
         pages.strong(
-            "This is the paper's model. Rows may still differ from the paper: weights are not "
-            "folded here, and edits are measured on held-out controls."
+            "This is the paper's model. Rows may still differ from the paper: other paragraphs "
+            "are drawn, and edits are measured on held-out controls."
             if same
             else "This is not the paper's model: its numbers need GPT-Neo 125M's weights and "
             "paragraphs, and stand here to say what is measured."
@@ -110,10 +122,12 @@ def block(kind: str, settings: dict[str, Any]) -> pages.Block:
     settings = dict(settings)
     if "frame" in settings:
         settings["frame"] = pd.DataFrame(settings["frame"])
-    if "values" in settings:
+    if kind == "Heatmap":
         settings["values"] = [
             [math.nan if value is None else value for value in row] for row in settings["values"]
         ]
+    if kind == "Tokens":
+        settings["strip"] = pages.Strip(settings.pop("values"))
     if "marks" in settings:
         settings["marks"] = [tuple(mark) for mark in settings["marks"]]
     result: pages.Block = getattr(pages, kind)(**settings)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import torch
 
 import memcircuits as mc
+from reproduction.charts import lines
 from reproduction.statistics import mean, rank_correlation, resampled
 from reproduction.study import CannotRun, Outcome, Study, experiment, row
 
@@ -18,6 +19,12 @@ def sets(study: Study) -> Outcome:
     for bucket, printed in paper.items():
         count = len(study.buckets.get(bucket, ()))
         rows.append(row(f"paragraphs with EM {bucket}", printed, count, n, "paragraphs", note))
+    told = f"at least {100 * study.filters.min_unique:g} % of the tokens differ"
+    if study.filters.keywords:
+        told += f"; no keyword of {', '.join(study.filters.keywords)}"
+    if study.filters.per_count is not None:
+        told += f"; {study.filters.per_count} of each number of occurrences"
+    rows.append(row("paragraphs that the filters dropped", "", study.n_dropped, n, note=told))
     return Outcome(rows)
 
 
@@ -34,17 +41,14 @@ def duplication(study: Study) -> Outcome:
         known = torch.tensor([times.to_list(), frame[measure].to_list()], dtype=torch.float64).T
         what = f"rank correlation of {measure.upper()} with the times seen in training"
         rows.append(row(what, "", resampled(known, rank_correlation), len(known)))
-    chart = {
-        "frame": table[table["repetitions"] > 0].to_dict("records"),
-        "title": "EM against the times seen in training",
-        "x": "repetitions",
-        "y": "em",
-        "x_label": "times seen in training",
-        "y_label": "EM",
-        "units": "tokens",
-        "log_x": True,
-    }
-    return Outcome(rows, [("Lines", chart)])
+    points = table[table["repetitions"] > 0].to_dict("records")
+    labels = {"x_label": "times seen in training", "log_x": True}
+    charts = [
+        lines(f"{y.upper()} against the times seen in training", points, "repetitions", y,
+              y_label=y.upper(), units=units, **labels)
+        for y, units in {"em": "tokens", "nll": "nats/token"}.items()
+    ]  # fmt: skip
+    return Outcome(rows, charts)
 
 
 @experiment("Prefix perturbation", "figure 3")
@@ -59,15 +63,8 @@ def perturbation(study: Study) -> Outcome:
         what = f"EM lost by replacing one prefix token, {name}"
         outcome.append(row(what, printed, value, len(result.em), "tokens", note))
         points += result.curves().assign(set=name).to_dict("records")
-    chart = {
-        "frame": points,
-        "title": "EM left when the token at a position is replaced",
-        "x": "position",
-        "y": "em",
-        "by": "set",
-        "y_label": "EM",
-        "units": "tokens",
-    }
+    labels = {"by": "set", "y_label": "EM", "units": "tokens"}
     if "em_low" in points[0]:
-        chart |= {"low": "em_low", "high": "em_high"}
-    return Outcome(outcome, [("Lines", chart)])
+        labels |= {"low": "em_low", "high": "em_high"}
+    title = "EM left when the token at a position is replaced"
+    return Outcome(outcome, [lines(title, points, "position", "em", **labels)])

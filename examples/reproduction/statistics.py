@@ -12,14 +12,15 @@ import memcircuits as mc
 from memcircuits.base.statistics import bootstrap_means
 
 RESAMPLES = 2000
+FEWEST = 5  # paragraphs, pairs or edits that have an interval
 FOLDS = 5  # of the jackknife
 Value = tuple[float, float | None, float | None]
 
 
 def mean(samples: Tensor) -> Value:
-    """Mean over paragraphs with its bootstrap interval; none from a single one."""
+    """Mean over paragraphs with its bootstrap interval; none from fewer than `FEWEST`."""
     samples = samples.float()[samples.isfinite()]
-    if len(samples) < 2:
+    if len(samples) < FEWEST:
         return float(samples.mean()), None, None
     draws = bootstrap_means(samples, RESAMPLES, torch.Generator().manual_seed(0))
     low, high = torch.quantile(draws, torch.tensor([0.025, 0.975])).tolist()
@@ -33,6 +34,8 @@ def agreeing(each: Sequence[mc.Head], best: mc.Head) -> Value:
 
 def resampled(rows: Tensor, statistic: Callable[[Tensor], float]) -> Value:
     """A statistic of rows with its bootstrap interval, for what is no mean."""
+    if len(rows) < FEWEST:
+        return statistic(rows), None, None
     generator, n = torch.Generator().manual_seed(0), len(rows)
     chosen = torch.randint(n, (200, n), generator=generator)
     draws = torch.tensor([statistic(rows[draw]) for draw in chosen])
@@ -52,25 +55,15 @@ def split(paragraphs: mc.Paragraphs) -> list[mc.Paragraphs]:
     return [paragraphs[list(range(i, len(paragraphs), folds))] for i in range(folds)]
 
 
-def jackknife(
-    paragraphs: mc.Paragraphs, measure: Callable[[mc.Paragraphs], Tensor]
-) -> tuple[Tensor, list[Tensor]]:
-    """What is measured on all paragraphs, and without a fifth of them at a time.
-
-    For what is no mean over paragraphs, such as the largest gradient of a batch.
-    """
-    folds = min(FOLDS, len(paragraphs))
-    rest = [[j for j in range(len(paragraphs)) if j % folds != i] for i in range(folds)]
-    without = [measure(paragraphs[rows]) for rows in rest] if folds > 1 else []
-    return measure(paragraphs), without
-
-
 def intervals(whole: Sequence[float], rest: Sequence[Sequence[float]]) -> list[Value]:
-    """Numbers with Student's intervals from their values without each part (grouped jackknife)."""
+    """Numbers with Student's intervals from their values without each part (grouped jackknife).
+
+    For smooth functions of means, such as a share; the jackknife of a maximum is inconsistent.
+    """
     from scipy.stats import t
 
     k = len(rest)
-    if k < 2:
+    if k < FEWEST:
         return [(value, None, None) for value in whole]
     parts = torch.tensor(rest, dtype=torch.float64)
     errors = ((k - 1) / k * (parts - parts.mean(0)).square().sum(0)).sqrt()

@@ -13,7 +13,6 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 import torch
-from torch import Tensor
 
 import memcircuits as mc
 from memcircuits.evidence.gradients.parameters import ParameterGradients
@@ -26,13 +25,16 @@ from memcircuits.models.adapter import Adapter
 from memcircuits.models.registry import adapt
 from memcircuits.results.provenance import Provenance
 from memcircuits.results.result import Result
+from reproduction.charts import Chart
+from reproduction.filters import Filters
+from reproduction.pairs import found_pairs, given_pairs
 from reproduction.statistics import Value
 
-SCHEMA = "memcircuits.reproduction/1"
+SCHEMA = "memcircuits.reproduction/2"
 PAPER = "https://arxiv.org/abs/2403.19851"
 PAPERS_MODEL = "gpt-neo-125m"
 SMALL, USUAL = 6, 50  # paragraphs of each kind: on the organism, on other models
-EDITS = 2  # the slowest part on a processor: give more where there is a GPU
+EDITS, EDITS_ON_GPU = 2, 20  # they are the slowest part on a processor
 CHECKED = 4  # heads that attribution patching measures exactly
 SEEN, UNSEEN = 13, 10  # controls that an edit is given (it sees 11), and that judge it
 Kind = TypeVar("Kind", bound=Result)
@@ -68,7 +70,7 @@ class Outcome:
     """What an experiment gives: rows, and charts as block name -> settings, in plain data."""
 
     findings: Sequence[Finding]
-    charts: Sequence[tuple[str, dict[str, Any]]] = ()
+    charts: Sequence[Chart] = ()
 
 
 @dataclass(frozen=True)
@@ -77,16 +79,23 @@ class Study:
 
     Attributes:
         given: the paragraphs to be sorted into memorized ones and others.
+        perturbed_given: perturbed twins of memorized paragraphs; None: they are searched for.
+        filters: what `given` and `controls` have passed.
+        n_dropped: paragraphs that did not pass.
         controls: more paragraphs, not memorized; None if there are none but those of `given`.
         as_given: take `given` for the memorized and `controls` for the others whatever a scan says.
         limit: paragraphs of each kind at most.
         edits: paragraphs that are edited, one at a time.
         folder: where results are kept.
+        other_model: loads the same model in the other basis, None if it is not to be compared.
     """
 
     model: Any
     given: mc.Paragraphs
     controls: mc.Paragraphs | None
+    perturbed_given: mc.Paragraphs | None
+    filters: Filters
+    n_dropped: int
     unigrams: mc.UnigramTable | None
     as_given: bool
     limit: int
@@ -95,6 +104,7 @@ class Study:
     seed: int
     memory_budget: int | None
     folder: Path
+    other_model: Callable[[], Any] | None = None
 
     @property
     def adapter(self) -> Adapter:
@@ -108,7 +118,11 @@ class Study:
     @property
     def settings(self) -> dict[str, Any]:
         """Everything that decides a number."""
-        sets = {"paragraphs": self.given, "controls": self.controls}
+        sets = {
+            "paragraphs": self.given,
+            "controls": self.controls,
+            "perturbed": self.perturbed_given,
+        }
         provenance = Provenance.of(
             self.adapter,
             sets,
@@ -118,6 +132,7 @@ class Study:
             patching=self.patching,
             seed=self.seed,
             unigrams=None if self.unigrams is None else self.unigrams.source,
+            filters=dataclasses.asdict(self.filters),
         )
         code = b"".join(path.read_bytes() for path in sorted(Path(__file__).parent.glob("*.py")))
         script = hashlib.sha256(code).hexdigest()[:16]
@@ -177,6 +192,12 @@ class Study:
             raise CannotRun("no paragraph has an EM of 10 or less: give --controls")
         return self.draw(self.buckets["0-10"])
 
+    def bucket(self, name: str) -> mc.Paragraphs | None:
+        """At most `limit` paragraphs of a range of EM; with `, own continuations` the model's."""
+        if ", own" in name:
+            return self.own if "0-10" in self.buckets else None
+        return self.draw(self.buckets[name]) if name in self.buckets else None
+
     @cached_property
     def own(self) -> mc.Paragraphs:
         """The controls with the model's own greedy continuation: the paper's targets for them."""
@@ -193,7 +214,9 @@ class Study:
     @cached_property
     def pairs(self) -> CleanCorrupted:
         """The memorized and their perturbed twins (the paper's PMP)."""
-        return self.perturbed.pairs(model=self.model)
+        if self.perturbed_given is not None:
+            return given_pairs(self.memorized, self.perturbed_given)
+        return found_pairs(self.model, self.memorized, self.perturbed)
 
     @cached_property
     def contrast(self) -> ParameterGradients:
@@ -257,15 +280,6 @@ def row(
 ) -> Finding:
     ours, low, high = value if isinstance(value, tuple) else (value, None, None)
     return Finding(measure, paper, ours, low, high, n, units, note)
-
-
-def heatmap(
-    title: str, values: Tensor, name: str, units: str, best: mc.Head | None = None
-) -> tuple[str, dict[str, Any]]:
-    chart = {"title": title, "values": values.tolist(), "name": name, "units": units}
-    if best is not None:
-        chart |= {"marks": [list(best)], "marks_mean": "the head in the table"}
-    return "Heatmap", chart
 
 
 def is_papers(study: Study) -> bool:

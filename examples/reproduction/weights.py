@@ -1,75 +1,139 @@
-"""Experiments on weights: gradients, contrast, sparse fine-tuning."""
+"""Experiments on gradients of weights: maps, statistics and the contrastive objectives."""
 
 from __future__ import annotations
 
 from typing import Any
 
 import torch
-from torch import Tensor
 
 import memcircuits as mc
-from memcircuits.editing.recipe import STOEHR_2024
-from memcircuits.measure.decoding import greedy_continuations
-from reproduction.statistics import (
-    agreeing,
-    intervals,
-    jackknife,
-    lower_half,
-    mean,
-    per_head,
-    top_head,
-)
-from reproduction.study import SEEN, UNSEEN, CannotRun, Outcome, Study, experiment, heatmap, row
+from memcircuits.evidence.gradients.parameters import ParameterGradients
+from reproduction.charts import Chart, bars, component_map
+from reproduction.statistics import agreeing, lower_half, per_head, top_head
+from reproduction.study import Finding, Outcome, Study, experiment, row
+
+PRINTED = {
+    "0-10": ("53.01", "29"),
+    "11-29": ("27.14", "40"),
+    "30-49": ("14.30", "54"),
+    "50": ("9.71", "59"),
+}
+OWN = "0-10, own continuations"  # as in the authors' file of this bucket
 
 
-@experiment("Parameter gradients", "figures 4 and 9")
+@experiment("Parameter gradients", "figure 4")
 def gradients(study: Study) -> Outcome:
-    paper = {
-        "0-10": ("53.01", "29"),
-        "11-29": ("27.14", "40"),
-        "30-49": ("14.30", "54"),
-        "50": ("9.71", "59"),
-    }
-    note = "the sum grows with the loss; the share does not, and is the number to compare"
-    result, points = [], []
+    results = bucket_gradients(study)
+    rows: list[Finding] = []
+    for bucket in (*PRINTED, OWN):
+        rows += gradient_rows(study, bucket, results.get(bucket))
+    rows += other_basis_rows(study)
+    charts = [
+        component_map(
+            f"Largest |gradient| of each component, EM {bucket}",
+            result.values,
+            "gradient",
+            result.units,
+            "The paper's definition: of the mean loss over the paragraphs, the largest over the "
+            "weights of a head or of an MLP matrix.",
+        )
+        for bucket, result in results.items()
+    ]
+    points = [
+        {"layer": layer, "share": float(share), "EM": f"EM {bucket}"}
+        for bucket, result in results.items()
+        for layer, share in enumerate(100 * result.layers / result.layers.sum())
+    ]
+    labels = {"by": "EM", "y_label": "share of the gradient", "units": "%"}
+    charts.append(bars("Gradient by layer", points, "layer", "share", **labels))
+    return Outcome(rows, charts)
 
-    def layers(some: mc.Paragraphs) -> Tensor:
-        return mc.parameter_gradients(study.model, some, **study.options).layers
 
-    def both(layers: Tensor) -> list[float]:
-        return [float(layers.sum()), lower_half(layers)]
+def bucket_gradients(study: Study) -> dict[str, ParameterGradients]:
+    """Gradients of each of the paper's sets that there is; measured once."""
+    results = {}
+    for bucket in (*PRINTED, OWN):
+        paragraphs = study.bucket(bucket)
+        if paragraphs is not None:
+            results[bucket] = study.kept(
+                ParameterGradients,
+                f"gradients-{bucket.replace(', ', '-').replace(' ', '-')}",
+                lambda some=paragraphs: mc.parameter_gradients(study.model, some, **study.options),
+            )
+    return results
 
-    for bucket, (total, share) in paper.items():
-        names = [
-            f"sum of the largest |gradient| of all components, EM {bucket}",
-            f"share of the lower half of the layers, EM {bucket}",
+
+def gradient_rows(study: Study, bucket: str, result: ParameterGradients | None) -> list[Finding]:
+    """The sum over all components and the share of the lower half of the layers."""
+    total, share = PRINTED[bucket.partition(",")[0]]
+    paragraphs = study.bucket(bucket)
+    n = 0 if paragraphs is None else len(paragraphs)
+    values: list[Any] = [None, None]
+    notes = ["no such paragraph"] * 2
+    if result is not None:
+        values = [float(result.layers.sum()), 100 * result.layer_share()]
+        told = "the sum grows with the loss; the share does not, and is the number to compare"
+        notes = [f"{told}; no interval: it is a maximum over the batch", ""]
+    return [
+        row(f"sum of the largest |gradient|, EM {bucket}", total, values[0], n, "", notes[0]),
+        row(f"share of the lower half of layers, EM {bucket}", share, values[1], n, "%", notes[1]),
+    ]
+
+
+def other_basis_rows(study: Study) -> list[Finding]:
+    """The same numbers in the basis that the page is not made in."""
+    if study.other_model is None:
+        return []
+    model = study.other_model()
+    basis = "raw" if study.adapter.basis == "folded" else "folded"
+    rows = []
+    for bucket in ("0-10", "50"):
+        paragraphs = study.bucket(bucket)
+        if paragraphs is None:
+            continue
+        layers = mc.parameter_gradients(model, paragraphs, **study.options).layers
+        n, where = len(paragraphs), f"EM {bucket}, {basis} weights"
+        rows += [
+            row(f"sum of the largest |gradient|, {where}", "", float(layers.sum()), n),
+            row(f"share of the lower half of layers, {where}", "", lower_half(layers), n, "%"),
         ]
-        values, n = [None, None], 0
-        if bucket in study.buckets:
-            paragraphs = study.draw(study.buckets[bucket])
-            n = len(paragraphs)
-            whole, rest = jackknife(paragraphs, layers)
-            values = intervals(both(whole), [both(part) for part in rest])
-            shares = 100 * whole / whole.sum()
-            points += [
-                {"layer": i, "share": float(value), "EM": f"EM {bucket}"}
-                for i, value in enumerate(shares)
-            ]
-        notes = [note, ""] if n else ["no such paragraph"] * 2
-        for what, printed, value, units, told in zip(
-            names, (total, share), values, ("", "%"), notes, strict=True
-        ):
-            result.append(row(what, printed, value, n, units, told))
-    chart = {
-        "frame": points,
-        "title": "Gradient by layer",
-        "x": "layer",
-        "y": "share",
-        "by": "EM",
-        "y_label": "share of the gradient",
-        "units": "%",
-    }
-    return Outcome(result, [("Bars", chart)])
+    return rows
+
+
+@experiment("Statistics of gradients", "figure 9")
+def gradient_statistics(study: Study) -> Outcome:
+    results = bucket_gradients(study)
+    charts: list[Chart] = []
+    rows = []
+    frames = {bucket: result.component_statistics() for bucket, result in results.items()}
+    for bucket, frame in frames.items():
+        n = len(study.bucket(bucket) or ())
+        for name in ("sum", "variance", "max", "min"):
+            value = frame[name].max() if name != "min" else frame[name].min()
+            component = frame["component"][frame[name].tolist().index(value)]
+            note = f"{component}, the component with the most extreme one"
+            rows.append(row(f"{name} of the gradient, EM {bucket}", "", float(value), n, note=note))
+    titles = {"sum": "Sum of |g|", "variance": "Variance of g", "max": "Largest g"}
+    for name, title in (titles | {"min": "Smallest g, without its sign"}).items():
+        points = [
+            {"component": r["component"], "value": abs(r[name]), "EM": f"EM {bucket}"}
+            for bucket, frame in frames.items()
+            for r in frame.to_dict("records")
+        ]
+        labels = {
+            "by": "EM",
+            "note": "Over all layers, as in the paper, whose axis is logarithmic.",
+        }
+        charts.append(bars(title, points, "component", "value", **labels))
+    for part in ("attention", "MLP"):
+        points = [
+            {**r, "EM": f"EM {bucket}"}
+            for bucket, result in results.items()
+            for r in result.layer_sums().to_dict("records")
+            if r["part"] == part
+        ]
+        charts.append(bars(f"Sum of |g| by layer, {part}", points, "layer", "sum", by="EM"))
+    return Outcome(rows, charts)
 
 
 @experiment("Contrastive gradients", "equation 3")
@@ -79,66 +143,33 @@ def contrast(study: Study) -> Outcome:
     best = top_head(heads)
     n = len(study.memorized)
     each = [top_head(per_head(result.samples, i, n_heads)) for i in range(n)]
-    cosine = torch.cat([values.flatten() for values in result.cosine.values()])
     told = "at the original weights the KL term has no gradient: this is the NLL's alone"
-    spread = f"from {cosine.min():.2f} to {cosine.max():.2f} by component"
-    what = "cosine of memorized and other gradients, mean over components"
     rows = [
-        row("head with the largest gradient", "L1H2", str(best), n, note=told),
+        row("head with the largest gradient, unlearning", "L1H2", str(best), n, note=told),
         row("paragraphs whose own largest is that head", "", agreeing(each, best), n, "%"),
-        row(what, "", float(cosine.mean()), n, note=spread),
     ]
-    chart = heatmap("Largest |gradient| of each head", heads, "gradient", result.units, best)
-    return Outcome(rows, [chart])
-
-
-@experiment("Sparse fine-tuning", "figure 5")
-def fine_tuning(study: Study) -> Outcome:
-    controls = study.draw(study.buckets.get("0-10", study.control), SEEN + UNSEEN)
-    if len(controls) < SEEN + 2:
-        raise CannotRun(f"{len(controls)} controls; an edit is given {SEEN}, others judge it")
-    seen, unseen = controls[:SEEN], controls[SEEN:]
-    unseen = greedy_continuations(study.model, unseen, **study.options)
-    clean, twins = study.pairs
-    n = min(study.edits, len(clean))
-    paper = {
-        ("unlearn", "all"): ("26.90", "45.11"),
-        ("unlearn", "top"): ("26.75", "45.84"),
-        ("unlearn", "random"): ("49.80", "44.86"),
-        ("edit", "all"): ("25.65", "37.57"),
-        ("edit", "top"): ("33.65", "38.67"),
-    }
-    note = (
-        f"the paper's recipe: {STOEHR_2024.steps} steps of Adam at {STOEHR_2024.learning_rate:g}; "
-        "exactly the masked weights change; the controls are others than those of the edit, with "
-        "their own continuations (the paper's are those in its KL term)"
+    charts = [
+        component_map(
+            "Unlearning: largest |gradient| of each component",
+            result.values,
+            "gradient",
+            result.units,
+            "Mean over paragraphs, each with its own gradient (the paper sets one paragraph "
+            "against ten controls).",
+        )
+    ]
+    twins = study.pairs.corrupted
+    editing = mc.parameter_gradients(study.model, twins, average="paragraph", **study.options)
+    best = top_head(editing.per_head(n_heads))
+    told = "+NLL of the perturbed paragraphs; again the KL term has no gradient"
+    rows.append(
+        row("head with the largest gradient, editing", "", str(best), len(twins), note=told)
     )
-    result, points = [], []
-    for (job, mask), printed in paper.items():
-        em = torch.empty(2, n)
-        for i in range(n):
-            options: dict[str, Any] = {"mask": mask, "seed": study.seed + i, **study.options}
-            options |= {"recipe": STOEHR_2024, "kl_budget": None}
-            if job == "unlearn":
-                made = mc.unlearn(study.model, clean[i], seen, em_below=0.0, **options)
-            else:
-                made = mc.edit(study.model, clean[i], twins[i], seen, **options)
-            with made.apply(study.model):
-                for j, group in enumerate((clean[i], unseen)):
-                    em[j, i] = mc.scan(study.model, group, **study.options).em.float().mean()
-        arm = f"{job}, " + {"all": "all weights"}.get(mask, f"{mask} 0.1 %")
-        for group, values, number in zip(("the target", "controls"), em, printed, strict=True):
-            value = mean(values)
-            what = f"EM of {group} after {arm}"
-            result.append(row(what, number, value, n, "tokens", "" if result else note))
-            points.append({"arm": arm, "EM": value[0], "of": f"{group}, here"})
-            points.append({"arm": arm, "EM": float(number), "of": f"{group}, paper"})
-    chart = {
-        "frame": points,
-        "title": "EM after fine-tuning, of 50 tokens",
-        "x": "arm",
-        "y": "EM",
-        "by": "of",
-        "units": "tokens",
-    }
-    return Outcome(result, [("Bars", chart)])
+    title = "Editing: largest |gradient| of each component"
+    charts.append(component_map(title, editing.values, "gradient", editing.units, told))
+    return Outcome(rows, charts)
+
+
+def cosine_mean(result: ParameterGradients) -> float:
+    """Mean cosine over all components, heads and layers."""
+    return float(torch.cat([values.flatten() for values in result.cosine.values()]).mean())

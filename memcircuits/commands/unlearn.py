@@ -26,8 +26,8 @@ def unlearn(
     inputs: Inputs,
     options: EditOptions,
     mask: Annotated[
-        Literal["top", "random", "random-per-tensor", "all"],
-        typer.Option(help="Which weights may change; all but top are for comparison."),
+        Literal["top", "top-per-component", "random", "random-per-tensor", "all"],
+        typer.Option(help="Which weights may change; the last three are for comparison."),
     ] = "top",
     recipe: Annotated[
         Literal["natural", "reference"], typer.Option(help="reference is the paper's.")

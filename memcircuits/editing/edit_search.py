@@ -151,7 +151,7 @@ class Editor:
 
     def _choose_mask(self, targets: Targets) -> Mask:
         strategy, scores = self.options.mask, None
-        if strategy in ("top", "random-per-tensor"):
+        if strategy not in ("random", "all"):
             scores = self._scores(targets)
         return self.candidates.choose(self.options.fraction, scores, strategy, self.generator)
 

@@ -24,7 +24,7 @@ from memcircuits.base.heads import Head, HeadLike
 from memcircuits.models.adapter import Adapter
 from memcircuits.models.weights import HEAD_COMPONENTS, Weight
 
-MaskStrategy = Literal["top", "random", "random-per-tensor", "all"]
+MaskStrategy = Literal["top", "top-per-component", "random", "random-per-tensor", "all"]
 """How a mask is chosen, see `Candidates.choose`."""
 
 MASK_STRATEGIES: tuple[MaskStrategy, ...] = get_args(MaskStrategy)
@@ -217,7 +217,8 @@ class Candidates:
             fraction: of the candidates, in (0, 1]; at least one weight is chosen.
             scores: for each matrix a tensor of its parameter's shape; not needed for `random` and
                 `all`.
-            strategy: `top` (largest |score|), `random` (every candidate equally likely),
+            strategy: `top` (largest |score|), `top-per-component` (from each component, over all
+                its layers, the same fraction by |score|), `random` (all equally likely),
                 `random-per-tensor` (from each matrix as many as `top` would choose) or `all`.
             generator: of the random choices.
         """
@@ -234,6 +235,8 @@ class Candidates:
             weight.split(score)[indices.to(score.device)].flatten().abs()
             for weight, score, indices in zip(self.weights, scores, heads, strict=True)
         ]
+        if strategy == "top-per-component":
+            return self._mask(self._largest_per_component(candidate_scores, fraction))
         chosen = _largest(candidate_scores, n)
         if strategy == "random-per-tensor":
             chosen = [
@@ -241,6 +244,18 @@ class Candidates:
                 for noise, top in zip(self._noise(generator), chosen, strict=True)
             ]
         return self._mask(chosen)
+
+    def _largest_per_component(
+        self, scores: Sequence[Tensor], fraction: float
+    ) -> list[Int[Tensor, " weight"]]:
+        """For each matrix the positions among the largest of all matrices of its component."""
+        chosen: dict[int, Tensor] = {}
+        for component in dict.fromkeys(weight.component for weight in self.weights):
+            places = [i for i, w in enumerate(self.weights) if w.component == component]
+            own = [scores[i] for i in places]
+            n = max(1, round(fraction * sum(len(score) for score in own)))
+            chosen |= dict(zip(places, _largest(own, n), strict=True))
+        return [chosen[i] for i in range(len(self.weights))]
 
     def _sizes(self) -> list[int]:
         """Candidates of each matrix."""

@@ -113,8 +113,8 @@ def weight_noise(  # noqa: PLR0913
         control: other paragraphs.
         sizes: noise relative to the root mean square of each matrix.
         fraction: fraction of the candidate weights that gets noise.
-        mask: `top` by |gradient| of the memorized paragraphs' NLL, `random`, `random-per-tensor`
-            or `all`.
+        mask: `top` by |gradient| of the memorized paragraphs' NLL, `top-per-component` (the same
+            fraction of each component), `random`, `random-per-tensor` or `all`.
         heads: candidates are only these heads' matrices.
         layers: candidates are only in these layers.
         components: candidates are only these, such as `W_V`.
@@ -149,7 +149,7 @@ def weight_noise(  # noqa: PLR0913
     )
     # Choose the weights, and draw the noise of size 1.
     scores = None
-    if mask in ("top", "random-per-tensor"):
+    if mask not in ("random", "all"):
         weights = list(candidates.weights)
         _, scores = mean_gradient(adapter, groups["memorized"], weights, memory_budget, progress)
     generator = torch.Generator().manual_seed(seed)

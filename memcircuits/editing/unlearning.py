@@ -74,8 +74,9 @@ def unlearn(  # noqa: PLR0913
             from the objective, to measure the KL.
         fraction: fraction of the candidate weights that may change, for each target if the recipe
             takes targets one by one. Candidates are the matrices of the blocks, or those asked for.
-        mask: `top` fraction by score; for comparison `random`, `random-per-tensor` (as many in each
-            matrix as `top` takes) or `all`.
+        mask: `top` fraction by score, or `top-per-component`, the same fraction of each component;
+            for comparison `random`, `random-per-tensor` (as many in each matrix as `top` takes) or
+            `all`.
         heads: only these heads' matrices may change.
         layers: only these layers.
         components: only these, such as `W_in`.

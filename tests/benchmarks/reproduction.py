@@ -24,7 +24,7 @@ from tests.benchmarks.subjects import random_neo, random_paragraphs
 sys.path.insert(0, str(Path(__file__).parents[2] / "examples"))
 
 
-FIXED = ("sets", "duplication", "layer-patching")
+FIXED = ("sets", "duplication", "position-patching")
 USUAL, EDITS = 50, 2
 CONTROLS = 16  # an edit needs as many
 

@@ -27,6 +27,28 @@ def test_the_top_mask_holds_the_largest_gradients(neo):
     assert inside.abs().min() >= values.sort(descending=True).values[len(mask) - 1]
 
 
+def test_each_component_has_its_own_largest(neo):
+    candidates = Candidates.of(adapt(neo))
+    weights = list(candidates.weights)
+    _, gradients = mean_gradient(adapt(neo), CONTROL, weights, progress=False)
+    mask = candidates.choose(0.01, gradients, "top-per-component")
+    positions = {
+        (weight.layer, weight.component): index
+        for weight, index in zip(mask.weights, mask.indices, strict=True)
+    }
+    for component in adapt(neo).components:
+        split = {
+            weight.layer: weight.split(gradient).abs().flatten()
+            for weight, gradient in zip(weights, gradients, strict=True)
+            if weight.component == component
+        }
+        every = torch.cat(list(split.values()))
+        none = torch.tensor([], dtype=torch.long)
+        chosen = [split[layer][positions.get((layer, component), none)] for layer in split]
+        expected = every.sort(descending=True).values[: round(0.01 * len(every))]
+        torch.testing.assert_close(torch.cat(chosen).sort(descending=True).values, expected)
+
+
 def test_random_masks_have_the_sizes_they_are_compared_by(neo):
     adapter = adapt(neo)
     candidates = Candidates.of(adapter)

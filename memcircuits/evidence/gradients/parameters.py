@@ -123,6 +123,35 @@ class ParameterGradients(Result, kind="parameter-gradients"):
         frame["head"] = frame["head"].astype("Int64")
         return frame
 
+    def component_statistics(self) -> pd.DataFrame:
+        """Statistics over all layers and heads of a component (figure 9, upper rows).
+
+        Returns:
+            Columns `component, sum, variance, max, min`: the sum of |g|; the variance, the largest
+            and the smallest g.
+        """
+        import pandas as pd
+
+        rows = []
+        for component, statistics in self.statistics.items():
+            of = dict(zip(STATISTICS, statistics.double(), strict=True))
+            # All heads of a component have as many weights: the law of total variance.
+            variance = of["variance"].mean() + of["mean"].var(correction=0)
+            numbers = (of["sum"].sum(), variance, of["max"].max(), of["min"].min())
+            rows.append((component, *map(float, numbers)))
+        return pd.DataFrame(rows, columns=["component", "sum", "variance", "max", "min"])
+
+    def layer_sums(self) -> pd.DataFrame:
+        """Sum of |g| over the weights of attention and of the MLP (figure 9, lower rows).
+
+        Returns:
+            Columns `layer, part, sum`; `part` is `attention` or `MLP`.
+        """
+        frame = self.to_frame()
+        frame["part"] = frame["component"].isin(HEAD_COMPONENTS)
+        frame["part"] = frame["part"].map({True: "attention", False: "MLP"})
+        return frame.groupby(["layer", "part"], as_index=False)["sum"].sum()
+
     def figure(self) -> Any:
         """The map of figure 4 (plotly)."""
         from memcircuits.display import figures

@@ -1,8 +1,8 @@
 """From the gradient of a weight matrix to a few numbers per head, and from these to maps of layers.
 
 The score of a component is its pooled |gradient|: the largest over its weights in the paper, or the
-mean or the L2 norm. Beside it stand three statistics of the same gradient. A `Summary` holds both,
-for all layers of one component.
+mean or the L2 norm. Beside it stand statistics of the same gradient, from which figure 9 follows. A
+`Summary` holds both, for all layers of one component.
 """
 
 from __future__ import annotations
@@ -20,8 +20,8 @@ from memcircuits.models.weights import Weight
 Pool: TypeAlias = Literal["max", "mean", "l2"]
 """The largest |gradient| over the weights of a component, their mean, or the L2 norm."""
 
-STATISTICS = ("sum", "variance", "max")
-"""The sum of |g|, the variance of g and the maximum of |g| over a component's weights."""
+STATISTICS = ("sum", "mean", "variance", "max", "min")
+"""The sum of |g|; mean, variance, largest and smallest g over a component's weights."""
 
 
 @dataclass(frozen=True)
@@ -60,11 +60,13 @@ def summarize(
     magnitude = gradient.abs()
     n_weights = gradient.shape[-2] * gradient.shape[-1]
     largest, mean = magnitude.amax(matrix), magnitude.mean(matrix)
+    signed_mean = gradient.mean(matrix)
     # Sums over whole matrices are bound by memory: the variance shares the mean square of `l2`.
     mean_square = gradient.square().mean(matrix)
     pooled = {"max": largest, "mean": mean, "l2": (n_weights * mean_square).sqrt()}[pool]
-    variance = (mean_square - gradient.mean(matrix).square()).clamp_min(0.0)
-    return torch.stack([pooled, n_weights * mean, variance, largest], dim=-2)
+    variance = (mean_square - signed_mean.square()).clamp_min(0.0)
+    extremes = [gradient.amax(matrix), gradient.amin(matrix)]
+    return torch.stack([pooled, n_weights * mean, signed_mean, variance, *extremes], dim=-2)
 
 
 def layer_summaries(

@@ -30,8 +30,38 @@ def test_pools_and_statistics_are_what_they_say():
     variance = (9 + 16 + 1) / 4 - 0.0
     for pool, value in {"max": 4.0, "mean": 2.0, "l2": 26**0.5}.items():
         assert summarize(gradient, pool)[:, 0].tolist() == pytest.approx(
-            [value, 8.0, variance, 4.0]
+            [value, 8.0, 0.0, variance, 3.0, -4.0]
         )
+
+
+def test_statistics_of_components_are_those_of_plain_autograd(neo):
+    """Figure 9: over all layers of a component at once, from the transformers model alone."""
+    result = mc.parameter_gradients(neo, PARAGRAPHS, progress=False)
+    plain = zoo.hf_model("gpt_neo")
+    logits = plain(PARAGRAPHS.ids[:, :-1]).logits[:, PARAGRAPHS.n_prefix - 1 :]
+    log_p = logits.log_softmax(-1).gather(-1, PARAGRAPHS.continuation[..., None])
+    (-log_p.mean()).backward()
+    blocks = plain.transformer.h
+    modules = {
+        "W_Q": [b.attn.attention.q_proj for b in blocks],
+        "W_O": [b.attn.attention.out_proj for b in blocks],
+        "W_in": [b.mlp.c_fc for b in blocks],
+    }
+    frame = result.component_statistics().set_index("component")
+    assert set(frame.index) == set(result.values)
+    for component, layers in modules.items():
+        g = torch.stack([module.weight.grad for module in layers])
+        expected = {
+            "sum": g.abs().sum(),
+            "variance": g.var(correction=0),
+            "max": g.max(),
+            "min": g.min(),
+        }
+        for name, value in expected.items():
+            assert frame.loc[component, name] == pytest.approx(float(value), rel=1e-3), name
+    layer_sums = result.layer_sums().query("layer == 2 and part == 'MLP'")["sum"].item()
+    mlp = [blocks[2].mlp.c_fc.weight, blocks[2].mlp.c_proj.weight]
+    assert layer_sums == pytest.approx(float(sum(w.grad.abs().sum() for w in mlp)), rel=1e-3)
 
 
 def test_paragraphs_cannot_cancel_when_each_is_pooled(neo):
@@ -41,7 +71,6 @@ def test_paragraphs_cannot_cancel_when_each_is_pooled(neo):
     assert each.samples["W_in"].shape == (5, 4, 1)
     for component, values in batch.values.items():
         assert (each.values[component] >= values - 1e-6).all()  # max is convex
-        torch.testing.assert_close(each.statistics[component][2], each.values[component])
 
 
 @pytest.mark.parametrize("average", ["batch", "paragraph"])
@@ -53,7 +82,7 @@ def test_dividing_by_the_loss(neo, average):
     for component, values in raw.values.items():
         torch.testing.assert_close(divided.values[component], values / raw.loss)
         torch.testing.assert_close(
-            divided.statistics[component][1], raw.statistics[component][1] / raw.loss**2
+            divided.statistics[component][2], raw.statistics[component][2] / raw.loss**2
         )
     assert divided.layer_share() == pytest.approx(raw.layer_share())
     assert divided.units != raw.units
