@@ -155,6 +155,10 @@ OPTIONS: dict[str, tuple[str, ...]] = {
     "--minimal": (),
     "--per-loss": (),
     "--match-nll": (),
+    "--control-text": ("", "x"),
+    "--score": ("", "x"),
+    "--compare-controls": (),
+    "--fold-ln": (),
     "--trust-remote-code": (),
     "--json": (),
 }
