@@ -16,12 +16,13 @@ import sys
 import textwrap
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
+from numbers import Integral, Real
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import typer
 
-from memcircuits.display.text import UNKNOWN
+from memcircuits.display.text import UNKNOWN, clean
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -152,15 +153,16 @@ def print_table(frame: pd.DataFrame) -> None:
 
 
 def _cell(value: Any) -> str:
-    """The text of a cell, in one line; a missing value is a dash."""
+    """The text of a cell in one line, invisible characters spelled out; a dash if it is missing."""
     import pandas as pd
 
     if pd.api.types.is_scalar(value) and pd.isna(value):
         return UNKNOWN
     if pd.api.types.is_bool(value):
         return "yes" if value else "no"
-    text = f"{value:.4g}" if isinstance(value, float) else str(value)
-    return " ".join(text.split())
+    if isinstance(value, Real) and not isinstance(value, Integral):
+        return f"{value:.4g}"
+    return clean(" ".join(str(value).split()))
 
 
 def _that_fit(cells: Mapping[str, Sequence[str]], width: int) -> dict[str, list[str]]:

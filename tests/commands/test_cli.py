@@ -353,7 +353,7 @@ def test_a_closed_pipe_ends_a_command_without_a_message(command, options):
 
 
 def test_a_table_is_plain_in_a_pipe_and_fitted_on_a_terminal(monkeypatch, capsys):
-    frame = pd.DataFrame({"name": ["a [red] one", "b"], "nll": [1.23456, float("nan")]})
+    frame = pd.DataFrame({"name": ["a [red] one", "b\x1b[31m"], "nll": [1.23456, float("nan")]})
     output.print_table(frame)
     piped = capsys.readouterr().out
     assert piped.splitlines()[0].split() == ["name", "nll"]
