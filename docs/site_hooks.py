@@ -21,6 +21,7 @@ from mkdocs.structure.files import File, Files, InclusionLevel
 SCHEMA = Path(__file__).parents[1] / "memcircuits" / "commands" / "output.schema.json"
 EXAMPLES = Path(__file__).parents[1] / "examples"
 VIEW = re.compile(r'<iframe[^>]*srcdoc="([^"]*)"')
+PLOTLY = "application/vnd.plotly.v1+json"
 NOTEBOOK_LINK = re.compile(r"\]\(((?:\.\./)*)\.\./examples/(\w+)\.ipynb\)")
 
 
@@ -80,7 +81,7 @@ def _output(output: dict[str, Any], stem: str, extra: dict[str, str | bytes]) ->
 
 def _title(data: dict[str, Any]) -> str:
     """The title of a plotly figure, for those who do not see it."""
-    layout = data.get("application/vnd.plotly.v1+json", {}).get("layout", {})
+    layout = data.get(PLOTLY, {}).get("layout", {})
     title = re.sub(r"<[^>]+>", " ", layout.get("title", {}).get("text", "Figure"))
     return title.replace("[", "(").replace("]", ")")
 

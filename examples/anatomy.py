@@ -19,15 +19,11 @@
 # what those look at. No network; two minutes on two cores.
 #
 # `examples/anatomy.py` and `examples/anatomy.ipynb` are the same notebook. The text is the source;
-# `jupytext --update --to ipynb examples/anatomy.py` writes the other.
+# `python docs/make_notebooks.py anatomy` runs it and writes the other.
 
 # %%
-import plotly.io
-
 import memcircuits as mc
 from memcircuits.evidence.triggers.minimal_sets import minimal_sets
-
-plotly.io.renderers.default = "notebook"  # figures keep working offline and in saved notebooks
 
 model = mc.load_model()
 unigrams = mc.UnigramTable.shipped()

@@ -22,12 +22,9 @@
 # source; `jupytext --update --to ipynb examples/companions.py` writes the other.
 
 # %%
-import plotly.io
 import torch
 
 import memcircuits as mc
-
-plotly.io.renderers.default = "notebook"  # figures keep working offline and in saved notebooks
 
 model = mc.load_model()
 scan = mc.scan(model, mc.Paragraphs.shipped())

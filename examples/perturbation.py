@@ -18,15 +18,11 @@
 # see which of them bring the recitation back. No network; half a minute on two cores.
 #
 # `examples/perturbation.py` and `examples/perturbation.ipynb` are the same notebook. The text is
-# the source; `jupytext --update --to ipynb examples/perturbation.py` writes the other.
+# the source; `python docs/make_notebooks.py perturbation` runs it and writes the other.
 
 # %%
-import plotly.io
-
 import memcircuits as mc
 from memcircuits.evidence.patching.sweeps import patch_layers
-
-plotly.io.renderers.default = "notebook"  # figures keep working offline and in saved notebooks
 
 
 def flat(tokens: list[str]) -> str:

@@ -18,7 +18,7 @@
 # and through no others, and then looked for. No network; a minute or two on two cores.
 #
 # `examples/planting.py` and `examples/planting.ipynb` are the same notebook. The text is the
-# source; `jupytext --update --to ipynb examples/planting.py` writes the other.
+# source; `python docs/make_notebooks.py planting` runs it and writes the other.
 
 # %%
 import pandas as pd

@@ -19,15 +19,11 @@
 # and takes about two minutes on two cores.
 #
 # `examples/quickstart.py` and `examples/quickstart.ipynb` are the same notebook. The text is the
-# source; `jupytext --to ipynb examples/quickstart.py` writes the other. Run as a script,
+# source; `python docs/make_notebooks.py quickstart` runs it and writes the other. Run as a script,
 # `python examples/quickstart.py` prints the main results and writes `quickstart.html`.
 
 # %%
-import plotly.io
-
 import memcircuits as mc
-
-plotly.io.renderers.default = "notebook"  # figures keep working offline and in saved notebooks
 
 model = mc.load_model()
 paragraphs = mc.Paragraphs.shipped()

@@ -18,20 +18,16 @@
 # other text, to see how soon the paragraphs come back. No network; one to two minutes on two cores.
 #
 # `examples/unlearn.py` and `examples/unlearn.ipynb` are the same notebook. The text is the source;
-# `jupytext --update --to ipynb examples/unlearn.py` writes the other.
+# `python docs/make_notebooks.py unlearn` runs it and writes the other.
 
 # %%
 from dataclasses import replace
-
-import plotly.io
 
 import memcircuits as mc
 from memcircuits.editing.evaluation import compare_edits
 from memcircuits.editing.recipe import STOEHR_2024
 from memcircuits.editing.relearning import recovery_curve
 from memcircuits.measure.decoding import greedy_continuations
-
-plotly.io.renderers.default = "notebook"  # figures keep working offline and in saved notebooks
 
 model = mc.load_model()
 planted, control = mc.Paragraphs.shipped("planted"), mc.Paragraphs.shipped("control")

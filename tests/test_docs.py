@@ -123,6 +123,51 @@ def test_the_reference_has_all_that_is_public():
     assert {f"{cls.__module__}.{cls.__name__}" for cls in result_types().values()} - page == set()
 
 
+@pytest.mark.parametrize("page", sorted((ROOT / "docs").rglob("*.md")), ids=lambda p: p.stem)
+def test_fences_name_a_language_and_nothing_else(page):
+    """The site's renderer takes other fences as text, and swallows what follows them."""
+    for word in re.findall(r"^ *```(.*)$", page.read_text("utf-8"), flags=re.MULTILINE):
+        assert re.fullmatch(r"\w*", word), f"{word!r}: `<!-- notest -->` stands above the fence"
+
+
+def test_the_address_of_the_repository_is_written_everywhere(monkeypatch):
+    monkeypatch.syspath_prepend(ROOT / "docs")
+    import set_repository as setting
+
+    def written(address):
+        changes = {
+            "pyproject.toml": setting.in_pyproject,
+            "mkdocs.yml": setting.in_mkdocs,
+            "CITATION.cff": setting.in_citation,
+            "README.md": setting.in_readme,
+        }
+        return {name: change(texts[name], address) for name, change in changes.items()} | {
+            "examples/quickstart.py": setting.in_notebook(
+                texts["examples/quickstart.py"], address, "quickstart"
+            )
+        }
+
+    names = ("pyproject.toml", "mkdocs.yml", "CITATION.cff", "README.md", "examples/quickstart.py")
+    texts = {name: (ROOT / name).read_text("utf-8") for name in names}
+    other = "https://github.com/some/where"
+    once = texts = written("https://github.com/an/address")
+    texts = written(other)
+    assert texts == written(other)
+    for name in names:
+        assert once[name].replace("an/address", "some/where") == texts[name]
+        assert "some/where" in texts[name]
+    project = tomllib.loads(texts["pyproject.toml"])
+    assert project["project"]["urls"]["Repository"] == other
+    hook = project["tool"]["hatch"]["metadata"]["hooks"]["fancy-pypi-readme"]
+    text = "![a](docs/x.png)\nA [link](docs/y.md#z) and [one](https://example.org)."
+    for line in hook["substitutions"]:
+        text = re.sub(line["pattern"], line["replacement"], text)
+    assert text == (
+        f"![a]({other}/raw/main/docs/x.png)\n\n"
+        f"A [link]({other}/blob/main/docs/y.md#z) and [one](https://example.org)."
+    )
+
+
 def test_links_between_pages_resolve():
     for page in [
         ROOT / "README.md",

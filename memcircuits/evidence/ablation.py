@@ -204,7 +204,7 @@ class Ablation:
         size = rows_that_fit(adapter, n_pos, n_logits, memory_budget)
         with (
             adapter.preserving_state(),
-            bar(len(rows) * len(parts), "ablate", unit="part", progress=progress) as progress_bar,
+            bar(len(rows) * len(parts), "ablate", unit="run", progress=progress) as progress_bar,
         ):
 
             def measure_batch(batch: slice) -> Float[Tensor, "batch part measure"]:

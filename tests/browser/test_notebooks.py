@@ -5,11 +5,15 @@ Only plotly's own output (MathJax, which it can do without) and nothing of ours 
 
 from __future__ import annotations
 
+import base64
+import io
+import json
 import os
 from pathlib import Path
 from typing import Any
 
 import pytest
+from PIL import Image
 
 from tests.helpers import ROOT
 
@@ -140,6 +144,72 @@ def test_the_example_notebook(chromium: Any, tmp_path: Path) -> None:
     check_opening(chromium, html, tmp_path / "notebook.html", figures)
 
 
+STORED = [
+    path
+    for path in sorted((ROOT / "examples").glob("*.ipynb"))
+    if any(cell.get("outputs") for cell in json.loads(path.read_text("utf-8"))["cells"])
+]
+PLOTLY = "application/vnd.plotly.v1+json"
+
+
+def stored_outputs(path: Path) -> list[dict[str, Any]]:
+    """What the cells of a committed notebook show: figures, views and tables."""
+    cells = json.loads(path.read_text("utf-8"))["cells"]
+    outputs = [output for cell in cells for output in cell.get("outputs", [])]
+    return [output["data"] for output in outputs if "data" in output]
+
+
+def joined(text: str | list[str]) -> str:
+    return "".join(text)
+
+
+def test_some_notebook_is_stored_executed() -> None:
+    assert STORED, "python docs/make_notebooks.py"
+
+
+@pytest.mark.parametrize("path", STORED, ids=lambda path: path.stem)
+def test_a_stored_notebook_is_executed_whole(path: Path) -> None:
+    cells = json.loads(path.read_text("utf-8"))["cells"]
+    code = [cell for cell in cells if cell["cell_type"] == "code"]
+    assert [cell["execution_count"] for cell in code] == list(range(1, len(code) + 1))
+    streams = [o for cell in code for o in cell["outputs"] if o["output_type"] == "stream"]
+    assert not any("\r" in joined(stream["text"]) for stream in streams), "a progress bar"
+    assert not any("site-packages" in joined(stream["text"]) for stream in streams), "a warning"
+    assert not any(o["output_type"] == "error" for cell in code for o in cell["outputs"])
+    figures = sum(".figure(" in joined(cell["source"]) for cell in code)
+    assert sum(PLOTLY in data for data in stored_outputs(path)) == figures
+    assert all(len(joined(data.get("text/plain", ""))) < 3000 for data in stored_outputs(path))
+
+
+@pytest.mark.parametrize("path", STORED, ids=lambda path: path.stem)
+def test_each_stored_output_shows_in_a_document_of_its_own(
+    chromium: Any, tmp_path: Path, path: Path
+) -> None:
+    """As Colab shows it, one frame for each output, and GitHub, which shows the picture."""
+    import plotly.io
+
+    for number, data in enumerate(stored_outputs(path)):
+        markup = joined(data.get("text/html", ""))
+        if PLOTLY in data or "<iframe" in markup:
+            picture = base64.b64decode(joined(data["image/png"]))
+            assert Image.open(io.BytesIO(picture)).size[0] > 300
+        if PLOTLY in data:  # drawn by the script of the front end, here plotly's own
+            assert markup == "", "a figure that needs the script of another output"
+            figure = plotly.io.from_json(json.dumps(data[PLOTLY]), skip_invalid=True)
+            assert figure.data
+        elif markup:
+            page_file = tmp_path / f"{number}.html"
+            page_file.write_text(f"<!doctype html><meta charset=utf-8>{markup}", "utf-8")
+            page, asked, errors = opened(chromium, page_file)
+            assert set(asked) <= {page_file.as_uri(), "about:srcdoc"}
+            assert errors == []
+            if "<iframe" in markup:
+                page.locator("iframe").content_frame.locator(".cv canvas").first.wait_for()
+            else:
+                assert page.locator("table").count() >= 1
+            page.context.close()
+
+
 def test_the_example_is_one_notebook_in_two_formats() -> None:
     jupytext = pytest.importorskip("jupytext", reason="jupytext is not installed")
     text, notebook = (jupytext.read(EXAMPLE.with_suffix(s)) for s in (".py", ".ipynb"))
@@ -147,6 +217,5 @@ def test_the_example_is_one_notebook_in_two_formats() -> None:
     def cells(notebook: Any) -> list[tuple[str, str]]:
         return [(cell.cell_type, cell.source) for cell in notebook.cells]
 
-    remedy = "run: jupytext --to ipynb examples/quickstart.py"
+    remedy = "run: python docs/make_notebooks.py quickstart"
     assert cells(text) == cells(notebook), remedy
-    assert all(not cell.get("outputs") for cell in notebook.cells), "commit it without outputs"

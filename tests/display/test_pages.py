@@ -362,6 +362,11 @@ def test_notebook_output_is_one_sandboxed_frame() -> None:
     assert "http-equiv" in output
 
 
+def test_a_view_is_called_by_its_heads() -> None:
+    view = AttentionView(make_patterns(6, 12), [f"L0H{i}" for i in range(6)], ["t"] * 12)
+    assert repr(view) == "<AttentionView: L0H0, L0H1, L0H2, L0H3 and 2 more; 12 tokens>"
+
+
 def test_saving_replaces_in_one_step(tmp_path, monkeypatch: pytest.MonkeyPatch) -> None:
     path = tmp_path / "new" / "page.html"
     page = Page("p", [Prose(["first"])])

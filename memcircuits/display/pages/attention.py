@@ -177,6 +177,12 @@ class AttentionView:
         page = Page(self.title or "Attention", [Attention(self), *facts])
         return page.render() if path is None else page.save(path).read_text(encoding="utf-8")
 
+    def __repr__(self) -> str:
+        names = ", ".join(str(name) for name in self.head_names[:4])
+        others = f" and {len(self.head_names) - 4} more" if len(self.head_names) > 4 else ""
+        beside = "" if self.compare is None else ", beside another paragraph"
+        return f"<AttentionView: {names}{others}; {len(self.tokens)} tokens{beside}>"
+
     def _repr_html_(self) -> str:
         """The page in a sandboxed frame: for Lab, classic, VS Code, Colab and saved notebooks.
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import math
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
@@ -20,6 +21,7 @@ from memcircuits.display.pages import (
     Table,
     strong,
 )
+from memcircuits.display.text import number
 
 if TYPE_CHECKING:
     from memcircuits.evidence.comparisons.result import Comparison
@@ -152,24 +154,24 @@ def _both_em(comparison: Comparison) -> Heatmap:
         str(low) if high - low == 1 else f"{low}-{high - 1}"
         for low, high in itertools.pairwise(bins.tolist())
     ]
-    counts[counts == 0] = np.nan
     return Heatmap(
         counts,
         name="paragraphs",
         diverging=False,
-        row_label="EM of b",
-        col_label="EM of a",
+        row_label="b",
+        col_label="a",
         row_names=names,
         col_names=names,
         title="Tokens recited by each",
-        note="Paragraphs above the diagonal are recited further by b, below it by a.",
+        note="How many paragraphs have which EM in b (rows) and in a (columns). Those above the "
+        "diagonal are recited further by b, those below it by a.",
     )
 
 
 def _map(comparison: Comparison) -> Heatmap:
     low, high = comparison.ci
     hover = [
-        [f"95 % CI {bottom:.2g} to {top:.2g}" for bottom, top in zip(*row, strict=True)]
+        [f"95 % CI {number(bottom)} to {number(top)}" for bottom, top in zip(*row, strict=True)]
         for row in zip(low.tolist(), high.tolist(), strict=True)
     ]
     return Heatmap(
@@ -189,7 +191,9 @@ def _map(comparison: Comparison) -> Heatmap:
 def _heads(comparison: Comparison) -> Table:
     frame = comparison.heads_frame()
     bounds = zip(frame["ci_low"], frame["ci_high"], strict=True)
-    frame["ci"] = ["" if low != low else f"{low:.2g} to {high:.2g}" for low, high in bounds]
+    frame["ci"] = [
+        "" if math.isnan(low) else f"{number(low)} to {number(high)}" for low, high in bounds
+    ]
     columns = ["name", "score_a", "score_b", "change", "ci", "q_value", "significant"]
     return Table(
         frame[columns],
