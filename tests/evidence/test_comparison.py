@@ -183,6 +183,11 @@ def test_rankings_without_common_paragraphs_have_no_interval(pair):
     assert result.ci.isnan().all()
     assert not result.significant.any()
     assert any("without an interval" in note for note in result.notes)
+    screened = mc.find_memorization_heads(a, paragraphs, method="screen", **options)
+    verified = screened.evidence["verified"].bool()
+    partly = mc.compare(screened, screened, draws=20)
+    assert (partly.ci[0].isnan() == ~verified).all()
+    assert partly.scores[0].isfinite().all()  # those estimated, where not verified
     older = dataclasses.replace(one, samples={})
     assert mc.compare(older, one).ci.isnan().all()
 
@@ -254,5 +259,5 @@ def test_rankings_of_other_modes_are_refused(pair):
     a, _, paragraphs = pair
     zero = mc.find_memorization_heads(a, paragraphs, draws=5, **QUIET)
     mean = mc.find_memorization_heads(a, paragraphs, mode="mean", draws=5, **QUIET)
-    with pytest.raises(InputError, match="mean ablation; a is of zero"):
+    with pytest.raises(InputError, match="ablation: mean; a has zero"):
         mc.compare(zero, mean)

@@ -10,12 +10,12 @@ two-sided p-value shuffles the labels memorized and control of their changes.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import TypeAlias
 
 import torch
-from jaxtyping import Float, Int
+from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 from memcircuits.base.errors import InputError
@@ -114,37 +114,58 @@ def changes_of_rankings(a: Ranking, b: Ranking, draws: int, seed: int) -> HeadCh
     Without groups in common, the change is the difference of the scores, without interval.
 
     Raises:
-        InputError: if the rankings are of other shapes, bases or modes of ablation.
+        InputError: if the rankings are of other shapes, bases, scores or modes of ablation.
     """
     _check_comparable(a, b)
+    scores = torch.stack([a.scores.values, b.scores.values])
     shared = {name: _shared_groups(a, b, name) for name in SETS}
-    sizes = {name: len(pairs) for name, pairs in shared.items()}
-    if sizes["memorized"] < 1 or sizes["control"] < 2:
-        scores = torch.stack([a.score, b.score])
-        return HeadChanges(
-            scores=scores,
-            ci=torch.full((2, *a.score.shape), torch.nan),
-            p_value=torch.ones_like(a.score),
-            n_groups=sizes,
-            notes=(
-                "the rankings have too few paragraphs in common: the change is the difference of "
-                "two scores of different paragraphs, without an interval",
-            ),
+    n_groups = {name: len(pairs) for name, pairs in shared.items()}
+    if n_groups["memorized"] < 1 or n_groups["control"] < 2:
+        unknown = torch.full((2, *scores.shape[1:]), torch.nan)
+        note = (
+            "the rankings have too few paragraphs in common: the change is the difference of two "
+            "scores of different paragraphs, without an interval"
         )
-    effects = {
-        name: torch.stack(
-            [a.samples[name][[i for i, _ in pairs]], b.samples[name][[j for _, j in pairs]]]
-        )
-        for name, pairs in shared.items()
-    }
+        return HeadChanges(scores, unknown, torch.ones_like(scores[0]), n_groups, (note,))
+    effects = {name: _paired_effects(a, b, name, pairs) for name, pairs in shared.items()}
     measured = head_changes(effects, draws, seed)
-    notes = tuple(
-        f"{sizes[name]} independent groups of {name} paragraphs are in both rankings; scores and "
-        "changes are of these alone"
+    verified = _verified(a) & _verified(b)
+    notes = [
+        f"{n_groups[name]} independent groups of {name} paragraphs are in both rankings; scores "
+        "and changes are of these alone"
         for name in SETS
-        if not len(a.samples[name]) == len(b.samples[name]) == sizes[name]
+        if not len(a.samples[name]) == len(b.samples[name]) == n_groups[name]
+    ]
+    if not verified.all():
+        notes.append(
+            f"{int((~verified).sum())} heads were only estimated in a or b and have no interval"
+        )
+    return HeadChanges(
+        scores=measured.scores.where(verified, scores),
+        ci=measured.ci.where(verified, torch.nan),
+        p_value=measured.p_value.where(verified, 1.0),
+        n_groups=n_groups,
+        notes=tuple(notes),
     )
-    return HeadChanges(measured.scores, measured.ci, measured.p_value, measured.n_groups, notes)
+
+
+def _paired_effects(
+    a: Ranking, b: Ranking, name: str, pairs: Sequence[tuple[int, int]]
+) -> Float[Tensor, "model group layer head"]:
+    """Effects of the heads in both rankings on the groups that they share."""
+    places = zip(*pairs, strict=True)
+    return torch.stack(
+        [
+            ranking.samples[name][list(rows)][:, :, ranking.grid.columns("head")]
+            for ranking, rows in zip((a, b), places, strict=True)
+        ]
+    )
+
+
+def _verified(ranking: Ranking) -> Bool[Tensor, "layer head"]:
+    """Which heads were ablated exactly."""
+    verified = ranking.evidence.get("verified", torch.ones_like(ranking.score))
+    return verified[:, ranking.grid.columns("head")].bool()
 
 
 def _shared_groups(a: Ranking, b: Ranking, name: str) -> list[tuple[int, int]]:
@@ -172,17 +193,18 @@ def _group_contents(ranking: Ranking, name: str) -> list[frozenset[tuple[int, ..
 
 def _check_comparable(a: Ranking, b: Ranking) -> None:
     same_basis("b", a.provenance, b.provenance)
-    for argument, ranking in (("a", a), ("b", b)):
-        if ranking.units != ("head",):
-            raise InputError(argument, f"a ranking of {ranking.units}", "compare rankings of heads")
-    shapes = [tuple(ranking.score.shape) for ranking in (a, b)]
-    if shapes[0] != shapes[1]:
-        raise InputError(
-            "b", f"{shapes[1]} layers and heads", f"a has {shapes[0]}: heads cannot be matched"
-        )
-    modes = [str(ranking.provenance.options.get("mode")) for ranking in (a, b)]
-    if modes[0] != modes[1]:
-        raise InputError("b", f"{modes[1]} ablation", f"a is of {modes[0]}: use the same mode")
+    shapes = [f"{r.grid.n_layers} layers of {r.grid.n_heads} heads" for r in (a, b)]
+    settings = {
+        "": shapes,
+        "ablation: ": [str(r.provenance.options.get("mode")) for r in (a, b)],
+        "score: ": [str(r.provenance.options.get("score", "effect")) for r in (a, b)],
+    }
+    for setting, (of_a, of_b) in settings.items():
+        if of_a != of_b:
+            raise InputError("b", f"{setting}{of_b}", f"a has {of_a}: give two that agree in it")
+    if settings["score: "] != ["effect", "effect"]:
+        remedy = "changes are of effects: rank both with the score effect"
+        raise InputError("a", f"score: {settings['score: '][0]}", remedy)
     a.memorized.check_same_bos(b.memorized, "b")
 
 
