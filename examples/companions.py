@@ -19,7 +19,7 @@
 # No network; two minutes on two cores.
 #
 # `examples/companions.py` and `examples/companions.ipynb` are the same notebook. The text is the
-# source; `jupytext --update --to ipynb examples/companions.py` writes the other.
+# source; `python docs/make_notebooks.py companions` runs it and writes the other.
 
 # %%
 import torch
