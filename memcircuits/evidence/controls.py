@@ -53,7 +53,7 @@ HALF_MEMORIZED = 0.5
 
 def own_continuations(
     model: Model,
-    paragraphs: Paragraphs,
+    paragraphs: ParagraphsLike,
     *,
     memory_budget: int | None = None,
     progress: bool = True,
@@ -77,6 +77,7 @@ def own_continuations(
         >>> mc.scan(model, own, progress=False).is_memorized.all()
         tensor(True)
     """
+    paragraphs = Paragraphs.of(paragraphs, model)
     own = greedy_continuations(model, paragraphs, memory_budget=memory_budget, progress=progress)
     is_other = (own.ids != paragraphs.ids).any(1)
     varied = [not is_repeating(ids) for ids in own.continuation.tolist()]
