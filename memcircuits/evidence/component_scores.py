@@ -18,6 +18,7 @@ tests with p = 1.
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Literal, TypeAlias
 
@@ -25,6 +26,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from memcircuits.base.errors import InputError
 from memcircuits.base.permutation import PermutationTest, permutation_test
 from memcircuits.base.statistics import bootstrap_means, interval
 from memcircuits.evidence.ablation import MEASURES
@@ -45,7 +47,7 @@ class ComponentScores:
         score: memorized minus control.
         ci: its 95 % bootstrap interval; NaN where not ablated, and if a set has one group.
         p_value: one-sided; 1 where not ablated.
-        permutations: how many were drawn for each unit, at most.
+        permutations: the largest number that was drawn for a unit.
         notes: what the reader must know.
     """
 
@@ -66,13 +68,24 @@ def score_components(
         score: see `Score`.
         draws: number of bootstrap resamples, and the least number of permutations.
         generator: draws both.
+
+    Raises:
+        InputError: for `interaction`, if components of a unit do not matter to a set on average.
     """
-    memorized, control = (_values(effects, name, score) for name in ("memorized", "control"))
-    estimated = effects.estimate
-    exact = effects.on_grid(memorized.mean(0) - control.mean(0))
-    resampled = bootstrap_means(memorized, draws, generator)
-    resampled = resampled - bootstrap_means(control, draws, generator)
-    bounds = interval(resampled)
+    measured = {name: _measured(effects, name, score) for name in ("memorized", "control")}
+    if score == "interaction":
+        _check_shares(effects, measured)
+    means = {name: _shares(effects, score, values.mean(0)) for name, values in measured.items()}
+    resampled = {
+        name: _shares(effects, score, bootstrap_means(values, draws, generator))
+        for name, values in measured.items()
+    }
+    exact = effects.on_grid(means["memorized"] - means["control"])
+    bounds = interval(resampled["memorized"] - resampled["control"])
+    memorized, control = (
+        values if score == "effect" else _shares(effects, score, values, of=values.mean(0))
+        for values in measured.values()
+    )
     if min(len(memorized), len(control)) < 2:
         bounds = torch.full_like(bounds, torch.nan)
     p_value = torch.ones(len(effects.components))
@@ -89,7 +102,7 @@ def score_components(
         permutations = max(permutations, test.permutations)
         notes += _fit_note(test, unit)
     return ComponentScores(
-        score=torch.where(effects.verified, exact, estimated),
+        score=torch.where(effects.verified, exact, effects.estimate),
         ci=torch.stack([effects.on_grid(bound) for bound in bounds]),
         p_value=effects.on_grid(p_value, 1.0),
         permutations=permutations,
@@ -102,17 +115,46 @@ def _columns(effects: ComponentEffects, unit: RankedUnit) -> list[int]:
     return [i for i, component in enumerate(effects.components) if component.unit == unit]
 
 
-def _values(effects: ComponentEffects, name: str, score: Score) -> Float[Tensor, "group component"]:
-    """What is compared: rises of the NLL, or shares of the mean fall of the margin."""
+def _measured(
+    effects: ComponentEffects, name: str, score: Score
+) -> Float[Tensor, "group component"]:
+    """What is compared: rises of the NLL, or falls of the margin."""
     samples = effects.samples[name]
     if score == "effect":
         return samples[..., MEASURES.index("nll")]
-    falls = -samples[..., MEASURES.index("margin")]
-    shares = torch.empty_like(falls)
+    return -samples[..., MEASURES.index("margin")]
+
+
+def _shares(
+    effects: ComponentEffects,
+    score: Score,
+    values: Float[Tensor, "*row component"],
+    of: Float[Tensor, " component"] | None = None,
+) -> Float[Tensor, "*row component"]:
+    """For `interaction`, values divided by the mean over the components of each unit.
+
+    The mean is that of each row, or of the values `of`.
+    """
+    if score == "effect":
+        return values
+    shares = torch.empty_like(values)
     for unit in effects.grid.units:
         columns = _columns(effects, unit)
-        shares[:, columns] = falls[:, columns] / falls[:, columns].mean()
+        whole = values if of is None else of
+        shares[..., columns] = values[..., columns] / whole[..., columns].mean(-1, keepdim=True)
     return shares
+
+
+def _check_shares(effects: ComponentEffects, measured: Mapping[str, Tensor]) -> None:
+    """Raise `InputError` where a mean effect is not positive: shares of it would mean nothing."""
+    for name, values in measured.items():
+        for unit in effects.grid.units:
+            if not float(values[:, _columns(effects, unit)].mean()) > 0:
+                raise InputError(
+                    "score",
+                    f"'interaction', but no {unit} matters to the {name} paragraphs on average",
+                    "compare with text of which the model is sure: control_text='own'",
+                )
 
 
 def _fit_note(test: PermutationTest, unit: RankedUnit) -> list[str]:

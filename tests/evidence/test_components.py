@@ -10,8 +10,9 @@ from memcircuits.base.components import Component
 from memcircuits.benchmark.units import count_forwards
 from memcircuits.evidence import screening
 from memcircuits.evidence.ablation import Ablation
-from memcircuits.evidence.component_effects import measure_effects
+from memcircuits.evidence.component_effects import ComponentEffects, measure_effects
 from memcircuits.evidence.component_grid import ComponentGrid
+from memcircuits.evidence.component_scores import score_components
 from memcircuits.evidence.control_choices import compare_controls
 from memcircuits.evidence.controls import own_continuations
 from memcircuits.evidence.ranking import Ranking
@@ -156,17 +157,33 @@ def test_what_is_not_connected_has_no_effect():
 
 
 def test_the_interaction_is_a_difference_of_shares(neo):
-    paragraphs = zoo.mixed(neo, n=6)
-    ranking = mc.find_memorization_components(neo, paragraphs, score="interaction", **QUIET)
+    options = {"score": "interaction", "control_text": "own", **QUIET}
+    ranking = mc.find_memorization_components(neo, zoo.mixed(neo, n=8), **options)
     parts = [c for unit in ("head", "mlp") for c in ranking.grid.components(unit)]
-    falls = -Ablation(neo, paragraphs, mode="zero").effects(parts, progress=False)[..., 2]
+    falls = [
+        -Ablation(neo, paragraphs, mode="zero").effects(parts, progress=False)[..., 2]
+        for paragraphs in (ranking.memorized, ranking.control)
+    ]
     for unit, columns in {"head": slice(0, 16), "mlp": slice(16, 20)}.items():
-        memorized, control = (falls[rows, columns] for rows in (slice(0, 6), slice(6, 12)))
-        shares = memorized.mean(0) / memorized.mean() - control.mean(0) / control.mean()
+        memorized, control = (f[:, columns].mean(0) / f[:, columns].mean() for f in falls)
         score = ranking.score[:, ranking.grid.columns(unit)].flatten()
-        torch.testing.assert_close(score, shares, atol=1e-4, rtol=1e-4)
+        torch.testing.assert_close(score, memorized - control, atol=1e-4, rtol=1e-4)
         assert score.sum().abs() < 1e-3
     assert ranking.score_units == "shares of the mean"
+
+
+def test_shares_of_what_does_not_matter_are_refused():
+    """The same effects for both sets, then none on average for one of them."""
+    grid = ComponentGrid(("head",), 1, 2)
+    parts = tuple(grid.components("head"))
+    falls = torch.tensor([[[0.0, 0.0, -1.0], [0.0, 0.0, -3.0]]]).repeat(4, 1, 1)
+    samples = {"memorized": falls, "control": 2 * falls}
+    effects = ComponentEffects(grid, parts, samples, torch.full((1, 2), torch.nan), {}, ())
+    scores = score_components(effects, "interaction", 50, torch.Generator().manual_seed(0))
+    assert scores.score.abs().max() < 1e-6  # one set merely has twice as much to lose
+    none = dataclasses.replace(effects, samples={**samples, "control": -falls})
+    with pytest.raises(mc.InputError, match="no head matters to the control"):
+        score_components(none, "interaction", 50, torch.Generator().manual_seed(0))
 
 
 def test_a_ranking_of_components_saves_and_reports(neo, ranking, tmp_path):
