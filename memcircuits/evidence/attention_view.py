@@ -128,7 +128,7 @@ def _view(
     return AttentionView(
         patterns=patterns.cpu(),
         head_names=[str(head) for head in heads],
-        tokens=[*_bos_texts(adapter, paragraph), *token_texts(adapter, paragraph)[0]],
+        tokens=[*front_texts(adapter, paragraph), *token_texts(adapter, paragraph)[0]],
         n_prefix=paragraph.n_given,
         strips=strips,
         title=paragraph.names[0],
@@ -141,7 +141,7 @@ def _view(
     )
 
 
-def _bos_texts(adapter: Adapter, paragraph: Paragraphs) -> list[str]:
+def front_texts(adapter: Adapter, paragraph: Paragraphs) -> list[str]:
     """The tokens in front as labels: OPT's is `</s>`, which would not be recognised."""
     if not paragraph.bos:
         return []

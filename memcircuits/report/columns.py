@@ -6,8 +6,9 @@ A column without an entry (`score`, `verified`) is shown under its own name.
 from __future__ import annotations
 
 LABELS = {
-    "ci_low": "95 % from",
-    "ci_high": "95 % to",
+    "component": "part",
+    "ci_low": "95 % CI low",
+    "ci_high": "95 % CI high",
     "q_value": "q",
     "significant": "significant",
     "ablation_memorized": "ΔNLL memorized",
@@ -25,6 +26,7 @@ MEANINGS = {
     "score": "how much more the head's ablation raises the loss of memorized paragraphs than of "
     "controls, nats/token; heads are ranked by it",
     "ci_low": "95 % interval of the score, from resampling paragraphs",
+    "rank": "place in the order of the scores",
     "q_value": "how often chance alone gives a score this large: share of random relabellings of "
     "the paragraphs (p), after Benjamini-Hochberg correction for testing all heads; how small it "
     "can get depends on how many relabellings there were",

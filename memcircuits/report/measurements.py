@@ -1,30 +1,40 @@
 """What the report measures beyond the ranking: single paragraphs.
 
-Most sections of the page show numbers that the ranking holds. Three need the model: the loss of
-each memorized paragraph, the attention of the best heads on the paragraph recited most surely, and
-the prefix tokens that trigger the surest recitations. `take_measurements` runs the model for them;
-the functions that compose the page (`memcircuits.report.ranking_page`) run none.
+Most sections of the page show numbers that the ranking holds. Others need the model: the loss of
+each paragraph, attention and direct effects on the memorized paragraphs, the scores of a few heads
+under other choices, and the prefix tokens that trigger the surest recitations. `take_measurements`
+runs the model for them; the functions that compose the page (`memcircuits.report.ranking_page`) run
+none.
 """
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 
 from jaxtyping import Int
 from torch import Tensor
 
 from memcircuits.base.errors import InputError
+from memcircuits.base.heads import Head
+from memcircuits.base.statistics import group_means
+from memcircuits.data.paragraphs import Paragraphs
 from memcircuits.data.token_text import row_text
 from memcircuits.display.pages import AttentionView
-from memcircuits.evidence.attention_view import attention_view, token_texts
+from memcircuits.evidence.attention_view import attention_view, front_texts, token_texts
 from memcircuits.evidence.ranking import Ranking
 from memcircuits.evidence.triggers.perturbation import Perturbation, perturb_prefix
+from memcircuits.measure.recitation_statistics import REPETITION_COLUMNS
 from memcircuits.measure.scanning import Scan, scan
 from memcircuits.models.adapter import Adapter, Model
 from memcircuits.models.registry import adapt
+from memcircuits.report.component_rows import best_heads, named_rows
+from memcircuits.report.head_details import Details, details_of
+from memcircuits.report.robustness import Choice, other_choices
 
 MAX_LISTED = 200  # memorized paragraphs
 REPLACEMENTS = 2  # of each prefix token
+CHECKED_HEADS = 5  # whose scores are measured under other choices
 
 
 @dataclass(frozen=True)
@@ -40,6 +50,14 @@ class Measurements:
         perturbation: effects of replacing prefix tokens of the paragraphs recited most surely; None
             if not asked for.
         tokens: text of the tokens of those paragraphs.
+        control_scan: of the controls.
+        losses: set -> loss of each independent group of its paragraphs, nats/token.
+        repetitions: set -> how many of its paragraphs were trained on, and the most repetitions of
+            one, where that is known.
+        details: attention and direct effects of components on the memorized paragraphs.
+        token_rows: text of the tokens of these paragraphs, those in front included.
+        heads: the best heads, whose scores were measured under other choices.
+        choices: these scores.
     """
 
     scan: Scan
@@ -48,6 +66,13 @@ class Measurements:
     view: AttentionView | None
     perturbation: Perturbation | None
     tokens: list[list[str]]
+    control_scan: Scan
+    losses: Mapping[str, list[float]]
+    repetitions: Mapping[str, Mapping[str, int]]
+    details: Details
+    token_rows: list[list[str]]
+    heads: list[Head]
+    choices: list[Choice]
 
 
 def take_measurements(
@@ -67,16 +92,20 @@ def take_measurements(
     surest = scan_result.nll.argsort(stable=True)[: max(1, triggers)]
     examples = scan_result.paragraphs[surest]
 
+    best = best_heads(ranking, heads)
     view = None
-    if "head" in ranking.units:
-        best_heads = ranking.top(heads)
-        view = attention_view(adapter, examples[0], heads=best_heads, unigrams=ranking.unigrams)
+    if best:
+        view = attention_view(adapter, examples[0], heads=best, unigrams=ranking.unigrams)
     perturbation = None
     if triggers:
         seed = int(ranking.provenance.options["seed"])
         perturbation = perturb_prefix(
             adapter, examples, draws=REPLACEMENTS, seed=seed, progress=progress
         )
+    control_scan = scan(adapter, ranking.control, progress=False)
+    checked = best_heads(ranking, CHECKED_HEADS)
+    names = named_rows(ranking)["component"].tolist()
+    details = details_of(adapter, ranking.memorized, names, best, progress=progress)
     return Measurements(
         scan=scan_result,
         prefixes=_texts(listed.prefix, adapter),
@@ -84,7 +113,42 @@ def take_measurements(
         view=view,
         perturbation=perturbation,
         tokens=token_texts(adapter, examples),
+        control_scan=control_scan,
+        losses={
+            "memorized": _group_losses(scan(adapter, ranking.memorized, progress=False)),
+            "control": _group_losses(control_scan),
+        },
+        repetitions=_repetitions(ranking),
+        details=details,
+        token_rows=[
+            [*front_texts(adapter, details.paragraphs), *texts]
+            for texts in token_texts(adapter, details.paragraphs)
+        ],
+        heads=checked,
+        choices=other_choices(ranking, adapter, checked, progress=progress),
     )
+
+
+def _group_losses(scan_result: Scan) -> list[float]:
+    return group_means(scan_result.nll, scan_result.paragraphs.groups).tolist()
+
+
+def _repetitions(ranking: Ranking) -> dict[str, dict[str, int]]:
+    """How often the shipped paragraphs were trained on; empty where that is not known."""
+    shipped = Paragraphs.shipped()
+    column = next((name for name in REPETITION_COLUMNS if name in shipped.metadata), None)
+    if column is None or ranking.provenance.paragraphs["paragraphs"]["hash"] != shipped.hash:
+        return {}
+    times = dict(zip(shipped.names, shipped.metadata[column], strict=True))
+    known = {
+        label: [int(times[name]) for name in ranking.names[key] if times.get(name) is not None]
+        for label, key in {"memorized": "memorized", "controls": "control"}.items()
+    }
+    return {
+        label: {"trained on": sum(n > 0 for n in counts), "most repetitions": max(counts)}
+        for label, counts in known.items()
+        if counts
+    }
 
 
 def _refuse_other_weights(ranking: Ranking, adapter: Adapter) -> None:

@@ -1,12 +1,14 @@
 """The report of a ranking: one page for a reader who has not seen the project.
 
 The page says which paragraphs were recited, which heads are significant and with what certainty,
+what each of them attends to and writes, how the scores change with other ablations and controls,
 the evidence beside the score, the gradients by layer, the prefix tokens that trigger a recitation,
-the attention of the best heads, what was run and how to run it again.
+what was run and how to run it again.
 
 1. `memcircuits.report.measurements` runs the model for what the ranking does not hold.
 2. `compose` turns the ranking and these measurements into blocks of a page
-   (`memcircuits.report.sections`, `triggers_section`, `rerun`); it runs no model.
+   (`memcircuits.report.sections`, `explorer_section`, `checks_sections`, `triggers_section`,
+   `rerun`); it runs no model.
 """
 
 from __future__ import annotations
@@ -17,6 +19,13 @@ from typing import TYPE_CHECKING
 from memcircuits.display.pages import Attention, Block, Facts, Page
 from memcircuits.models.adapter import Model
 from memcircuits.report import sections
+from memcircuits.report.checks_sections import (
+    control_table,
+    interval_bars,
+    next_steps,
+    robustness_bars,
+)
+from memcircuits.report.explorer_section import explorer
 from memcircuits.report.measurements import Measurements, take_measurements
 from memcircuits.report.rerun import commands
 from memcircuits.report.triggers_section import TOKENS_LOST, tokens_lost, trigger_blocks
@@ -66,7 +75,12 @@ def compose(
         blocks=[
             sections.headline_numbers(ranking),
             sections.how_to_read(ranking),
+            *next_steps(ranking),
             sections.score_map(ranking),
+            explorer(ranking, measurements),
+            interval_bars(ranking),
+            *robustness_bars(measurements),
+            control_table(measurements),
             sections.evidence_table(ranking),
             *([sections.levels_table(ranking)] if ranking.levels else []),
             *([] if controls is None else [sections.controls_table(controls)]),
@@ -77,6 +91,7 @@ def compose(
             sections.run_facts(ranking),
             Facts({}, commands=commands(ranking), title="Run it again"),
         ],
+        overview=sections.overview(ranking),
         footer="Made by memcircuits. Method: Stoehr et al. 2024, arXiv 2403.19851.",
     )
 

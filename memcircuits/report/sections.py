@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from memcircuits.display.pages import (
     Bars,
@@ -12,9 +12,11 @@ from memcircuits.display.pages import (
     Numbers,
     Prose,
     Table,
+    link,
     strong,
 )
 from memcircuits.report.columns import LABELS, MEANINGS
+from memcircuits.report.component_rows import named_rows
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -29,7 +31,8 @@ CONTROLS = {"true": "texts as they are", "own": "the model's own continuations o
 
 SCORES = {
     "effect": " is how much that raises the loss on memorized continuations beyond what it does to "
-    "controls, in nats/token: 0.1 means that every token becomes 10 % less likely.",
+    "controls, in nats/token: 0.1 means that, over the tokens of a continuation, the mean "
+    "probability (geometric) falls by 10 % more than that of controls.",
     "interaction": " is how much more of the whole effect falls to it on memorized continuations "
     "than on controls, as a share of the mean effect: 0 for all of them if recitations merely have "
     "more to lose.",
@@ -77,6 +80,17 @@ def _described(part: Component) -> str:
         "neuron": f"neuron {part} (layer {part.layer}, neuron {part.neuron})",
     }
     return words[part.unit]
+
+
+def overview(ranking: Ranking) -> str:
+    """The result in one line, which stays in view."""
+    counts = ranking.counts
+    text = f"{counts['memorized']:,} of {counts['given']:,} paragraphs recited"
+    first = named_rows(ranking).iloc[0]["component"]
+    n_significant = int(ranking.significant.sum())
+    if not n_significant:
+        return f"{text}; nothing is significant; the largest score has {first}"
+    return f"{text}; {n_significant} significant; the largest score has {first}"
 
 
 def headline_numbers(ranking: Ranking) -> Numbers:
@@ -133,21 +147,38 @@ def how_to_read(ranking: Ranking) -> Prose:
 
 
 def score_map(ranking: Ranking) -> Heatmap:
-    """The score of every head, MLP and layer that was ranked, significant ones framed."""
-    names = ranking.grid.map_names()
-    only_heads = ranking.units == ("head",)
+    """The score of every head, MLP and layer that was ranked; significant ones framed."""
+    grid = ranking.grid
+    columns = grid.map_names()
+    n_heads = grid.size("head") or len(columns)
+    n_shown = len(columns)
+    names = [
+        [str(grid.component(layer, column)) for column in range(n_shown)]
+        for layer in range(grid.n_layers)
+    ]
+    apart: dict[str, Any] = {}
+    if n_shown > n_heads:
+        apart = {
+            "aside": ranking.score[:, n_heads:n_shown],
+            "aside_cols": columns[n_heads:],
+            "aside_names": [row[n_heads:] for row in names],
+            "aside_marks": ranking.significant[:, n_heads:n_shown],
+        }
     return Heatmap(
-        ranking.score[:, : len(names)],
+        ranking.score[:, :n_heads],
         name="score",
         units=ranking.score_units,
-        marks=ranking.significant[:, : len(names)],
+        marks=ranking.significant[:, :n_heads],
         marks_mean="significant (q < 0.05)",
-        col_label="head" if only_heads else "head, or part of the layer",
-        col_names=names,
-        title="Every head" if only_heads else "Every part",
+        col_label="head" if "head" in ranking.units else "part of the layer",
+        col_names=columns[:n_heads],
+        cell_names=[row[:n_heads] for row in names],
+        title="Every head" if ranking.units == ("head",) else "Every part",
         note="Rows are layers, the first at the bottom; columns are the heads of a layer"
-        + (". " if only_heads else ", then its MLP or the whole layer. ")
-        + "The darker the orange, the more the recitation depends on it.",
+        + (", and apart its MLP or the whole layer. " if apart else ". ")
+        + "The stronger the orange, the more the recitation depends on it; blue: removing it harms "
+        "controls more. Click a cell to open it below; arrow keys move between cells.",
+        **apart,
     )
 
 
@@ -155,7 +186,7 @@ def levels_table(ranking: Ranking) -> Table:
     """How much of the effect lies in heads, and how much in MLPs."""
     return Table(
         ranking.levels_frame(),
-        labels={"share_low": "95 % from", "share_high": "95 % to"},
+        labels={"share_low": "95 % CI low", "share_high": "95 % CI high"},
         help={
             "level": "the heads, the MLPs, both, or the neurons that were removed",
             "sum": "the scores of single parts, each removed by itself, added up, nats/token",
@@ -191,22 +222,23 @@ def controls_table(controls: pd.DataFrame) -> Table:
 
 
 def evidence_table(ranking: Ranking) -> Table:
-    """The rows of `Ranking.to_frame`, heads by name; columns without information left out."""
-    frame = ranking.to_frame()
-    frame.insert(1, "name", [str(part) for part in ranking.top_components(len(frame))])
-    omitted = ["unit", "layer", "head", "rank", "p_value", "rare_token_p"]
-    omitted += [name for name in ("neuron", "margin_memorized", "margin_control") if name in frame]
+    """The rows of `Ranking.to_frame` by name; columns without information left out."""
+    frame = named_rows(ranking)
+    frame["component"] = [link(name, f"#{name}") for name in frame["component"]]
+    omitted = ["layer", "head", "neuron", "p_value", "rare_token_p"]
+    omitted += ["margin_memorized", "margin_control"]
     if bool(frame["verified"].all()):
         omitted.append("verified")
+    if frame["unit"].nunique() == 1:
+        omitted.append("unit")
     return Table(
-        frame.drop(columns=omitted).rename(
-            columns={"name": "head" if ranking.units == ("head",) else "part"}
-        ),
+        frame.drop(columns=omitted, errors="ignore"),
         labels=LABELS,
         help=MEANINGS,
+        row_ids=[span.text for span in frame["component"]],
         title="Evidence",
-        note="Best head first. Click a heading to sort; the meaning of each column is given below "
-        "the table.",
+        note="Largest score first. Click a heading to sort; the meaning of each column is given "
+        "below the table.",
     )
 
 

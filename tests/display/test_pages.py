@@ -440,10 +440,10 @@ def test_a_column_apart_has_its_own_colours() -> None:
     block = Heatmap(
         [[0.1, 0.2], [0.3, 0.4]],
         cell_names=names,
-        aside=[0.0, 4.0],
-        aside_name="MLP",
-        aside_names=["L0.mlp", "L1.mlp"],
-        aside_marks=[1],
+        aside=[[0.0], [4.0]],
+        aside_cols=["mlp"],
+        aside_names=[["L0.mlp"], ["L1.mlp"]],
+        aside_marks=[(1, 0)],
     )
     html = Page("p", [block]).render()
     for name in (*names[0], *names[1], "L0.mlp", "L1.mlp"):

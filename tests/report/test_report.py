@@ -37,9 +37,15 @@ def sections(page: str) -> list[str]:
 
 
 def test_the_story_is_complete(page, ranking):
+    expected = [] if ranking.significant.any() else ["Nothing is significant: what to try next"]
     assert sections(page) == [
         "How to read this",
+        *expected,
         "Every head",
+        "One part at a time",
+        "Scores with intervals",
+        "Other ablations, other controls",
+        "What is compared",
         "Evidence",
         "Heads or MLPs?",
         "Gradients by layer",
@@ -70,6 +76,20 @@ def test_the_lead_names_the_head_or_says_that_none_is_significant(neo, ranking):
     assert f"{lost:.1f} of the 12 tokens" in lead
 
 
+def test_a_ranking_without_significant_heads_says_what_to_try(neo, ranking):
+    rigged = dataclasses.replace(ranking, p_value=torch.ones_like(ranking.p_value))
+    page = ranking_page(rigged, neo, triggers=0, progress=False)
+    assert "nothing is significant" in page.overview
+    (section,) = (block for block in page.blocks if "what to try next" in block.title)
+    names = re.findall(r"text='memcircuits (\w+)", str(section))
+    assert len(names) > 5
+    known = [command.name or command.callback.__name__ for command in app.registered_commands]
+    assert set(names) <= set(known)
+    assert "what to try next" in page.render()
+    rigged.p_value[ranking.top(1)[0]] = 1e-6
+    assert "what to try next" not in ranking_page(rigged, neo, triggers=0, progress=False).render()
+
+
 def test_trigger_tokens_are_those_of_perturb_prefix(neo, ranking):
     blocks = ranking_page(ranking, neo, triggers=2, progress=False).blocks
     strips = [block for block in blocks if isinstance(block, Tokens)]
@@ -91,10 +111,11 @@ def test_trigger_tokens_are_those_of_perturb_prefix(neo, ranking):
 def test_evidence_has_every_head_and_columns_that_sort(page, ranking):
     table = page[page.index("<h2>Evidence") :]
     table = table[: table.index("</table>")]
-    assert table.count("<tr>") == 17
-    names = re.findall(r"<td>(L\d+H\d+)</td>", table)
+    assert table.count("<tr") == 17
+    names = re.findall(r'<td><a href="#(L\d+H\d+)">', table)
+    assert names == re.findall(r'<tr id="(L\d+H\d+)">', table)
     assert names == [str(head) for head in ranking.top(16)]
-    assert table.count('<th scope="col"') == table.count("<button") == 13
+    assert table.count('<th scope="col"') == table.count("<button") == 14
 
 
 def test_10_000_paragraphs_make_no_megabytes_of_rows(neo, ranking):
@@ -378,7 +399,7 @@ def test_report_command(neo, ranking, tmp_path):
     done = CliRunner().invoke(app, [*arguments, "--top", "16", "--triggers", "1"])
     assert done.exit_code == 0, done.output
     page = (tmp_path / "report.html").read_text(encoding="utf-8")
-    data = json.loads(re.findall(r'<script type="application/json">(.*?)</script>', page)[0])
+    data = json.loads(re.findall(r'<script type="application/json">(.*?)</script>', page)[-1])
     assert len(data["heads"]) == 16
     assert str(tmp_path) not in page
     missing = CliRunner().invoke(app, ["report", str(tmp_path / "none.safetensors")])

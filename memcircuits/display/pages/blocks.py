@@ -148,6 +148,7 @@ class Table(Block):
         max_rows: maximum number of rows; the page says how many are left out.
         page_size: rows shown at a time.
         digits: significant digits of numbers.
+        row_ids: a name for each row, which links can lead to.
     """
 
     template: ClassVar[str] = "table.html.j2"
@@ -157,9 +158,12 @@ class Table(Block):
     max_rows: int = 1000
     page_size: int = 25
     digits: int = 3
+    row_ids: Sequence[str] = ()
 
     def __post_init__(self) -> None:
         """Check the sizes."""
+        if self.row_ids and len(self.row_ids) != len(self.frame):
+            raise InputError("row_ids", f"{len(self.row_ids)} names", f"give {len(self.frame)}")
         for name, value in (("max_rows", self.max_rows), ("page_size", self.page_size)):
             if value < 1:
                 raise InputError(name, value, "give 1 or more")

@@ -38,8 +38,9 @@ class Heatmap(Block):
         hover: further text per cell, [row][col].
         cell_names: what each cell is called, [row][col]; a cell then links to the place of that
             name on the page, and arrow keys move between cells.
-        aside: one more value per row, such as the MLP's beside the heads', drawn apart with colours
-            of its own; `aside_name` heads it, `aside_names` are the names of its cells.
+        aside: further columns [row, col], such as the MLP's beside the heads', drawn apart with
+            colours of their own; `aside_cols` are their names, `aside_names` those of their cells,
+            and `aside_marks` the cells to frame.
     """
 
     template: ClassVar[str] = "heatmap.html.j2"
@@ -56,9 +57,9 @@ class Heatmap(Block):
     hover: Sequence[Sequence[str]] = ()
     cell_names: Sequence[Sequence[str]] = ()
     aside: Any = None
-    aside_name: str = ""
-    aside_names: Sequence[str] = ()
-    aside_marks: Sequence[int] = ()
+    aside_cols: Sequence[str] = ()
+    aside_names: Sequence[Sequence[str]] = ()
+    aside_marks: Any = ()
 
     def __post_init__(self) -> None:
         """Check shapes and numbers."""
@@ -95,22 +96,21 @@ class Heatmap(Block):
             cols=cols,
             corner=f"{self.row_label}\\{self.col_label}",
             aside=self._aside_cells(),
-            aside_name=self.aside_name,
+            aside_cols=self.aside_cols,
         )
         return {"chart": chart}
 
     def _aside_cells(self) -> Cells | None:
         if self.aside is None:
             return None
-        values = matrix([[value] for value in self.aside], "aside")
+        values = matrix(self.aside, "aside")
         units = f" {self.units}" if self.units else ""
         tips = [
-            [f"{name}: {number(float(value), 4)}{units}"]
-            for name, value in zip(self.aside_names, values[:, 0], strict=True)
+            [f"{name}: {number(float(values[i, j]), 4)}{units}" for j, name in enumerate(row)]
+            for i, row in enumerate(self.aside_names)
         ]
-        names = [[name] for name in self.aside_names]
-        marks = [(row, 0) for row in self.aside_marks]
-        return Cells(values, self._is_diverging(values), tips, names, marks)
+        marks = cells(self.aside_marks, values.shape)
+        return Cells(values, self._is_diverging(values), tips, self.aside_names, marks)
 
     def _is_diverging(self, values: np.ndarray) -> bool:
         return bool((values < 0).any()) if self.diverging is None else self.diverging

@@ -1,7 +1,8 @@
 """Where the cells of a heat map go, and which colour and text each one has.
 
 Across, places are percentages of the chart's width, so that it is as wide as the page while text
-keeps its size; down, they are pixels. A column of its own (`Aside`) has its own colours.
+keeps its size; down, they are pixels. Columns that stand apart have
+colours of their own.
 """
 
 from __future__ import annotations
@@ -79,7 +80,7 @@ def heatmap(
     cols: Sequence[str],
     corner: str,
     aside: Cells | None = None,
-    aside_name: str = "",
+    aside_cols: Sequence[str] = (),
 ) -> dict[str, Any]:
     """Everything that the template of heat maps needs.
 
@@ -88,13 +89,13 @@ def heatmap(
         rows: names of the rows, the first one at the bottom.
         cols: names of the columns.
         corner: names of both axes.
-        aside: one further column [row, 1], drawn apart.
-        aside_name: its name.
+        aside: further columns, drawn apart.
+        aside_cols: their names.
     """
     n_rows, n_cols = cells.values.shape
     rows, cols = [clip(name) for name in rows], [clip(name) for name in cols]
     gutter = max(16 + 8 * max(len(name) for name in rows), 10 + 6 * len(corner))
-    n_slots = n_cols + (1.5 if aside else 0)
+    n_slots = n_cols + (0.5 + len(aside_cols) if aside else 0)
     side = max(14.0, min(64.0 if n_cols < 6 else 160.0, (PAGE - gutter) / n_slots))
     height = next(pixels for limit, pixels in _HEIGHTS if n_rows <= limit)
     width = gutter + n_slots * side
@@ -109,10 +110,14 @@ def heatmap(
     # Rows from the top, as they are read.
     placed = [
         [place({**cells.draw(i, j, room), "col": j}, j) for j in range(n_cols)]
-        + ([place({**aside.draw(i, 0, room), "col": n_cols}, n_cols + 0.5)] if aside else [])
+        + [
+            place({**aside.draw(i, j, room), "col": n_cols + j}, n_cols + 0.5 + j)
+            for j in range(len(aside_cols))
+            if aside
+        ]
         for i in range(n_rows)
     ]
-    names = [*enumerate(cols), (n_cols + 0.5, aside_name)] if aside else [*enumerate(cols)]
+    names = [*enumerate(cols), *((n_cols + 0.5 + j, name) for j, name in enumerate(aside_cols))]
     every = label_step(cols, max(side, 22))
     return {
         "cells": [cell for row in placed[::-1] for cell in row],
@@ -132,7 +137,7 @@ def heatmap(
         "cols": [
             {"at": _round((gutter + (slot + 0.5) * side) * across), "text": name}
             for i, (slot, name) in enumerate(names)
-            if i % every == 0 or i == n_cols
+            if i % every == 0 or i >= n_cols
         ],
         **cells.scale(),
         "aside": aside.scale() if aside else None,
