@@ -195,7 +195,7 @@ const explorer = (box) => {
     event.preventDefault();
     choose(index);
   });
-  addEventListener("popstate", openAddress);
+  addEventListener("popstate", () => openAddress() || open(0));
   part("name").addEventListener("change", (event) => choose(event.target.selectedIndex));
   part("back").addEventListener("click", () => choose(state.index - 1));
   part("next").addEventListener("click", () => choose(state.index + 1));
