@@ -175,7 +175,8 @@ def text(measured: dict[str, Any]) -> list[str]:
         ),
         "",
         "Without BOS is what a tool says that does not read a text as the model was trained (see "
-        "[how your text reaches the model](text.md)).",
+        "[how your text reaches the model](text.md)). What this model was trained on is not "
+        "public: that it recites a text says that it read it, not where.",
         "",
         "| passage | windows | recited in full | mean EM | NLL | highest probability of a window "
         "| tokens that are the greedy choice |",

@@ -108,7 +108,9 @@ def _attention(measurements: Measurements) -> list[Block]:
     if view is None:
         return []
     if measurements.perturbation is not None:
-        strips = {**view.strips, TOKENS_LOST: tokens_lost(measurements.perturbation, 0)}
+        perturbation = measurements.perturbation
+        lost = tokens_lost(perturbation, 0, n_front=len(perturbation.bos))
+        strips = {**view.strips, TOKENS_LOST: lost}
         view = dataclasses.replace(view, strips=strips)
     return [
         Attention(

@@ -53,11 +53,18 @@ def trigger_blocks(perturbation: Perturbation, texts: Sequence[Sequence[str]]) -
     return [*paragraphs, table]
 
 
-def tokens_lost(perturbation: Perturbation, index: int) -> Strip:
-    """EM lost by replacing each token; the continuation is not replaced and stays uncoloured."""
+def tokens_lost(perturbation: Perturbation, index: int, *, n_front: int = 0) -> Strip:
+    """EM lost by replacing each token; what is not replaced stays uncoloured.
+
+    Args:
+        perturbation: what was measured.
+        index: of the paragraph.
+        n_front: number of tokens in front of the paragraph that are shown too.
+    """
     n_continuation = perturbation.ids.shape[1] - perturbation.n_prefix
     lost = perturbation.em_drop[index].clamp_min(0).tolist()
-    return Strip([*lost, *[float("nan")] * n_continuation], "tokens")
+    nan = float("nan")
+    return Strip([*[nan] * n_front, *lost, *[nan] * n_continuation], "tokens")
 
 
 def trigger_frame(perturbation: Perturbation, texts: Sequence[Sequence[str]]) -> pd.DataFrame:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import html
 import json
+import math
 import re
 import shlex
 
@@ -17,8 +18,10 @@ import memcircuits as mc
 from memcircuits.cli import app
 from memcircuits.data.formats.records import Columns
 from memcircuits.display.pages import Attention, Tokens
+from memcircuits.measure.decoding import greedy_continuations
 from memcircuits.report.ranking_page import ranking_page
 from memcircuits.report.rerun import commands
+from memcircuits.report.triggers_section import TOKENS_LOST
 from tests.helpers import models as zoo
 
 
@@ -345,6 +348,19 @@ def test_no_option_of_the_command_is_forgotten_in_the_report(neo, ranking):
     heads = typer.main.get_command(app).commands["heads"]
     known = {name for option in heads.params for name in option.opts if name.startswith("--")}
     assert known - shown - CHANGE_NO_NUMBER == LOAD_ONLY
+
+
+def test_tokens_in_front_are_shown_and_not_coloured(neo):
+    """Llama and Gemma read BOS, which no perturbation replaces."""
+    paragraphs = dataclasses.replace(zoo.mixed(neo, n=4), bos=(5,))
+    own = greedy_continuations(neo, paragraphs[[0, 1, 2, 3]], progress=False)
+    ranking = mc.find_memorization_heads(neo, own, control=paragraphs[[4, 5, 6, 7]], progress=False)
+    page = ranking_page(ranking, neo, triggers=1, progress=False)
+    (view,) = (block.view for block in page.blocks if isinstance(block, Attention))
+    assert view.tokens[0].startswith("BOS")
+    is_coloured = [not math.isnan(value) for value in view.strips[TOKENS_LOST].values]
+    assert is_coloured == [False, *[True] * 10, *[False] * 12]
+    page.render()  # which refuses a strip that has not one value for each token
 
 
 def test_how_texts_were_read_goes_from_the_file_to_the_command(neo, tmp_path):
