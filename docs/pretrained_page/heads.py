@@ -105,9 +105,12 @@ def _ranking_lines(ranking: dict[str, Any]) -> list[str]:
         "| --- | --- | --- | --- | --- | --- |",
         *(
             f"| {row['head']} | {row['score']:.3f} | {row['ci_low']:.3f} to {row['ci_high']:.3f} "
-            f"| {row['q_value']:.3f} | {-row['em_memorized']:.1f} | {-row['em_control']:.1f} |"
+            f"| {row['q_value']:.3f} | {_lost(row['em_memorized'])} | {_lost(row['em_control'])} |"
             for row in ranking["heads"]
         ),
+        "",
+        "The loss of a recited text is low and can rise far, so many heads of the model are "
+        "significant: their order and the tokens lost say more (see [limits](limits.md)).",
         "",
         f"Share of the gradient in the lower half of the layers: {share['memorized']} for recited "
         f"windows, {share['control']} for controls.",
@@ -115,6 +118,10 @@ def _ranking_lines(ranking: dict[str, Any]) -> list[str]:
         *(f"- {note}" for note in ranking["notes"]),
         "",
     ]
+
+
+def _lost(change: float) -> str:
+    return f"{abs(round(change, 1)):.1f}" if change <= 0 else f"{-change:.1f}"
 
 
 def _perturbation_lines(rows: list[dict[str, Any]]) -> list[str]:
