@@ -4,7 +4,8 @@ Three parts, each a module of `pretrained_page`: `recited`, what Gemma 3 270M re
 public-domain texts; `heads`, what that depends on; `planted`, every analysis on SmolLM2-135M with
 paragraphs written into it. Naming parts measures them again and keeps the others; with `--text`
 nothing is measured, and the page is written from the JSON. Both models come out of packages
-(340 MB, the extra `gguf`); the picture needs the extra `dev` and Chromium. The parts take two to five minutes of one core each.
+(340 MB, the extra `gguf`); the picture needs the extra `dev` and Chromium. The parts take two to
+five minutes of one core each.
 """
 
 from __future__ import annotations
