@@ -119,10 +119,13 @@ def test_samples_of_transformers_appear_as_often_as_the_law_says(neo, name):
     ],
     ids=str,
 )
-def test_continuations_of_the_organism_in_20_000_samples_each(sampler):
-    """Each of the first eight tokens is reached as often as one forward pass says."""
-    n, n_tokens = 20_000, 8
-    organism, paragraphs = mc.load_model(), mc.Paragraphs.shipped()
+def test_continuations_of_the_organism_in_20_000_samples(sampler):
+    """Each of the first eight tokens is reached as often as one forward pass says.
+
+    5,000 samples for each sampler: the share of a token has a standard error below 0.7 %.
+    """
+    n, n_tokens = 5_000, 8
+    organism, paragraphs = mc.load_model(), mc.Paragraphs.shipped()[::6]
     scan = mc.scan(organism, paragraphs, sampler=sampler, progress=False)
     p = scan.token_sampled[:, :n_tokens].double().cumsum(1).exp()
     chosen = int((p[:, -1] - 0.4).abs().argmin())  # neither never nor always
@@ -131,8 +134,8 @@ def test_continuations_of_the_organism_in_20_000_samples_each(sampler):
     model = AutoModelForCausalLM.from_pretrained(DATA, dtype=torch.float32).eval()
     drawn = np.concatenate(
         [
-            sampled(model, paragraph.prefix, 2_000, n_tokens, sampler, seed=seed, share_prefix=True)
-            for seed in range(n // 2_000)
+            sampled(model, paragraph.prefix, 1_000, n_tokens, sampler, seed=seed, share_prefix=True)
+            for seed in range(n // 1_000)
         ]
     )
     reached = (drawn == paragraph.continuation[:, :n_tokens].numpy()).cumprod(1).sum(0)
