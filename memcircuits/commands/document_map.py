@@ -8,6 +8,7 @@ from typing import Annotated
 
 import typer
 
+from memcircuits.commands.common import naming
 from memcircuits.commands.inputs import BOS, load
 from memcircuits.commands.options import (
     BosOption,
@@ -67,20 +68,21 @@ def map(
     loading = {"device": device, "dtype": dtype, "revision": revision}
     loaded = load(model, quiet, trust_remote_code=trust_remote_code, **loading)
     unfinished = out.with_suffix(".scan")
-    mapped = mc.document_map(
-        loaded,
-        file,
-        stride=stride,
-        n_prefix=n_prefix,
-        n_continuation=n_continuation,
-        bos=BOS[bos],
-        normalize=normalize,
-        sampler=sampler,
-        near_verbatim=extraction.near_verbatim,
-        folder=unfinished,
-        batch_size=batch_size,
-        progress=not quiet,
-    )
+    with naming("FILE", "text_or_file"):
+        mapped = mc.document_map(
+            loaded,
+            file,
+            stride=stride,
+            n_prefix=n_prefix,
+            n_continuation=n_continuation,
+            bos=BOS[bos],
+            normalize=normalize,
+            sampler=sampler,
+            near_verbatim=extraction.near_verbatim,
+            folder=unfinished,
+            batch_size=batch_size,
+            progress=not quiet,
+        )
     passages = mapped.spans_frame()
     written = [
         mapped.to_html(out),

@@ -91,10 +91,12 @@ class Inputs:
         """
         from memcircuits.data.formats.records import Columns
 
+        with naming("--text-column, --prefix-column, --continuation-column", "columns"):
+            columns = Columns(self.text_column, self.prefix_column, self.continuation_column)
         return {
             "bos": BOS[self.bos],
             "txt": self.txt,
-            "columns": Columns(self.text_column, self.prefix_column, self.continuation_column),
+            "columns": columns,
             "normalize": self.normalize,
         }
 

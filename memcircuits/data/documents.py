@@ -100,7 +100,9 @@ def _name_and_text(text_or_file: str | os.PathLike[str]) -> tuple[str, str]:
         text = decode_utf8(path.read_bytes())
     except FileNotFoundError:
         raise InputError("text_or_file", path.name, "there is no such file") from None
-    except (OSError, Unusable) as problem:
+    except Unusable as problem:  # which says what to do
+        raise InputError("text_or_file", path.name, str(problem)) from None
+    except OSError as problem:
         raise InputError("text_or_file", path.name, f"{problem}; give a UTF-8 text file") from None
     return path.name, text
 

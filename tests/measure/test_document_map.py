@@ -184,7 +184,7 @@ def test_the_command_writes_the_page_and_the_numbers(tmp_path):
     assert len(content["windows"]) == json.loads(result.stdout)["values"]["n_windows"]
     refused = CliRunner().invoke(app, ["map", str(tmp_path / "no.txt"), "-q"])
     assert refused.exit_code == 2
-    assert "there is no such file" in refused.stderr
+    assert "FILE: no.txt; there is no such file" in refused.stderr
     refused = CliRunner().invoke(app, [*arguments[:3], "map.pdf"])
     assert (refused.exit_code, refused.stderr.count("\n")) == (2, 1)
 
