@@ -133,7 +133,9 @@ def natural(
         model,
         load_twin(inputs, twin),
         paragraphs,
-        noise=None if noise is None else load(noise, inputs.quiet, **inputs.loading),
+        noise=None
+        if noise is None
+        else load(noise, inputs.quiet, "--noise-twin", **inputs.loading),
         unigrams=unigram_table(inputs.model, None),
     )
     run_natural_trials(

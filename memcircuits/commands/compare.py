@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from memcircuits.commands.common import naming
 from memcircuits.commands.inputs import Inputs, load
 from memcircuits.commands.options import Json, Out, Seed, Top
 from memcircuits.commands.output import Answer, print_notes, print_table, say_written
@@ -105,12 +106,13 @@ def _load_both(inputs: Inputs, a: str, b: str) -> tuple[list[Any], Any]:
     each = [dataclasses.replace(inputs, model=name) for name in (a, b)]
     for one in each:
         one.check_paragraphs_given()
-    first, paragraphs = each[0].load()
+    with naming("A", "--model"):
+        first, paragraphs = each[0].load()
     if inputs.paragraphs is None:
         from memcircuits.data.paragraphs import Paragraphs
 
         paragraphs = Paragraphs.shipped()
-    return [first, load(b, inputs.quiet, **inputs.loading)], paragraphs
+    return [first, load(b, inputs.quiet, "B", **inputs.loading)], paragraphs
 
 
 def _shown_by(comparison: Comparison, inputs: Inputs) -> Any:

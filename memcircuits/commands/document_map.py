@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import shutil
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 
@@ -65,7 +65,7 @@ def map(
     if out.suffix != ".html":
         raise mc.InputError("--out", out.name, "give a name that ends with .html")
     sampler = extraction.sampler()
-    loading = {"device": device, "dtype": dtype, "revision": revision}
+    loading: dict[str, Any] = {"device": device, "dtype": dtype, "revision": revision}
     loaded = load(model, quiet, trust_remote_code=trust_remote_code, **loading)
     unfinished = out.with_suffix(".scan")
     with naming("FILE", "text_or_file"):

@@ -55,7 +55,7 @@ def formation(
         twin_steps = (
             _models(inputs, "--twins", twins)
             if "=" in twins
-            else partial(load, twins, inputs.quiet, **inputs.loading)
+            else partial(load, twins, inputs.quiet, "--twins", **inputs.loading)
         )
     model, paragraphs = inputs.load()
     result = mc.formation(
@@ -99,5 +99,5 @@ def _models(inputs: Inputs, option: str, text: str) -> dict[int, Callable[[], An
         step, equals, name = part.strip().partition("=")
         if not (equals and name and step.isdecimal() and len(step) < 19):
             raise InputError(option, repr(part), "write it like 0=organism,400=folder")
-        models[int(step)] = partial(load, name, inputs.quiet, **inputs.loading)
+        models[int(step)] = partial(load, name, inputs.quiet, option, **inputs.loading)
     return models

@@ -192,12 +192,13 @@ class Inputs:
                 )
 
 
-def load(name: str, quiet: bool, **loading: Any) -> Any:
-    """Load a model by `load_model`, which checks its arguments."""
+def load(name: str, quiet: bool, option: str = "--model", **loading: Any) -> Any:
+    """Load the model that an option names by `load_model`, which checks its arguments."""
     from memcircuits.models.loading import load_model
 
     say(f"loading {name}", quiet)
-    return load_model(name, **loading)
+    with naming(option, "model"):
+        return load_model(name, **loading)
 
 
 def load_twin(inputs: Inputs, name: str | None) -> Any:
@@ -209,7 +210,7 @@ def load_twin(inputs: Inputs, name: str | None) -> Any:
         raise InputError(
             "--twin", "not given", f"{inputs.model} has no twin of its own: give a model"
         )
-    return load(name, inputs.quiet, **inputs.loading)
+    return load(name, inputs.quiet, "--twin", **inputs.loading)
 
 
 def is_shipped(model: str) -> bool:

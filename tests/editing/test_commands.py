@@ -117,6 +117,10 @@ def test_unlearn_command_says_what_it_edited_and_why_it_ended(run, tmp_path):
     assert "another step would have passed --kl-budget" in result.stdout
     assert "edited: recited" in result.stdout
     assert "others still recited" in result.stdout
+    lines = result.stdout.splitlines()
+    (place,) = [i for i, line in enumerate(lines) if "what the model writes after" in line]
+    assert lines[place + 1].startswith("  before:  <")
+    assert any(line.startswith("  after:   <") for line in lines[place + 2 :])
 
 
 def test_edit_command(run, tmp_path):

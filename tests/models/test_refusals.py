@@ -98,7 +98,7 @@ def test_an_architecture_whose_code_does_not_fit_is_one_line_and_exit_2(tmp_path
     assert outcome.returncode == 2
     assert outcome.stdout == ""
     last = outcome.stderr.strip().splitlines()[-1]
-    assert last.startswith(f"memcircuits: model: {tmp_path.name}")
+    assert last.startswith(f"memcircuits: --model: {tmp_path.name}")
     assert "Traceback" not in outcome.stderr
     assert json.loads((tmp_path / "config.json").read_text())["do_layer_norm_before"] is False
 

@@ -128,9 +128,12 @@ def test_remote_code_on_the_command_line(foreign, command):
     if command != "info":
         model += ["--paragraphs", "any.jsonl"]
     for more, says in (
-        ([], "model: foreign; it brings its own code; pass trust_remote_code"),
-        (["--trust-remote-code"], "revision: None; trust_remote_code needs a pinned commit"),
-        (["--trust-remote-code", "--revision", "main"], "revision: main; trust_remote_code needs"),
+        ([], "--model: foreign; it brings its own code; pass trust_remote_code"),
+        (["--trust-remote-code"], "--revision: None; trust_remote_code needs a pinned commit"),
+        (
+            ["--trust-remote-code", "--revision", "main"],
+            "--revision: main; trust_remote_code",
+        ),
     ):
         result = CliRunner().invoke(app, [command, *model, *more])
         assert result.exit_code == 2
