@@ -357,6 +357,32 @@ def test_two_largest_logits(study, plain):
     close(beyond.top_two(study, study.memorized), logits[..., :2].mean(0).T)
 
 
+def test_noise_on_one_head(study, plain):
+    """The same noise, written into the largest gradients of the matrix by hand."""
+    head, points = beyond.noise_on_one_head(study)
+    nll(plain, study.memorized.ids).mean().backward()
+    weight = list(modules(plain, "W_V"))[head.layer].weight
+
+    def of_head(matrix):  # [d_in, d_head], as a view
+        return matrix.unflatten(0, (HEADS, -1))[head.head].T
+
+    for n in beyond.ONE_HEAD_WEIGHTS:
+        original = weight.detach().clone()
+        largest = of_head(weight.grad).abs().flatten().topk(n).indices.sort().values
+        noise = torch.randn(1, n, generator=torch.Generator().manual_seed(0))[0]
+        row, column = largest // of_head(original).shape[1], largest % of_head(original).shape[1]
+        size = beyond.ONE_HEAD_SIZE * original.square().mean().sqrt()
+        of_head(weight.data)[row, column] += size * noise
+        with torch.no_grad():
+            greedy = plain(study.memorized.ids[:, :-1]).logits[:, PREFIX - 1 :].argmax(-1)
+        same = greedy == study.memorized.continuation
+        expected = same.long().cumprod(1).sum(1).float().mean()
+        weight.data.copy_(original)
+        (em,) = (p["em"] for p in points if (p["set"], p["weights"]) == ("memorized", n))
+        assert em == pytest.approx(float(expected))
+    assert [p["em"] for p in points if p["weights"] == 0] == [TOKENS, TOKENS]
+
+
 # -- fine-tuning ----------------------------------------------------------------------------------
 
 MATRICES = ("W_Q", "W_K", "W_V", "W_O", "W_in", "W_out")

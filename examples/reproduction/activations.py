@@ -84,8 +84,10 @@ def perturbed_gradients(study: Study) -> Outcome:
 def at_two_places(
     study: Study, paragraphs: mc.Paragraphs, corrupted: mc.Paragraphs
 ) -> dict[str, dict[str, Tensor]]:
-    """Place -> site -> [pair, layer, head]: at the perturbed token, and where the first impacted
-    token is predicted, of the NLL of that token."""
+    """Place -> site -> [pair, layer, head], of the NLL of the first impacted token.
+
+    The places are the perturbed token and the position that predicts the first impacted one.
+    """
     samples: dict[str, dict[str, list[Tensor]]] = {
         place: {site: [] for site in GRADIENT_SITES} for place in PLACES
     }

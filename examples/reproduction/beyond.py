@@ -16,6 +16,7 @@ from reproduction.study import Finding, Outcome, Study, experiment, row
 
 OURS = (0.0, 0.1, 0.3, 1.0, 3.0, 10.0)  # of a matrix' root mean square
 PAPERS = tuple(0.0015 * step for step in range(6))  # of its standard deviation, as in the notebook
+ONE_HEAD_SIZE, ONE_HEAD_WEIGHTS = 0.2, (33, 67, 100)  # of root mean squares, and of weights
 ARMS: dict[str, tuple[Any, tuple[float, ...]]] = {
     "top 0.1 %": ("top", OURS),
     "random 0.1 %": ("random", OURS),
@@ -53,7 +54,42 @@ def noise(study: Study) -> Outcome:
             title = f"{measure.upper()} against noise: {arm}"
             labels = {"by": "set", "y_label": measure.upper(), "units": units}
             charts.append(lines(title, points, "size", measure, **labels))
+    head, points = noise_on_one_head(study)
+    note = f"The notebook's second experiment: noise of {ONE_HEAD_SIZE:g} root mean squares."
+    labels = {"by": "set", "y_label": "EM", "units": "tokens", "note": note}
+    title = f"EM against the number of weights in W_V of {head} that get noise"
+    charts.append(lines(title, points, "weights", "em", **labels))
+    for name in ("memorized", "control"):
+        most = [point for point in points if point["set"] == name][-1]
+        what = f"EM of {name} with noise on {most['weights']} weights in W_V of {head}"
+        n = len(study.memorized if name == "memorized" else study.own)
+        rows.append(row(what, "", most["em"], n, "tokens", "the largest gradients of the matrix"))
     return Outcome(rows, charts)
+
+
+def noise_on_one_head(study: Study) -> tuple[mc.Head, list[dict[str, Any]]]:
+    """EM with noise on more and more top weights in W_V of the head with the largest gradient."""
+    head = top_head(study.contrast.per_head(study.adapter.n_heads))
+    size = study.adapter.weight(head.layer, "W_V").values[0].numel()
+    points: list[dict[str, Any]] = []
+    for n_weights in ONE_HEAD_WEIGHTS:
+        curve = weight_noise(
+            study.model,
+            study.memorized,
+            study.own,
+            sizes=(0.0, ONE_HEAD_SIZE),
+            fraction=min(1.0, n_weights / size),
+            heads=[head],
+            components=["W_V"],
+            draws=1,
+            seed=study.seed,
+            **study.options,
+        )
+        for name, em in curve.em.items():
+            if n_weights == ONE_HEAD_WEIGHTS[0]:
+                points.append({"set": name, "weights": 0, "em": float(em[0].mean())})
+            points.append({"set": name, "weights": curve.n_weights, "em": float(em[1].mean())})
+    return head, points
 
 
 @experiment("Description", "authors' notebooks")

@@ -84,8 +84,12 @@ def other_basis_rows(study: Study) -> list[Finding]:
     """The same numbers in the basis that the page is not made in."""
     if study.other_model is None:
         return []
-    model = study.other_model()
     basis = "raw" if study.adapter.basis == "folded" else "folded"
+    try:
+        model = study.other_model()
+    except mc.InputError as error:  # not every architecture can be folded
+        what = f"sum of the largest |gradient|, {basis} weights"
+        return [row(what, "", None, 0, note=str(error))]
     rows = []
     for bucket in ("0-10", "50"):
         paragraphs = study.bucket(bucket)
