@@ -42,7 +42,8 @@ def activation_gradients(study: Study) -> Outcome:
             "positions that predict the continuation (49 to 98 of 100). Each paragraph has its own "
             "loss here; the paper's gradients are smaller by the number of paragraphs. "
         )
-        note += "Controls have the model's own continuations, as in the authors' file."
+        if name == "controls":
+            note += "Controls have the model's own continuations, as in the authors' file."
         title = f"|dL/dh| of the activations, {name}"
         charts.append(component_map(title, values, "gradient", UNITS, note))
     return Outcome(rows, charts)

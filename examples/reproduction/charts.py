@@ -46,7 +46,7 @@ def component_map(
         for head in range(of.shape[1])
     ]
     every = torch.cat(list(values.values()), dim=1)
-    labels = {"col_label": "component, head", "col_names": columns, "note": note}
+    labels = {"col_label": "component", "col_names": columns, "note": note}
     return heatmap(title, every, name, units, **labels)
 
 

@@ -65,15 +65,14 @@ def contents(done: Sequence[Mapping[str, Any]]) -> list[dict[str, str]]:
         if part is not None:
             had = [finding["ours"] is not None for finding in part["findings"]]
             state = "shown" if all(had) else "in part" if any(had) else "not had"
-            charts = ", ".join(settings["title"] for _, settings in part["charts"])
-            section = f"{part['title']}: {charts}" if charts else part["title"]
+            section = f"{part['title']} ({len(part['charts'])} figures)"
         rows.append(
             {
-                "in the paper": entry.item,
-                "the paper": entry.paper,
-                "function": entry.function,
-                "on this page": section,
+                "where": entry.item,
+                "in the paper": entry.paper,
                 "state": state,
+                "on this page": section,
+                "function": entry.function,
             }
         )
     return rows

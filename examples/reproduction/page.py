@@ -61,7 +61,7 @@ def page(
             pages.Table(
                 frame.loc[:, (frame != "").any()],
                 title=part["title"],
-                note=f"The paper's {part['source']}. {part['seconds']:.0f} s."
+                note=f"In the paper: {part['source']}. {part['seconds']:.0f} s."
                 if part["source"] != "not in the paper"
                 else f"Not in the paper. {part['seconds']:.0f} s.",
             )

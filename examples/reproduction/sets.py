@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 
 import memcircuits as mc
@@ -63,8 +65,10 @@ def perturbation(study: Study) -> Outcome:
         what = f"EM lost by replacing one prefix token, {name}"
         outcome.append(row(what, printed, value, len(result.em), "tokens", note))
         points += result.curves().assign(set=name).to_dict("records")
-    labels = {"by": "set", "y_label": "EM", "units": "tokens"}
+    labels: dict[str, Any] = {"by": "set", "y_label": "EM", "units": "tokens"}
     if "em_low" in points[0]:
         labels |= {"low": "em_low", "high": "em_high"}
+    points = [point for point in points if point["position"] > 0]
+    labels["note"] = "Position 0 is left out, as in the paper: it is its unperturbed baseline."
     title = "EM left when the token at a position is replaced"
     return Outcome(outcome, [lines(title, points, "position", "em", **labels)])
