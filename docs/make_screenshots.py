@@ -25,10 +25,12 @@ from memcircuits.display import figures
 from memcircuits.editing.edit_report import edit_arms
 from memcircuits.editing.evaluation import evaluate_edit
 from memcircuits.editing.noise import weight_noise
+from memcircuits.editing.planting import Planted
 from memcircuits.editing.relearning import recovery_curve
 from memcircuits.evidence.patching.sweeps import patch_layers
 from memcircuits.evidence.triggers.minimal_sets import minimal_sets
 from memcircuits.measure.decoding import greedy_continuations
+from memcircuits.organism.delta import FILE as PLANTED
 from memcircuits.results.result import Result
 
 IMAGES = Path(__file__).with_name("images")
@@ -140,7 +142,22 @@ def collect(kept: Results) -> dict[str, Any]:
     ranking.attention(pairs.clean[0], compare=pairs.corrupted[0], heads=6).to_html(
         kept.folder / "attention.html"
     )
+    compare_with_planted(kept, model, scan)
     return shown
+
+
+def compare_with_planted(kept: Results, model: Any, scan: Any) -> None:
+    """The page that compares the organism with itself after four paragraphs were planted."""
+    paragraphs = scan.memorized[:10] + mc.Paragraphs.shipped("control")[:10]
+    compared = kept.get(
+        "comparison",
+        lambda: mc.compare(
+            model,
+            mc.load_model("organism-planted"),
+            paragraphs + Planted.load(PLANTED).paragraphs,
+        ),
+    )
+    compared.to_html(kept.folder / "compare.html", model=model)
 
 
 def write(name: str, raw: bytes) -> None:
@@ -170,6 +187,7 @@ def shoot(browser: Browser, shown: dict[str, Any], folder: Path) -> None:
     write("report", page.screenshot(full_page=True))
     write("report-top", page.screenshot())
     write("scan", opened(browser, folder / "scan.html", 1200, 1100).screenshot())
+    write("compare", opened(browser, folder / "compare.html", 1200, 1100).screenshot())
     phone = opened(browser, folder / "report.html", 390, 844, device_scale_factor=1.5)
     drawn(phone)
     write("report-phone", phone.screenshot(full_page=True))

@@ -37,7 +37,6 @@ unigrams = mc.UnigramTable.shipped()
 
 # %%
 scan = mc.scan(model, paragraphs)
-print(scan)
 print(scan.by_repetitions().round(3).to_string(index=False))
 scan
 
@@ -48,13 +47,10 @@ scan.figure()
 # ## Which heads does the recitation depend on?
 #
 # Each head is removed by itself. Its score is how much that raises the loss on memorized
-# paragraphs beyond what it does to controls, in nats/token.
+# paragraphs beyond what it does to controls, in nats/token. The scan says which are which.
 
 # %%
-ranking = mc.find_memorization_heads(model, paragraphs, unigrams=unigrams, max_paragraphs=40)
-print(ranking.summary())
-columns = ["rank", "layer", "head", "score", "ci_low", "ci_high", "q_value"]
-print(ranking.to_frame()[columns].head(10).round(4).to_string(index=False))
+ranking = mc.find_memorization_heads(model, scan, unigrams=unigrams, max_paragraphs=40)
 ranking
 
 # %%
@@ -89,4 +85,5 @@ rare.figure(head=(0, 3))
 # ## All of it on one page
 
 # %%
+print(scan, ranking.summary(), sep="\n")
 print(f"wrote {ranking.to_html('quickstart.html')}")

@@ -13,6 +13,7 @@ from pathlib import Path
 import pytest
 
 from tests.helpers import ROOT
+from tests.helpers.commands import known_options
 from tests.helpers.results import result_types
 
 PAGES = [
@@ -128,6 +129,24 @@ def test_fences_name_a_language_and_nothing_else(page):
     """The site's renderer takes other fences as text, and swallows what follows them."""
     for word in re.findall(r"^ *```(.*)$", page.read_text("utf-8"), flags=re.MULTILINE):
         assert re.fullmatch(r"\w*", word), f"{word!r}: `<!-- notest -->` stands above the fence"
+
+
+def test_commands_in_the_docs_have_the_options_that_are_shown():
+    known = known_options()
+    shown = []
+    for page in [ROOT / "README.md", *sorted((ROOT / "docs").rglob("*.md"))]:
+        text = re.sub(r"\\\n *", "", page.read_text("utf-8"))  # lines that go on
+        shown += re.findall(r"(?:^|[`$|]) ?(memcircuits [a-z][^`|\n#]*)", text, flags=re.MULTILINE)
+    assert len(shown) > 50
+    for line in shown:
+        words = line.split()[1:]
+        pair = " ".join(words[:2])
+        options = known.get(pair, known.get(words[0]))
+        if options is None:  # a sentence that begins with the name, or a group
+            assert words[0] in {name.partition(" ")[0] for name in known} or "--" not in line, line
+            continue
+        given = {word.partition("=")[0] for word in words if word.startswith("--")}
+        assert given - {"--help"} <= set(options), line
 
 
 def test_the_address_of_the_repository_is_written_everywhere(monkeypatch):

@@ -18,9 +18,11 @@ from memcircuits.display.pages import (
     Numbers,
     Page,
     Prose,
+    Scatter,
     Table,
     strong,
 )
+from memcircuits.display.pages.scatter import MAX_POINTS
 from memcircuits.display.text import number
 
 if TYPE_CHECKING:
@@ -55,7 +57,7 @@ def comparison_page(comparison: Comparison, texts: Sequence[str]) -> Page:
     a, b = comparison.labels
     blocks: list[Block] = [_headline_numbers(comparison), _how_to_read(comparison)]
     if comparison.has_passages:
-        blocks += [_passages(comparison, texts), _both_em(comparison)]
+        blocks += [_passages(comparison, texts), _both_em(comparison), _both_nll(comparison)]
     if comparison.has_heads:
         blocks += [_map(comparison), _heads(comparison)]
     return Page(
@@ -165,6 +167,26 @@ def _both_em(comparison: Comparison) -> Heatmap:
         title="Tokens recited by each",
         note="How many paragraphs have which EM in b (rows) and in a (columns). Those above the "
         "diagonal are recited further by b, those below it by a.",
+    )
+
+
+def _both_nll(comparison: Comparison) -> Scatter:
+    """The loss of each paragraph under both, as far as there is room for them."""
+    frame = comparison.to_frame().head(MAX_POINTS)
+    frame["passage"] = frame["passage"].replace("", "neither")
+    left_out = len(comparison.names) - len(frame)
+    room = f" The {left_out:,} with the smallest change of EM are left out." if left_out else ""
+    return Scatter(
+        frame,
+        x="nll_a",
+        y="nll_b",
+        by="passage",
+        label="id",
+        x_label="NLL in a",
+        y_label="NLL in b",
+        units="nats/token",
+        title="Loss under each",
+        note=f"One point per paragraph; on the diagonal, nothing changed.{room}",
     )
 
 
