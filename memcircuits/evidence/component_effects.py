@@ -229,8 +229,8 @@ def _screen(
     unverified = _without(everything, measured.components)
     text = (
         f"Screened: {len(everything) - len(unverified)} of {len(everything)} {noun} were ablated "
-        f"exactly; the others carry first-order estimates from at most {PILOT} paragraphs of each "
-        "set, and no interval."
+        f"exactly; the others carry estimates from at most {PILOT} paragraphs of each set (heads "
+        "to first order), and no interval."
     )
     if not unverified:
         return (text,)

@@ -10,7 +10,8 @@ and MLPs. For each one:
 * *share*: the level's sum as a share of that of all heads and MLPs.
 
 Effects are those of the NLL, memorized minus control, nats/token, on at most
-`memcircuits.evidence.screening.PILOT` paragraphs of each set.
+`memcircuits.evidence.screening.PILOT` paragraphs of each set. After a screen, heads that were not
+ablated enter sums with their first-order estimates.
 """
 
 from __future__ import annotations

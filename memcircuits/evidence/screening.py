@@ -1,12 +1,12 @@
 """Screening: estimate the effect of ablating every component, and ablate only the best exactly.
 
-Ablating a component changes an activation a (the z of a head, the output of an MLP, the activation
-of a neuron) by a' - a, so to first order the loss changes by
+Ablating a head changes its z, and ablating a neuron its activation, from a to a', so to first order
+the loss changes by
 
     sum over positions and dimensions of dL/da * (a' - a)
 
-for all components at once, from one forward and one backward pass. At the model as it is, this
-estimate fails on recited text: each token's probability is near 1, the loss is flat, and the
+for all heads and neurons at once, from one forward and one backward pass. At the model as it is,
+this estimate fails on recited text: each token's probability is near 1, the loss is flat, and the
 gradient at the heads that the recitation depends on is close to zero. The gradient is therefore
 taken at points on the straight line from the model to the model with every head ablated:
 
@@ -15,11 +15,12 @@ taken at points on the straight line from the model to the model with every head
 * at half of the way, because the loss may still be flat at a tenth if one head holds the whole
   recitation (`memcircuits bench localize`).
 
-Estimates are made on `PILOT` paragraphs of each set. The components with the largest estimates at
-either point are ablated exactly (`memcircuits.evidence.ablation`) on all paragraphs. If another
-component's estimate then ranks among the first ten, that one is ablated too, until the first ten
-are all exact. A few components drawn at random are ablated as well: their errors say how many of
-those that were not ablated may belong among the first ten.
+For MLPs and layers, whose effects are too large for a slope, the estimate is their exact effect on
+few paragraphs. All estimates are made on `PILOT` paragraphs of each set. The components with the
+largest estimates at either point are ablated exactly (`memcircuits.evidence.ablation`) on all
+paragraphs. If another component's estimate then ranks among the first ten, that one is ablated too,
+until the first ten are all exact. A few components drawn at random are ablated as well: their
+errors say how many of those that were not ablated may belong among the first ten.
 
 Neurons are always screened, as a model has tens of thousands: those with the largest estimates and
 some at random are ablated, each by itself, and the largest all together.
@@ -43,7 +44,7 @@ from memcircuits.base.components import Component
 from memcircuits.base.progress import bar
 from memcircuits.base.statistics import finite_mean
 from memcircuits.evidence.ablation import Ablation
-from memcircuits.evidence.component_grid import ComponentGrid
+from memcircuits.evidence.component_grid import ComponentGrid, RankedUnit
 from memcircuits.measure.continuation import score_continuation
 from memcircuits.models.batching import map_batches, rows_that_fit
 from memcircuits.models.hooks import Site, hook_name
@@ -55,7 +56,10 @@ Method: TypeAlias = Literal["exact", "screen"]
 PILOT = 16
 """Maximum number of paragraphs of each set that estimates are made on."""
 
-_SITES: dict[str, Site] = {"head": "z", "mlp": "mlp_out", "neuron": "post"}
+_SITES: dict[RankedUnit, Site] = {"head": "z", "neuron": "post"}
+"""The units with slopes, and the activation of each."""
+
+_EXACT: tuple[RankedUnit, ...] = ("mlp", "layer")
 
 
 @dataclass(frozen=True)
@@ -66,8 +70,10 @@ class ScreenSizes:
         ranked: number of components at the top of the final ranking that must all be exact.
         near: the first point, as a fraction of the way to all heads ablated; its estimates are the
             ones reported.
-        near_best: number of components ablated for their estimates at `near`: more than `ranked`,
-            because estimates order them only roughly. Neurons are among them where they are ranked.
+        near_best: number of heads ablated for their estimates at `near`: more than `ranked`,
+            because estimates order them only roughly.
+        near_best_of_several: the same where other components are ranked, too: those cost runs of
+            their own.
         far: the second point.
         far_best: number of components ablated for their estimates at `far`.
         random: number of components, and by the method `exact` of neurons, that are drawn at random
@@ -80,6 +86,7 @@ class ScreenSizes:
     ranked: int = 10
     near: float = 0.1
     near_best: int = 16
+    near_best_of_several: int = 7
     far: float = 0.5
     far_best: int = 4
     random: int = 4
@@ -139,9 +146,8 @@ class Estimates:
 
     def best(self) -> list[Component]:
         """The components other than neurons with the largest estimates at either point."""
-        n_near = SIZES.near_best
-        if "neuron" in self._grid.units:
-            n_near -= SIZES.neurons + SIZES.random_neurons
+        only_heads = self._grid.units == ("head",)
+        n_near = SIZES.near_best if only_heads else SIZES.near_best_of_several
         near = self._largest(self._others(self.scores()), n_near)
         far = self._largest(self._others(self.scores(self._at(SIZES.far))), SIZES.far_best)
         return list(dict.fromkeys(near + far))
@@ -193,8 +199,7 @@ def attributions(
 
     Args:
         ablation: the ablation.
-        grid: the components; by default all heads. A layer's estimate is the sum of its heads' and
-            its MLP's.
+        grid: the components; by default all heads. Those other than heads and neurons are NaN.
         rows: indices of the paragraphs; by default all.
         at: where the gradient is taken, as a fraction of the way from the model as it is (0) to
             the model with every head ablated (1).
@@ -207,8 +212,8 @@ def attributions(
     n_pos, n_logits = paragraphs.inputs.shape[1], paragraphs.n_continuation
     size = rows_that_fit(adapter, n_pos, n_logits, memory_budget, backward=True)
     layers = range(adapter.n_layers)
-    units = ["head", *(["mlp"] if {"mlp", "layer"} & {*grid.units} else [])]
-    units += ["neuron"] if "neuron" in grid.units else []
+    # Heads are moved towards their ablation in any case.
+    units = [unit for unit in _SITES if unit == "head" or unit in grid.units]
     names = {unit: [hook_name(_SITES[unit], layer) for layer in layers] for unit in units}
     all_names = [name for of_unit in names.values() for name in of_unit]
 
@@ -239,11 +244,12 @@ def attributions(
             name: (gradient * change[name]).float().sum((1, 3) if gradient.ndim == 4 else 1)
             for name, gradient in zip(all_names, gradients, strict=True)
         }
-        effects = {unit: torch.stack([of_name[n] for n in names[unit]], 1) for unit in units}
-        if "mlp" in effects:
-            effects["mlp"] = effects["mlp"].sum(-1, keepdim=True)
-            effects["layer"] = effects["head"].sum(-1, keepdim=True) + effects["mlp"]
-        return torch.cat([effects[unit] for unit in grid.units], -1).cpu()
+        effects = torch.full((n_rows, adapter.n_layers, grid.width), torch.nan)
+        for unit in units:
+            if unit in grid.units:
+                of_unit = torch.stack([of_name[name] for name in names[unit]], 1)
+                effects[:, :, grid.columns(unit)] = of_unit.cpu()
+        return effects
 
     with (
         adapter.preserving_state(),

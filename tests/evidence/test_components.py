@@ -291,7 +291,7 @@ def test_a_screen_of_everything_costs_at_most_a_fifth_of_the_head_sweep(wide):
     # The sweep of heads: a clean run, and for each head the blocks from its layer on.
     sweep = 2 * n * (1 + 12 * sum((12 - layer) / 12 for layer in range(12)))
     assert cost["forwards"] <= sweep / 5
-    assert len(effects.components) >= screening.SIZES.near_best
+    assert len(effects.components) >= screening.SIZES.ranked
     assert any("belong before it" in note for note in effects.notes)
     assert {"head", "neuron"} <= {component.unit for component in effects.components}
 
@@ -316,6 +316,7 @@ def test_neurons_estimates_equal_their_gradient(any_bridge):
     ablation = Ablation(any_bridge, paragraphs, mode="zero")
     grid = ComponentGrid.of(adapter, ("mlp", "neuron"))
     estimates = screening.attributions(ablation, grid, progress=False)
+    assert estimates[:, :, 0].isnan().all()  # MLPs have no slope
     name, step = "blocks.1.mlp.hook_post", 1e-2
 
     def nll(size):
@@ -329,7 +330,22 @@ def test_neurons_estimates_equal_their_gradient(any_bridge):
 
     rise = (nll(step) - nll(-step)) / (2 * step)
     torch.testing.assert_close(estimates[:, 1, 1 + 3], rise, atol=2e-3, rtol=2e-2)
-    assert estimates[:, :, 0].abs().max() > 1e-2
+    assert estimates[:, :, 1:].abs().max() > 1e-2
+
+
+def test_the_estimate_of_an_mlp_is_its_effect_on_the_pilot(neo):
+    paragraphs = zoo.mixed(neo, n=4)
+    sets = {"memorized": paragraphs[:4], "control": paragraphs[4:]}
+    ablations = {name: Ablation(neo, group, mode="zero") for name, group in sets.items()}
+    grid = ComponentGrid.of(adapt(neo), ("head", "mlp", "layer"))
+    pilot = {"memorized": torch.tensor([0, 2]), "control": torch.tensor([1, 3])}
+    generator = torch.Generator().manual_seed(0)
+    estimates = screening.Estimates(ablations, pilot, grid, generator, progress=False)
+    parts = [*grid.components("mlp"), *grid.components("layer")]
+    for name, ablation in ablations.items():
+        exact = ablation.effects(parts, progress=False)[pilot[name], :, 0]
+        columns = estimates.rows[name][:, :, 4:].transpose(1, 2).flatten(1)
+        torch.testing.assert_close(columns, exact, atol=1e-5, rtol=0)
 
 
 @pytest.mark.parametrize(
