@@ -89,9 +89,12 @@ def _outside_heads(levels: Mapping[str, Float[Tensor, " quantity"]]) -> list[str
         return []
     of_heads, of_heads_jointly = levels["head"].tolist()[:2]
     of_mlps, of_mlps_jointly, share, low, high = levels["mlp"].tolist()
+    text = (
+        f"Removed one at a time, heads cost recitations {of_heads:.2f} nats/token more than "
+        f"controls in sum, and MLPs {of_mlps:.2f} (all heads at once {of_heads_jointly:.2f}, all "
+        f"MLPs {of_mlps_jointly:.2f})"
+    )
+    if not 0 <= share <= 1:  # one of the two costs controls more
+        return [f"{text}."]
     between = "" if math.isnan(low) else f" [{100 * low:.0f}, {100 * high:.0f}]"
-    return [
-        f"Removed one at a time, heads cost {of_heads:.2f} nats/token in sum and MLPs "
-        f"{of_mlps:.2f}: {100 * share:.0f} %{between} lies outside heads (all heads at once "
-        f"{of_heads_jointly:.2f}, all MLPs {of_mlps_jointly:.2f})."
-    ]
+    return [f"{text}: {100 * share:.0f} %{between} of the sum lies outside heads."]

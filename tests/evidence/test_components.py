@@ -379,3 +379,11 @@ def test_rankings_of_earlier_versions_are_of_heads(ranking):
     assert len(old.to_frame()) == 16
     assert "neuron" not in old.to_frame()
     assert "outside heads" not in old.summary()
+
+
+def test_no_share_is_told_where_mlps_cost_controls_more(ranking):
+    levels = {name: values.clone() for name, values in ranking.levels.items()}
+    levels["mlp"][0], levels["mlp"][2] = -0.6, -0.2
+    text = dataclasses.replace(ranking, levels=levels).summary()
+    assert "MLPs -0.60" in text
+    assert "outside heads" not in text
