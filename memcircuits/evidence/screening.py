@@ -126,13 +126,32 @@ class Estimates:
         self._ablations, self._pilot, self._grid = ablations, pilot, grid
         self._generator = generator
         self._options: dict[str, Any] = {"memory_budget": memory_budget, "progress": progress}
+        self._exact = self._on_the_pilot()
         self.rows = self._at(SIZES.near)
 
+    def _on_the_pilot(self) -> dict[str, Float[Tensor, "row layer column"]]:
+        """Exact effects of MLPs and layers on the pilot, NaN for other components."""
+        units = [unit for unit in self._grid.units if unit in _EXACT]
+        parts = [part for unit in units for part in self._grid.components(unit)]
+        shape = (self._grid.n_layers, self._grid.width)
+        effects = {}
+        for name, ablation in self._ablations.items():
+            rows = self._pilot[name]
+            effects[name] = torch.full((len(rows), *shape), torch.nan)
+            if parts:
+                measured = ablation.effects(parts, rows, **self._options)[..., 0].float()
+                for i, part in enumerate(parts):
+                    effects[name][(slice(None), *self._grid.place(part))] = measured[:, i]
+        return effects
+
     def _at(self, point: float) -> dict[str, Float[Tensor, "row layer column"]]:
-        return {
-            name: attributions(ablation, self._grid, self._pilot[name], at=point, **self._options)
-            for name, ablation in self._ablations.items()
-        }
+        """Slopes at a point on the way, and the exact effects of what has none."""
+        estimates = {}
+        for name, ablation in self._ablations.items():
+            rows = self._pilot[name]
+            slopes = attributions(ablation, self._grid, rows, at=point, **self._options)
+            estimates[name] = torch.where(slopes.isnan(), self._exact[name], slopes)
+        return estimates
 
     def scores(
         self, rows: Mapping[str, Float[Tensor, "row layer column"]] | None = None
