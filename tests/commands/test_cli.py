@@ -71,6 +71,22 @@ def test_heads_prints_a_table_and_writes_three_files(options, tmp_path):
     assert written == ["ranking.json", "ranking.safetensors", "report.html"]
 
 
+def test_heads_ranks_mlps_and_compares_controls(options, tmp_path):
+    out = str(tmp_path / "out")
+    arguments = ["heads", *options, "--units", "head,mlp", "--compare-controls", "--out", out]
+    result = runner.invoke(app, [*arguments, "--json"])
+    assert result.exit_code == 0, result.output
+    tables = answer_of(result)["tables"]
+    assert len(tables["heads"]) == 20
+    assert {row["name"] for row in tables["heads"]} >= {"L0.mlp", "L3H1"}
+    assert [row["level"] for row in tables["levels"]] == ["head", "mlp", "all"]
+    assert len(tables["controls"]) == 4
+    assert "Other controls" in (tmp_path / "out" / "report.html").read_text(encoding="utf-8")
+    refused = runner.invoke(app, ["heads", *options, "--units", "heads", "--out", out])
+    assert refused.exit_code == 2
+    assert "--units" in refused.stderr
+
+
 def test_scan_as_json_is_json_and_only_json(options):
     result = runner.invoke(app, ["scan", *options, "--json"])
     assert result.exit_code == 0, result.output
