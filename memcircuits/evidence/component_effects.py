@@ -218,7 +218,7 @@ def _screen(
     best = estimates.best()
     everything = [c for unit in grid.units if unit != "neuron" for c in grid.components(unit)]
     others = _without(everything, best)
-    random = estimates.random(others, SIZES.random)
+    random = estimates.random_others(others)
     measured.ablate([*best, *random, *neurons])
     # An exact effect may be smaller than its estimate, so that another component comes up.
     while new := estimates.coming_up(measured.scores(), measured.components):

@@ -76,8 +76,9 @@ class ScreenSizes:
             their own.
         far: the second point.
         far_best: number of components ablated for their estimates at `far`.
-        random: number of components, and by the method `exact` of neurons, that are drawn at random
-            and ablated to see how large the errors of estimates are.
+        random: number of heads, and by the method `exact` of neurons, that are drawn at random and
+            ablated to see how large the errors of estimates are.
+        random_of_several: the same where other components are ranked, too.
         neurons: number of neurons that the method `screen` ablates for their estimates.
         random_neurons: number of neurons that it draws at random.
         neurons_of_exact: number of neurons that the method `exact` ablates for their estimates.
@@ -86,11 +87,12 @@ class ScreenSizes:
     ranked: int = 10
     near: float = 0.1
     near_best: int = 16
-    near_best_of_several: int = 7
+    near_best_of_several: int = 10
     far: float = 0.5
     far_best: int = 4
     random: int = 4
-    neurons: int = 4
+    random_of_several: int = 3
+    neurons: int = 3
     random_neurons: int = 2
     neurons_of_exact: int = 32
 
@@ -177,6 +179,11 @@ class Estimates:
         columns = self._grid.columns("neuron")
         scores[:, columns] = self.scores()[:, columns]
         return self._largest(scores, k)
+
+    def random_others(self, among: Sequence[Component]) -> list[Component]:
+        """Some of the components other than neurons, drawn at random."""
+        only_heads = self._grid.units == ("head",)
+        return self.random(among, SIZES.random if only_heads else SIZES.random_of_several)
 
     def random(self, among: Sequence[Component], k: int) -> list[Component]:
         """`k` of some components, drawn at random."""
