@@ -71,13 +71,17 @@ def noise_on_one_head(study: Study) -> tuple[mc.Head, list[dict[str, Any]]]:
     """EM with noise on more and more top weights in W_V of the head with the largest gradient."""
     head = top_head(study.contrast.per_head(study.adapter.n_heads))
     size = study.adapter.weight(head.layer, "W_V").values[0].numel()
+    sets = {"memorized": study.memorized, "control": study.own}
     points: list[dict[str, Any]] = []
+    for name, paragraphs in sets.items():
+        em = mc.scan(study.model, paragraphs, **study.options).em.float().mean()
+        points.append({"set": name, "weights": 0, "em": float(em)})
     for n_weights in ONE_HEAD_WEIGHTS:
         curve = weight_noise(
             study.model,
             study.memorized,
             study.own,
-            sizes=(0.0, ONE_HEAD_SIZE),
+            sizes=(ONE_HEAD_SIZE,),
             fraction=min(1.0, n_weights / size),
             heads=[head],
             components=["W_V"],
@@ -86,9 +90,7 @@ def noise_on_one_head(study: Study) -> tuple[mc.Head, list[dict[str, Any]]]:
             **study.options,
         )
         for name, em in curve.em.items():
-            if n_weights == ONE_HEAD_WEIGHTS[0]:
-                points.append({"set": name, "weights": 0, "em": float(em[0].mean())})
-            points.append({"set": name, "weights": curve.n_weights, "em": float(em[1].mean())})
+            points.append({"set": name, "weights": curve.n_weights, "em": float(em.mean())})
     return head, points
 
 
