@@ -204,7 +204,10 @@ def test_each_stored_output_shows_in_a_document_of_its_own(
             assert set(asked) <= {page_file.as_uri(), "about:srcdoc"}
             assert errors == []
             if "<iframe" in markup:
-                page.locator("iframe").content_frame.locator(".cv canvas").first.wait_for()
+                page.locator("iframe").scroll_into_view_if_needed()
+                place = page.locator("iframe").content_frame.locator(".cv").first
+                place.scroll_into_view_if_needed()  # a view is drawn when it is scrolled to
+                place.locator("canvas").wait_for()
             else:
                 assert page.locator("table").count() >= 1
             page.context.close()
