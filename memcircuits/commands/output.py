@@ -47,7 +47,7 @@ class Answer:
         tables: name -> rows.
         values: name -> number, text or list.
         notes: what the reader must know.
-        files: what was written.
+        files: what was written; printed are the names alone, not where the files lie.
         provenance: model, paragraphs, options and versions; None where nothing was measured.
     """
 
@@ -71,7 +71,7 @@ class Answer:
             "values": {name: _finite(readable_value(v)) for name, v in self.values.items()},
             "tables": {name: records(with_heads(frame)) for name, frame in self.tables.items()},
             "notes": list(self.notes),
-            "files": [str(path) for path in self.files],
+            "files": [path.name for path in self.files],
             "provenance": provenance and _finite(readable_value(dataclasses.asdict(provenance))),
         }
         typer.echo(json.dumps(data, indent=1, allow_nan=False))

@@ -131,7 +131,7 @@ def _scan_corpus(
             bos=inputs.bos,
             **inputs.loading,
         )
-        typer.echo(f"Next: memcircuits heads {options_of_model.typed}")
+        say(f"Next: memcircuits heads {options_of_model.typed}", inputs.quiet)
 
 
 def _device_of_process(inputs: Inputs, options: CorpusOptions) -> dict[str, Any]:
@@ -197,12 +197,13 @@ def _print_folder(
 
 
 def _say_next(inputs: Inputs, n_memorized: int) -> None:
-    """The command to run next."""
+    """The command to run next, on stderr: it repeats the paths that were typed."""
     if n_memorized:
-        typer.echo(f"Next: memcircuits heads {inputs.typed}".rstrip())
+        say(f"Next: memcircuits heads {inputs.typed}".rstrip(), inputs.quiet)
     elif inputs.paragraphs is not None and inputs.stride is None:
         every = inputs.n_prefix + inputs.n_continuation
-        typer.echo(f"Next: try other windows with --stride {every}, or a shorter --n-continuation")
+        remedy = f"--stride {every}, or a shorter --n-continuation"
+        say(f"Next: try other windows with {remedy}", inputs.quiet)
 
 
 def _answer(result: Scan, written: list[Path]) -> Answer:

@@ -89,7 +89,7 @@ def chapters(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def run(folder: Path, *arguments: str) -> Any:
-    lengths = ["--n-prefix", "10", "--n-continuation", "12", "--quiet"]
+    lengths = ["--n-prefix", "10", "--n-continuation", "12"]
     command, *more = arguments
     inputs = ["--model", str(folder / "model"), "--paragraphs", str(folder / "chapters")]
     return CliRunner().invoke(cli.app, [command, *inputs, *lengths, *more])
@@ -104,7 +104,7 @@ def test_a_folder_of_chapters_works_at_the_first_try(chapters: Path) -> None:
     whole = run(chapters, "scan", "--stride", "22")
     assert "all: 8 passages, 4 memorized" in whole.stdout
     assert "longer than" not in whole.output
-    (following,) = [line for line in whole.stdout.splitlines() if line.startswith("Next: ")]
+    (following,) = [line for line in whole.stderr.splitlines() if line.startswith("Next: ")]
     assert following.startswith("Next: memcircuits heads ")
     assert following.endswith("--stride 22")
     table = [line for line in whole.stdout.splitlines() if " | " in line]
@@ -116,7 +116,7 @@ def test_the_command_that_is_named_next_works(chapters: Path, tmp_path: Path) ->
     out = tmp_path / "scan"
     result = run(chapters, "scan", "--stride", "22", "--out", str(out))
     assert result.exit_code == 0, result.output
-    (following,) = [line for line in result.stdout.splitlines() if line.startswith("Next: ")]
+    (following,) = [line for line in result.stderr.splitlines() if line.startswith("Next: ")]
     words = following.removeprefix("Next: memcircuits ").split()
     ranking = CliRunner().invoke(cli.app, [*words, "--out", str(tmp_path / "heads"), "--quiet"])
     assert ranking.exit_code == 0, ranking.output
@@ -150,3 +150,13 @@ def test_stride_and_txt_are_refused_where_they_would_do_nothing() -> None:
         result = CliRunner().invoke(cli.app, ["scan", *words])
         assert result.exit_code == 2
         assert f"{words[0]}: {words[1]}; it is about --paragraphs FILE" in result.stderr
+
+
+@pytest.mark.parametrize(
+    ("typed", "completed"), [("memcircuits hea", "heads"), ("memcircuits heads --mod", "--mode")]
+)
+def test_the_shell_completes_commands_and_options(typed: str, completed: str) -> None:
+    words = {"COMP_WORDS": typed, "COMP_CWORD": str(typed.count(" "))}
+    environment = {"_MEMCIRCUITS_COMPLETE": "complete_bash", **words}
+    result = CliRunner().invoke(cli.app, [], prog_name="memcircuits", env=environment)
+    assert completed in result.stdout.split()
