@@ -24,6 +24,7 @@ from torch import Tensor
 from memcircuits.base.errors import InputError, at_least
 from memcircuits.base.heads import Head, HeadLike
 from memcircuits.base.progress import bar
+from memcircuits.base.simultaneous import max_p_value
 from memcircuits.base.statistics import (
     finite_mean,
     finite_rows,
@@ -71,6 +72,15 @@ class RareTokenAttention(ScoreMap, kind="rare-token-attention"):
         """One-sided permutation p-value of a tau this negative."""
         below = (self.null <= self.values).sum(0)
         return (1 + below) / (1 + len(self.null))
+
+    @property
+    def corrected_p_value(self) -> Float[Tensor, "layer head"]:
+        """The same, corrected for testing all heads (`memcircuits.base.simultaneous`).
+
+        Counts are permuted for all heads together, so the smallest tau of each permutation is that
+        of a model in which no head attends to rare tokens.
+        """
+        return max_p_value(-self.values, -self.null)
 
     @property
     def entropy(self) -> Float[Tensor, "layer head"]:
@@ -156,16 +166,17 @@ class RareTokenAttention(ScoreMap, kind="rare-token-attention"):
             )
         return figures.heatmap(
             self.values,
-            title="Attention to common (+) or rare (\u2212) tokens, framed where p < 0.05",
+            title="Attention to common (+) or rare (\u2212) tokens, frame: corrected p < 0.05",
             name="mean tau-b",
             diverging=True,
-            marks=self.p_value < 0.05,
+            marks=self.corrected_p_value < 0.05,
         )
 
     def to_frame(self) -> pd.DataFrame:
-        """Columns `layer, head, value, p_value, entropy`."""
+        """Columns `layer, head, value, p_value, corrected_p_value, entropy`."""
         frame = super().to_frame()
         frame["p_value"] = self.p_value.flatten().double().numpy()
+        frame["corrected_p_value"] = self.corrected_p_value.flatten().double().numpy()
         frame["entropy"] = self.entropy.flatten().double().numpy()
         return frame
 

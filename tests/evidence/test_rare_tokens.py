@@ -1,5 +1,7 @@
 """tau-b equals scipy's, the null is calibrated, and a head made to prefer rare tokens is found."""
 
+import dataclasses
+
 import numpy as np
 import pytest
 import scipy.stats
@@ -67,6 +69,8 @@ def test_a_head_that_prefers_rare_tokens_is_found(neo, monkeypatch):
     attention = mc.rare_token_attention(neo, paragraphs, unigrams)
     assert attention[(1, 2)] < -0.95
     assert attention.p_value[1, 2] < 0.01
+    assert attention.corrected_p_value[1, 2] < 0.01
+    assert (attention.to_frame()["corrected_p_value"] < 0.05).sum() == 1
     assert int(attention.values.argmin()) == 1 * 4 + 2
 
 
@@ -84,6 +88,19 @@ def test_null_is_calibrated():
         small += int((attention.p_value < 0.05).sum())
         total += attention.p_value.numel()
     assert small <= 0.2 * total
+
+
+def test_a_map_of_permuted_counts_frames_a_head_in_one_of_twenty(neo):
+    """Each permutation in turn plays the observed map, against all others."""
+    result = mc.rare_token_attention(neo, zoo.mixed(neo), permutations=120)
+    framed = one_at_a_time = 0
+    for i in range(120):
+        others = torch.cat([result.null[:i], result.null[i + 1 :]])
+        permuted = dataclasses.replace(result, values=result.null[i], null=others)
+        framed += bool((permuted.corrected_p_value < 0.05).any())
+        one_at_a_time += bool((permuted.p_value < 0.05).any())
+    assert 1 <= framed <= 6  # of 120; at most 5 % by construction
+    assert one_at_a_time > 30
 
 
 def test_table_of_another_tokenizer_is_refused(neo):
