@@ -1,8 +1,10 @@
 """Localizers that intervene on heads or blocks, and one that reads attention.
 
 Ablation silences a unit and reads the rise of the NLL, of the targets minus of the controls: what
-harms all paragraphs alike is not specific to the targets. Patching runs the targets (clean) and
-copies of them with random tokens in the prefix (corrupted), and restores one head at a time.
+harms all paragraphs alike is not specific to the targets. Mean and resample ablation take means and
+samples from a third set of paragraphs, for targets and controls alike. Patching runs the targets
+(clean) and copies of them with random tokens in the prefix (corrupted), and restores one head at a
+time.
 `rare-token-attention` scores how strongly a head attends to tokens that are rare in the training
 text (section 5.4 of the paper).
 """
@@ -13,6 +15,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from memcircuits.base.errors import InputError
 from memcircuits.benchmark.units import LocalizationTask, Unit
 from memcircuits.data.paragraphs import Paragraphs
 from memcircuits.data.unigrams import UnigramTable
@@ -31,7 +34,9 @@ def by_ablation(mode: Mode, task: LocalizationTask, unit: Unit) -> Float[Tensor,
     """Rise of the NLL when the unit is ablated, of the targets minus of the controls."""
     if unit == "block":
         return _block_effects(task, task.targets) - _block_effects(task, task.control)
-    reference = None if mode == "zero" else task.control
+    if mode != "zero" and task.reference is None:
+        raise InputError("reference", "None", f"{mode} ablation takes a third set of paragraphs")
+    reference = None if mode == "zero" else task.reference
     heads = task.adapter.heads()
 
     def mean_effect(paragraphs: Paragraphs) -> Float[Tensor, " head"]:

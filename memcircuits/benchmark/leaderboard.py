@@ -1,11 +1,13 @@
 """Aggregates over trials: the leaderboard, and the tables beside it.
 
-A row of the leaderboard is one localizer in one kind of trial. Intervals are over trials: the
-percentile bootstrap, and Wilson's interval for recall@1, which is a proportion. `deletion_areas`
-and `combinations` add two checks that need no truth of their own: whether ablating the heads that a
-localizer names removes the targets and nothing else, and whether sums of localizers' scores find
-the planted heads better than the best single localizer. The latter is chosen on one half of the
-trials and measured on the other.
+A row of the leaderboard is one localizer in one kind of trial. Trials that plant in the same place
+are no independent evidence: some places are easier to find than others. Places are drawn with
+replacement, so trials are averaged within their place, and places are what is averaged and
+resampled: the percentile bootstrap, and Wilson's interval for recall@1, which is a proportion. One
+place has no interval. `deletions` and `combinations` add two checks that need no truth of their
+own: whether ablating the head that a localizer names removes the targets and nothing else, and
+whether sums of localizers' scores find the planted heads better than the best single localizer. The
+latter is chosen on one half of the trials and measured on the other.
 """
 
 from __future__ import annotations
@@ -15,15 +17,14 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
 import torch
-from jaxtyping import Bool, Float
+from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 from memcircuits.base.errors import InputError, one_of
-from memcircuits.base.statistics import bootstrap_interval
+from memcircuits.base.statistics import bootstrap_interval, count_groups, group_means
 from memcircuits.benchmark.metrics import METRICS, Metric, metrics, wilson
-from memcircuits.benchmark.schemas import DeletionCurve, LocalizerScore, PlantedTrial, Trials
+from memcircuits.benchmark.schemas import DeletionScore, LocalizerScore, PlantedTrial, Trials
 from memcircuits.benchmark.trial_kinds import (
-    DELETED,
     PLANTED_KINDS,
     RANKINGS,
     UNIT_OF_KIND,
@@ -36,32 +37,36 @@ if TYPE_CHECKING:
 
 
 def leaderboard(trials: Trials, seed: int = 0) -> pd.DataFrame:
-    """Means over trials with 95 % intervals, one row per kind and localizer.
+    """Means over places with 95 % intervals, one row per kind and localizer.
 
     Args:
         trials: see `read_trials`.
         seed: seed of the bootstrap.
 
     Returns:
-        Columns `kind, localizer, trials`, for each of `METRICS` the mean and `_low`, `_high`, and
-        `forwards`, the mean cost in forward passes of one paragraph. By kind in the order of
-        `PLANTED_KINDS`, then by AUC.
+        Columns `kind, localizer, trials, places`, for each of `METRICS` the mean and `_low`,
+        `_high` (NaN for a single place), and `forwards`, the mean cost in forward passes of one
+        paragraph. By kind in the order of `PLANTED_KINDS`, then by AUC.
     """
     import pandas as pd
 
     rows = []
     for kind in PLANTED_KINDS:
-        by_localizer: dict[str, list[LocalizerScore]] = {}
-        for trial in _planted(trials, kind):
+        by_localizer: dict[str, list[tuple[int, LocalizerScore]]] = {}
+        planted = _planted(trials, kind)
+        for place, trial in zip(_places(planted, kind), planted, strict=True):
             for result in trial.results:
-                by_localizer.setdefault(result.localizer, []).append(result)
-        kind_rows: list[dict[str, Any]] = [
-            {"kind": kind, "localizer": name, "trials": len(results), **_means(results, seed)}
-            for name, results in by_localizer.items()
-        ]
+                by_localizer.setdefault(result.localizer, []).append((place, result))
+        kind_rows: list[dict[str, Any]] = []
+        for name, results in by_localizer.items():
+            places = torch.tensor([place for place, _ in results])
+            means = _means([result for _, result in results], places, seed)
+            n = {"trials": len(results), "places": count_groups(places)}
+            kind_rows.append({"kind": kind, "localizer": name, **n, **means})
         rows += sorted(kind_rows, key=lambda row: row["auc"], reverse=True)
-    means = [f"{metric}{suffix}" for metric in METRICS for suffix in ("", "_low", "_high")]
-    return pd.DataFrame(rows, columns=["kind", "localizer", "trials", *means, "forwards"])
+    columns = [f"{metric}{suffix}" for metric in METRICS for suffix in ("", "_low", "_high")]
+    names = ["kind", "localizer", "trials", "places", *columns, "forwards"]
+    return pd.DataFrame(rows, columns=names)
 
 
 def _planted(trials: Trials, kind: PlantedKind) -> list[PlantedTrial]:
@@ -69,47 +74,67 @@ def _planted(trials: Trials, kind: PlantedKind) -> list[PlantedTrial]:
     return [trial for trial in trials.get(kind, []) if not trial.failed]
 
 
-def _means(results: Sequence[LocalizerScore], seed: int) -> dict[str, float]:
-    """Mean and interval of each metric over trials, and the mean cost."""
+def _places(trials: Sequence[PlantedTrial], kind: PlantedKind) -> list[int]:
+    """Number of each trial's place; neurons and weights are chosen anew in every trial."""
+    if UNIT_OF_KIND[kind] in ("neuron", "weight"):
+        return list(range(len(trials)))
+    numbers: dict[frozenset[str], int] = {}
+    return [numbers.setdefault(frozenset(trial.where), len(numbers)) for trial in trials]
+
+
+def _means(
+    results: Sequence[LocalizerScore], places: Int[Tensor, " trial"], seed: int
+) -> dict[str, float]:
+    """Mean and interval of each metric over places, and the mean cost of a trial."""
     values = torch.tensor([[getattr(r, metric) for metric in METRICS] for r in results])
-    low, high = bootstrap_interval(values, seed=seed)
+    low, high = bootstrap_interval(values, places, seed=seed)
+    of_places = group_means(values, places)
     means: dict[str, float] = {}
     for i, metric in enumerate(METRICS):
-        means[metric] = float(values[:, i].mean())
+        means[metric] = float(of_places[:, i].mean())
         means[f"{metric}_low"], means[f"{metric}_high"] = float(low[i]), float(high[i])
-    # If all trials are right, or all wrong, every bootstrap resample is the same.
-    hits = round(means["recall_at_1"] * len(results))
-    means["recall_at_1_low"], means["recall_at_1_high"] = wilson(hits, len(results))
+    # If all places are right, or all wrong, every bootstrap resample is the same.
+    bounds = wilson(means["recall_at_1"], len(of_places))
+    means["recall_at_1_low"], means["recall_at_1_high"] = bounds
     means["forwards"] = sum(result.forwards for result in results) / len(results)
     return means
 
 
-def deletion_areas(trials: Trials) -> pd.DataFrame:
-    """EM of the targets and of other paragraphs by number of heads ablated.
+def deletions(trials: Trials, seed: int = 0) -> pd.DataFrame:
+    """What is still recited without the head that a localizer ranks first.
+
+    One head was planted, so one is ablated: all that a localizer ranks after it has no truth.
+
+    Args:
+        trials: see `read_trials`.
+        seed: seed of the bootstrap.
 
     Returns:
-        Columns `localizer, area, trials`, and `targets_n` and `others_n`: EM as a fraction of the
-        continuation with n heads ablated. `area` is the mean over 1 to 4 heads of the others' EM
-        minus the targets': 1 if the targets are forgotten and the others still recited in full.
+        Columns `localizer, trials, targets, others` (EM of the planted paragraphs and of others as
+        a fraction of the continuation) and `difference`, others minus targets, with `_low`,
+        `_high`: 1 if the targets are forgotten and the others still recited in full. Means over
+        places.
     """
     import pandas as pd
 
-    by_localizer: dict[str, list[DeletionCurve]] = {}
-    for trial in trials.get("head", []):
-        for curve in trial.deletion:
-            by_localizer.setdefault(curve.localizer, []).append(curve)
-    if not by_localizer:
-        return pd.DataFrame()
-    rows = []
-    for name, curves in by_localizer.items():
-        targets = torch.tensor([curve.targets for curve in curves]).mean(0)
-        others = torch.tensor([curve.others for curve in curves]).mean(0)
-        area = float((others - targets)[1:].mean())
-        row: dict[str, Any] = {"localizer": name, "area": area, "trials": len(curves)}
-        for side, means in (("targets", targets), ("others", others)):
-            row |= {f"{side}_{n}": float(em) for n, em in zip(DELETED, means, strict=True)}
+    planted = _planted(trials, "head")
+    by_localizer: dict[str, list[tuple[int, DeletionScore]]] = {}
+    for place, trial in zip(_places(planted, "head"), planted, strict=True):
+        for score in trial.deletions:
+            by_localizer.setdefault(score.localizer, []).append((place, score))
+    rows: list[dict[str, Any]] = []
+    for name, scores in by_localizer.items():
+        places = torch.tensor([place for place, _ in scores])
+        em = torch.tensor([[s.targets, s.others, s.others - s.targets] for _, s in scores])
+        targets, others, difference = group_means(em, places).mean(0).tolist()
+        low, high = bootstrap_interval(em[:, 2], places, seed=seed).tolist()
+        row = {"localizer": name, "trials": len(scores), "targets": targets, "others": others}
+        row |= {"difference": difference, "difference_low": low, "difference_high": high}
         rows.append(row)
-    return pd.DataFrame(rows).sort_values("area", ascending=False, ignore_index=True)
+    frame = pd.DataFrame(rows)
+    if rows:
+        frame = frame.sort_values("difference", ascending=False, ignore_index=True)
+    return frame
 
 
 def combinations(trials: Trials) -> pd.DataFrame:
@@ -191,25 +216,25 @@ def holders_accuracy(trials: Trials) -> pd.DataFrame:
     """How often a paragraph is attributed to the head that it was planted through.
 
     Returns:
-        Columns `method, paragraphs, first, among_holders`. `first`: fraction of the paragraphs
-        whose own head ranks first of all heads; `among_holders`: first of the six planted heads
-        (1/6 by chance).
+        Columns `method, paragraphs, trials, first, among_holders`, both with `_low`, `_high`.
+        `first`: fraction of the paragraphs whose own head ranks first of all heads;
+        `among_holders`: first of the six planted heads (1/6 by chance). Paragraphs of one trial
+        share a model, so trials are what is averaged.
     """
     import pandas as pd
 
-    assigned = [a for trial in trials.get("holders", []) for a in trial.assigned]
+    assigned = [(i, a) for i, trial in enumerate(trials.get("holders", [])) for a in trial.assigned]
     rows: list[dict[str, Any]] = []
-    for method in dict.fromkeys(a.method for a in assigned):
-        of_method = [a for a in assigned if a.method == method]
-        n = len(of_method)
-        rows.append(
-            {
-                "method": method,
-                "paragraphs": n,
-                "first": sum(a.first == a.holder for a in of_method) / n,
-                "among_holders": sum(a.among_holders == a.holder for a in of_method) / n,
-            }
-        )
+    for method in dict.fromkeys(a.method for _, a in assigned):
+        of_method = [(i, a) for i, a in assigned if a.method == method]
+        groups = torch.tensor([i for i, _ in of_method])
+        n = count_groups(groups)
+        row: dict[str, Any] = {"method": method, "paragraphs": len(of_method), "trials": n}
+        for name in ("first", "among_holders"):
+            hits = torch.tensor([float(getattr(a, name) == a.holder) for _, a in of_method])
+            row[name] = float(group_means(hits, groups).mean())
+            row[f"{name}_low"], row[f"{name}_high"] = wilson(row[name], n)
+        rows.append(row)
     return pd.DataFrame(rows)
 
 

@@ -25,6 +25,8 @@ Metric = Literal["recall_at_1", "recall_at_k", "mrr", "auc"]
 
 METRICS: tuple[Metric, ...] = get_args(Metric)
 
+_Z = 1.959964  # 97.5 % quantile of the normal distribution
+
 
 class Metrics(TypedDict):
     """What `metrics` returns.
@@ -81,9 +83,14 @@ def metrics(scores: Float[Tensor, " unit"], truth: Bool[Tensor, " unit"]) -> Met
     }
 
 
-def wilson(hits: int, n: int) -> tuple[float, float]:
-    """Wilson's 95 % interval of a proportion of `hits` in `n`."""
-    from scipy.stats import binomtest
+def wilson(share: float, n: int) -> tuple[float, float]:
+    """Wilson's 95 % interval of a share, the mean of `n` independent numbers from 0 to 1.
 
-    interval = binomtest(hits, n).proportion_ci(method="wilson")
-    return float(interval.low), float(interval.high)
+    Of numbers that are not all 0 or 1, such as the shares of several groups of trials, it is
+    conservative: no numbers with this mean vary more. One number has no interval (NaN).
+    """
+    if n < 2:
+        return math.nan, math.nan
+    centre = (share + _Z**2 / (2 * n)) / (1 + _Z**2 / n)
+    width = _Z / (1 + _Z**2 / n) * math.sqrt(share * (1 - share) / n + _Z**2 / (4 * n**2))
+    return max(0.0, centre - width), min(1.0, centre + width)

@@ -37,7 +37,7 @@ from memcircuits.base.io import write_atomically
 from memcircuits.base.progress import bar
 from memcircuits.benchmark.localizers import LOCALIZERS, localizers_of
 from memcircuits.benchmark.planted_trial import scores_of
-from memcircuits.benchmark.trial_kinds import RANKINGS
+from memcircuits.benchmark.trial_kinds import N_REFERENCE, RANKINGS
 from memcircuits.benchmark.units import LocalizationTask, count_forwards, pool_scores
 from memcircuits.data.paragraphs import Paragraphs
 from memcircuits.data.unigrams import UnigramTable
@@ -223,12 +223,28 @@ def run_natural_trials(
                 path = folder / f"natural-{direction}-{i:04d}.json"
                 if not path.exists():
                     generator = torch.Generator().manual_seed(seed + i)
-                    controls = twins.neither.sample(n_controls, generator)
+                    controls, reference = _draw_unknown(twins.neither, n_controls, generator)
                     trial = natural_trial(
-                        twins, direction, known[rows], controls, localizers, seed=seed + i
+                        twins,
+                        direction,
+                        known[rows],
+                        controls,
+                        reference,
+                        localizers=localizers,
+                        seed=seed + i,
                     )
                     write_atomically(path, trial.model_dump_json(indent=1))
                 progress_bar.update()
+
+
+def _draw_unknown(
+    neither: Paragraphs, n_controls: int, generator: torch.Generator
+) -> tuple[Paragraphs, Paragraphs]:
+    """Controls, and a reference of other paragraphs: at most half of those drawn."""
+    drawn = neither.sample(n_controls + N_REFERENCE, generator)
+    order = torch.randperm(len(drawn), generator=generator)
+    n_reference = min(N_REFERENCE, len(drawn) // 2)
+    return drawn[order[n_reference:]], drawn[order[:n_reference]]
 
 
 def natural_trial(
@@ -236,8 +252,9 @@ def natural_trial(
     direction: Direction,
     targets: Paragraphs,
     controls: Paragraphs,
-    localizers: Sequence[str] | None = None,
+    reference: Paragraphs,
     *,
+    localizers: Sequence[str] | None = None,
     seed: int = 0,
 ) -> NaturalTrial:
     """Carry out one trial.
@@ -247,6 +264,7 @@ def natural_trial(
         direction: whose memory is localized.
         targets: paragraphs that this model recites and the other does not.
         controls: paragraphs that neither knows.
+        reference: further such paragraphs, see `LocalizationTask`.
         localizers: score only these, None: all that score heads but the oracle.
         seed: seed of all draws.
     """
@@ -256,7 +274,7 @@ def natural_trial(
         name: _flat(values) for name, values in _references(twins, direction, targets).items()
     }
     forwards: dict[str, float] = {}
-    task = LocalizationTask(model, targets, controls, twins.unigrams, seed)
+    task = LocalizationTask(model, targets, controls, twins.unigrams, seed, reference=reference)
     names = [*RANKINGS[:1], *(name for name in localizers_of("head") if name != "oracle")]
     for name in names:
         if localizers is None or name in localizers:

@@ -2,9 +2,10 @@
 
 * `holders_trial`: six paragraphs in six heads of one model. A method that only finds heads that
   matter for recitation in general cannot tell which head holds which paragraph.
-* `null_trial`: of paragraphs that do not differ, how often does the significance test of
-  `find_memorization_heads` call some head significant? At most as often as its level, if the
-  test is calibrated.
+* `null_trial`: of two sets of which none is memorized, or both are, how often does the significance
+  test of `find_memorization_heads` call some head significant? Sets of one kind: at most as often
+  as its level, if the test is calibrated. Sets that differ in loss or source: as often as a reader
+  who takes "significant" for "memorized" is misled.
 * `stability_trial`: rank agreement of a localizer between two halves of a set of paragraphs that
   the model recites, and between two seeds.
 """
@@ -12,19 +13,18 @@
 from __future__ import annotations
 
 import contextlib
+from collections import Counter
 from collections.abc import Sequence
-from typing import Literal
+from typing import Literal, NamedTuple
 
 import torch
-from jaxtyping import Float, Int
+from jaxtyping import Float
 from torch import Tensor
 
 from memcircuits.base.errors import InputError
 from memcircuits.base.heads import Head
 from memcircuits.base.permutation import permutation_test
-from memcircuits.base.statistics import (
-    benjamini_hochberg,
-)
+from memcircuits.base.statistics import benjamini_hochberg
 from memcircuits.benchmark.localizers import localize, localizers_of
 from memcircuits.benchmark.paragraph_pool import ParagraphPool
 from memcircuits.benchmark.schemas import (
@@ -35,17 +35,20 @@ from memcircuits.benchmark.schemas import (
     NullTrial,
     StabilityTrial,
 )
+from memcircuits.benchmark.trial_kinds import N_REFERENCE
 from memcircuits.benchmark.units import LocalizationTask
 from memcircuits.data.paragraphs import Paragraphs
 from memcircuits.editing.planting import plant
 from memcircuits.evidence.ablation import Ablation
 from memcircuits.evidence.find_components import find_memorization_heads
 from memcircuits.evidence.ranking import SIGNIFICANCE, Ranking
+from memcircuits.measure.decoding import greedy_continuations
 from memcircuits.measure.scanning import scan
 from memcircuits.models.registry import adapt
 
 _N_HOLDERS = 6
-_MIN_NULL, _MAX_NULL, _PER_SIDE = 20, 60, 20  # paragraphs of a null trial
+_PER_SIDE = 20  # paragraphs drawn for either set of a null trial
+_MAX_NULL = 80  # paragraphs that they are drawn from
 _PER_HALF = 6  # paragraphs in each half of a stability trial
 
 
@@ -143,36 +146,78 @@ def _assignment(ranking: Ranking, method: str, holder: Head, holders: Sequence[H
     )
 
 
+class _NullSet(NamedTuple):
+    """Paragraphs that one side of a null trial is drawn from: ablation effects, clean loss."""
+
+    effects: Float[Tensor, "paragraph head"]
+    nll: Float[Tensor, " paragraph"]
+
+    def rows(self, index: Tensor) -> _NullSet:
+        return _NullSet(self.effects[index], self.nll[index])
+
+    def halves_by_loss(self) -> tuple[_NullSet, _NullSet]:
+        """The half with the lower loss, and the other."""
+        lower, higher = self.nll.argsort().tensor_split(2)
+        return self.rows(lower), self.rows(higher)
+
+
 def null_trial(pool: ParagraphPool, runs: int, seed: int) -> NullTrial:
-    """Count how often a head is called significant between random halves of one set."""
+    """Test pairs of sets that do not differ in memory, drawn anew in each of `runs` runs."""
     generator = torch.Generator().manual_seed(seed)
-    adapter = adapt(pool.model)
-    results: dict[str, NullResult] = {}
-    for name, group in (("unknown", pool.unknown), ("recited", pool.recited)):
-        if group is None or len(group) < _MIN_NULL:
-            continue
-        chosen = group[torch.randperm(len(group), generator=generator)[:_MAX_NULL]]
-        effects = Ablation(pool.model, chosen, mode="zero").effects(
-            adapter.heads(), progress=False
-        )[..., 0]
-        n = min(_PER_SIDE, len(chosen) // 2)
+    pairs: dict[str, NullResult] = {}
+    for name, (first, second) in _null_pairs(pool, generator).items():
+        sizes = len(first.nll), len(second.nll)
+        # Two sets out of one must not have a paragraph in common.
+        n = min(_PER_SIDE, sizes[0] // 2 if first is second else min(sizes))
         named = 0
         for _ in range(runs):
-            order = torch.randperm(len(chosen), generator=generator)
-            named += _any_significant(effects, order[:n], order[n : 2 * n], generator)
-        results[name] = NullResult(paragraphs=len(chosen), per_side=n, named=named)
-    return NullTrial.model_validate({"runs": runs, **results})
+            orders = [torch.randperm(size, generator=generator) for size in sizes]
+            chosen = orders[0][n : 2 * n] if first is second else orders[1][:n]
+            named += _any_significant(first.rows(orders[0][:n]), second.rows(chosen), generator)
+        nll = float(first.nll.mean()), float(second.nll.mean())
+        pairs[name] = NullResult(paragraphs=sizes, nll=nll, per_side=n, named=named)
+    return NullTrial(runs=runs, pairs=pairs)
 
 
-def _any_significant(
-    effects: Float[Tensor, "paragraph head"],
-    first: Int[Tensor, " paragraph"],
-    second: Int[Tensor, " paragraph"],
-    generator: torch.Generator,
-) -> bool:
-    """Whether a permutation test calls a head's mean effect larger in the first group."""
-    a, b = effects[first], effects[second]
-    p_value = permutation_test(a, b, a.shape[1], generator).p_value
+def _null_pairs(
+    pool: ParagraphPool, generator: torch.Generator
+) -> dict[str, tuple[_NullSet, _NullSet]]:
+    """What the two sets are -> where they are drawn from; the first plays the memorized one."""
+    unknown = pool.unknown.sample(_MAX_NULL, generator)
+    text = _null_set(pool, unknown)
+    own = _null_set(pool, greedy_continuations(pool.model, unknown, progress=False))
+    pairs = {
+        "unknown text against unknown text": (text, text),
+        "unknown text of lower against higher loss": text.halves_by_loss(),
+        "own text against own text": (own, own),
+        "own text of lower against higher loss": own.halves_by_loss(),
+        "own text against unknown text": (own, text),
+    }
+    sources = unknown.metadata.get("source", ())
+    frequent = [name for name, n in Counter(sources).most_common(2) if n >= _PER_SIDE]
+    if len(frequent) == 2:
+        of = [[i for i, s in enumerate(sources) if s == source] for source in frequent]
+        first, second = (text.rows(torch.tensor(rows)) for rows in of)
+        pairs["unknown text of one source against another"] = (first, second)
+    if pool.recited is not None and len(pool.recited) >= _PER_SIDE:
+        recited = _null_set(pool, pool.recited.sample(_MAX_NULL, generator))
+        pairs["recited text against recited text"] = (recited, recited)
+    return pairs
+
+
+def _null_set(pool: ParagraphPool, paragraphs: Paragraphs) -> _NullSet:
+    adapter = adapt(pool.model)
+    effects = Ablation(pool.model, paragraphs, mode="zero").effects(
+        adapter.heads(), progress=False
+    )[..., 0]
+    nll = scan(pool.model, paragraphs, progress=False).nll
+    return _NullSet(effects, nll)
+
+
+def _any_significant(first: _NullSet, second: _NullSet, generator: torch.Generator) -> bool:
+    """Whether the test of the ranking calls a head significant, with `first` as memorized."""
+    n_heads = first.effects.shape[1]
+    p_value = permutation_test(first.effects, second.effects, n_heads, generator).p_value
     return bool((benjamini_hochberg(p_value) < SIGNIFICANCE).any())
 
 
@@ -184,7 +229,7 @@ def stability_trial(pool: ParagraphPool, seed: int) -> StabilityTrial:
         return StabilityTrial(agreement={})
     generator = torch.Generator().manual_seed(seed)
     order = torch.randperm(len(pool.recited), generator=generator)
-    control, _ = pool.draw(generator, _PER_HALF)
+    control, reference, _ = pool.draw(generator, _PER_HALF, N_REFERENCE)
     first = pool.recited[order[:_PER_HALF]]
     second = pool.recited[order[_PER_HALF : 2 * _PER_HALF]]
     agreement = {}
@@ -193,7 +238,10 @@ def stability_trial(pool: ParagraphPool, seed: int) -> StabilityTrial:
             continue
         scores, of_second, of_seed = (
             localize(
-                LocalizationTask(pool.model, targets, control, pool.unigrams, task_seed), name
+                LocalizationTask(
+                    pool.model, targets, control, pool.unigrams, task_seed, reference=reference
+                ),
+                name,
             ).numpy()
             for targets, task_seed in ((first, seed), (second, seed), (first, seed + 1))
         )

@@ -7,22 +7,23 @@ tables. The Markdown is the template `templates/leaderboard.md.j2`.
 from __future__ import annotations
 
 import io
-from collections.abc import Iterator
+import math
+from collections.abc import Iterator, Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import jinja2
 
 from memcircuits.base.io import write_atomically
 from memcircuits.benchmark.leaderboard import (
     combinations,
-    deletion_areas,
+    deletions,
     holders_accuracy,
     leaderboard,
     leaderboard_figure,
 )
 from memcircuits.benchmark.metrics import METRICS, wilson
-from memcircuits.benchmark.schemas import NullResult, Run, Trials
+from memcircuits.benchmark.schemas import Run, Trials
 from memcircuits.benchmark.trial_kinds import N_CONTROLS, PLANTED_KINDS, TRIAL_KINDS
 from memcircuits.benchmark.trials import read_run
 
@@ -82,7 +83,7 @@ def _page(trials: Trials, run: Run) -> Page:
             *(Table(table, title=title) for title, table in _tables(trials).items()),
         ],
         lead="Paragraphs were written into known weights; every method was asked where they are. "
-        "Means over trials with 95 % intervals.",
+        "Means over places with 95 % intervals.",
     )
 
 
@@ -112,32 +113,38 @@ def _notes_on_failures(trials: Trials) -> Iterator[str]:
 
 
 def _notes_on_null(trials: Trials) -> Iterator[str]:
-    def note(name: str, result: NullResult, runs: int) -> str:
-        low, high = wilson(result.named, runs)
-        return (
-            f"No difference to find ({name} paragraphs, {result.per_side} against "
-            f"{result.per_side}, labels shuffled): a head was called significant in "
-            f"{result.named} of {runs} runs ({100 * low:.1f} to {100 * high:.1f} %)."
-        )
-
     for trial in trials.get("null", []):
-        if trial.unknown is not None:
-            yield note("unknown", trial.unknown, trial.runs)
-        if trial.recited is not None:
-            yield note("recited", trial.recited, trial.runs)
+        for name, result in trial.pairs.items():
+            low, high = wilson(result.named / trial.runs, trial.runs)
+            n, losses = result.per_side, " and ".join(f"{nll:.2f}" for nll in result.nll)
+            yield (
+                f"No memory to find, {name} ({n} against {n} drawn anew in each run, mean loss "
+                f"{losses} nats/token): a head was called significant in {result.named} of "
+                f"{trial.runs} runs ({100 * low:.1f} to {100 * high:.1f} % of draws from these "
+                "paragraphs)."
+            )
 
 
 def _notes_on_holders(trials: Trials) -> Iterator[str]:
     n_planted = sum(trial.planted for trial in trials.get("holders", []))
     for row in holders_accuracy(trials).to_dict("records"):
-        low, high = wilson(round(row["first"] * row["paragraphs"]), row["paragraphs"])
+        interval = ""
+        if row["trials"] > 1:
+            low, high = 100 * row["first_low"], 100 * row["first_high"]
+            interval = f" ({low:.0f} to {high:.0f} % over {row['trials']} models)"
         yield (
             f"Who holds what, six paragraphs in six heads of one model ({row['method']}): the "
             f"right head is first of all for {100 * row['first']:.0f} % of the {row['paragraphs']} "
-            f"paragraphs that are still recited when all of the {n_planted} are written "
-            f"({100 * low:.0f} to {100 * high:.0f} %), first of the six for "
-            f"{100 * row['among_holders']:.0f} % (chance 17 %)."
+            f"paragraphs that are still recited when all of the {n_planted} are written{interval}, "
+            f"first of the six for {100 * row['among_holders']:.0f} % (chance 17 %)."
         )
+
+
+def _with_interval(row: Mapping[str, Any], name: str) -> str:
+    """A mean with its interval, or by itself if there is none."""
+    low, high = row[f"{name}_low"], row[f"{name}_high"]
+    interval = "" if math.isnan(low) else f" [{low:.2f}, {high:.2f}]"
+    return f"{row[name]:.2f}{interval}"
 
 
 def _tables(trials: Trials) -> dict[str, pd.DataFrame]:
@@ -149,15 +156,19 @@ def _tables(trials: Trials) -> dict[str, pd.DataFrame]:
         table = pd.DataFrame({"localizer": of_kind["localizer"]})
         for metric in METRICS:
             table[metric.replace("_at_", "@").replace("_", " ")] = [
-                f"{row[metric]:.2f} [{row[f'{metric}_low']:.2f}, {row[f'{metric}_high']:.2f}]"
-                for row in of_kind.to_dict("records")
+                _with_interval(row, metric) for row in of_kind.to_dict("records")
             ]
         table["forward passes"] = of_kind["forwards"].round().astype(int)
-        tables[f"Written: {kind} ({of_kind['trials'].iloc[0]} trials)"] = table
-    areas = deletion_areas(trials)
-    if len(areas):
-        title = f"Silencing what it names (DEL, {areas['trials'].iloc[0]} trials)"
-        tables[title] = areas.drop(columns=["trials"]).round(2)
+        n_trials, n_places = of_kind[["trials", "places"]].iloc[0]
+        tables[f"Written: {kind} ({n_trials} trials, {n_places} places)"] = table
+    deleted = deletions(trials)
+    if len(deleted):
+        title = f"Silencing the head that it names (DEL, {deleted['trials'].iloc[0]} trials)"
+        table = deleted[["localizer", "targets", "others"]].round(2)
+        table["others - targets"] = [
+            _with_interval(row, "difference") for row in deleted.to_dict("records")
+        ]
+        tables[title] = table
     combined = combinations(trials)
     if len(combined):
         title = "Evidence added up (chosen on even trials, measured on odd ones)"

@@ -6,14 +6,14 @@
    which is reported but enters no mean.
 3. Inside the planted model run every localizer that can score the units of this kind, count its
    work, and compare its scores with the truth.
-4. In some trials, also ablate the heads that a localizer ranks first, and measure whether the model
+4. In some trials, also ablate the head that a localizer ranks first, and measure whether the model
    loses the targets while it keeps other paragraphs.
 """
 
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 
 import torch
 from jaxtyping import Bool, Float
@@ -25,14 +25,14 @@ from memcircuits.benchmark.localizers import localize, localizers_of
 from memcircuits.benchmark.metrics import metrics
 from memcircuits.benchmark.paragraph_pool import ParagraphPool
 from memcircuits.benchmark.schemas import (
-    DeletionCurve,
+    DeletionScore,
     LocalizerScore,
     PlantedTrial,
     PlantingSummary,
 )
 from memcircuits.benchmark.trial_kinds import (
-    DELETED,
     N_CONTROLS,
+    N_REFERENCE,
     RANKINGS,
     UNIT_OF_KIND,
     PlantedKind,
@@ -51,7 +51,7 @@ from memcircuits.models.registry import adapt
 _CONTINUATION_TOKENS: dict[PlantedKind, int] = {"values": 5, "queries-keys": 2}
 # Steps of planting; a place that needs more makes a failed trial.
 _PLANTING_STEPS, _PLANTING_STEPS_WEIGHTS = 150, 400
-_N_OTHERS = 2  # recited paragraphs beside the targets in a deletion curve
+_N_OTHERS = 8  # recited paragraphs beside the targets when a head is deleted
 
 
 def planted_trial(
@@ -71,14 +71,14 @@ def planted_trial(
         seed: seed of all draws.
         n_paragraphs: paragraphs planted together.
         localizers: score only these, None: all that can score the units of this kind.
-        deletion: also measure deletion curves, where the pool has recited paragraphs.
+        deletion: also ablate the heads ranked first, where the pool has recited paragraphs.
     """
     generator = torch.Generator().manual_seed(seed)
     adapter = adapt(pool.model)
     where, components = _random_place(adapter, kind, generator)
-    targets, control, anchors = (
+    targets, control, reference, anchors = (
         _cut_continuation(group, _CONTINUATION_TOKENS.get(kind))
-        for group in pool.draw(generator, n_paragraphs, N_CONTROLS)
+        for group in pool.draw(generator, n_paragraphs, N_CONTROLS, N_REFERENCE)
     )
     start = time.perf_counter()
     try:
@@ -101,17 +101,19 @@ def planted_trial(
     )
     unit = UNIT_OF_KIND[kind]
     truth = truth_of(adapter, planted, unit)
-    others = pool.recited if deletion and kind == "head" else None
-    results, curves = [], []
+    results, deletions = [], []
     with planted.apply(pool.model):
-        task = LocalizationTask(pool.model, targets, control, pool.unigrams, seed, planted)
+        others = _still_recited(adapter, pool.recited, generator) if deletion else None
+        task = LocalizationTask(
+            pool.model, targets, control, pool.unigrams, seed, planted, reference
+        )
         for name in _names(unit, localizers):
             result, scores = _score(task, name, unit, truth)
             results.append(result)
-            if others is not None:
-                curves.append(_deletion_curve(task, name, scores, others))
+            if others is not None and kind == "head":
+                deletions.append(_delete_first(task, name, scores, others))
     return PlantedTrial(
-        seed=seed, where=where, failed=None, planted=summary, results=results, deletion=curves
+        seed=seed, where=where, failed=None, planted=summary, results=results, deletions=deletions
     )
 
 
@@ -188,38 +190,42 @@ def scores_of(task: LocalizationTask, name: str, unit: Unit) -> Float[Tensor, " 
     return ranking.score.flatten()
 
 
-def _deletion_curve(
-    task: LocalizationTask, name: str, scores: Float[Tensor, " head"], recited: Paragraphs
-) -> DeletionCurve:
-    """EM of the targets and of other recited paragraphs as the top-ranked heads are ablated."""
-    n_heads = task.adapter.n_heads
-    order = scores.argsort(descending=True, stable=True)[: max(DELETED)].tolist()
-    heads = [Head(*divmod(i, n_heads)) for i in order]
-    others = recited[torch.randperm(len(recited), generator=task.generator)[:_N_OTHERS]]
-    em_share: dict[str, list[float]] = {"targets": [], "others": []}
-    for n in DELETED:
-        for side, paragraphs in (("targets", task.targets), ("others", others)):
-            em = _em_without(task.adapter, paragraphs, heads[:n])
-            em_share[side].append(float(em.mean()) / paragraphs.n_continuation)
-    return DeletionCurve(localizer=name, targets=em_share["targets"], others=em_share["others"])
+def _still_recited(
+    adapter: Adapter, recited: Paragraphs | None, generator: torch.Generator
+) -> Paragraphs | None:
+    """Some of the recited paragraphs that planting has not broken; None if there are none."""
+    if recited is None:
+        return None
+    with adapter.preserving_state():
+        em = score_continuation(adapter, recited).em.cpu()
+    kept = (em == recited.n_continuation).nonzero().flatten()
+    if not len(kept):
+        return None
+    return recited[kept[torch.randperm(len(kept), generator=generator)[:_N_OTHERS]]]
+
+
+def _delete_first(
+    task: LocalizationTask, name: str, scores: Float[Tensor, " head"], others: Paragraphs
+) -> DeletionScore:
+    """EM of the targets and of other recited paragraphs without the head ranked first."""
+    head = Head(*divmod(int(scores.argmax()), task.adapter.n_heads))
+    targets_em, others_em = (
+        float(_em_without(task.adapter, paragraphs, head).mean()) / paragraphs.n_continuation
+        for paragraphs in (task.targets, others)
+    )
+    return DeletionScore(localizer=name, targets=targets_em, others=others_em)
 
 
 def _em_without(
-    adapter: Adapter, paragraphs: Paragraphs, heads: Sequence[Head]
+    adapter: Adapter, paragraphs: Paragraphs, head: Head
 ) -> Float[Tensor, " paragraph"]:
-    """EM with the output of some heads set to zero."""
-    by_layer: dict[int, list[int]] = {}
-    for head in heads:
-        by_layer.setdefault(head.layer, []).append(head.head)
+    """EM with the output of a head set to zero."""
 
-    def zero(silenced: list[int]) -> Callable[[Tensor], Tensor]:
-        def edit(z: Float[Tensor, "batch pos head d_head"]) -> Tensor:
-            z = z.clone()
-            z[:, :, silenced] = 0
-            return z
+    def zero(z: Float[Tensor, "batch pos head d_head"]) -> Tensor:
+        z = z.clone()
+        z[:, :, head.head] = 0
+        return z
 
-        return edit
-
-    edits = {hook_name("z", layer): zero(silenced) for layer, silenced in by_layer.items()}
     with adapter.preserving_state():
-        return score_continuation(adapter, paragraphs, edit=edits).em.float()
+        edit = {hook_name("z", head.layer): zero}
+        return score_continuation(adapter, paragraphs, edit=edit).em.float()

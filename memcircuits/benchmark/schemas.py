@@ -11,7 +11,7 @@ from typing import Annotated, Any, TypedDict
 
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
-from memcircuits.benchmark.trial_kinds import DELETED, PLANTED_KINDS, TrialKind
+from memcircuits.benchmark.trial_kinds import PLANTED_KINDS, TrialKind
 from memcircuits.benchmark.units import Unit
 
 Proportion = Annotated[float, Field(ge=0, le=1)]
@@ -70,18 +70,18 @@ class LocalizerScore(_Schema):
         return self
 
 
-class DeletionCurve(_Schema):
-    """EM as a fraction of the continuation when the heads ranked first are ablated.
+class DeletionScore(_Schema):
+    """EM as a fraction of the continuation when the head ranked first is ablated.
 
     Attributes:
         localizer: the localizer that ranked the heads.
-        targets: of the targets, for each number of heads in `DELETED`.
-        others: of other paragraphs that the model recites.
+        targets: of the targets.
+        others: of other paragraphs, which the planted model recites in full.
     """
 
     localizer: str
-    targets: list[float] = Field(min_length=len(DELETED), max_length=len(DELETED))
-    others: list[float] = Field(min_length=len(DELETED), max_length=len(DELETED))
+    targets: Proportion
+    others: Proportion
 
 
 class PlantingSummary(_Schema):
@@ -107,7 +107,7 @@ class PlantedTrial(Trial):
         failed: why the paragraphs could not be planted there, or None.
         planted: how planting went; None if it failed.
         results: one entry for each localizer; empty if planting failed.
-        deletion: deletion curves of some trials of the kind `head`.
+        deletions: of some trials of the kind `head`, what is recited without the head ranked first.
     """
 
     seed: int | None = None
@@ -115,7 +115,7 @@ class PlantedTrial(Trial):
     failed: str | None
     planted: PlantingSummary | None = None
     results: list[LocalizerScore] = []
-    deletion: list[DeletionCurve] = []
+    deletions: list[DeletionScore] = []
 
 
 class Assignment(_Schema):
@@ -151,36 +151,36 @@ class HoldersTrial(Trial):
 
 
 class NullResult(_Schema):
-    """How often a head was called significant though no head differs.
+    """How often a head was called significant though neither set is memorized more than the other.
 
     Attributes:
-        paragraphs: number of paragraphs that are shuffled.
-        per_side: paragraphs in each of the two groups.
+        paragraphs: number of paragraphs that either set is drawn from.
+        nll: mean loss of these paragraphs, nats/token.
+        per_side: paragraphs drawn for each of the two sets.
         named: runs in which some head was called significant.
     """
 
-    paragraphs: Count
+    paragraphs: tuple[Count, Count]
+    nll: tuple[float, float]
     per_side: Count
     named: Count
 
 
 class NullTrial(Trial):
-    """Paragraphs of one sort split at random many times.
+    """Two sets of paragraphs drawn anew many times, and tested as if one were memorized.
 
     Attributes:
-        runs: number of random splits.
-        unknown: of paragraphs that the model does not recite, or None if there are too few.
-        recited: of paragraphs that the model recites, or None if there are too few.
+        runs: number of draws of each pair of sets.
+        pairs: what the two sets are -> how often a head was named.
     """
 
     runs: Annotated[int, Field(ge=1)]
-    unknown: NullResult | None = None
-    recited: NullResult | None = None
+    pairs: dict[str, NullResult] = {}
 
     @model_validator(mode="after")
     def _named_in_some_runs(self) -> NullTrial:
-        for result in (self.unknown, self.recited):
-            if result is not None and result.named > self.runs:
+        for result in self.pairs.values():
+            if result.named > self.runs:
                 raise ValueError(f"a head was named in {result.named} of {self.runs} runs")
         return self
 

@@ -6,8 +6,8 @@ and `queries-keys` through its W_Q and W_K only. Three further kinds ask other q
 
 * `holders`: six paragraphs are planted through six heads of one model; each is to be attributed to
   its own head.
-* `null`: paragraphs that do not differ are split at random; how often is a head called
-  significant?
+* `null`: two sets of paragraphs of which none is memorized are drawn anew in every run; how often
+  is a head called significant?
 * `stability`: how well do the rankings of two halves of a set of paragraphs agree?
 
 The number of trials of a kind reflects what one of its trials costs, and what precision its
@@ -61,10 +61,10 @@ N_TRIALS: Mapping[TrialKind, int] = {
     "neurons": 5,
     "weights": 3,
     "holders": 6,
-    "null": 2000,
+    "null": 500,
     "stability": 1,
 }
-"""Number of trials of each kind; of `null`, shuffles in its one trial."""
+"""Number of trials of each kind; of `null`, runs in its one trial."""
 
 N_QUICK_TRIALS: Mapping[TrialKind, int] = {
     "head": 5,
@@ -83,5 +83,5 @@ RANKINGS = ("find_memorization_heads", "find_memorization_heads (screen)")
 N_CONTROLS = 4
 """Control paragraphs given to each localizer."""
 
-DELETED = (0, 1, 2, 4)
-"""Numbers of top-ranked heads ablated together in a deletion curve."""
+N_REFERENCE = 8
+"""Further paragraphs, whose activations replace those of targets and controls alike."""

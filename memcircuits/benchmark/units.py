@@ -45,6 +45,8 @@ class LocalizationTask:
         unigrams: token counts, for `rare-token-attention`.
         seed: seed of all random draws.
         planted: the truth; only `oracle` reads it.
+        reference: a third set, whose activations replace those of targets and controls in mean and
+            resample ablation; only these read it.
     """
 
     model: Model
@@ -53,6 +55,7 @@ class LocalizationTask:
     unigrams: UnigramTable | None = None
     seed: int = 0
     planted: Planted | None = None
+    reference: Paragraphs | None = None
 
     @cached_property
     def adapter(self) -> Adapter:

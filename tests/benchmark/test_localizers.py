@@ -1,5 +1,7 @@
 """Localizers return one score per unit, and find what was planted where they can."""
 
+import dataclasses
+
 import pytest
 import torch
 
@@ -23,6 +25,7 @@ LOCALIZERS_AND_UNITS = [
 def task_of(model):
     targets = mc.Paragraphs.from_tokens(zoo.random_ids(1, 13, 3), n_prefix=10)
     control = mc.Paragraphs.from_tokens(zoo.random_ids(4, 13, 4), n_prefix=10)
+    reference = mc.Paragraphs.from_tokens(zoo.random_ids(4, 13, 5), n_prefix=10)
     planted = mc.plant(
         model,
         targets,
@@ -31,7 +34,7 @@ def task_of(model):
         kl_budget=10.0,
         progress=False,
     )
-    return LocalizationTask(model, targets, control, planted=planted)
+    return LocalizationTask(model, targets, control, planted=planted, reference=reference)
 
 
 @pytest.fixture(scope="module")
@@ -152,7 +155,10 @@ def test_bad_names(task):
     with pytest.raises(mc.InputError, match="rare-token-attention cannot score it"):
         localize(task, "rare-token-attention", "neuron")
     with pytest.raises(mc.InputError, match="oracle needs the truth"):
-        localize(LocalizationTask(task.model, task.targets, task.control), "oracle")
+        localize(dataclasses.replace(task, planted=None), "oracle")
+    for name in ("mean-ablation", "resample-ablation"):
+        with pytest.raises(mc.InputError, match="third set"):
+            localize(dataclasses.replace(task, reference=None), name)
 
 
 def test_trained_gates_find_the_head_that_was_written(neo):

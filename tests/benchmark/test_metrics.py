@@ -4,6 +4,7 @@ import math
 
 import pytest
 import torch
+from scipy.stats import binomtest
 
 import memcircuits as mc
 from memcircuits.benchmark.metrics import METRICS, metrics, wilson
@@ -44,5 +45,7 @@ def test_the_auc_is_the_mann_whitney_statistic():
 
 
 def test_the_interval_of_a_proportion():
-    low, high = wilson(5, 100)
-    assert 0 < low < 0.05 < high < 0.12
+    for hits, n in ((0, 7), (5, 100), (20, 20)):
+        expected = binomtest(hits, n).proportion_ci(method="wilson")
+        assert wilson(hits / n, n) == pytest.approx((expected.low, expected.high), abs=1e-6)
+    assert all(map(math.isnan, wilson(1.0, 1)))  # one trial has no interval

@@ -3,6 +3,7 @@
 import json
 import math
 
+import numpy as np
 import pytest
 import torch
 from typer.testing import CliRunner
@@ -10,11 +11,11 @@ from typer.testing import CliRunner
 import memcircuits as mc
 from memcircuits.benchmark.leaderboard import (
     combinations,
-    deletion_areas,
+    deletions,
     holders_accuracy,
     leaderboard,
 )
-from memcircuits.benchmark.metrics import METRICS
+from memcircuits.benchmark.metrics import METRICS, wilson
 from memcircuits.benchmark.other_trials import holders_trial, null_trial
 from memcircuits.benchmark.pages import write_leaderboard
 from memcircuits.benchmark.paragraph_pool import ParagraphPool
@@ -22,6 +23,7 @@ from memcircuits.benchmark.schemas import HoldersTrial, LocalizerScore, PlantedT
 from memcircuits.benchmark.trial_kinds import RANKINGS
 from memcircuits.benchmark.trials import read_trials, run_trials
 from memcircuits.cli import app
+from memcircuits.evidence.ablation import Ablation
 from tests.helpers import models as zoo
 
 COUNTS = {"head": 1, "block": 2, "null": 10, "stability": 1}
@@ -74,7 +76,8 @@ def test_every_trial_is_a_file_with_all_localizers(folder):
         assert len(results["random"].scores) == 16
     assert {result.unit for result in trials["block"][0].results} == {"block"}
     null = trials["null"][0]
-    assert 0 <= null.unknown.named <= null.runs == 10
+    assert len(null.pairs) == 5  # no sources are known, and fewer than 20 are recited
+    assert all(0 <= result.named <= null.runs == 10 for result in null.pairs.values())
 
 
 def test_an_interrupted_run_continues_and_shards_make_the_whole(folder, pool, tmp_path):
@@ -127,7 +130,7 @@ GOOD = {
     "failed": None,
     "planted": {"steps": 1, "kl": 0.0, "seconds": 1},
     "results": [GOOD_SCORE],
-    "deletion": [],
+    "deletions": [],
     "kind": "head",
     "seconds": 1.5,
 }
@@ -191,7 +194,7 @@ def test_the_leaderboard_is_written_as_table_text_page_and_figure(folder):
     assert "attribution" in paths[3].read_text()
     page = paths[1].read_text()
     assert "| attribution |" in page
-    assert "a head was called significant" in page
+    assert "own text against unknown text (20 against 20 drawn anew" in page
     assert "Agreement of rankings" in page
     for path in paths:
         path.unlink()
@@ -236,12 +239,54 @@ def test_without_a_truth_or_a_localizer_nothing_is_combined(names):
     assert combinations({"head": [trial] * 4}).empty
 
 
-def test_the_deletion_area_is_what_the_others_keep_and_the_targets_lose():
-    curve = {"localizer": "a", "targets": [1.0, 0.5, 0.0, 0.0], "others": [1.0, 1.0, 1.0, 0.5]}
-    trial = PlantedTrial.model_validate(GOOD | {"deletion": [curve]})
-    row = deletion_areas({"head": [trial]}).iloc[0]
-    assert row.area == pytest.approx((0.5 + 1.0 + 0.5) / 3)
-    assert (row.targets_1, row.others_4) == (0.5, 0.5)
+def test_deleting_the_first_head_is_scored_by_what_the_others_keep_and_the_targets_lose():
+    trials = []
+    for where, targets in (("L0H0", 0.0), ("L0H0", 0.5), ("L0H1", 0.25)):
+        score = {"localizer": "a", "targets": targets, "others": 1.0}
+        trials.append(PlantedTrial.model_validate(GOOD | {"where": [where], "deletions": [score]}))
+    row = deletions({"head": trials}).iloc[0]
+    assert (row.targets, row.others, row.trials) == (0.25, 1.0, 3)  # two places of 0.25 each
+    assert row.difference == row.difference_low == row.difference_high == 0.75
+    assert math.isnan(deletions({"head": trials[:2]}).iloc[0].difference_low)  # one place
+    assert deletions({}).empty
+
+
+def rows_of(answers):
+    """The leaderboard of trials with this place and this recall@1 each."""
+    trials = []
+    for where, recall in answers:
+        metrics = dict.fromkeys(METRICS, recall)
+        result = LocalizerScore(
+            localizer="a", unit="head", forwards=1.0, scores=[0.1, 0.2], **metrics
+        )
+        trials.append(PlantedTrial(where=where, failed=None, results=[result]))
+    return leaderboard({"two-heads": trials}).iloc[0]
+
+
+def test_one_place_has_no_interval_and_none_is_printed(tmp_path):
+    row = rows_of([(["L0H0", "L1H1"], 1.0), (["L1H1", "L0H0"], 0.0)])
+    assert (row.trials, row.places, row.recall_at_1) == (2, 1, 0.5)
+    assert row[[f"{metric}_{end}" for metric in METRICS for end in ("low", "high")]].isna().all()
+    run = {"model": {"name": "tiny", "fingerprint": "0"}, "options": {"n": 1, "seed": 0}}
+    (tmp_path / "run.json").write_text(json.dumps(run))
+    (tmp_path / "head-0000.json").write_text(json.dumps(GOOD))
+    page = write_leaderboard(read_trials(tmp_path), tmp_path)[1].read_text()
+    assert "| random | 0.00 | 0.00 | 0.10 | 0.50 | 0 |" in page
+
+
+def test_intervals_of_trials_in_the_same_places_cover_only_by_places():
+    """Five trials in each of 12 places; a place is always found or never, 70 % of them always."""
+    rng = np.random.default_rng(0)
+    covered = {"by places": 0, "by trials": 0}
+    for _ in range(100):
+        is_found = rng.random(12) < 0.7
+        row = rows_of([([f"L0H{i}"], float(is_found[i])) for i in range(12) for _ in range(5)])
+        assert (row.trials, row.places) == (60, 12)
+        covered["by places"] += row.recall_at_1_low <= 0.7 <= row.recall_at_1_high
+        low, high = wilson(row.recall_at_1, 60)
+        covered["by trials"] += low <= 0.7 <= high
+    assert covered["by places"] >= 90  # 95 expected, standard error 2.2
+    assert covered["by trials"] < 75
 
 
 def test_holders_are_among_the_heads_that_were_planted(pool):
@@ -253,11 +298,26 @@ def test_holders_are_among_the_heads_that_were_planted(pool):
     assert len(holders) == recited
 
 
-def test_labels_that_carry_nothing_name_few_heads(pool):
-    """The null: 60 random paragraphs, shuffled in halves; a head is named in few runs."""
-    result = null_trial(pool, 100, 0).unknown
-    assert result.per_side == 20
-    assert result.named <= 12  # 5 expected; more than 12 has a probability of 0.1 %
+def test_the_null_draws_two_sets_that_differ_in_loss(pool, monkeypatch):
+    """Heads with an effect that follows the loss are named where losses differ, only there."""
+    plain = Ablation.effects
+
+    def as_the_loss(ablation, heads, **options):
+        effects = plain(ablation, heads, **options)
+        nll = mc.scan(ablation.adapter, ablation.paragraphs, progress=False).nll
+        effects[..., 0] = -nll[:, None] + 0.01 * effects[..., 0]
+        return effects
+
+    monkeypatch.setattr(Ablation, "effects", as_the_loss)
+    pairs = null_trial(pool, 100, 0).pairs
+    alike = pairs["unknown text against unknown text"]
+    assert alike.paragraphs == (len(pool.unknown),) * 2
+    assert alike.per_side == 20
+    assert alike.named <= 12  # 5 expected; more than 12 has a probability of 0.1 %
+    differing = pairs["unknown text of lower against higher loss"]
+    assert differing.nll[0] < differing.nll[1]
+    assert differing.named == 100
+    assert pairs["own text against unknown text"].named == 100
 
 
 @pytest.mark.slow
