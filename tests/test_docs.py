@@ -234,3 +234,13 @@ def test_readme_has_the_numbers_of_the_leaderboard():
     readme = maker.README.read_text(encoding="utf-8")
     assert maker.START in readme
     assert readme == maker.in_readme(readme, pd.read_json(maker.NUMBERS, orient="records"))
+
+
+def test_the_leaderboard_is_of_seeds_that_no_method_was_chosen_on(tmp_path, monkeypatch):
+    monkeypatch.syspath_prepend(ROOT / "docs")
+    import make_leaderboard
+
+    run = {"model": {"name": "tiny", "fingerprint": "0"}, "options": {"n": 1, "seed": 999}}
+    (tmp_path / "run.json").write_text(json.dumps(run))
+    with pytest.raises(SystemExit, match="run them with 1000"):
+        make_leaderboard.main(str(tmp_path))

@@ -220,11 +220,13 @@ L1H2, L0H5 and L0H2, are the three that `memcircuits heads` ranks highest by abl
 values matter little: the first token that changes is predicted from the replaced one, for which its
 own key and value are one of 50.""",
     "layers": """\
-The token itself matters, through the first MLP: the output of that MLP, like a second embedding,
-does {mlp_noising} % of the harm when noised and {mlp_denoising} % of the repair
-when denoised, which brings back {mlp_em} of 50 tokens on average. No attention layer does more than
-{attention_noising} % and {attention_denoising} %. The later MLPs repair some of the difference too,
-but no recitation.""",
+The output of the first MLP at the replaced token does {mlp_noising} % of the harm when noised and
+{mlp_denoising} % of the repair when denoised, which brings back {mlp_em} of 50 tokens on average.
+No attention layer does more than {attention_noising} % and {attention_denoising} %, and the later
+MLPs repair some of the difference but no recitation. This is close to what the pair is made of, and
+no finding about recitation: the token is the last of the prefix, and the patch is at its own
+position, where the first MLP reads little but that token. Pairs that differ at an earlier token
+would show where it is carried to the end of the prefix.""",
     "agreement": """\
 Denoising, the estimates order the heads as exact patching does, with either metric. Noising, they
 order them less well and give the top head a quarter to a half of its effect: where the model

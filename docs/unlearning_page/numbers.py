@@ -41,6 +41,8 @@ def read(runs: Runs, name: str) -> list[dict[str, Any]]:
 
 def interval(values: Iterable[float], digits: int = 2) -> str:
     data = torch.tensor(list(values), dtype=torch.float64)
+    if len(data) < 2:  # one run has no interval
+        return f"{float(data.mean()):.{digits}f}"
     draws = bootstrap_means(data[:, None], 2000, torch.Generator().manual_seed(SEED))[:, 0]
     low, high = torch.quantile(draws, torch.tensor([0.025, 0.975])).tolist()
     return f"{float(data.mean()):.{digits}f} [{low:.{digits}f}, {high:.{digits}f}]"
