@@ -28,6 +28,7 @@ from torch import Tensor
 
 from memcircuits.base.errors import InputError
 from memcircuits.base.permutation import PermutationTest, permutation_test
+from memcircuits.base.simultaneous import rank_intervals
 from memcircuits.base.statistics import bootstrap_means, interval
 from memcircuits.evidence.ablation import MEASURES
 from memcircuits.evidence.component_effects import ComponentEffects
@@ -47,6 +48,8 @@ class ComponentScores:
         score: memorized minus control.
         ci: its 95 % bootstrap interval; NaN where not ablated, and if a set has one group.
         p_value: one-sided; 1 where not ablated.
+        ranks: best and worst rank that a component may have among those that were ablated, all
+            together at 95 % (`memcircuits.base.simultaneous`); NaN where there is no `ci`.
         permutations: the largest number that was drawn for a unit.
         notes: what the reader must know.
     """
@@ -54,6 +57,7 @@ class ComponentScores:
     score: Float[Tensor, "layer column"]
     ci: Float[Tensor, "bound layer column"]
     p_value: Float[Tensor, "layer column"]
+    ranks: Float[Tensor, "bound layer column"]
     permutations: int
     notes: tuple[str, ...]
 
@@ -80,14 +84,15 @@ def score_components(
         name: _shares(effects, score, bootstrap_means(values, draws, generator))
         for name, values in measured.items()
     }
-    exact = effects.on_grid(means["memorized"] - means["control"])
-    bounds = interval(resampled["memorized"] - resampled["control"])
+    exact = means["memorized"] - means["control"]
+    differences = resampled["memorized"] - resampled["control"]
+    bounds, ranks = interval(differences), rank_intervals(exact, differences).float()
     memorized, control = (
         values if score == "effect" else _shares(effects, score, values, of=values.mean(0))
         for values in measured.values()
     )
     if min(len(memorized), len(control)) < 2:
-        bounds = torch.full_like(bounds, torch.nan)
+        bounds, ranks = (torch.full_like(x, torch.nan) for x in (bounds, ranks))
     p_value = torch.ones(len(effects.components))
     permutations, notes = 0, []
     for unit in effects.grid.units:
@@ -102,9 +107,10 @@ def score_components(
         permutations = max(permutations, test.permutations)
         notes += _fit_note(test, unit)
     return ComponentScores(
-        score=torch.where(effects.verified, exact, effects.estimate),
+        score=torch.where(effects.verified, effects.on_grid(exact), effects.estimate),
         ci=torch.stack([effects.on_grid(bound) for bound in bounds]),
         p_value=effects.on_grid(p_value, 1.0),
+        ranks=torch.stack([effects.on_grid(bound) for bound in ranks]),
         permutations=permutations,
         notes=tuple(notes),
     )

@@ -47,7 +47,7 @@ from memcircuits.evidence.component_grid import ComponentGrid, RankedUnit, check
 from memcircuits.evidence.component_scores import Score, score_components
 from memcircuits.evidence.controls import ControlChoice, ControlText
 from memcircuits.evidence.further_evidence import gather_evidence
-from memcircuits.evidence.groups import Groups, select_groups
+from memcircuits.evidence.groups import Groups, add_reference, select_groups
 from memcircuits.evidence.ranking import Ranking
 from memcircuits.evidence.screening import Method
 from memcircuits.measure.scanning import Scan
@@ -96,7 +96,8 @@ def find_memorization_components(  # noqa: PLR0913
             need more than controls do in comparison with the other components
             (`memcircuits.evidence.component_scores`); not with neurons or a screen.
         unigrams: token counts that define rarity; by default counted in the given paragraphs.
-        mode: ablation, `zero`, `mean` or `resample`; the latter two use the controls as reference.
+        mode: ablation, `zero`, `mean` or `resample`; the latter two replace activations by those of
+            a third set: further controls, or half of them where all would be measured.
         method: `exact` ablates every head, MLP and layer. `screen`
             (`memcircuits.evidence.screening`) is several times faster on models with many: it
             estimates all of them, ablates the best ones and some at random, and says in `notes`
@@ -115,9 +116,9 @@ def find_memorization_components(  # noqa: PLR0913
         A `Ranking` of all components, best first in its table.
 
     Raises:
-        InputError: if no paragraph is memorized, fewer than two controls are available,
-            all numbers are non-finite, the paragraphs do not fit the model, or the scan is another
-            model's.
+        InputError: if no paragraph is memorized, fewer than two controls are available (four for
+            `mean` and `resample`), all numbers are non-finite, the paragraphs do not fit the model,
+            or the scan is another model's.
 
     Example:
         >>> ranking = mc.find_memorization_components(
@@ -246,6 +247,8 @@ def _rank(
     generator = torch.Generator().manual_seed(settings.seed)
     n_max = settings.max_paragraphs
     groups = select_groups(adapter, paragraphs, choice, generator, max_paragraphs=n_max, **run)
+    if settings.mode != "zero":
+        groups = add_reference(groups, n_max, generator)
     effects = _effects(adapter, groups, grid, settings, run)
     scores = score_components(effects, settings.score, settings.draws, generator)
     evidence = gather_evidence(adapter, groups, effects, unigrams, settings.seed, **run)
@@ -253,6 +256,7 @@ def _rank(
         score=scores.score,
         ci=scores.ci,
         p_value=scores.p_value,
+        ranks=scores.ranks,
         evidence=evidence.columns,
         memorized_ids=groups.memorized.ids,
         control_ids=groups.control.ids,
@@ -267,7 +271,12 @@ def _rank(
         n_heads=grid.n_heads,
         provenance=Provenance.of(
             adapter,
-            {"paragraphs": given, "memorized": groups.memorized, "control": groups.control},
+            {
+                "paragraphs": given,
+                "memorized": groups.memorized,
+                "control": groups.control,
+                "reference": groups.reference,
+            },
             **{**settings._asdict(), "units": list(settings.units)},
             match_nll=choice.match_nll,
             control="of the paragraphs" if choice.given is None else "given",
@@ -291,11 +300,11 @@ def _rank(
 def _effects(
     adapter: Adapter, groups: Groups, grid: ComponentGrid, settings: _Settings, run: RunOptions
 ) -> ComponentEffects:
-    """Effects of the components on both sets; means and samples are those of controls."""
+    """Effects of the components on both sets; means and samples are those of a third one."""
     options: dict[str, Any] = {"mode": settings.mode, "seed": settings.seed}
-    reference = None if settings.mode == "zero" else groups.control
+    options["reference"] = groups.reference
     return measure_effects(
-        Ablation(adapter, groups.memorized, reference=reference, **options),
+        Ablation(adapter, groups.memorized, **options),
         Ablation(adapter, groups.control, **options),
         grid,
         method=settings.method,

@@ -10,10 +10,14 @@ controls' prefixes, of which it is as sure as of what it recites. A note says wh
 Copies, near copies and parts of one document are dependent (`memcircuits.data.groups`). Draws take
 one paragraph of every group before a second one, and the notes say how many independent groups
 either set has.
+
+Mean and resample ablation replace activations by those of other paragraphs. These are a third set
+(`add_reference`), so that neither set is ablated to itself: to its own mean, a set loses less.
 """
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import cached_property
@@ -24,7 +28,7 @@ from torch import Tensor
 
 from memcircuits.base.errors import InputError
 from memcircuits.base.statistics import count_groups, group_notes, smallest_p_value
-from memcircuits.data.draws import sample_rows
+from memcircuits.data.draws import random_order, sample_rows, split_groups
 from memcircuits.data.overlap import refuse_overlap
 from memcircuits.data.paragraphs import Paragraphs
 from memcircuits.evidence.controls import (
@@ -43,6 +47,8 @@ memorized ones: few labels leave no room for small p-values."""
 
 _DECODED = 4  # prefixes decoded for each control: some repeat themselves, and some match better
 
+_MIN_REFERENCE = 2  # paragraphs whose activations replace those of others
+
 RESOLUTION = 0.001
 """A note says what the smallest possible p-value is if it is larger than this."""
 
@@ -56,13 +62,23 @@ class Groups:
         control: the controls measured.
         counts: numbers of paragraphs given, memorized, controls, not finite and measured, and of
             independent groups measured.
-        notes: what the reader must know about the choice.
+        choice_notes: what the reader must know about the choice.
+        further: controls of other groups than those measured; None if there are none.
+        reference: the third set, whose activations replace those of the other two; None if none is
+            needed.
     """
 
     memorized: Paragraphs
     control: Paragraphs
     counts: Mapping[str, int]
-    notes: tuple[str, ...] = ()
+    choice_notes: tuple[str, ...] = ()
+    further: Paragraphs | None = None
+    reference: Paragraphs | None = None
+
+    @property
+    def notes(self) -> tuple[str, ...]:
+        """What the reader must know about the choice and about dependent paragraphs."""
+        return self.choice_notes + _dependence_notes(self.memorized, self.control)
 
 
 @dataclass(frozen=True)
@@ -101,6 +117,12 @@ class CandidateParagraphs:
         """The `limit` candidates whose NLL is nearest to `nll`, in the order of the scan."""
         order = (self.nll - nll).abs().argsort(stable=True)
         return CandidateParagraphs(self.scan_result, self.rows[order[:limit].sort().values])
+
+    def apart_from(self, chosen: CandidateParagraphs) -> Paragraphs | None:
+        """The candidates of groups that have none of the chosen candidates."""
+        groups = self.paragraphs.groups
+        is_apart = ~torch.isin(groups, groups[torch.isin(self.rows, chosen.rows)])
+        return self.paragraphs[is_apart.nonzero().flatten()] if is_apart.any() else None
 
 
 def select_groups(
@@ -159,6 +181,7 @@ def select_groups(
     if choice.given is None:
         limit = max(MIN_CONTROLS, min(len(memorized), max_paragraphs or len(memorized)))
     notes: tuple[str, ...] = ()
+    candidates = controls
     if choice.match_nll:
         target = memorized.nll.mean()
         controls = controls.nearest(target, limit)
@@ -175,8 +198,40 @@ def select_groups(
         "groups_control": count_groups(controls.paragraphs.groups),
     }
     notes = (composition(controls.scan_result, controls.rows, choice.text), *notes)
-    notes += _dependence_notes(memorized.paragraphs, controls.paragraphs)
-    return Groups(memorized.paragraphs, controls.paragraphs, counts, notes)
+    return Groups(
+        memorized.paragraphs,
+        controls.paragraphs,
+        counts,
+        notes,
+        further=candidates.apart_from(controls),
+    )
+
+
+def add_reference(groups: Groups, limit: int | None, generator: torch.Generator) -> Groups:
+    """Choose the third set: at most `limit` further controls, or half of the controls measured.
+
+    Raises:
+        InputError: if there are too few controls.
+    """
+    control, reference = groups.control, groups.further
+    if reference is not None and len(reference) >= _MIN_REFERENCE:
+        reference = reference.sample(limit, generator)
+        return dataclasses.replace(groups, reference=reference)
+    order = random_order(control.groups, generator)
+    kept, others = split_groups(control.groups, order, (count_groups(control.groups) + 1) // 2)
+    if min(len(kept), len(others)) < _MIN_REFERENCE:
+        remedy = "mean and resample ablation need two to measure and two for reference"
+        raise InputError("control", f"{len(control)} usable paragraphs", remedy)
+    control, reference = control[kept.sort().values], control[others.sort().values]
+    counts = {"measured_control": len(control), "groups_control": count_groups(control.groups)}
+    note = f"{len(reference)} of the controls are the reference of the ablation, not measured."
+    return dataclasses.replace(
+        groups,
+        control=control,
+        counts={**groups.counts, **counts},
+        choice_notes=(*groups.choice_notes, note),
+        reference=reference,
+    )
 
 
 def _control_candidates(

@@ -79,6 +79,7 @@ class Ranking(Result, kind="ranking"):
         units: what was ranked (`memcircuits.evidence.component_grid`).
         n_heads: heads of a layer; 0 in rankings of heads alone from earlier versions.
         levels: level -> its quantities (`memcircuits.evidence.levels`).
+        ranks: best and worst possible rank of those ablated, [bound, layer, column], or None.
         model: the model, kept for `attention` and `to_html`; not saved.
         unigrams: the table that defined rarity, kept to colour tokens; not saved.
         seconds: how long it took; not saved, so that equal rankings are equal files.
@@ -103,6 +104,7 @@ class Ranking(Result, kind="ranking"):
     units: tuple[RankedUnit, ...] = ("head",)
     n_heads: int = 0
     levels: Mapping[str, Float[Tensor, " quantity"]] = field(default_factory=dict)
+    ranks: Float[Tensor, "bound layer column"] | None = None
     model: Model | None = field(default=None, repr=False, compare=False, metadata={"saved": False})
     unigrams: UnigramTable | None = field(
         default=None, repr=False, compare=False, metadata={"saved": False}
@@ -184,7 +186,8 @@ class Ranking(Result, kind="ranking"):
         """One row per component, best first; of neurons only those that were ablated.
 
         Columns `unit, layer, head` (empty for other units), `neuron` where neurons were ranked,
-        `rank, score, ci_low, ci_high, p_value, q_value, significant` and one per kind of evidence.
+        `rank, score, ci_low, ci_high, rank_low, rank_high, p_value, q_value, significant` and one
+        per kind of evidence (ranks: `memcircuits.base.simultaneous`).
         """
         import pandas as pd
 
@@ -195,10 +198,11 @@ class Ranking(Result, kind="ranking"):
         if "neuron" not in self.units:
             del data["neuron"]
         data["rank"] = range(1, len(places) + 1)
+        ranks = torch.full_like(self.ci, torch.nan) if self.ranks is None else self.ranks
+        names = ("ci_low", "ci_high", "rank_low", "rank_high")
         numbers = {
             "score": self.score,
-            "ci_low": self.ci[0],
-            "ci_high": self.ci[1],
+            **dict(zip(names, (*self.ci, *ranks), strict=True)),
             "p_value": self.p_value,
             "q_value": self.q_value,
             "significant": self.significant,

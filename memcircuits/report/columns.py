@@ -9,6 +9,8 @@ LABELS = {
     "component": "part",
     "ci_low": "95 % CI low",
     "ci_high": "95 % CI high",
+    "rank_low": "rank from",
+    "rank_high": "rank to",
     "q_value": "q",
     "significant": "significant",
     "ablation_memorized": "ΔNLL memorized",
@@ -27,6 +29,8 @@ MEANINGS = {
     "controls, nats/token; heads are ranked by it",
     "ci_low": "95 % interval of the score, from resampling paragraphs",
     "rank": "place in the order of the scores",
+    "rank_low": "the ranks that it may have, those of all rows together at 95 % probability: rows "
+    "whose ranks overlap are in no certain order",
     "q_value": "how often chance alone gives a score this large: share of random relabellings of "
     "the paragraphs (p), after Benjamini-Hochberg correction for testing all heads; how small it "
     "can get depends on how many relabellings there were",

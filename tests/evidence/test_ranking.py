@@ -34,6 +34,8 @@ def test_frame_has_every_head_once_and_in_order(ranking):
     assert frame["score"].is_monotonic_decreasing
     assert (frame["ci_low"] <= frame["score"]).all()
     assert (frame["score"] <= frame["ci_high"]).all()
+    assert (frame["rank_low"] <= frame["rank"]).all()
+    assert (frame["rank"] <= frame["rank_high"]).all()
     assert frame.notna().all().all()
     assert ranking.top(3) == [mc.Head(*row) for row in frame[["layer", "head"]].values[:3]]
     assert str(mc.Head(1, 2)) == "L1H2"
@@ -74,6 +76,9 @@ def test_a_head_that_only_memorized_paragraphs_need_is_significant(neo, monkeypa
     assert ranking.top(1) == [mc.Head(3, 1)]
     assert ranking.significant[3, 1]
     assert ranking.ci[0, 3, 1] > 0
+    assert ranking.ranks[:, 3, 1].tolist() == [1, 1]
+    # The other heads of a random model are no different from each other.
+    assert (ranking.ranks[1] - ranking.ranks[0]).median() > 5
     assert "L3H1" in ranking.summary()
 
 
@@ -226,3 +231,34 @@ def test_a_planted_paragraph_twenty_times_names_no_head():
     assert ranking.counts["groups"] == 1
     assert "20 memorized paragraphs are 1 independent group" in " ".join(ranking.notes)
     assert ranking.p_value.min() > 0.02
+
+
+@pytest.mark.parametrize("mode", ["mean", "resample"])
+def test_both_sets_are_ablated_to_a_third_one(neo, mode, monkeypatch):
+    """Neither set is replaced by itself, whether other controls remain or half of them are kept."""
+    seen = []
+    plain = Ablation.__init__
+
+    def record(ablation, model, paragraphs, **options):
+        seen.append((paragraphs.ids, options["reference"].ids))
+        plain(ablation, model, paragraphs, **options)
+
+    monkeypatch.setattr(Ablation, "__init__", record)
+    paragraphs = zoo.mixed(neo, n=2)[:2] + mc.Paragraphs.from_tokens(
+        zoo.random_ids(30, 22, seed=8), n_prefix=10
+    )
+    for control, n_control in ((None, 20), (paragraphs[2:8], 3)):
+        mc.find_memorization_heads(
+            neo,
+            paragraphs[:2] if n_control == 3 else paragraphs,
+            control=control,
+            mode=mode,
+            draws=5,
+        )
+        (_, reference), (controls, same) = seen[-2:]
+        assert torch.equal(reference, same)
+        assert len(controls) == n_control
+        together = set(map(tuple, controls.tolist())) & set(map(tuple, reference.tolist()))
+        assert not together
+    with pytest.raises(mc.InputError, match="two to measure and two for reference"):
+        mc.find_memorization_heads(neo, paragraphs[:2], control=paragraphs[2:5], mode=mode, draws=5)
