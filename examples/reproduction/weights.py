@@ -72,7 +72,7 @@ def gradient_rows(study: Study, bucket: str, result: ParameterGradients | None) 
     notes = ["no such paragraph"] * 2
     if result is not None:
         values = [float(result.layers.sum()), 100 * result.layer_share()]
-        told = "the sum grows with the loss; the share does not, and is the number to compare"
+        told = "the scale differs between sets; the share does not depend on it"
         notes = [f"{told}; no interval: it is a maximum over the batch", ""]
     return [
         row(f"sum of the largest |gradient|, EM {bucket}", total, values[0], n, "", notes[0]),
