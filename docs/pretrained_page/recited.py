@@ -13,7 +13,6 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from playwright.sync_api import sync_playwright
 from pretrained_page.planted import example
 from torch import Tensor
 
@@ -57,7 +56,7 @@ def measure() -> dict[str, Any]:
     take_picture(page)
     n_bytes = page.stat().st_size
     page.unlink()
-    longest = mapped.spans_frame().nlargest(N_PASSAGES, "n_tokens")
+    longest = mapped.spans_frame().head(N_PASSAGES)
     return {
         "model": mapped.provenance.model,
         "windows": {name: of_windows(each) for name, each in maps.items()},
@@ -140,6 +139,8 @@ def windows_of(model: Any, name: str, stride: int) -> mc.Paragraphs:
 
 def take_picture(page: Path) -> None:
     """The page from its text on, on a screen of ordinary width, with the network cut off."""
+    from playwright.sync_api import sync_playwright
+
     with sync_playwright() as playwright:
         chromium = shutil.which("chromium")
         browser = playwright.chromium.launch(executable_path=chromium, args=["--no-sandbox"])
@@ -158,8 +159,8 @@ def text(measured: dict[str, Any]) -> list[str]:
     return [
         "## What it recites",
         "",
-        f"`{model['name']}` ({model['architecture']}, 18 layers of 4 heads, weights of four bits "
-        f"read as {model['dtype']}) is given {length['n_prefix']} tokens and has to write the next "
+        f"`{model['name']}` ({model['architecture']}, weights of four bits read as "
+        f"{model['dtype']}) is given {length['n_prefix']} tokens and has to write the next "
         f"{length['n_continuation']}, in windows that begin every {STRIDE} tokens of two texts: "
         "nine passages of the founding documents of the United States and the King James Bible, "
         "which are in the public domain, and nine passages of the same style that were written for "
