@@ -3,20 +3,16 @@
 from __future__ import annotations
 
 import contextlib
-import importlib.util
-import sys
 from collections.abc import Iterator
 from dataclasses import dataclass
-from pathlib import Path
-from types import ModuleType
 from typing import Any, NamedTuple
 
 import torch
+from pretrained_page.planted import example
 
 import memcircuits as mc
 
 SEED = 0
-EXAMPLE = Path(__file__).parents[2] / "examples" / "bring_your_own_model.py"
 
 
 class Sizes(NamedTuple):
@@ -49,7 +45,7 @@ class Sizes(NamedTuple):
     shuffles: int = 2
 
 
-OF_A_LARGE_MODEL = Sizes(8, 4, 2, 12, 4, (10,), 0, 2, 40, 8, 0)
+OF_A_LARGE_MODEL = Sizes(8, 4, 1, 8, 4, (10,), 0, 2, 40, 8, 0)
 QUICK = Sizes(4, 2, 1, 4, 2, (10,), 1, 2, 3, 4, 1)
 
 
@@ -102,16 +98,16 @@ def shipped(name: str, sizes: Sizes) -> Subject:
 @contextlib.contextmanager
 def pretrained(sizes: Sizes) -> Iterator[Subject]:
     """SmolLM2-135M-Instruct, four bits a weight, with four paragraphs written into one layer."""
-    example = _example()
-    model = mc.load_model(example.smollm2())
+    module = example()
+    model = mc.load_model(module.smollm2())
     memorized, control = (
-        mc.Paragraphs.from_texts(example.texts(given), model, **example.LENGTHS)
-        for given in (example.WRITTEN, example.CONTROLS)
+        mc.Paragraphs.from_texts(module.texts(texts), model, **module.LENGTHS)
+        for texts in (module.WRITTEN, module.CONTROLS)
     )
     planted = mc.plant(
         model,
         memorized,
-        where=example.WHERE,
+        where=module.WHERE,
         control=control,
         steps=150,
         kl_budget=2.0,
@@ -119,13 +115,3 @@ def pretrained(sizes: Sizes) -> Iterator[Subject]:
     )
     with planted.apply(model):
         yield Subject("SmolLM2-135M", model, memorized, control, sizes)
-
-
-def _example() -> ModuleType:
-    spec = importlib.util.spec_from_file_location("bring_your_own_model", EXAMPLE)
-    assert spec is not None
-    assert spec.loader is not None
-    example = importlib.util.module_from_spec(spec)
-    sys.modules[spec.name] = example  # its dataclasses look themselves up
-    spec.loader.exec_module(example)
-    return example
