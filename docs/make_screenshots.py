@@ -183,14 +183,15 @@ def shoot(browser: Browser, shown: dict[str, Any], folder: Path) -> None:
     page = opened(browser, folder / "report.html", 1200, 900)
     timing = "performance.getEntriesByType('navigation')[0]"
     print(f"the report opened in {page.evaluate(f'{timing}.loadEventEnd'):.0f} ms")
-    drawn(page)
-    write("report", page.screenshot(full_page=True))
     write("report-top", page.screenshot())
+    page.set_viewport_size({"width": 1200, "height": 1700})
+    opened_at(page, "Every head")
+    write("report", page.screenshot())
     write("scan", opened(browser, folder / "scan.html", 1200, 1100).screenshot())
     write("compare", opened(browser, folder / "compare.html", 1200, 1100).screenshot())
-    phone = opened(browser, folder / "report.html", 390, 844, device_scale_factor=1.5)
-    drawn(phone)
-    write("report-phone", phone.screenshot(full_page=True))
+    phone = opened(browser, folder / "report.html", 390, 1500, device_scale_factor=1.5)
+    opened_at(phone, "Every head")
+    write("report-phone", phone.screenshot())
     view = opened(browser, folder / "attention.html", 1200, 900)
     drawn(view)
     write("attention", view.locator("section").first.screenshot())
@@ -201,6 +202,12 @@ def shoot(browser: Browser, shown: dict[str, Any], folder: Path) -> None:
         page = opened(browser, path, width + 20, height + 20)
         page.wait_for_selector(".main-svg")
         write(name, page.locator(".svg-container").screenshot())
+
+
+def opened_at(page: Page, heading: str) -> None:
+    """Scroll to a section, as a link of the table of contents does."""
+    page.locator("nav a", has_text=heading).click()
+    page.wait_for_timeout(500)
 
 
 def drawn(page: Page) -> None:

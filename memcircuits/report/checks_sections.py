@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from memcircuits.display.pages import Bars, Block, Prose, Table, code
+from memcircuits.display.pages import Bars, Block, Prose, Scatter, Table, code
 from memcircuits.report.component_rows import named_rows
 
 if TYPE_CHECKING:
@@ -16,6 +16,9 @@ if TYPE_CHECKING:
 
 N_INTERVALS = 12
 """Components whose interval is drawn."""
+
+MAX_POINTS = 1500
+"""Components whose effects are drawn against each other, the best ones."""
 
 
 def interval_bars(ranking: Ranking) -> Bars:
@@ -32,6 +35,27 @@ def interval_bars(ranking: Ranking) -> Bars:
         note="The best ones, with their 95 % intervals from resampling paragraphs. An interval "
         "that reaches below zero leaves open whether recitation needs the part more than other "
         "text does. Parts with overlapping intervals have no certain order.",
+    )
+
+
+def effect_scatter(ranking: Ranking) -> Scatter:
+    """The effect of each part on memorized paragraphs against that on controls."""
+    rows = named_rows(ranking).head(MAX_POINTS)
+    rows["href"] = "#" + rows["component"]
+    rows["significance"] = rows["significant"].map({True: "significant", False: "not significant"})
+    return Scatter(
+        rows.sort_values("significant", kind="stable"),
+        x="ablation_control",
+        y="ablation_memorized",
+        by="significance",
+        label="component",
+        href="href",
+        x_label="effect on controls (nats/token)",
+        y_label="effect on memorized (nats/token)",
+        title="Memorized against control",
+        note="How much the loss rises without each part. The score is the height of a mark above "
+        "the line of equal effects; a part that all text needs lies far to the right. A mark "
+        "opens its part.",
     )
 
 

@@ -21,6 +21,7 @@ from memcircuits.models.adapter import Model
 from memcircuits.report import sections
 from memcircuits.report.checks_sections import (
     control_table,
+    effect_scatter,
     interval_bars,
     next_steps,
     robustness_bars,
@@ -70,7 +71,7 @@ def compose(
     """The page of a ranking and of what was measured for it; runs no model."""
     name = ranking.provenance.model["name"]
     return Page(
-        title=f"What {name} recites, and which heads the recitation depends on",
+        title=f"What {name} recites{sections.subject(ranking)}",
         lead=sections.lead(ranking),
         blocks=[
             sections.headline_numbers(ranking),
@@ -79,6 +80,7 @@ def compose(
             sections.score_map(ranking),
             explorer(ranking, measurements),
             interval_bars(ranking),
+            effect_scatter(ranking),
             *robustness_bars(measurements),
             control_table(measurements),
             sections.evidence_table(ranking),

@@ -82,6 +82,14 @@ def _described(part: Component) -> str:
     return words[part.unit]
 
 
+def subject(ranking: Ranking) -> str:
+    """The second half of the page's title, if there is something to say."""
+    if not ranking.significant.any():
+        return ""
+    parts = "heads" if ranking.units == ("head",) else "parts of it"
+    return f", and which {parts} the recitation depends on"
+
+
 def overview(ranking: Ranking) -> str:
     """The result in one line, which stays in view."""
     counts = ranking.counts

@@ -101,6 +101,16 @@ def test_a_cell_opens_its_head(open_page: Any, report: Path, ranking: Any, neo: 
     )
 
 
+def test_a_mark_of_the_scatter_opens_its_head(open_page: Any, report: Path, ranking: Any) -> None:
+    page = open_page(report, viewport=SIZE).page
+    section = page.locator("section", has=page.get_by_role("heading", name="Memorized against"))
+    assert section.locator("svg a").count() == 16
+    head = str(ranking.top(16)[-1])
+    section.locator(f'svg a[href="#{head}"]').dispatch_event("click")
+    assert page.locator(".explorer select.name").input_value() == head
+    assert section.locator('[aria-current="true"]').get_attribute("href") == f"#{head}"
+
+
 def test_a_permalink_leads_to_head_paragraph_and_token(open_page: Any, report: Path) -> None:
     watched = open_page(report, viewport=SIZE)
     page = watched.page

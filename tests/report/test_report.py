@@ -47,6 +47,7 @@ def test_the_story_is_complete(page, ranking):
         "Every head",
         "One part at a time",
         "Scores with intervals",
+        "Memorized against control",
         "Other ablations, other controls",
         "What is compared",
         "Evidence",

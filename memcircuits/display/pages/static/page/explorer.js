@@ -176,13 +176,14 @@ const explorer = (box) => {
     show();
   };
 
-  // Permalinks.
+  // Permalinks: a name, a paragraph and a query, of which the last two may be absent or wrong.
   const openAddress = () => {
-    const [name, paragraph, query] = decodeURIComponent(location.hash.slice(1)).split("/");
+    const [name, paragraph, query] = location.hash.slice(1).split("/");
     const index = data.names.indexOf(name);
     if (index < 0) return false;
-    if (paragraph) state.paragraph = Math.min(Number(paragraph) || 0, data.paragraphs.length - 1);
-    if (query) state.query = Number(query) || data.firstQuery;
+    const last = Math.max(0, data.paragraphs.length - 1);
+    if (paragraph) state.paragraph = Math.min(Math.max(0, parseInt(paragraph, 10) || 0), last);
+    if (query) state.query = parseInt(query, 10) || data.firstQuery;
     open(index);
     box.closest("section").scrollIntoView({ block: "start" });
     return true;
