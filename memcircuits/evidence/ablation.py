@@ -161,7 +161,7 @@ class Ablation:
 
     def replacements(
         self, names: Sequence[str], rows: slice | Int[Tensor, " batch"]
-    ) -> dict[str, Float[Tensor, "batch pos *rest"]]:
+    ) -> dict[str, Float[Tensor, "#batch pos *rest"]]:
         """The new values of activations for some of the paragraphs, by name.
 
         Sizes of 1 are to be broadcast.

@@ -188,7 +188,7 @@ def test_the_python_in_the_report_makes_the_same_ranking(neo, ranking, monkeypat
     monkeypatch.setattr(mc, "load_model", lambda name: neo)
     reads = []
 
-    def read(path, model, **lengths):
+    def read(path, model=None, **lengths):
         reads.append((path, lengths))
         return zoo.mixed(neo, n=6)
 
@@ -209,7 +209,7 @@ def test_matched_controls_are_matched_again(neo, monkeypatch, tmp_path):
     )
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(mc, "load_model", lambda name: neo)
-    monkeypatch.setattr(mc.Paragraphs, "read", lambda path, model, **lengths: paragraphs)
+    monkeypatch.setattr(mc.Paragraphs, "read", lambda path, model=None, **lengths: paragraphs)
     names: dict = {}
     exec("\n".join(commands(matched)), names)
     assert "match_nll=True" in "\n".join(commands(matched))

@@ -192,6 +192,7 @@ IN_FIXED_BATCHES = {
     "rare_token_attention",
     "parameter_gradients",
     "find_memorization_heads",
+    "find_memorization_components",
 }
 
 
