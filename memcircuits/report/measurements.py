@@ -88,7 +88,7 @@ def take_measurements(
 
     # The paragraphs listed, and of those the ones recited most surely.
     listed = ranking.memorized[list(range(min(MAX_LISTED, len(ranking.memorized))))]
-    scan_result = scan(adapter, listed)
+    scan_result = scan(adapter, listed, progress=progress)
     surest = scan_result.nll.argsort(stable=True)[: max(1, triggers)]
     examples = scan_result.paragraphs[surest]
 
@@ -102,7 +102,7 @@ def take_measurements(
         perturbation = perturb_prefix(
             adapter, examples, draws=REPLACEMENTS, seed=seed, progress=progress
         )
-    control_scan = scan(adapter, ranking.control, progress=False)
+    control_scan = scan(adapter, ranking.control, progress=progress)
     checked = best_heads(ranking, CHECKED_HEADS)
     names = named_rows(ranking)["component"].tolist()
     details = details_of(adapter, ranking.memorized, names, best, progress=progress)
@@ -115,7 +115,7 @@ def take_measurements(
         tokens=token_texts(adapter, examples),
         control_scan=control_scan,
         losses={
-            "memorized": _group_losses(scan(adapter, ranking.memorized, progress=False)),
+            "memorized": _group_losses(scan(adapter, ranking.memorized, progress=progress)),
             "control": _group_losses(control_scan),
         },
         repetitions=_repetitions(ranking),
