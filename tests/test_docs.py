@@ -16,28 +16,25 @@ from tests.helpers import ROOT
 from tests.helpers.commands import known_options
 from tests.helpers.results import result_types
 
-PAGES = [
-    path.relative_to(ROOT).as_posix()
-    for path in [ROOT / "README.md", *sorted((ROOT / "docs").rglob("*.md"))]
-    if "```python\n" in path.read_text(encoding="utf-8")
-]
-
-
-def blocks(page):
+def blocks(page: Path) -> list[str]:
     """Python blocks of a page, without those under `<!-- notest -->`: they need other weights."""
-    text = (ROOT / page).read_text(encoding="utf-8")
     fence = r"(?<!<!-- notest -->\n)^```python\n(.*?)^```"
-    return re.findall(fence, text, flags=re.DOTALL | re.MULTILINE)
+    return re.findall(fence, page.read_text("utf-8"), flags=re.DOTALL | re.MULTILINE)
+
+
+CODE = {
+    page.relative_to(ROOT).as_posix(): code
+    for page in [ROOT / "README.md", *sorted((ROOT / "docs").rglob("*.md"))]
+    if (code := blocks(page))
+}
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("page", PAGES)
+@pytest.mark.parametrize("page", CODE)
 def test_code_blocks_run_in_order(page, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     names: dict = {}
-    code_blocks = blocks(page)
-    assert code_blocks
-    for block in code_blocks:
+    for block in CODE[page]:
         exec(compile(block, page, "exec"), names)
 
 
