@@ -16,6 +16,7 @@ from tests.helpers import ROOT
 from tests.helpers.commands import known_options
 from tests.helpers.results import result_types
 
+
 def blocks(page: Path) -> list[str]:
     """Python blocks of a page, without those under `<!-- notest -->`: they need other weights."""
     fence = r"(?<!<!-- notest -->\n)^```python\n(.*?)^```"
