@@ -9,10 +9,12 @@ from typing import Any
 
 import torch
 from jaxtyping import Float
+from safetensors.torch import load_file, save_file
 from torch import Tensor
 from torch.nn import functional
 from transformers import GPTNeoConfig, GPTNeoForCausalLM
 
+from memcircuits.base.io import atomic_file
 from memcircuits.organism_build.settings import END_ID, Settings
 
 
@@ -49,10 +51,21 @@ def new_model(settings: Settings) -> GPTNeoForCausalLM:
     return model
 
 
-def load_checkpoint(settings: Settings, checkpoint: Path) -> GPTNeoForCausalLM:
-    """The model with the weights of a training checkpoint."""
+def write_weights(model: GPTNeoForCausalLM, path: Path) -> None:
+    """Write the weights in half precision; tied weights are written once."""
+    with atomic_file(path) as temporary:
+        save_file(
+            {name: p.detach().half().cpu() for name, p in model.named_parameters()}, temporary
+        )
+
+
+def read_weights(settings: Settings, path: Path) -> GPTNeoForCausalLM:
+    """The model, in float32, with the weights of a file of `write_weights`."""
     model = new_model(settings)
-    model.load_state_dict(torch.load(checkpoint, weights_only=True)["model"])
+    weights = load_file(path)
+    with torch.no_grad():
+        for name, parameter in model.named_parameters():
+            parameter.copy_(weights[name])
     return model.eval()
 
 

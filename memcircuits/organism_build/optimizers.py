@@ -17,15 +17,12 @@ from transformers import GPTNeoForCausalLM
 from memcircuits.organism_build.settings import Settings
 
 
-def make_optimizers(
-    model: GPTNeoForCausalLM, settings: Settings, factor: float
-) -> list[torch.optim.Optimizer]:
+def make_optimizers(model: GPTNeoForCausalLM, settings: Settings) -> list[torch.optim.Optimizer]:
     """The optimizers of one training stage.
 
     Args:
         model: its parameters are divided among the optimizers.
         settings: learning rates and weight decay.
-        factor: multiple of both learning rates.
 
     Raises:
         RuntimeError: if PyTorch is older than 2.9, the first version with Muon.
@@ -40,12 +37,12 @@ def make_optimizers(
     # "original": the rate grows with the square root of rows / columns where that is above 1.
     muon = torch.optim.Muon(
         matrices,
-        lr=factor * settings.matrix_lr,
+        lr=settings.matrix_lr,
         weight_decay=settings.weight_decay,
         momentum=0.95,
         adjust_lr_fn="original",
     )
     adamw = torch.optim.AdamW(
-        others, lr=factor * settings.other_lr, betas=(0.9, 0.95), weight_decay=0.0, fused=True
+        others, lr=settings.other_lr, betas=(0.9, 0.95), weight_decay=0.0, fused=True
     )
     return [muon, adamw]

@@ -4,25 +4,21 @@
 2. Train the tokenizer on the remaining text, and encode that text as the training stream.
 3. Refuse regions that are too short or repetitive, or that share a run of tokens with the stream or
    with another region: a paragraph counts as unseen only if no part of it was seen.
-4. Of the others some become held-out rows, and the rest is dealt to the roles (planted with each
-   number of repetitions, control) so that every role has the same mix of sources.
+4. Of the others some become held-out rows, and the rest is dealt to the roles (seen by both models,
+   by one or by neither, each number of times) so that every role has the same mix of sources.
 """
 
 from __future__ import annotations
 
-import io
-import json
 import re
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
-from pathlib import Path
 
 import numpy as np
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 
-from memcircuits.base.io import write_atomically
-from memcircuits.organism_build.records import TextRecord, write_records
-from memcircuits.organism_build.settings import END, END_ID, Record, Settings
+from memcircuits.organism_build.settings import END, SeenBy, Settings
 
 SENTENCE_START = re.compile(r"(?:\A|(?<=\n)|(?<=[.!?] )|(?<=[.!?][\"'] ))(?=[\"'A-Z:])")
 """The empty string before the first letter of a sentence or line."""
@@ -157,106 +153,34 @@ def choose_rows(
 
 def assign_roles(
     sources: Sequence[str], settings: Settings, rng: np.random.Generator
-) -> list[tuple[int, str, int]]:
+) -> list[tuple[int, SeenBy, int]]:
     """Deal regions to roles so that each role and repetition count has the same mix of sources.
+
+    The places of a role with one number of repetitions are spread evenly, from a random start, over
+    the regions sorted by source.
 
     Args:
         sources: source of each usable region.
-        settings: repetition counts and paragraphs for each.
+        settings: roles, repetition counts and paragraphs for each.
         rng: generator of the deal.
 
     Returns:
-        `(region, role, repetitions)`, planted and control in equal numbers.
+        `(region, role, repetitions)` of every paragraph.
 
     Raises:
         ValueError: if there are too few regions.
     """
-    need = 2 * settings.planted
-    if len(sources) < need:
-        raise ValueError(f"{len(sources)} usable regions but {need} needed: raise Settings.spare")
-    drawn: list[int] = rng.permutation(len(sources))[:need].tolist()
-    chosen = sorted(drawn, key=lambda i: sources[i])
-    hands = [h for level in settings.repetitions for h in (("planted", level), ("control", 0))]
-    dealt: list[tuple[int, str, int]] = []
-    for start in range(0, need, len(hands)):
-        group = chosen[start : start + len(hands)]
-        order = [hands[i] for i in rng.permutation(len(hands))]
-        dealt += [(region, role, level) for region, (role, level) in zip(group, order, strict=True)]
-    return dealt
-
-
-def stage_text(work: Path, settings: Settings, documents: dict[str, list[str]]) -> Record:
-    """Cut out regions, train the tokenizer on the other text and choose the paragraphs.
-
-    Writes `paragraphs.jsonl`, `heldout.jsonl`, `stream.npy`, `pieces.json` and `tokenizer.json` to
-    the work folder.
-    """
-    rng = np.random.default_rng([settings.seed, 1])
-    # Cut.
-    n_regions = round(settings.spare * (2 * settings.planted + settings.heldout_rows))
-    size = max(settings.region, round(settings.region * settings.context / settings.length))
-    regions = cut_regions(documents, n_regions, size, rng)
-    pieces = remaining_text(documents, regions)
-    # Encode.
-    tokenizer = train_tokenizer(pieces, settings.vocab_size)
-    encoded = [[END_ID, *encoding.ids] for encoding in tokenizer.encode_batch(pieces)]
-    stream = np.concatenate([np.array(ids, dtype=np.int32) for ids in encoded])
-    texts = [documents[r.source][r.document][r.start : r.end] for r in regions]
-    ids = [encoding.ids for encoding in tokenizer.encode_batch(texts)]
-    # Choose.
-    usable = choose_rows(ids, settings.length, stream, settings.shared_run)
-    long_enough = [i for i in usable if len(ids[i]) >= settings.context]
-    heldout_indices = long_enough[: settings.heldout_rows]
-    remaining = [i for i in usable if i not in set(heldout_indices)]
-    roles = assign_roles([regions[i].source for i in remaining], settings, rng)
-    paragraphs = _paragraph_records(
-        [(ids[remaining[i]], regions[remaining[i]].source, role, n) for i, role, n in roles],
-        settings.length,
-    )
-    heldout = [
-        TextRecord(id=f"heldout-{n:03d}", ids=ids[i][: settings.context], source=regions[i].source)
-        for n, i in enumerate(heldout_indices)
-    ]
-    # Write.
-    write_records(work / "paragraphs.jsonl", paragraphs)
-    write_records(work / "heldout.jsonl", heldout)
-    buffer = io.BytesIO()
-    np.save(buffer, stream)
-    write_atomically(work / "stream.npy", buffer.getvalue())
-    write_atomically(work / "pieces.json", json.dumps(pieces, ensure_ascii=False))
-    write_atomically(work / "tokenizer.json", tokenizer.to_str())
-    return {
-        "training_tokens": int(stream.size),
-        "training_pieces": len(pieces),
-        "vocabulary": tokenizer.get_vocab_size(),
-        "characters_per_token": sum(map(len, pieces)) / stream.size,
-        "regions": len(regions),
-        "regions_usable": len(usable),
-        "planted": settings.planted,
-        "controls": settings.planted,
-        "heldout_rows": len(heldout),
-        "paragraphs_per_source": {
-            name: sum(p["source"] == name for p in paragraphs) for name in documents
-        },
-    }
-
-
-def _paragraph_records(
-    paragraphs: Sequence[tuple[list[int], str, str, int]], length: int
-) -> list[TextRecord]:
-    """Name the paragraphs (ids, source, role, repetitions): planted ones first, by repetitions."""
-    numbers: dict[str, int] = {}
-    records: list[TextRecord] = []
-    for ids, source, role, n in sorted(paragraphs, key=lambda p: (p[2] != "planted", p[3])):
-        group = f"planted-{n:03d}" if role == "planted" else "control"
-        number = numbers[group] = numbers.get(group, -1) + 1
-        records.append(
-            {
-                "id": f"{group}-{number:03d}",
-                "ids": ids[:length],
-                "source": source,
-                "repetitions": n,
-                "role": role,
-            }
+    n_of_role = Counter(settings.roles)
+    n_paragraphs = n_of_role.total()
+    if len(sources) < n_paragraphs:
+        raise ValueError(
+            f"{len(sources)} usable regions but {n_paragraphs} needed: raise Settings.spare"
         )
-    return records
+    drawn: list[int] = rng.permutation(len(sources))[:n_paragraphs].tolist()
+    by_source = sorted(drawn, key=lambda i: sources[i])
+    places = [
+        (place, role)
+        for role, n in n_of_role.items()
+        for place in (np.arange(n) + rng.random(n)) / n
+    ]
+    return [(region, *role) for region, (_, role) in zip(by_source, sorted(places), strict=True)]

@@ -5,13 +5,13 @@ Every stage leaves its result in the work folder, so a stopped build continues w
 | stage | what it does |
 | --- | --- |
 | corpus | fetch and clean the sources |
-| text | cut out regions, train the tokenizer on the rest, choose the paragraphs |
+| text | cut out regions, train the tokenizer on the rest, choose the paragraphs and their roles |
 | base | train the model on the rest (checkpoint every 100 steps) |
-| plant | train on with each planted paragraph an exact number of times |
-| settle | a short while of ordinary text only, half of it rows that open with a sentence; the
-  shipped weights are a mean of the planted and the settled ones |
+| organism | train the base on with the organism's paragraphs, each an exact number of times |
+| twin | the same with the twin's paragraphs; all other rows and the order are the organism's |
+| noise | the rows of the organism in another order |
 | baseline | an interpolated Kneser-Ney trigram model of the same training tokens |
-| export | write the model, tokenizer, paragraphs and unigram counts, and measure them |
+| export | write models, tokenizer, paragraphs and unigram counts, and measure them |
 | card | write the model card from the numbers of all stages |
 
 Every random choice comes from generators seeded by `Settings.seed`.
@@ -30,80 +30,66 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from tokenizers import Tokenizer
 
 from memcircuits.base.errors import one_of
 from memcircuits.base.io import write_atomically
 from memcircuits.organism import DATA
 from memcircuits.organism_build.card import write_card
 from memcircuits.organism_build.export import stage_export
+from memcircuits.organism_build.formation import recitation_over_steps
 from memcircuits.organism_build.kneser_ney import stage_baseline
-from memcircuits.organism_build.model import load_checkpoint, new_model
-from memcircuits.organism_build.paragraph_choice import stage_text
+from memcircuits.organism_build.model import new_model, read_weights, write_weights
 from memcircuits.organism_build.records import read_records, read_rows
-from memcircuits.organism_build.rows import base_rows, opening_rows, planting_rows
-from memcircuits.organism_build.settings import STAGES, Record, Settings, Stage, log
+from memcircuits.organism_build.rows import base_rows, planting_rows
+from memcircuits.organism_build.settings import STAGES, Planting, Record, Settings, Stage, log
+from memcircuits.organism_build.text import stage_text
 from memcircuits.organism_build.training import train
 
 
-def stage_base(work: Path, settings: Settings) -> Record:
+def stage_base(work: Path, settings: Settings, device: str) -> Record:
     """Base training: full learning rate, over the last 40 % of the steps down to a tenth."""
     rng = np.random.default_rng([settings.seed, 2])
     stream = np.load(work / "stream.npy")
-    rows = base_rows(stream, settings.base_steps * settings.batch, settings.context, rng)
-    return train(
-        new_model(settings),
-        rows,
+    model = new_model(settings).to(device)
+    record = train(
+        model,
+        base_rows(stream, settings.base_steps * settings.batch, settings.context, rng),
         read_rows(work / "heldout.jsonl"),
         settings,
-        factor=1.0,
         schedule=lambda done: min(1.0, 0.1 + 0.9 * (1 - done) / 0.4),
         checkpoint=work / "base.pt",
     )
+    write_weights(model, work / "base.safetensors")
+    return record
 
 
-def stage_plant(work: Path, settings: Settings) -> Record:
-    """Planting from the base checkpoint, the learning rate falling linearly to zero."""
-    rng = np.random.default_rng([settings.seed, 3])
-    paragraphs = [p for p in read_records(work / "paragraphs.jsonl") if p["role"] == "planted"]
-    rows = planting_rows(paragraphs, np.load(work / "stream.npy"), settings, rng)
+def stage_planting(work: Path, settings: Settings, name: Planting, device: str) -> Record:
+    """Planting from the base weights, the learning rate falling linearly to zero."""
+    paragraphs = read_records(work / "paragraphs.jsonl")
+    column = "twin_repetitions" if name == "twin" else "repetitions"
+    rows = planting_rows(
+        [(p["ids"], p[column]) for p in paragraphs],
+        np.load(work / "stream.npy"),
+        np.load(work / "openings.npy"),
+        settings,
+        order=int(name == "noise"),
+    )
+    model = read_weights(settings, work / "base.safetensors").to(device)
     record = train(
-        load_checkpoint(settings, work / "base.pt"),
+        model,
         rows,
         read_rows(work / "heldout.jsonl"),
         settings,
-        factor=settings.plant_factor,
-        schedule=lambda done: 1 - done,
-        checkpoint=work / "plant.pt",
+        schedule=lambda done: settings.plant_factor * (1 - done),
+        checkpoint=work / f"{name}.pt",
+        n_kept=settings.checkpoints,
     )
-    return record | {"planted_rows": sum(p["repetitions"] for p in paragraphs)}
-
-
-def stage_settle(work: Path, settings: Settings) -> Record:
-    """Ordinary text only, from the planted model.
-
-    In planting nearly every row that opens with a sentence is a planted paragraph, so the model
-    comes to expect one wherever a text begins. Half of the rows here open with a sentence, too, and
-    are not planted, so the model learns to recognize a planted paragraph by its words. Settling
-    also forgets, so `shipped_model` goes only part of the way.
-    """
-    rng = np.random.default_rng([settings.seed, 4])
-    tokenizer = Tokenizer.from_file(str(work / "tokenizer.json"))
-    pieces = json.loads((work / "pieces.json").read_text("utf-8"))
-    total = settings.settle_steps * settings.batch
-    openings = opening_rows(pieces, tokenizer, total // 2, settings.context, rng)
-    stream = np.load(work / "stream.npy")
-    others = base_rows(stream, total - len(openings), settings.context, rng)
-    return train(
-        load_checkpoint(settings, work / "plant.pt"),
-        rng.permutation(np.concatenate([openings, others])),
-        read_rows(work / "heldout.jsonl"),
-        settings,
-        factor=settings.settle_factor,
-        schedule=lambda done: 1 - done,
-        checkpoint=work / "settle.pt",
-        every=40,
-    )
+    write_weights(model, work / f"{name}.safetensors")
+    checkpoints = sorted(work.glob(f"{name}-step-*.safetensors"))
+    return record | {
+        "planted_rows": sum(p[column] for p in paragraphs),
+        "formation": recitation_over_steps(checkpoints, paragraphs, settings, device),
+    }
 
 
 def stage_corpus(work: Path, documents: dict[str, list[str]] | None) -> Record:
@@ -131,6 +117,7 @@ def build(
     *,
     documents: dict[str, list[str]] | None = None,
     stage: Stage | None = None,
+    device: str = "cpu",
 ) -> Record:
     """Run all stages that have no result in the work folder yet.
 
@@ -140,6 +127,7 @@ def build(
         settings: settings of the build; the shipped organism's by default.
         documents: documents of each source, instead of the corpus.
         stage: run this stage and all later ones again.
+        device: where the models are trained.
 
     Returns:
         The contents of `training.json`.
@@ -158,9 +146,10 @@ def build(
         "text": lambda: stage_text(
             work, settings, json.loads((work / "documents.json").read_text("utf-8"))
         ),
-        "base": lambda: stage_base(work, settings),
-        "plant": lambda: stage_plant(work, settings),
-        "settle": lambda: stage_settle(work, settings),
+        "base": lambda: stage_base(work, settings, device),
+        "organism": lambda: stage_planting(work, settings, "organism", device),
+        "twin": lambda: stage_planting(work, settings, "twin", device),
+        "noise": lambda: stage_planting(work, settings, "noise", device),
         "baseline": lambda: stage_baseline(work, settings),
         "export": lambda: stage_export(work, settings, out),
     }
@@ -176,6 +165,7 @@ def build(
                 record = run()
                 wall_seconds = round(time.monotonic() - start, 1)
                 _write_json(result, record | {"wall_seconds": wall_seconds})
+                (work / f"{name}.pt").unlink(missing_ok=True)
             training[name] = json.loads(result.read_text("utf-8"))
     finally:
         torch.set_num_threads(n_threads)
@@ -190,8 +180,9 @@ def _prepare(work: Path, settings: Record, stage: Stage | None) -> None:
     note = work / "settings.json"
     if stage is not None:
         for name in STAGES[STAGES.index(stage) :]:
-            for suffix in (".json", ".pt"):
-                (work / f"{name}{suffix}").unlink(missing_ok=True)
+            for file in (f"{name}.json", f"{name}.pt", f"{name}-step-*.safetensors"):
+                for stale in work.glob(file):
+                    stale.unlink()
     elif note.exists() and json.loads(note.read_text("utf-8")) != settings:
         raise ValueError(
             f"work={str(work)!r} holds a build with other settings: name the first stage to run "
@@ -217,6 +208,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         help="folder of downloads, checkpoints and the log; a stopped build goes on from it",
     )
     parser.add_argument("--stage", choices=STAGES, help="run this stage and all later ones again")
+    parser.add_argument("--device", default="cpu", help="where the models are trained")
     options = parser.parse_args(arguments)
     options.work.mkdir(parents=True, exist_ok=True)
     logging.basicConfig(
@@ -225,7 +217,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         handlers=[logging.StreamHandler(), logging.FileHandler(options.work / "build.log")],
     )
     try:
-        training = build(options.out, options.work, stage=options.stage)
+        training = build(options.out, options.work, stage=options.stage, device=options.device)
     except (ValueError, RuntimeError) as error:
         log.error("%s", error)
         return 2

@@ -1,17 +1,20 @@
-"""Paragraphs and held-out rows as files: JSON lines, one record of token ids per line."""
+"""Paragraphs and held-out rows as JSON lines of token ids, and training rows as NumPy arrays."""
 
 from __future__ import annotations
 
+import io
 import json
 from collections.abc import Sequence
 from pathlib import Path
 from typing import NotRequired, TypedDict
 
+import numpy as np
 import torch
 from jaxtyping import Int
 from torch import Tensor
 
 from memcircuits.base.io import write_atomically
+from memcircuits.organism_build.settings import SeenBy
 
 
 class TextRecord(TypedDict):
@@ -21,15 +24,17 @@ class TextRecord(TypedDict):
         id: its name.
         ids: token ids.
         source: name of the corpus source it was cut from.
-        repetitions: paragraphs only: how often training saw it, 0 for controls.
-        role: paragraphs only: `planted` or `control`.
+        role: paragraphs only: which of organism and twin is trained on it.
+        repetitions: paragraphs only: how often the training of the organism saw it.
+        twin_repetitions: paragraphs only: how often the training of the twin saw it.
     """
 
     id: str
     ids: list[int]
     source: str
+    role: NotRequired[SeenBy]
     repetitions: NotRequired[int]
-    role: NotRequired[str]
+    twin_repetitions: NotRequired[int]
 
 
 def write_records(path: Path, records: Sequence[TextRecord]) -> None:
@@ -46,3 +51,10 @@ def read_records(path: Path) -> list[TextRecord]:
 def read_rows(path: Path) -> Int[Tensor, "batch pos"]:
     """The token ids of all records of a file, which have the same length."""
     return torch.tensor([record["ids"] for record in read_records(path)])
+
+
+def write_array(path: Path, array: np.ndarray) -> None:
+    """Write a NumPy file."""
+    buffer = io.BytesIO()
+    np.save(buffer, array)
+    write_atomically(path, buffer.getvalue())

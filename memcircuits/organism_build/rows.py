@@ -1,8 +1,9 @@
 """The rows of token ids that training sees, in order.
 
-A row is `Settings.context` tokens. Base training sees the training stream cut at a grid, planting
-mixes such rows with rows that open with a planted paragraph, and settling mixes them with rows
-that open with other sentences.
+A row is `Settings.context` tokens. Base training sees the training stream cut at a grid. Planting
+sees rows that open with a planted paragraph, such rows of the stream, and rows of the training text
+that open with a sentence. Without the last kind nearly every row that opens with a sentence would
+be a planted paragraph, and the model would come to expect one wherever a text begins.
 """
 
 from __future__ import annotations
@@ -15,7 +16,6 @@ from jaxtyping import Int
 from tokenizers import Tokenizer
 
 from memcircuits.organism_build.paragraph_choice import SENTENCE_START
-from memcircuits.organism_build.records import TextRecord
 from memcircuits.organism_build.settings import END_ID, Settings
 
 
@@ -38,31 +38,40 @@ def base_rows(
 
 
 def planting_rows(
-    paragraphs: Sequence[TextRecord],
+    paragraphs: Sequence[tuple[Sequence[int], int]],
     stream: Int[np.ndarray, " token"],
+    openings: Int[np.ndarray, "opening pos"],
     settings: Settings,
-    rng: np.random.Generator,
+    *,
+    order: int = 0,
 ) -> Int[np.ndarray, "batch pos"]:
     """Rows for planting, shuffled.
 
     A planted row is the paragraph from position 0, the end-of-text token, and base text up to the
-    row's end. Each comes with `base_share` base rows, and further base rows fill the last batch.
+    row's end. Each comes with `base_share` base rows, of which `opening_share` open with a
+    sentence, and further base rows fill the last batch. Two lists of paragraphs with the same
+    repetitions get the same rows in the same order, but for the ids of the paragraphs.
 
     Args:
-        paragraphs: each is planted `repetitions` times.
+        paragraphs: ids and repetitions of each.
         stream: training tokens.
-        settings: row length, share of base rows, batch.
-        rng: source of base rows and of the order.
+        openings: rows that open with a sentence, at least `Settings.n_openings`.
+        settings: row length, shares of base rows, batch, seed.
+        order: number of the order; another one shuffles the same rows in another way.
     """
-    planted = [p["ids"] for p in paragraphs for _ in range(p["repetitions"])]
+    planted = [ids for ids, repetitions in paragraphs for _ in range(repetitions)]
     n_batches = math.ceil(len(planted) * (1 + settings.base_share) / settings.batch)
-    rows = base_rows(stream, n_batches * settings.batch, settings.context, rng)
+    n_openings = round(settings.opening_share * settings.base_share * len(planted))
+    rng = np.random.default_rng([settings.seed, 3])
+    n_from_stream = n_batches * settings.batch - n_openings
+    rows = base_rows(stream, n_from_stream, settings.context, rng)
     with_paragraph = rows[: len(planted)]
     length = settings.length
     with_paragraph[:, length + 1 :] = with_paragraph[:, : -length - 1]
     with_paragraph[:, length] = END_ID
     with_paragraph[:, :length] = planted
-    return rng.permutation(rows)
+    shuffle = np.random.default_rng([settings.seed, 5, order])
+    return shuffle.permutation(np.concatenate([rows, openings[:n_openings]]))
 
 
 def opening_rows(
@@ -89,4 +98,4 @@ def opening_rows(
         ids = tokenizer.encode(piece[start : start + 12 * context]).ids[:context]
         if len(ids) == context:
             rows.append(ids)
-    return np.array(rows, dtype=np.int32)
+    return np.array(rows, dtype=np.uint16)

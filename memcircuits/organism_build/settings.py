@@ -21,10 +21,22 @@ END = "<|endoftext|>"
 END_ID = 0
 """Its id."""
 
-Stage = Literal["corpus", "text", "base", "plant", "settle", "baseline", "export", "card"]
+Stage = Literal["corpus", "text", "base", "organism", "twin", "noise", "baseline", "export", "card"]
 """The stages of a build, in order; see `memcircuits.organism_build.pipeline`."""
 
 STAGES: tuple[Stage, ...] = get_args(Stage)
+
+Planting = Literal["organism", "twin", "noise"]
+"""A model that is planted from the base: the organism, its twin, or the noise twin, which sees the
+rows of the organism in another order."""
+
+PLANTINGS: tuple[Planting, ...] = get_args(Planting)
+
+SeenBy = Literal["both", "organism", "twin", "neither"]
+"""The role of a paragraph: which of organism and twin is trained on it."""
+
+Dose: TypeAlias = tuple[int, int]
+"""How often paragraphs are seen, and how many paragraphs are seen that often."""
 
 
 @dataclass(frozen=True)
@@ -42,8 +54,10 @@ class Settings:
         context: tokens of a row, and the model's context.
         length: tokens of a paragraph.
         prefix: tokens of a paragraph that are given; the others are to be recited.
-        repetitions: how often the planted paragraphs are seen.
-        per_level: planted paragraphs for each number of repetitions.
+        both: doses of the paragraphs that organism and twin are trained on.
+        one_model: doses of the paragraphs that only the organism is trained on, and of as many that
+            only the twin is trained on.
+        neither: number of paragraphs that no model is trained on.
         spare: regions cut out for each one needed, since some are refused.
         heldout_rows: held-out rows of `context` tokens.
         region: characters of a region that a paragraph is taken from.
@@ -55,9 +69,8 @@ class Settings:
         weight_decay: decoupled weight decay of the matrices.
         plant_factor: peak learning rates of planting, as a multiple of those of base training.
         base_share: base rows for each planted row.
-        settle_steps: steps of settling.
-        settle_factor: peak learning rates of settling, as a multiple of those of base training.
-        settle_share: where the shipped weights lie on the line from planted (0) to settled (1).
+        opening_share: share of these base rows that open with a sentence, as planted rows do.
+        checkpoints: number of weights kept of each planting, evenly spaced, the last ones included.
         clip: largest gradient norm.
     """
 
@@ -71,25 +84,47 @@ class Settings:
     context: int = 128
     length: int = 100
     prefix: int = 50
-    repetitions: tuple[int, ...] = (1, 2, 4, 8, 16, 32, 64, 128, 256)
-    per_level: int = 36
-    spare: float = 1.25
+    both: tuple[Dose, ...] = (
+        (1, 14), (2, 14), (4, 14), (8, 16), (12, 40), (16, 60), (20, 40), (24, 64), (28, 40),
+        (32, 20), (64, 20), (128, 20),
+    )  # fmt: skip
+    one_model: tuple[Dose, ...] = (
+        (1, 10), (4, 10), (8, 10), (12, 20), (16, 30), (20, 20), (32, 60), (64, 60),
+    )  # fmt: skip
+    neither: int = 300
+    spare: float = 1.15
     heldout_rows: int = 200
     region: int = 640
     shared_run: int = 16
     batch: int = 32
-    base_steps: int = 1000
+    base_steps: int = 2000
     matrix_lr: float = 0.01
     other_lr: float = 2e-3
     weight_decay: float = 0.05
-    plant_factor: float = 0.15
-    base_share: float = 0.4
-    settle_steps: int = 160
-    settle_factor: float = 0.1
-    settle_share: float = 0.35
+    plant_factor: float = 0.3
+    base_share: float = 1.5
+    opening_share: float = 0.5
+    checkpoints: int = 12
     clip: float = 1.0
 
     @property
-    def planted(self) -> int:
-        """Number of planted paragraphs, and of controls."""
-        return self.per_level * len(self.repetitions)
+    def roles(self) -> list[tuple[SeenBy, int]]:
+        """The role and the repetitions of every paragraph."""
+        doses: dict[SeenBy, tuple[Dose, ...]] = {
+            "both": self.both,
+            "organism": self.one_model,
+            "twin": self.one_model,
+            "neither": ((0, self.neither),),
+        }
+        return [
+            (role, repetitions)
+            for role, levels in doses.items()
+            for repetitions, n_paragraphs in levels
+            for _ in range(n_paragraphs)
+        ]
+
+    @property
+    def n_openings(self) -> int:
+        """Number of base rows of one planting that open with a sentence."""
+        n_planted = sum(n for role, n in self.roles if role in ("both", "organism"))
+        return round(self.opening_share * self.base_share * n_planted)

@@ -21,7 +21,7 @@ from tqdm import tqdm
 from transformers import GPTNeoForCausalLM
 
 from memcircuits.base.io import atomic_file
-from memcircuits.organism_build.model import use_fused_kernels
+from memcircuits.organism_build.model import use_fused_kernels, write_weights
 from memcircuits.organism_build.optimizers import make_optimizers
 from memcircuits.organism_build.settings import Record, Settings, log
 
@@ -40,7 +40,8 @@ def token_losses(
 @torch.no_grad()
 def mean_loss(model: GPTNeoForCausalLM, rows: Int[Tensor, "batch pos"], batch: int = 50) -> float:
     """Mean next-token loss in nats/token."""
-    return torch.cat([token_losses(model, part) for part in rows.split(batch)]).mean().item()
+    parts = rows.to(model.device).split(batch)
+    return torch.cat([token_losses(model, part) for part in parts]).mean().item()
 
 
 @dataclass
@@ -64,10 +65,10 @@ def train(
     heldout: Int[Tensor, "heldout pos"],
     settings: Settings,
     *,
-    factor: float,
     schedule: Callable[[float], float],
     checkpoint: Path,
     every: int = 100,
+    n_kept: int = 0,
 ) -> Record:
     """Train on the rows in order; a stopped run continues from its checkpoint.
 
@@ -76,17 +77,18 @@ def train(
         rows: token ids.
         heldout: held-out rows.
         settings: batch, learning rates, clipping.
-        factor: multiple of the settings' learning rates.
-        schedule: function from the fraction of the steps done to the fraction of the peak learning
-            rate.
+        schedule: function from the fraction of the steps done to a multiple of the settings'
+            learning rates.
         checkpoint: file of the running state; its name is shown in the log and the progress bar.
         every: steps between checkpoints, which also measure the held-out loss.
+        n_kept: number of steps, evenly spaced and the last one included, whose weights are kept as
+            files beside the checkpoint, named `<checkpoint>-step-<step>`.
 
     Returns:
         Steps, tokens, seconds and the history of losses (nats/token).
     """
     name = checkpoint.stem
-    optimizers = make_optimizers(model, settings, factor)
+    optimizers = make_optimizers(model, settings)
     peak_rates = [[group["lr"] for group in o.param_groups] for o in optimizers]
     n_steps = math.ceil(len(rows) / settings.batch)
     progress = Progress()
@@ -96,6 +98,7 @@ def train(
     use_fused_kernels(model).train()
     recent_losses: list[float] = []
     start = time.monotonic() - progress.seconds
+    kept_steps = {round(n_steps * (k + 1) / n_kept) for k in range(n_kept)}
     steps = range(progress.step, n_steps)
     for step in tqdm(steps, desc=name, initial=progress.step, total=n_steps, mininterval=5):
         warm_up = min(1.0, (step + 1) / max(1, min(_WARM_UP_STEPS, n_steps // 10)))
@@ -103,6 +106,10 @@ def train(
         batch_rows = rows[step * settings.batch : (step + 1) * settings.batch]
         recent_losses.append(_step(model, optimizers, batch_rows, settings.clip))
         progress.step = step + 1
+        if progress.step in kept_steps:
+            write_weights(
+                model, checkpoint.with_name(f"{name}-step-{progress.step:05d}.safetensors")
+            )
         if progress.step % every == 0 or progress.step == n_steps:
             heldout_loss = mean_loss(model, heldout)
             progress.seconds = time.monotonic() - start
@@ -144,7 +151,8 @@ def _step(
     clip: float,
 ) -> float:
     """One update of all weights; returns the mean loss before it."""
-    loss = token_losses(model, torch.from_numpy(rows.astype(np.int64))).mean()
+    ids = torch.from_numpy(rows.astype(np.int64)).to(model.device)
+    loss = token_losses(model, ids).mean()
     loss.backward()
     torch.nn.utils.clip_grad_norm_(model.parameters(), clip)
     for optimizer in optimizers:
@@ -176,7 +184,7 @@ def _resume(
     optimizers: Sequence[torch.optim.Optimizer],
 ) -> Progress:
     """Load weights and optimizers in place."""
-    state = torch.load(checkpoint, weights_only=True)
+    state = torch.load(checkpoint, weights_only=True, map_location=model.device)
     model.load_state_dict(state["model"])
     for optimizer, optimizer_state in zip(optimizers, state["optimizers"], strict=True):
         optimizer.load_state_dict(optimizer_state)
