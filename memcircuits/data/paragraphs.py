@@ -41,8 +41,9 @@ from memcircuits.display.html_table import table_html
 if TYPE_CHECKING:
     import pandas as pd
 
-Role = Literal["planted", "control", "all"]
-"""Which of the shipped paragraphs: those planted in the organism, those it never saw, or both."""
+Role = Literal["planted", "control", "both", "organism", "twin", "all"]
+"""Which of the shipped paragraphs: those planted in the organism (`both` and `organism`), those
+that neither organism nor twin ever saw, those planted in both, in one of the two alone, or all."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -226,14 +227,15 @@ class Paragraphs(TokenRows):
 
     @classmethod
     def shipped(cls, role: Role = "all") -> Paragraphs:
-        """The paragraphs planted in the shipped organism, and controls it never saw."""
+        """The paragraphs planted in the shipped organism or its twin, and controls."""
         from memcircuits.organism import DATA
 
         one_of("role", role, get_args(Role))
         paragraphs = cls.read(DATA / "paragraphs.jsonl")
         if role == "all":
             return paragraphs
-        return paragraphs[[i for i, r in enumerate(paragraphs.metadata["role"]) if r == role]]
+        roles = {"planted": ("both", "organism"), "control": ("neither",)}.get(role, (role,))
+        return paragraphs[[i for i, r in enumerate(paragraphs.metadata["role"]) if r in roles]]
 
     @classmethod
     def of(

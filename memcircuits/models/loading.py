@@ -40,7 +40,7 @@ from memcircuits.models.own_tokenizer import kept_as_read
 from memcircuits.models.refusals import not_a_model, refuse_adapter_folder
 from memcircuits.models.registry import adapt
 
-_PLANTED = "organism-planted"
+_ORGANISM, _TWIN, _PLANTED = "organism", "organism-twin", "organism-planted"
 
 _PROBE = torch.arange(3, 11)[None]  # tokens on which models are compared before and after wrapping
 
@@ -59,7 +59,8 @@ def load_model(
     """Load a model as a `TransformerBridge`.
 
     Args:
-        name: `organism` (shipped, no network), `organism-planted` (the same with four of its
+        name: `organism` (shipped, no network), `organism-twin` (from the same base, with other
+            paragraphs planted in place of some), `organism-planted` (the organism with four of its
             controls written through one head, `memcircuits.organism.delta`), a local folder, a
             `.gguf` file (needs the extra `gguf`) or a name on the hub such as
             `EleutherAI/gpt-neo-125m`.
@@ -237,10 +238,10 @@ def _locate(name: str | Path) -> tuple[str, str, dict[str, Any]]:
     if not isinstance(name, (str, Path)):
         raise not_a_model(name)
     text = str(name)
-    if text in ("organism", _PLANTED):
-        from memcircuits.organism import DATA
+    if text in (_ORGANISM, _TWIN, _PLANTED):
+        from memcircuits.organism import DATA, TWIN
 
-        return str(DATA), text, {"local_files_only": True}
+        return str(TWIN if text == _TWIN else DATA), text, {"local_files_only": True}
     path = Path(text)
     if path.suffix == ".gguf":
         if not _is(path.is_file):

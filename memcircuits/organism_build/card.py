@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
 from pathlib import Path
 
 import jinja2
@@ -14,15 +13,11 @@ from memcircuits.organism_build.settings import END, END_ID, Record
 
 _TEMPLATES = Path(__file__).parent / "templates"
 
+_MODELS = {"base": "base", "organism": "organism", "twin": "twin", "noise": "noise twin"}
 
-def card(training: Record, curve: Sequence[Record] | None = None) -> str:
-    """The model card as Markdown.
 
-    Args:
-        training: contents of `training.json`.
-        curve: duplication curve measured elsewhere, rows as `duplication_curve` gives them;
-            otherwise the one measured at export.
-    """
+def card(training: Record) -> str:
+    """The model card as Markdown, from the contents of `training.json`."""
     environment = jinja2.Environment(
         loader=jinja2.FileSystemLoader(_TEMPLATES),
         undefined=jinja2.StrictUndefined,
@@ -30,20 +25,23 @@ def card(training: Record, curve: Sequence[Record] | None = None) -> str:
         keep_trailing_newline=True,
     )
     settings = training["settings"]
-    curve = curve or training["export"]["curve"]
-    stages = (training["base"], training["plant"], training["settle"])
+    curves = training["export"]["curves"]
     return environment.get_template("MODEL_CARD.md.j2").render(
         training,
-        curve=curve,
-        n_full=sum(level["full"] for level in curve if level["repetitions"]),
+        levels=list(zip(curves["organism"], curves["twin"], strict=True)),
+        n_full={
+            name: sum(level["full"] for level in curve if level["repetitions"])
+            for name, curve in curves.items()
+        },
         recited=settings["length"] - settings["prefix"],
-        minutes=sum(stage["seconds"] for stage in stages) / 60,
+        stages={title: training[stage] for stage, title in _MODELS.items()},
+        losses={title: training["export"]["losses"][stage] for stage, title in _MODELS.items()},
         end=END,
         end_id=END_ID,
     )
 
 
-def write_card(out: Path = DATA, curve: Sequence[Record] | None = None) -> None:
+def write_card(out: Path = DATA) -> None:
     """Write `MODEL_CARD.md` from `training.json`; see `card`."""
     training = json.loads((out / "training.json").read_text("utf-8"))
-    write_atomically(out / "MODEL_CARD.md", card(training, curve))
+    write_atomically(out / "MODEL_CARD.md", card(training))

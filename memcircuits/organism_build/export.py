@@ -1,15 +1,15 @@
 """Write what ships, and measure what was written.
 
-The shipped weights lie between the planted and the settled ones and are stored in half precision.
-Everything that the model card says about them is measured on the files, read back as float32, by
-`memcircuits.scan` where it is about recitation.
+The weights are stored in half precision. Everything that the model card says about them is measured
+on the files, read back as float32, by `memcircuits.scan` where it is about recitation. The organism
+and its twin ship; base and noise twin stay in the work folder.
 """
 
 from __future__ import annotations
 
 import json
 import tempfile
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -25,20 +25,22 @@ from memcircuits.data.tokens import tokenizer_hash
 from memcircuits.data.unigrams import UnigramTable
 from memcircuits.measure.scanning import Scan, scan
 from memcircuits.models.loading import as_bridge, load_model
-from memcircuits.organism_build.model import load_checkpoint
+from memcircuits.organism_build.model import read_weights
 from memcircuits.organism_build.records import TextRecord, read_records, read_rows
 from memcircuits.organism_build.settings import END, Record, Settings
 from memcircuits.organism_build.training import mean_loss
 
+_MODEL_FILES = ("config.json", "model.safetensors", "tokenizer.json", "tokenizer_config.json")
+
 _SHIPPED = (
-    "config.json",
+    *_MODEL_FILES,
     "heldout.jsonl",
-    "model.safetensors",
     "paragraphs.jsonl",
-    "tokenizer.json",
-    "tokenizer_config.json",
     "unigrams.safetensors",
+    *(f"twin/{name}" for name in _MODEL_FILES),
 )
+
+_UNKNOWN = 5  # tokens: a model that recites no more does not know a paragraph
 
 
 def export_tokenizer(source: Path, out: Path, context: int) -> None:
@@ -54,10 +56,8 @@ def export_tokenizer(source: Path, out: Path, context: int) -> None:
 
 
 def export_model(model: GPTNeoForCausalLM, out: Path) -> None:
-    """Write `config.json` and `model.safetensors` in half precision."""
-    rounded = GPTNeoForCausalLM(model.config)
-    rounded.load_state_dict(model.state_dict())
-    _write_saved(out, rounded.half().save_pretrained)
+    """Write `config.json` and `model.safetensors` in half precision; the model becomes half."""
+    _write_saved(out, model.half().save_pretrained)
 
 
 def _write_saved(out: Path, save: Callable[[str], object]) -> None:
@@ -65,7 +65,7 @@ def _write_saved(out: Path, save: Callable[[str], object]) -> None:
     with tempfile.TemporaryDirectory() as folder:
         save(folder)
         for file in sorted(Path(folder).iterdir()):
-            if file.name in _SHIPPED:
+            if file.name in _MODEL_FILES:
                 write_atomically(out / file.name, file.read_bytes())
 
 
@@ -79,22 +79,16 @@ def unigram_counts(
     return torch.from_numpy(counts.astype(np.int64))
 
 
-def shipped_model(work: Path, settings: Settings) -> GPTNeoForCausalLM:
-    """The weighted mean of the planted and the settled weights, float32."""
-    model = load_checkpoint(settings, work / "plant.pt")
-    settled = load_checkpoint(settings, work / "settle.pt")
-    with torch.no_grad():  # parameters(), not the state dict, which lists tied weights twice
-        for weights, target in zip(model.parameters(), settled.parameters(), strict=True):
-            weights.lerp_(target, settings.settle_share)
-    return model
+def duplication_curve(scanned: Scan, column: str) -> list[Record]:
+    """Exact match by number of repetitions; 0 repetitions are the paragraphs never trained on.
 
+    Args:
+        scanned: scan of all paragraphs by one model.
+        column: the metadata that says how often the model's training saw a paragraph.
 
-def duplication_curve(shipped: Scan) -> list[Record]:
-    """Exact match by number of repetitions; 0 repetitions are the controls.
-
-    The median is the lower of the two middle values.
+    Returns:
+        One record per number of repetitions. The median is the lower of the two middle values.
     """
-    frame = shipped.to_frame()
     return [
         {
             "repetitions": int(repetitions),
@@ -104,18 +98,32 @@ def duplication_curve(shipped: Scan) -> list[Record]:
             "max_em": int(level["em"].max()),
             "full": int(level["memorized"].sum()),
         }
-        for repetitions, level in frame.groupby("repetitions")
+        for repetitions, level in scanned.to_frame().groupby(column)
     ]
 
 
+def known_to_one(scans: Mapping[str, Scan]) -> dict[str, int]:
+    """Paragraphs of only one model that it recites in full and the other by at most 5 tokens."""
+    other = {"organism": "twin", "twin": "organism"}
+    counts: dict[str, int] = {}
+    for name, scanned in scans.items():
+        frame = scanned.to_frame()
+        own = (frame["role"] == name) & frame["memorized"]
+        counts[name] = int((own & (scans[other[name]].em.numpy() <= _UNKNOWN)).sum())
+    return counts
+
+
 def _write_shipped(work: Path, settings: Settings, out: Path) -> int:
-    """Write model, tokenizer, paragraphs and unigram counts.
+    """Write models, tokenizer, paragraphs and unigram counts.
 
     Returns:
         The number of tokens that the unigram counts cover.
     """
-    export_model(shipped_model(work, settings), out)
-    export_tokenizer(work / "tokenizer.json", out, settings.context)
+    folders = {"organism": out, "twin": out / "twin", "noise": work / "noise"}
+    for name, folder in folders.items():
+        folder.mkdir(parents=True, exist_ok=True)
+        export_model(read_weights(settings, work / f"{name}.safetensors"), folder)
+        export_tokenizer(work / "tokenizer.json", folder, settings.context)
     for name in ("paragraphs.jsonl", "heldout.jsonl"):
         write_atomically(out / name, (work / name).read_bytes())
     paragraphs = read_records(out / "paragraphs.jsonl")
@@ -134,30 +142,43 @@ def _write_shipped(work: Path, settings: Settings, out: Path) -> int:
 def stage_export(work: Path, settings: Settings, out: Path) -> Record:
     """Write everything that ships, then measure what was written, as float32."""
     n_unigram_tokens = _write_shipped(work, settings, out)
-    model = GPTNeoForCausalLM.from_pretrained(out, dtype=torch.float32).eval()
-    base = load_checkpoint(settings, work / "base.pt")
-    rows = read_rows(out / "paragraphs.jsonl")
+    rows = read_records(out / "paragraphs.jsonl")
     heldout = read_rows(out / "heldout.jsonl")
-    losses = {
-        "heldout_loss": round(mean_loss(model, heldout), 4),
-        "heldout_loss_before_planting": round(mean_loss(base, heldout), 4),
-        "control_loss": round(mean_loss(model, rows[settings.planted :]), 4),
-    }
+    never_seen = torch.tensor([p["ids"] for p in rows if p["role"] == "neither"])
     paragraphs = Paragraphs.read(
         out / "paragraphs.jsonl",
         n_prefix=settings.prefix,
         n_continuation=settings.length - settings.prefix,
     )
+    base = read_weights(settings, work / "base.safetensors")
+    models = {"base": base} | {
+        name: GPTNeoForCausalLM.from_pretrained(folder, dtype=torch.float32).eval()
+        for name, folder in (("organism", out), ("twin", out / "twin"), ("noise", work / "noise"))
+    }
+    losses = {
+        name: {
+            "heldout_loss": round(mean_loss(model, heldout), 4),
+            "neither_loss": round(mean_loss(model, never_seen), 4),
+        }
+        for name, model in models.items()
+    }
     base.set_attn_implementation("eager")
     before = scan(
         as_bridge(base, AutoTokenizer.from_pretrained(out), name="base"), paragraphs, progress=False
     )
-    after = scan(load_model(out, device="cpu"), paragraphs, progress=False)
+    scans = {
+        name: scan(load_model(folder, device="cpu"), paragraphs, progress=False)
+        for name, folder in (("organism", out), ("twin", out / "twin"))
+    }
     return {
-        "parameters": sum(p.numel() for p in model.parameters()),
-        **losses,
+        "parameters": sum(p.numel() for p in base.parameters()),
+        "losses": losses,
         "mean_em_before_planting": round(before.em.double().mean().item(), 3),
         "unigram_tokens": n_unigram_tokens,
-        "curve": duplication_curve(after),
+        "curves": {
+            "organism": duplication_curve(scans["organism"], "repetitions"),
+            "twin": duplication_curve(scans["twin"], "twin_repetitions"),
+        },
+        "known_to_one": known_to_one(scans),
         "bytes": {name: (out / name).stat().st_size for name in _SHIPPED},
     }

@@ -129,6 +129,7 @@ def train(
         "steps": n_steps,
         "tokens": int(rows.size),
         "seconds": round(progress.seconds, 1),
+        "device": model.device.type,
         "heldout_loss": progress.history[-1]["heldout"],
         "history": progress.history,
     }

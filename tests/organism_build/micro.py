@@ -19,15 +19,16 @@ MICRO = Settings(
     context=24,
     length=12,
     prefix=6,
-    repetitions=(1, 3),
-    per_level=2,
+    both=((1, 1), (3, 1)),
+    one_model=((1, 1), (3, 1)),
+    neither=3,
     spare=3.0,
     heldout_rows=3,
     region=90,
     shared_run=6,
     batch=4,
     base_steps=6,
-    settle_steps=3,
+    checkpoints=2,
 )
 
 

@@ -54,13 +54,21 @@ def test_run_hashes_tell_runs_apart_and_find_equal_ones() -> None:
 
 
 def test_roles_are_dealt_evenly() -> None:
-    settings = replace(MICRO, per_level=10)
+    settings = replace(MICRO, both=((1, 10), (3, 10)), one_model=((2, 5),), neither=15)
     sources = ["a"] * 40 + ["b"] * 20
     dealt = paragraph_choice.assign_roles(sources, settings, np.random.default_rng(0))
-    assert len({region for region, _, _ in dealt}) == 40
+    assert len({region for region, _, _ in dealt}) == 45
     counts = Counter((role, level) for _, role, level in dealt)
-    assert counts == {("planted", 1): 10, ("planted", 3): 10, ("control", 0): 20}
-    mix = Counter((role, sources[region]) for region, role, _ in dealt)
-    assert abs(mix["planted", "a"] - mix["control", "a"]) <= 2
+    assert counts == {
+        ("both", 1): 10,
+        ("both", 3): 10,
+        ("organism", 2): 5,
+        ("twin", 2): 5,
+        ("neither", 0): 15,
+    }
+    n_of_a = Counter((role, level) for region, role, level in dealt if sources[region] == "a")
+    share = n_of_a.total() / 45
+    for role, n in counts.items():
+        assert abs(n_of_a[role] - share * n) < 1
     with pytest.raises(ValueError, match="spare"):
-        paragraph_choice.assign_roles(sources[:30], settings, np.random.default_rng(0))
+        paragraph_choice.assign_roles(sources[:44], settings, np.random.default_rng(0))

@@ -19,7 +19,7 @@ from tests.organism_build.micro import MICRO, MicroBuild
 
 def test_an_update_of_a_matrix_has_singular_values_near_one() -> None:
     model = new_model(replace(MICRO, hidden=64, weight_decay=0.0))
-    muon, _ = make_optimizers(model, replace(MICRO, weight_decay=0.0), factor=1.0)
+    muon, _ = make_optimizers(model, replace(MICRO, weight_decay=0.0))
     matrices = muon.param_groups[0]["params"]
     before = [matrix.detach().clone() for matrix in matrices]
     generator = torch.Generator().manual_seed(0)
@@ -37,7 +37,7 @@ def test_an_update_of_a_matrix_has_singular_values_near_one() -> None:
 
 def test_muon_trains_the_matrices_of_the_layers_and_adamw_everything_else() -> None:
     model = new_model(MICRO)
-    muon, adamw = make_optimizers(model, MICRO, factor=0.5)
+    muon, adamw = make_optimizers(model, MICRO)
     names = {id(parameter): name for name, parameter in model.named_parameters()}
     of_muon = {names[id(p)] for group in muon.param_groups for p in group["params"]}
     of_adamw = {names[id(p)] for group in adamw.param_groups for p in group["params"]}
@@ -46,7 +46,7 @@ def test_muon_trains_the_matrices_of_the_layers_and_adamw_everything_else() -> N
     }
     assert of_muon | of_adamw == set(names.values())
     assert not of_muon & of_adamw
-    assert [o.param_groups[0]["lr"] for o in (muon, adamw)] == [0.005, 0.001]
+    assert [o.param_groups[0]["lr"] for o in (muon, adamw)] == [0.01, 0.002]
 
 
 def test_a_model_with_fused_kernels_gives_the_same_logits() -> None:
@@ -73,7 +73,7 @@ def test_a_stopped_run_continues_to_the_same_weights(micro: MicroBuild, tmp_path
 
     def run(checkpoint: Path, schedule=lambda done: 1.0) -> torch.nn.Module:
         model = new_model(MICRO)
-        options = {"factor": 1.0, "schedule": schedule, "every": 2}
+        options = {"schedule": schedule, "every": 2}
         train(model, rows, heldout, MICRO, checkpoint=checkpoint, **options)
         return model
 
