@@ -53,7 +53,7 @@ def recitation_over_steps(
     frame["repetitions"] = frame[["repetitions", "twin_repetitions"]].max(axis=1)
     records: list[Record] = []
     for checkpoint in checkpoints:
-        model = read_weights(settings, checkpoint).to(device)
+        model = read_weights(settings, checkpoint, device)
         em, nll = recitation(model, rows, settings.prefix)
         means = frame.assign(em=em.numpy(), nll=nll.double().numpy()).groupby(
             ["role", "repetitions"], sort=False

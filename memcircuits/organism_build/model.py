@@ -18,7 +18,7 @@ from memcircuits.base.io import atomic_file
 from memcircuits.organism_build.settings import END_ID, Settings
 
 
-def new_model(settings: Settings) -> GPTNeoForCausalLM:
+def new_model(settings: Settings, device: str = "cpu") -> GPTNeoForCausalLM:
     """The untrained model; its weights come from a generator of their own.
 
     Matrices are normal with a standard deviation of 0.02, those that write into the residual stream
@@ -48,6 +48,12 @@ def new_model(settings: Settings) -> GPTNeoForCausalLM:
                 into_stream = name.endswith(("out_proj.weight", "c_proj.weight"))
                 scale = 0.02 / math.sqrt(2 * settings.layers) if into_stream else 0.02
                 parameter.normal_(0.0, scale, generator=generator)
+    return _on(model, device)
+
+
+def _on(model: GPTNeoForCausalLM, device: str) -> GPTNeoForCausalLM:
+    module: torch.nn.Module = model  # the annotation of transformers' own `to` misses the device
+    module.to(device)
     return model
 
 
@@ -59,14 +65,14 @@ def write_weights(model: GPTNeoForCausalLM, path: Path) -> None:
         )
 
 
-def read_weights(settings: Settings, path: Path) -> GPTNeoForCausalLM:
+def read_weights(settings: Settings, path: Path, device: str = "cpu") -> GPTNeoForCausalLM:
     """The model, in float32, with the weights of a file of `write_weights`."""
     model = new_model(settings)
     weights = load_file(path)
     with torch.no_grad():
         for name, parameter in model.named_parameters():
             parameter.copy_(weights[name])
-    return model.eval()
+    return _on(model.eval(), device)
 
 
 def use_fused_kernels(model: GPTNeoForCausalLM) -> GPTNeoForCausalLM:

@@ -27,6 +27,7 @@ import time
 from collections.abc import Callable, Sequence
 from dataclasses import asdict
 from pathlib import Path
+from typing import Literal
 
 import numpy as np
 import torch
@@ -50,7 +51,7 @@ def stage_base(work: Path, settings: Settings, device: str) -> Record:
     """Base training: full learning rate, over the last 40 % of the steps down to a tenth."""
     rng = np.random.default_rng([settings.seed, 2])
     stream = np.load(work / "stream.npy")
-    model = new_model(settings).to(device)
+    model = new_model(settings, device)
     record = train(
         model,
         base_rows(stream, settings.base_steps * settings.batch, settings.context, rng),
@@ -66,6 +67,7 @@ def stage_base(work: Path, settings: Settings, device: str) -> Record:
 def stage_planting(work: Path, settings: Settings, name: Planting, device: str) -> Record:
     """Planting from the base weights, the learning rate falling linearly to zero."""
     paragraphs = read_records(work / "paragraphs.jsonl")
+    column: Literal["repetitions", "twin_repetitions"]
     column = "twin_repetitions" if name == "twin" else "repetitions"
     rows = planting_rows(
         [(p["ids"], p[column]) for p in paragraphs],
@@ -74,7 +76,7 @@ def stage_planting(work: Path, settings: Settings, name: Planting, device: str) 
         settings,
         order=int(name == "noise"),
     )
-    model = read_weights(settings, work / "base.safetensors").to(device)
+    model = read_weights(settings, work / "base.safetensors", device)
     record = train(
         model,
         rows,
