@@ -42,7 +42,11 @@ SHIPPED_LENGTH = 50  # tokens of prefix and of continuation
 BOS: dict[str, Bos] = {"auto": "auto", "yes": True, "no": False}
 
 # What each shipped model would be without the paragraphs that it was given.
-_TWINS = {"organism-planted": "organism"}
+_TWINS = {
+    "organism": "organism-twin",
+    "organism-twin": "organism",
+    "organism-planted": "organism",
+}
 
 
 @dataclass(frozen=True)
@@ -214,8 +218,8 @@ def load_twin(inputs: Inputs, name: str | None) -> Any:
 
 
 def is_shipped(model: str) -> bool:
-    """Whether a model name means the organism, or its planted variant."""
-    return model in ("organism", "organism-planted")
+    """Whether a model name means the organism, its twin or its planted variant."""
+    return model in _TWINS
 
 
 def unigram_table(model: str, path: Path | None) -> UnigramTable | None:

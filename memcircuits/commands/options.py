@@ -50,8 +50,7 @@ Engine = Annotated[
 Twin = Annotated[
     str | None,
     typer.Option(
-        help="Model that was not trained on the paragraphs; for organism-planted, by default, "
-        "the organism."
+        help="Model that was not trained on the paragraphs; by default, the shipped model's twin."
     ),
 ]
 Unigrams = Annotated[
@@ -79,8 +78,8 @@ def _of_text(text: str, *names: str, **settings: Any) -> Any:
 Model = Annotated[
     str,
     typer.Option(
-        help="organism or organism-planted (shipped), a local folder, a .gguf file or a name on "
-        "the hub.",
+        help="organism, organism-twin or organism-planted (shipped), a local folder, a .gguf "
+        "file or a name on the hub.",
         show_default="organism",
     ),
 ]
