@@ -25,6 +25,21 @@ N = 40  # paragraphs of each set of `readings`
 QUIET: Mapping[str, Any] = {"progress": False}
 
 
+def paragraphs() -> dict[str, Any]:
+    """How many paragraphs the organism was trained on, and how many it recites."""
+    scan = mc.scan(mc.load_model(), mc.Paragraphs.shipped(), **QUIET)
+    frame = scan.to_frame()
+    control = frame[scan.is_control.numpy()]
+    return {
+        "seen": int((frame["repetitions"] > 0).sum()),
+        "most": int(frame["repetitions"].max()),
+        "recited": int(frame["memorized"].sum()),
+        "control": len(control),
+        "never_seen": int((control["repetitions"] == 0).sum()),
+        "roles": frame["role"].value_counts().to_dict(),
+    }
+
+
 def heads() -> dict[str, Any]:
     """What `memcircuits heads` prints, and the gradients of both batches."""
     ranking = mc.find_memorization_heads(
@@ -99,6 +114,7 @@ def _with_interval(samples: Tensor) -> dict[str, float]:
 
 
 SECTIONS: Mapping[str, Callable[[], dict[str, Any]]] = {
+    "paragraphs": paragraphs,
     "heads": heads,
     "readings": readings,
 }
