@@ -33,7 +33,7 @@ from memcircuits.data.metadata import in_both, unique_names
 from memcircuits.data.normalizing import Normalize
 from memcircuits.data.reading import read_file, read_texts
 from memcircuits.data.token_ids import check_bos_ids, ids_from_rows, plain_ids
-from memcircuits.data.token_rows import TokenRows
+from memcircuits.data.token_rows import TokenRows, joined_as_written
 from memcircuits.data.tokens import TokenizerLike
 from memcircuits.data.windows import Windows
 from memcircuits.display.html_table import table_html
@@ -294,13 +294,7 @@ class Paragraphs(TokenRows):
 
     def __add__(self, other: Paragraphs) -> Paragraphs:
         """Both sets in one, of the same lengths; metadata that only one of them has is dropped."""
-        if (self.n_prefix, self.ids.shape[1]) != (other.n_prefix, other.ids.shape[1]):
-            raise InputError(
-                "paragraphs",
-                f"{self.n_prefix} + {self.n_continuation} and "
-                f"{other.n_prefix} + {other.n_continuation} tokens",
-                "both sets need the same lengths",
-            )
+        self.check_same_lengths(other)
         self.check_same_bos(other)
         shared = [key for key in self.metadata if key in other.metadata]
         return Paragraphs(
@@ -309,18 +303,9 @@ class Paragraphs(TokenRows):
             self.names + other.names,
             {key: self.metadata[key] + other.metadata[key] for key in shared},
             self.bos,
-            _as_written(self, other),
+            joined_as_written(self, other),
             reading_options=in_both(self.reading_options, other.reading_options),
         )
-
-    def check_same_bos(self, other: Paragraphs, argument: str = "paragraphs") -> None:
-        """Raise `InputError` unless the model reads both sets behind the same tokens."""
-        if self.bos != other.bos:
-            raise InputError(
-                argument,
-                f"behind {other.bos or 'no token'}, the others behind {self.bos or 'no token'}",
-                "compare paragraphs with the same tokens in front: give both the same bos",
-            )
 
     def with_ids(
         self, ids: Int[Tensor, "paragraph pos"], n_prefix: int | None = None
@@ -361,11 +346,3 @@ class Paragraphs(TokenRows):
 
 ParagraphsLike: TypeAlias = Paragraphs | Sequence[str] | Tensor | Sequence[Sequence[int]]
 """What the public functions take: `Paragraphs`, texts, or token ids [paragraph, pos]."""
-
-
-def _as_written(first: Paragraphs, second: Paragraphs) -> Int[Tensor, "paragraph pos"] | None:
-    """Token ids of two sets as they are written; None if none differs."""
-    if first.as_written is None and second.as_written is None:
-        return None
-    groups = (first, second)
-    return torch.cat([g.ids if g.as_written is None else g.as_written for g in groups])
