@@ -31,6 +31,7 @@ def paragraphs() -> dict[str, Any]:
     frame = scan.to_frame()
     control = frame[scan.is_control.numpy()]
     return {
+        "shipped": len(frame),
         "seen": int((frame["repetitions"] > 0).sum()),
         "most": int(frame["repetitions"].max()),
         "recited": int(frame["memorized"].sum()),

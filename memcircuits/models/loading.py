@@ -40,7 +40,9 @@ from memcircuits.models.own_tokenizer import kept_as_read
 from memcircuits.models.refusals import not_a_model, refuse_adapter_folder
 from memcircuits.models.registry import adapt
 
-_ORGANISM, _TWIN, _PLANTED = "organism", "organism-twin", "organism-planted"
+_TWIN, _PLANTED = "organism-twin", "organism-planted"
+SHIPPED_MODELS = ("organism", _TWIN, _PLANTED)
+"""Names of the models that ship with the package."""
 
 _PROBE = torch.arange(3, 11)[None]  # tokens on which models are compared before and after wrapping
 
@@ -238,7 +240,7 @@ def _locate(name: str | Path) -> tuple[str, str, dict[str, Any]]:
     if not isinstance(name, (str, Path)):
         raise not_a_model(name)
     text = str(name)
-    if text in (_ORGANISM, _TWIN, _PLANTED):
+    if text in SHIPPED_MODELS:
         from memcircuits.organism import DATA, TWIN
 
         return str(TWIN if text == _TWIN else DATA), text, {"local_files_only": True}

@@ -18,11 +18,10 @@ from typing import TYPE_CHECKING, Any, Literal, NamedTuple, get_args
 from memcircuits.base.statistics import DRAWS
 from memcircuits.data.paragraphs import Paragraphs
 from memcircuits.data.unigrams import COUNTED_HERE, UnigramTable
+from memcircuits.models.loading import SHIPPED_MODELS
 
 if TYPE_CHECKING:
     from memcircuits.evidence.ranking import Ranking
-
-SHIPPED_MODELS = ("organism", "organism-planted")
 
 Call = Literal["load", "read", "read paragraphs", "read control", "find"]
 """The Python call that takes a setting: `load_model`, `Paragraphs.read` (every call of it, or that
@@ -164,7 +163,8 @@ def _unigrams(source: str, model: str) -> Setting:
 def _has_shipped_paragraphs(ranking: Ranking) -> bool:
     """Whether the paragraphs are those that `memcircuits heads` takes by default."""
     given = ranking.provenance.paragraphs["paragraphs"]["hash"]
-    return ranking.provenance.model["name"] == "organism" and given == Paragraphs.shipped().hash
+    takes_all = ranking.provenance.model["name"] in ("organism", "organism-twin")
+    return takes_all and given == Paragraphs.shipped().hash
 
 
 def _python(ranking: Ranking, table: Sequence[Setting]) -> list[str]:

@@ -141,7 +141,7 @@ def how_to_read(ranking: Ranking) -> Prose:
                 f"Each {_noun(ranking)} was removed by itself. Its ",
                 strong("score"),
                 SCORES[ranking.provenance.options.get("score", "effect")],
-                f" A {_noun(ranking)} is ",
+                f" The {_noun(ranking)} is ",
                 strong("significant"),
                 " when chance alone would hardly give such a score (q < 0.05). The loss of a "
                 "recited text is near zero and can rise a lot, so where most are significant, "
