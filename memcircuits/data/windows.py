@@ -6,7 +6,7 @@ with more than half of their tokens unique, section 3), those with a keyword, ex
 Where the file itself separates prefix from continuation, the window is taken around that place. Two
 texts of which one is too short for this are cut from the beginning of both together, which is said.
 
-The ids are the truth: text is encoded once, without special tokens, and sliced.
+Measurements are of the ids: text is encoded once, without special tokens, and sliced.
 `retokenization_drift` shows why: encoding decoded text again often gives other ids.
 
 `cut` collects rows that cannot be used, so that the scan of a corpus goes on; `Paragraphs.read` is

@@ -48,7 +48,7 @@ def attention_view(
         unigrams: token counts; adds a strip coloured by rarity.
 
     Returns:
-        An `AttentionView`: shows itself in notebooks, `.to_html(path)` writes a page.
+        An `AttentionView`, which notebooks display; `.to_html(path)` writes a page.
 
     Raises:
         InputError: for a layer or head that the model does not have, or several paragraphs.
