@@ -53,7 +53,7 @@ def arguments(argv: Sequence[str] | None) -> argparse.Namespace:
     add("--model", default="organism", help="name on the hub, folder or .gguf file")
     add("--paragraphs", help="file of paragraphs; those with EM 50 are the memorized ones")
     add("--controls", help="file of paragraphs that are not memorized")
-    add("--perturbed", help="file of perturbed memorized paragraphs; by default, they are searched for")
+    add("--perturbed", help="file of perturbed memorized paragraphs; else searched for")
     add("--as-given", action="store_true", help="--paragraphs are memorized, --controls are not")
     add("--unigrams", help="table of token counts (memcircuits unigrams); else counted here")
     add("--max-paragraphs", type=int, help=f"of each kind; {USUAL}, {SMALL} on the organism")

@@ -1,7 +1,7 @@
 """Paragraphs as token ids: a prefix that is given and a continuation that may be recited.
 
-Measurements are of the ids. Text is encoded once, without special tokens, and sliced; it is decoded only
-to be shown, because decoding and encoding again does not always give the same ids.
+Measurements are of the ids. Text is encoded once, without special tokens, and sliced; it is decoded
+only to be shown, because decoding and encoding again does not always give the same ids.
 
 A model that was trained behind a beginning-of-sequence token (BOS) has to read it in front of every
 paragraph. Such tokens are kept beside the ids, in `bos`. `inputs` is what a model reads, `ids` what
