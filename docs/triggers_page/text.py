@@ -206,7 +206,8 @@ continuations by {nll_memorized} nats/token and that of controls by {nll_control
 writes after a control is its most likely choice, but not a certain one: {base_control} nats/token
 with nothing replaced, against {base_memorized}, and {repeated_control} % of it repeats earlier
 tokens, against {repeated_memorized} %. A small disturbance tips one of its choices, and EM counts
-nothing behind that. The contrast in EM is one of margins, not of how much the prefix matters to the loss.""",
+nothing behind that. The contrast in EM is one of margins, not of how much the prefix matters to the
+loss.""",
     "causes": """\
 Position comes first in every row: the later a token, the more it matters. Surprising tokens matter
 beyond that to recitations. Rarity does not: its interval includes 0 for them with each of the four
