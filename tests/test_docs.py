@@ -63,7 +63,7 @@ def test_examples_in_docstrings():
     often = [
         i
         for i, n in enumerate(mc.Paragraphs.shipped("planted").metadata["repetitions"])
-        if n == 256
+        if n == 128
     ]
     given = {
         "mc": mc,

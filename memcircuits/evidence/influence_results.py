@@ -63,7 +63,9 @@ class Influence(Result, kind="influence"):
     def teachers(self) -> pd.DataFrame:
         """For each tested row, the trained row that raises its log-probability most.
 
-        Trained rows are compared per length of their step.
+        Trained rows are compared per length of their step. A tested row that is recited with
+        certainty hardly changes by any step, and a text that raises all recitations a little may
+        then pass its own teacher.
 
         Returns:
             Columns `tested, teacher, influence` (nats), `per_step_length`, `next` (the second best

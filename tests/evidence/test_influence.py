@@ -118,9 +118,15 @@ def test_own_influence_per_step_is_the_largest_of_its_column():
 
 
 def test_the_near_copy_of_a_recitation_is_named_as_its_teacher():
-    """Candidates: copies of recitations with every twentieth token replaced, and other texts."""
+    """Candidates: copies of recitations with every twentieth token replaced, and other texts.
+
+    Not of texts that training saw more than 32 times: a step on a copy hardly changes those.
+    """
     model = mc.load_model()
-    recited = mc.scan(model, mc.Paragraphs.shipped("planted"), progress=False).memorized[::30]
+    recited = mc.scan(model, mc.Paragraphs.shipped("planted"), progress=False).memorized
+    doses = recited.metadata["repetitions"]
+    recited = recited[[i for i, dose in enumerate(doses) if dose <= 32][::16]]
+    assert len(recited) >= 5
     near = recited.ids.clone()
     near[:, 2::20] = mc.Paragraphs.shipped("control").ids[: len(near), 2::20]
     candidates = mc.Paragraphs(near, names=tuple(f"copy of {n}" for n in recited.names))
