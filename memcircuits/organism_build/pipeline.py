@@ -223,6 +223,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except (ValueError, RuntimeError) as error:
         log.error("%s", error)
         return 2
-    for level in training["export"]["curve"]:
-        log.info("%s", level)
+    for name, curve in training["export"]["curves"].items():
+        for level in curve:
+            log.info("%s: %s", name, level)
     return 0
