@@ -2,6 +2,7 @@ from .base.errors import InputError
 from .base.heads import Head
 from .data.paragraphs import Paragraphs
 from .data.unigrams import UnigramTable
+from .editing.audits.audit import audit_edit
 from .editing.planting import plant
 from .editing.unlearning import edit, unlearn
 from .evidence.ablation import ablate_heads
@@ -39,6 +40,7 @@ __all__ = [
     "ablate_heads",
     "activation_gradients",
     "attention_view",
+    "audit_edit",
     "compare",
     "contrast",
     "contrastive_gradients",

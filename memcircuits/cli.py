@@ -16,6 +16,7 @@ import typer
 from memcircuits.commands import (
     ablate,
     attention,
+    audit,
     bench,
     common,
     compare,
@@ -82,7 +83,7 @@ _COMMANDS: dict[str, tuple[Callable[..., None], ...]] = {
         lookups.lookups,
         core.core,
     ),
-    "Change": (unlearn.unlearn, edit.edit, plant.plant),
+    "Change": (unlearn.unlearn, audit.audit, edit.edit, plant.plant),
     "Check": (info.info,),
 }
 for _panel, _commands in _COMMANDS.items():

@@ -3,14 +3,15 @@
 An edit that only hides a paragraph may be undone by a few training steps on text that does not
 contain it. `recovery_curve` trains the edited model on other paragraphs and measures the EM of the
 forgotten ones after each step. The unedited model, trained alike, is the control: it shows how much
-of its recitation the same training destroys.
+of its recitation the same training destroys. A twin that never saw the paragraphs, trained alike,
+shows how soon a text is learned that was never there.
 """
 
 from __future__ import annotations
 
 import contextlib
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -40,7 +41,8 @@ class Recovery(Result, kind="recovery"):
 
     Attributes:
         em: EM of the paragraphs not trained on, tokens, [arm, step, paragraph]; the arms are the
-            edited and the unedited model, the first step is before any training.
+            edited model, the unedited one and, where it was given, the twin; the first step is
+            before any training.
         steps: number of training steps at each entry, [step].
         provenance: where the numbers come from.
         groups: number of each paragraph's independent group, [paragraph]; None: each is its own.
@@ -67,7 +69,7 @@ class Recovery(Result, kind="recovery"):
         import pandas as pd
 
         rows = []
-        for index, arm in enumerate(("edited", "unedited")):
+        for index, arm in enumerate(("edited", "unedited", "twin")[: len(self.em)]):
             values = self._group_em(index)
             low, high = bootstrap_interval(values.T)
             rows += [
@@ -107,6 +109,7 @@ def recovery_curve(  # noqa: PLR0913
     forgotten: ParagraphsLike,
     trained: ParagraphsLike,
     *,
+    twin: Model | None = None,
     steps: int = 20,
     learning_rate: float = 1e-4,
     every: int = 1,
@@ -116,13 +119,14 @@ def recovery_curve(  # noqa: PLR0913
     """Measure how quickly training on other text brings forgotten paragraphs back.
 
     All matrices of the blocks are trained by Adam on `trained`, once starting from the edited and
-    once from the unedited model; the model is unchanged afterwards.
+    once from the unedited model, and once from the twin; all are unchanged afterwards.
 
     Args:
         model: the model that the edit was made for.
         edit: the edit.
         forgotten: paragraphs that the edit removed and that are not trained on.
         trained: paragraphs to train on: other text, or further paragraphs that were removed.
+        twin: a model of the same tokenizer that was not trained on `forgotten`; None: not trained.
         steps: number of Adam steps, each on all of `trained`.
         learning_rate: of Adam, in units of weight.
         every: number of steps between two measurements.
@@ -147,16 +151,21 @@ def recovery_curve(  # noqa: PLR0913
         steps=steps,
         learning_rate=learning_rate,
     )
-    with bar(2 * steps, "relearn", unit="step", progress=progress) as steps_bar:
+    arms = 2 if twin is None else 3
+    with bar(arms * steps, "relearn", unit="step", progress=progress) as steps_bar:
         training = _Training(
             adapter, forgotten, trained, steps, learning_rate, every, memory_budget, steps_bar
         )
         with _restored(adapter), edit.apply(adapter):
-            edited = training.run()
+            curves = [training.run()]
         with _restored(adapter):
-            unedited = training.run()
+            curves.append(training.run())
+        if twin is not None:
+            other = adapt(twin)
+            with _restored(other):
+                curves.append(replace(training, adapter=other).run())
     return Recovery(
-        em=torch.stack([edited, unedited]),
+        em=torch.stack(curves),
         steps=torch.arange(0, steps + 1, every),
         provenance=provenance,
         groups=forgotten.groups,

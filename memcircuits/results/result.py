@@ -45,6 +45,7 @@ MODULE_OF_KIND = {
     "cut-prefix": "evidence.prefix_cuts.result",
     "document-map": "measure.document.document_map",
     "edit": "editing.edit",
+    "edit-audit": "editing.audits.result",
     "edit-report": "editing.edit_report",
     "formation": "evidence.formation_results",
     "influence": "evidence.influence_results",

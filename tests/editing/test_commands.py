@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
+from pathlib import Path
 
+import jsonschema
 import pytest
 from typer.testing import CliRunner
 
 import memcircuits as mc
 from memcircuits.cli import app
+from memcircuits.commands import output
 from memcircuits.editing.edit import Edit
 from tests.helpers import models as zoo
 from tests.helpers.editing import UNSEEN
@@ -132,3 +136,30 @@ def test_edit_command(run, tmp_path):
     assert text["em_wanted"] == record["tables"]["steps"][-1]["em_new"]
     assert text["before"] != text["after"]
     assert (tmp_path / "edit.safetensors").is_file()
+
+
+def test_audit_command(run, tmp_path):
+    zoo.save("gpt_neo", tmp_path / "twin", seed=1)
+    edited, out = tmp_path / "edited", tmp_path / "out"
+    result = run("unlearn", "--fraction", "0.02", "--kl-budget", "0.05", "--out", str(edited))
+    assert result.exit_code == 0
+    file = ["audit", "--edit", str(edited / "edit.safetensors"), "--out", str(out)]
+    small = ["--attacks", "1", "--relearning-steps", "1"]
+    result = run(*file, *small, "--twin", str(tmp_path / "twin"))
+    assert result.exit_code == 0
+    record = json.loads(result.stdout)
+    schema = json.loads(Path(output.__file__).with_name("output.schema.json").read_text())
+    jsonschema.validate(record, schema)
+    measures = {row["measure"]: row for row in record["tables"]["measures"]}
+    assert measures["em"]["unedited"] == 12
+    assert measures["em"]["edited"] < 2
+    assert record["values"]["reference"] == "twin"
+    assert sorted(path.name for path in out.iterdir()) == ["audit.html", "audit.safetensors"]
+    # Other paragraphs than the edit's are refused.
+    other = Edit.load(edited / "edit.safetensors")
+    made_for = {**other.provenance.paragraphs, "memorized": {"n": 1, "hash": "other"}}
+    provenance = dataclasses.replace(other.provenance, paragraphs=made_for)
+    path = dataclasses.replace(other, provenance=provenance).save(tmp_path / "other.safetensors")
+    result = run("audit", "--edit", str(path), "--stand-in", "--out", str(out))
+    assert result.exit_code == 2
+    assert "--paragraphs: not those that the edit was made for" in result.stderr

@@ -101,6 +101,9 @@ CALLS: dict[str, Callable[[Any, str], Any]] = {
     "evaluate_edit": lambda m, name: evaluate_edit(
         m, edit_of(m, name), *halves(name), attacks=2, progress=False
     ),
+    "audit_edit": lambda m, name: mc.audit_edit(
+        m, edit_of(m, name), *halves(name), attacks=1, relearning_steps=1, progress=False
+    ),
     "edit_divergence": lambda m, name: edit_divergence(m, edit_of(m, name), halves(name)[1]),
     "recovery_curve": lambda m, name: recovery_curve(
         m, edit_of(m, name), *halves(name), steps=2, progress=False

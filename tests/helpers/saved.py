@@ -46,6 +46,7 @@ RESULTS = (
     "Contrast",
     "NoiseCurve",
     "Writes",
+    "EditAudit",
 )
 """The types of result, which name their files."""
 
@@ -87,6 +88,7 @@ def save_all(model: nn.Module, folder: Path) -> Path:
         minimal_sets(model, paragraphs[:1], max_tokens=1, **quiet),
         weight_noise(model, memorized, control, sizes=(0.1,), draws=1, **quiet),
         writes(model, memorized, ["L0H1", "L1.mlp"], **quiet),
+        mc.audit_edit(model, edit, memorized, control, attacks=1, relearning_steps=1, **quiet),
     ]
     assert {type(result) for result in results} == set(result_types().values())  # a new one: add it
     for result in results:

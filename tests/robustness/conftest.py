@@ -5,8 +5,10 @@ from __future__ import annotations
 import json
 
 import pytest
+import torch
 
 import memcircuits as mc
+from memcircuits.editing.recipe import Recipe
 from tests.helpers import models as zoo
 from tests.helpers.saved import save_all
 
@@ -57,4 +59,7 @@ def original(tmp_path_factory):
     (path / "document.txt").write_text(" ".join(paragraphs.texts(model)))
     ranking = mc.find_memorization_heads(model, paragraphs, draws=20, progress=False)
     ranking.save(path / "ranking.safetensors")
+    target = paragraphs[:4].sample(1, torch.Generator().manual_seed(0))  # as `unlearn` draws it
+    edit = mc.unlearn(model, target, paragraphs[4:], recipe=Recipe(steps=1), progress=False)
+    edit.save(path / "edit.safetensors")
     return path

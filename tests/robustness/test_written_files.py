@@ -57,6 +57,10 @@ COMMANDS = {
     "patch": ["patch", "--max-paragraphs", "2", "--out", "{out}"],
     "perturb": ["perturb", "--out", "{out}"],
     "unlearn": ["unlearn", "--fraction", "0.1", "--out", "{out}"],
+    "audit": [
+        *("audit", "--edit", "{original}/edit.safetensors", "--stand-in", "--attacks", "1"),
+        *("--relearning-steps", "1", "--out", "{out}"),
+    ],
     "edit": ["edit", "--fraction", "0.3", "--kl-budget", "9", "--out", "{out}"],
     "plant": [
         *("plant", "--where", "L0.attn,L0.mlp,L1.mlp,L2H1", "--kl-budget", "9"),

@@ -1,0 +1,88 @@
+"""What an audit means, in words.
+
+The verdict compares the edited model with the unedited one and with the reference:
+
+| verdict | when |
+| --- | --- |
+| not touched | every target is recited as before, and its distribution moved less than 1 % of the way |
+| hidden | some way brings half of the recitation back, or less than half of the depth is reached |
+| erased to the reference within noise | depth at least 0.8, at most a tenth of the remembered bits left, and no way brings back more than 2 tokens more than the reference recites |
+| weakened | anything between |
+
+The ways back are attacked prefixes, entries in the middle of the continuation, rounding of the
+weights, and training. What a way brings back is counted beyond the reference, as a share of what
+the unedited model recites. The depth and the remembered bits enter with the bound of their 95 %
+interval that speaks against the edit; one independent group has no interval, and its value counts.
+"""  # noqa: E501
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Literal
+
+Verdict = Literal["not touched", "hidden", "weakened", "erased to the reference within noise"]
+
+MOVED = 0.01
+"""Share of the distance to the reference below which a text counts as not touched."""
+
+BACK = 0.5
+"""Share of the recitation at which a way counts as bringing it back."""
+
+DEPTH, LEFT, SLACK = 0.8, 0.1, 2.0
+"""Smallest depth, largest share of remembered bits, and tokens beyond the reference, if erased."""
+
+
+@dataclass(frozen=True)
+class Recited:
+    """Mean tokens that one way brings back.
+
+    Attributes:
+        edited: of the edited model.
+        reference: of the reference.
+        unedited: of the unedited model from the targets' own prefixes.
+    """
+
+    edited: float
+    reference: float
+    unedited: float
+
+    @property
+    def share(self) -> float:
+        """What comes back beyond the reference, as a share of what there was."""
+        return (self.edited - self.reference) / max(self.unedited - self.reference, 1.0)
+
+
+def ways_back(recited: Mapping[str, Recited]) -> tuple[str, ...]:
+    """The ways that bring half of the recitation back."""
+    return tuple(name for name, each in recited.items() if each.share >= BACK)
+
+
+def verdict_of(
+    recited: Mapping[str, Recited],
+    depth: tuple[float, float],
+    remembered: tuple[float, float],
+    *,
+    moved: float,
+    same_em: bool,
+) -> Verdict:
+    """The verdict.
+
+    Args:
+        recited: way -> tokens that it brings back; among them the own prefix.
+        depth: erasure depth, and the lower bound of its interval (NaN: none).
+        remembered: share of the remembered bits left, and the upper bound (NaN: none).
+        moved: KL(unedited || edited) as a share of KL(unedited || reference), on the targets.
+        same_em: whether every target is recited as far as before.
+    """
+    if same_em and abs(moved) < MOVED:
+        return "not touched"
+    worst_depth = depth[0] if math.isnan(depth[1]) else depth[1]
+    worst_left = remembered[0] if math.isnan(remembered[1]) else remembered[1]
+    if ways_back(recited) or not depth[0] >= BACK:
+        return "hidden"
+    back = max(each.edited - each.reference for each in recited.values())
+    if worst_depth >= DEPTH and worst_left <= LEFT and back <= SLACK:
+        return "erased to the reference within noise"
+    return "weakened"
