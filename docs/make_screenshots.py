@@ -87,7 +87,7 @@ def collect(kept: Results) -> dict[str, Any]:
     edits = {
         f"{mask} 0.1 %": kept.get(
             f"edit-{mask}",
-            lambda mask=mask: mc.unlearn(model, targets, objective, mask=mask),
+            lambda mask=mask: mc.unlearn(model, targets, objective, depth="surface", mask=mask),
         )
         for mask in ("top", "random")
     }

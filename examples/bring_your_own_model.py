@@ -254,7 +254,7 @@ def main(source: str | Path, where: str = WHERE) -> Found:
             result.append(f"a page of {size / 1e6:.1f} MB")
 
         with log.step("unlearn one paragraph") as result:
-            unlearned = mc.unlearn(model, written[:1], control, **quiet)
+            unlearned = mc.unlearn(model, written[:1], control, depth="surface", **quiet)
             result.append(unlearned)
 
         with log.step("edit one paragraph") as result:

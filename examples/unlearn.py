@@ -21,6 +21,7 @@
 # `python docs/make_notebooks.py unlearn` runs it and writes the other.
 
 # %%
+import math
 from dataclasses import replace
 
 import memcircuits as mc
@@ -38,12 +39,12 @@ seen, unseen = control[:80], control[-24:]
 # %% [markdown]
 # ## The edit
 #
-# `unlearn` sees 80 controls and may cost the held-out ones among them 0.02 nats/token of KL. It
-# takes the three targets one after another, a thousandth of the weights for each, and stops when
-# all are recited for fewer than 5 tokens, which takes less.
+# `unlearn` trains a tenth of the weights until the model answers like one that never saw the three
+# targets: after their prefixes, after attacked ones, and at every token of the text. 80 controls
+# say what is to be kept.
 
 # %%
-edit = mc.unlearn(model, targets, seen, kl_budget=0.02)
+edit = mc.unlearn(model, targets, seen)
 print(edit)
 print("stopped by", edit.stopped)
 edit.figure()
@@ -64,26 +65,30 @@ for i, name in enumerate(targets.names):
     print("  after: ", repr("".join(pieces[1][50:])), "\n")
 
 # %% [markdown]
-# ## Beside the paper's recipe
+# ## Beside shallower edits
 #
-# Four arms of it: all weights, as many as ours with the largest gradient, and twice as many at
-# random. They are measured on 24 controls that no edit was given: the KL along what the model
-# writes there by itself, how many of those 50 tokens it still writes, and the perplexity of text.
+# `depth="surface"` changes a thousandth of the weights for each target and stops as soon as all are
+# recited for fewer than 5 tokens. It costs less, and mostly blocks the first tokens. Four arms
+# follow the paper's recipe: all weights, as many as the surface edit with the largest gradient, and
+# twice as many at random. All are measured on 24 controls that no edit was given: the KL along what
+# the model writes there by itself, how many of those 50 tokens it still writes, and the perplexity
+# of text.
 # `em_attacked` is the largest EM of the targets under their own prefix and some with a few tokens
 # replaced; `others` are other paragraphs that the model recites: an edit may cut them, too.
 
 # %%
-arms = {"ours": edit}
+surface = mc.unlearn(model, targets, seen, depth="surface", kl_budget=0.02)
+arms = {"deep": edit, "surface": surface}
 for mask, rate in {"all": 3e-5, "top": 1e-3, "random": 1e-3, "random-per-tensor": 1e-3}.items():
     arms[f"reference, {mask}"] = mc.unlearn(
         model,
         targets,
         control[:13],
-        fraction=edit.n_masked / edit.n_candidates,
+        fraction=surface.n_masked / surface.n_candidates,
         mask=mask,
         recipe=replace(STOEHR_2024, learning_rate=rate),
         em_below=0.0,
-        kl_budget=None,
+        kl_budget=math.inf,
     )
 others = mc.scan(model, planted[often]).memorized[3:]
 table = compare_edits(model, arms, targets, unseen, others=others, heldout=unseen, attacks=5)

@@ -4,7 +4,8 @@ from .data.paragraphs import Paragraphs
 from .data.unigrams import UnigramTable
 from .editing.audits.audit import audit_edit
 from .editing.planting import plant
-from .editing.unlearning import edit, unlearn
+from .editing.rewriting import edit
+from .editing.unlearning import unlearn
 from .evidence.ablation import ablate_heads
 from .evidence.attention_view import attention_view
 from .evidence.comparisons.compare import compare

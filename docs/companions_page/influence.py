@@ -21,7 +21,8 @@ MEASURED = (
     f"One gradient step ({ETA:g}) on each text, and the change of log p of each tested one. A "
     "teacher is the text that helps a recitation most per length of its step; candidates are near "
     "copies of the recitations, of which every 20th, 10th or 5th token is another, and as many "
-    "controls. Harm is the change of log p of other recitations after `unlearn` of one paragraph. "
+    "controls. Harm is the change of log p of other recitations after `unlearn` (at the surface) "
+    "of one paragraph. "
     "Pieces of 12 prefix tokens, as in the paper, are tested on each token of the continuation: "
     "what helps it could be copied from the context. Learning in context was not measured."
 )
@@ -102,7 +103,9 @@ def harm_predicted(subject: Subject, recited: mc.Paragraphs) -> list[Row]:
     before = mc.scan(model, recited, progress=False).log_prob
     after = []
     for target in targets:
-        with mc.unlearn(model, target, subject.control[:N_GUARDS], progress=False).apply(model):
+        with mc.unlearn(
+            model, target, subject.control[:N_GUARDS], depth="surface", progress=False
+        ).apply(model):
             after.append(mc.scan(model, recited, progress=False).log_prob)
     harm = torch.stack(after) - before
     step = mc.influence(model, targets, recited, -ETA, progress=False)

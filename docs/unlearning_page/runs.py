@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import math
 import os
 import re
 import tempfile
@@ -122,7 +123,7 @@ def make(
     many = len(target) > 1
     if not variant:
         recipe = dataclasses.replace(STOEHR_2024, learning_rate=rate)
-        options: dict[str, Any] = {"control": s.few, "em_below": 0.0, "kl_budget": None}
+        options: dict[str, Any] = {"control": s.few, "em_below": 0.0, "kl_budget": math.inf}
     else:
         recipe = AT_ONCE if variant == "at-once" else VARIANTS[variant][1]
         options = {"control": s.control, "em_below": em_below, "curvature": s.curvature}

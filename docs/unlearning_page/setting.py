@@ -11,8 +11,8 @@ import torch
 import memcircuits as mc
 from memcircuits.editing.curvature import Curvature
 from memcircuits.editing.evaluation import extraction_probability, random_prefixes
+from memcircuits.editing.find_edit import control_curvature
 from memcircuits.editing.recipe import NATURAL_GRADIENT, Recipe
-from memcircuits.editing.unlearning import control_curvature
 from memcircuits.measure.continuation import read_continuation
 from memcircuits.measure.decoding import greedy_continuations
 from memcircuits.models.registry import adapt

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import math
 from collections.abc import Iterator, Sequence
 from typing import Any, Literal
 
@@ -81,7 +82,7 @@ def edited_em(
         if arm is not None:
             job, mask, seen = arm
             options: dict[str, Any] = {"mask": mask, "seed": study.seed + i, **study.options}
-            options |= {"recipe": STOEHR_2024, "kl_budget": None}
+            options |= {"recipe": STOEHR_2024, "kl_budget": math.inf}
             if job == "unlearn":
                 edit = mc.unlearn(study.model, clean[i], seen, em_below=0.0, **options)
             else:

@@ -34,7 +34,7 @@ def edit(
 
     Example: memcircuits edit --targets 1 --export rewritten
     """
-    from memcircuits.editing.unlearning import edit as find_edit
+    from memcircuits.editing.rewriting import edit as find_edit
     from memcircuits.evidence.triggers.perturbation import perturb_prefix
 
     task = EditTask.load(inputs, options, paired=rewritten is not None)
@@ -53,7 +53,6 @@ def edit(
         task.targets,
         wanted,
         task.control,
-        kl_budget=options.kl_budget,
         **options.search(progress=inputs.progress),
     )
     report_edit(result, task, inputs, out=out, export=options.export, json=json, wanted=wanted)

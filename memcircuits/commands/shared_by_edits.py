@@ -41,17 +41,24 @@ class EditOptions:
         typer.Option(min=1, help="Maximum number of memorized paragraphs to edit, by --seed."),
     ] = 1
     fraction: Annotated[
-        float,
-        typer.Option(help="Fraction of the candidate weights that may change per paragraph."),
-    ] = 0.001
+        float | None,
+        typer.Option(
+            help="Fraction of the candidate weights that may change (per paragraph, if one by "
+            "one); by default 0.001, and of deep unlearning 0.1."
+        ),
+    ] = None
     heads: Heads = None
     layers: Annotated[str | None, typer.Option(help="Use only these layers, for instance 0,1.")] = (
         None
     )
     components: Components = None
     kl_budget: Annotated[
-        float, typer.Option(help="Maximum KL on held-out controls, nats/token.")
-    ] = 0.002
+        float | None,
+        typer.Option(
+            help="Maximum KL on held-out controls, nats/token; by default 0.002, and no limit for "
+            "deep unlearning."
+        ),
+    ] = None
     heldout: Annotated[
         Path | None,
         typer.Option(help="File of texts to measure perplexity on; the organism has its own."),
@@ -65,8 +72,10 @@ class EditOptions:
         from memcircuits.editing.export import check_new
 
         numbers("--layers", self.layers)
-        fraction("--fraction", self.fraction)
-        positive("--kl-budget", self.kl_budget)
+        if self.fraction is not None:
+            fraction("--fraction", self.fraction)
+        if self.kl_budget is not None:
+            positive("--kl-budget", self.kl_budget)
         if self.export is not None:
             check_new(self.export, "--export")
 
@@ -84,8 +93,8 @@ class EditOptions:
 
     def search(self, *, progress: bool) -> dict[str, Any]:
         """The arguments that say which weights are searched, and how."""
-        return {
-            "fraction": self.fraction,
+        given = {"fraction": self.fraction, "kl_budget": self.kl_budget}
+        return {name: value for name, value in given.items() if value is not None} | {
             "heads": names(self.heads),
             "layers": numbers("--layers", self.layers),
             "components": names(self.components),

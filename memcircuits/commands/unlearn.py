@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
 
-from memcircuits.commands.inputs import Inputs
+from memcircuits.commands.inputs import Inputs, load
 from memcircuits.commands.options import Json, Out
 from memcircuits.commands.output import say
 from memcircuits.commands.shared_by_edits import EditOptions, EditTask, report_edit
@@ -30,13 +30,21 @@ def unlearn(
         typer.Option(help="Which weights may change; the last three are for comparison."),
     ] = "top",
     recipe: Annotated[
-        Literal["natural", "reference"], typer.Option(help="reference is the paper's.")
-    ] = "natural",
+        Literal["deep", "surface", "reference"],
+        typer.Option(
+            help="deep: forget from every entry; surface: stop the recitation with few weights; "
+            "reference: the paper's."
+        ),
+    ] = "deep",
+    twin: Annotated[
+        str | None,
+        typer.Option(help="For deep: a model that was not trained on the paragraphs."),
+    ] = None,
     em_below: Annotated[
         float | None,
         typer.Option(
-            help="Stop when every target's EM is below this many tokens; by default, a tenth of "
-            "the continuation."
+            help="A target is forgotten, and surface stops, below this EM in tokens; by default, a "
+            "tenth of the continuation."
         ),
     ] = None,
     arms: Annotated[
@@ -53,27 +61,29 @@ def unlearn(
     out: Out = Path("memcircuits-unlearn"),
     json: Json = False,
 ) -> None:
-    """Change few weights so that memorized paragraphs are no longer recited.
+    """Change weights so that memorized paragraphs are no longer recited.
 
-    Several targets are edited one after another until the KL passes --kl-budget: set it for all of
-    them together. On the organism the first target takes two minutes of one core, each further one
-    twenty seconds. Half of the controls are not used by the optimisation and are measured
-    afterwards. Writes edit.safetensors, and with --export a model folder.
+    By default the model is brought to answer like one that never saw the paragraphs, from their own
+    prefixes and from attacked ones. --recipe surface takes several targets one after another until
+    the KL passes --kl-budget: set it for all of them together. Half of the controls are not used by
+    the optimisation and are measured afterwards. Writes edit.safetensors, and with --export a model
+    folder.
 
-    Example: memcircuits unlearn --targets 3 --kl-budget 0.006 --export forgetful
+    Example: memcircuits unlearn --targets 3 --export forgetful
     """
-    from memcircuits.editing.recipe import NATURAL_GRADIENT, STOEHR_2024
+    from memcircuits.editing.recipe import DEEP, NATURAL_GRADIENT, STOEHR_2024
     from memcircuits.editing.unlearning import unlearn as find_edit
 
-    chosen_recipe = {"natural": NATURAL_GRADIENT, "reference": STOEHR_2024}[recipe]
+    recipes = {"deep": DEEP, "surface": NATURAL_GRADIENT, "reference": STOEHR_2024}
+    chosen_recipe = recipes[recipe]
     task = EditTask.load(inputs, options)
+    reference = None if twin is None else load(twin, inputs.quiet, "--twin", **inputs.loading)
     say(f"editing {len(task.targets)} of {len(task.memorized)} memorized paragraphs", inputs.quiet)
     search = options.search(progress=inputs.progress)
 
     def make_edit(mask: str, recipe: Recipe) -> Edit:
-        arguments: dict[str, Any] = {"mask": mask, "recipe": recipe, "em_below": em_below}
-        arguments |= {"kl_budget": options.kl_budget, **search}
-        return find_edit(task.model, task.targets, task.control, **arguments)
+        arguments: dict[str, Any] = {"mask": mask, "recipe": recipe, "em_below": em_below, **search}
+        return find_edit(task.model, task.targets, task.control, twin=reference, **arguments)
 
     edit = make_edit(mask, chosen_recipe)
     tables: dict[str, DataFrame] = {}
@@ -83,6 +93,7 @@ def unlearn(
     if recover:
         tables["recovery"] = _recovery(task, edit, recover, inputs)
     if noise:
+        search.pop("kl_budget", None)
         tables["noise"] = _noise(task, mask, search)
     report_edit(edit, task, inputs, out=out, export=options.export, json=json, tables=tables)
 

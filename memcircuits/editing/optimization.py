@@ -98,6 +98,8 @@ class AdamSteps:
         scale: unit in which each weight's change is counted.
         learning_rate: of Adam, in these units.
         betas: of Adam.
+        decay_steps: let the learning rate fall to 0 in so many steps, as a cosine; None: constant.
+        start: the change to start from; None: none.
     """
 
     def __init__(
@@ -105,11 +107,19 @@ class AdamSteps:
         scale: Float[Tensor, " weight"],
         learning_rate: float,
         betas: tuple[float, float] = (0.9, 0.999),
+        decay_steps: int | None = None,
+        start: Float[Tensor, " weight"] | None = None,
     ) -> None:
         self.scale = scale
         self.size_option = ("learning_rate", learning_rate)
-        self.scaled_change = torch.nn.Parameter(torch.zeros_like(scale))
+        first = torch.zeros_like(scale) if start is None else start / scale
+        self.scaled_change = torch.nn.Parameter(first)
         self.adam = torch.optim.Adam([self.scaled_change], lr=learning_rate, betas=betas)
+        self.schedule = (
+            None
+            if decay_steps is None
+            else torch.optim.lr_scheduler.CosineAnnealingLR(self.adam, decay_steps)
+        )
 
     @property
     def change(self) -> Float[Tensor, " weight"]:
@@ -120,6 +130,8 @@ class AdamSteps:
         """Step of Adam; the loss has no influence."""
         self.scaled_change.grad = gradient * self.scale
         self.adam.step()
+        if self.schedule is not None:
+            self.schedule.step()
 
     def reject(self) -> bool:
         """A step of Adam has no shorter version."""

@@ -1,10 +1,14 @@
 """How a sparse edit is optimised: recipes, and the options that `unlearn` and `edit` share.
 
+`DEEP`, the default, trains the model to answer from every entry like one that never saw the text
+(`memcircuits.editing.deep_objective`): Adam on all weights of the blocks, the learning rate falling
+to 0 as a cosine.
+
 `STOEHR_2024` is the recipe of arXiv 2403.19851, equation 3: the forgetting term is 0.1 times the
 log-likelihood of the continuation, the KL of the controls is summed over the positions, and Adam
 follows the gradient of the sum. (Here both terms are means per token, which gives `kl_weight`.)
 
-`NATURAL_GRADIENT`, the default, differs in four points:
+`NATURAL_GRADIENT`, which `depth="surface"` stands for, differs from it in four points:
 
 * *Objective.* It lowers the expected number of tokens that are recited when sampling,
   sum over k of p_1 ... p_k, as log(1 + .). The log-likelihood of all the tokens has no lower bound
@@ -23,7 +27,7 @@ follows the gradient of the sum. (Here both terms are means per token, which giv
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Literal, get_args
 
@@ -34,7 +38,9 @@ from memcircuits.editing.masks import MaskStrategy
 if TYPE_CHECKING:
     from memcircuits.editing.curvature import Curvature
 
-ForgettingTerm = Literal["nll", "margin", "recitation"]
+ForgettingTerm = Literal["nll", "margin", "recitation", "reference"]
+Depth = Literal["deep", "surface"]
+"""What `unlearn` does: forget the text from every entry, or only stop its recitation."""
 CurvatureKind = Literal["none", "diagonal", "full"]
 
 
@@ -47,7 +53,8 @@ class Recipe:
         objective: the forgetting term, a mean over paragraphs. `nll`: the mean log-likelihood of
             the tokens. `margin`: the mean over tokens of max(0, 1 + margin), the margin being the
             token's logit minus the largest other logit. `recitation`: log(1 + the expected number
-            of tokens recited when sampling); `edit` uses `margin` in its place.
+            of tokens recited when sampling); `edit` uses `margin` in its place. `reference`: the KL
+            from a model that never saw the text, which only `unlearn` can use.
         curvature: `none`: Adam on forgetting + kl_weight * KL. `full`: natural-gradient steps by
             the quadratic model of the KL; `diagonal`: by its diagonal only.
         curved_mask: divide the mask's scores by the root of the Fisher information.
@@ -60,6 +67,7 @@ class Recipe:
         learning_rate: of Adam, in units of weight.
         kl_weight: of the KL (nats/token) beside the forgetting term, with Adam.
         control_batch: controls in each step of Adam.
+        decay: let the learning rate of Adam fall to 0 as a cosine.
     """
 
     steps: int = 10
@@ -73,6 +81,7 @@ class Recipe:
     learning_rate: float = 1e-5
     kl_weight: float = 500.0
     control_batch: int = 10
+    decay: bool = False
 
     @property
     def needs_curvature(self) -> bool:
@@ -82,6 +91,15 @@ class Recipe:
 
 STOEHR_2024 = Recipe()
 
+DEEP = Recipe(
+    steps=40,
+    objective="reference",
+    learning_rate=1e-4,
+    kl_weight=60.0,
+    control_batch=8,
+    decay=True,
+)
+
 NATURAL_GRADIENT = Recipe(
     steps=50,
     objective="recitation",
@@ -90,6 +108,10 @@ NATURAL_GRADIENT = Recipe(
     shrink=True,
     one_by_one=True,
 )
+
+
+RECIPES: Mapping[Depth, Recipe] = {"deep": DEEP, "surface": NATURAL_GRADIENT}
+"""The recipe of each depth."""
 
 
 @dataclass(frozen=True)

@@ -197,6 +197,28 @@ class ReferenceDistribution:
             kl = map_batches(len(rows), size, lambda batch: self.kl(adapter, rows[batch]))
         return float(kl.mean())
 
+    def kl_gradient(
+        self,
+        adapter: Adapter,
+        mask: Mask,
+        n: int,
+        generator: torch.Generator,
+        memory_budget: int | None,
+    ) -> Float[Tensor, " weight"]:
+        """Gradient of the mean KL of `n` controls that are drawn anew."""
+        drawn = torch.randperm(len(self.paragraphs), generator=generator)[:n]
+        total = torch.zeros(len(mask), device=mask.device)
+
+        def work(batch: slice) -> Tensor:
+            part = self.kl(adapter, drawn[batch]).sum() / len(drawn)
+            return mask.gather(torch.autograd.grad(part, mask.parameters))
+
+        size = rows_that_fit_backward(adapter, self.paragraphs, memory_budget)
+        with adapter.preserving_state(grad=mask.parameters):
+            for _, gradient in iter_batches(len(drawn), size, work):
+                total += gradient
+        return total
+
 
 @dataclass(frozen=True)
 class EditObjective(Objective):
@@ -253,25 +275,15 @@ class EditObjective(Objective):
         """Gradient of the loss, and of the KL term where there is one."""
         if self.seen is None:
             return evaluation.gradient
-        return evaluation.gradient + self.kl_weight * self._kl_gradient(mask, self.seen)
+        kl = self.seen.kl_gradient(
+            self.targets.adapter,
+            mask,
+            self.control_batch,
+            self.generator,
+            self.targets.memory_budget,
+        )
+        return evaluation.gradient + self.kl_weight * kl
 
     def prefers(self, new: Evaluation, best: Evaluation | None) -> bool:
         """Always: the last change within the budget is kept, whatever its loss."""
         return True
-
-    def _kl_gradient(self, mask: Mask, seen: ReferenceDistribution) -> Float[Tensor, " weight"]:
-        """Gradient of the KL of a random batch of the controls."""
-        adapter, parameters = self.targets.adapter, mask.parameters
-        order = torch.randperm(len(seen.paragraphs), generator=self.generator)
-        drawn = order[: self.control_batch]
-        total = torch.zeros(len(mask), device=mask.device)
-
-        def work(batch: slice) -> Tensor:
-            part = seen.kl(adapter, drawn[batch]).sum() / len(drawn)
-            return mask.gather(torch.autograd.grad(part, parameters))
-
-        size = rows_that_fit_backward(adapter, seen.paragraphs, self.targets.memory_budget)
-        with adapter.preserving_state(grad=parameters):
-            for _, gradient in iter_batches(len(drawn), size, work):
-                total += gradient
-        return total

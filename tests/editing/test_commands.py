@@ -17,6 +17,8 @@ from memcircuits.editing.edit import Edit
 from tests.helpers import models as zoo
 from tests.helpers.editing import UNSEEN
 
+SURFACE = ["--recipe", "surface", "--fraction", "0.02", "--kl-budget", "0.05"]
+
 
 @pytest.fixture(scope="module")
 def run(tmp_path_factory):
@@ -69,7 +71,7 @@ def test_unlearn_command_compares_arms_and_tries_to_bring_it_back(run, tmp_path)
     lines = [json.dumps({"id": str(i), "ids": ids}) for i, ids in enumerate(UNSEEN.ids.tolist())]
     heldout.write_text("\n".join(lines))
     result = run(
-        "unlearn", "--fraction", "0.02", "--kl-budget", "0.05", "--arms", "--recover", "2",
+        "unlearn", *SURFACE, "--arms", "--recover", "2",
         "--noise", "--heldout", str(heldout), "--out", str(tmp_path / "out"),
     )  # fmt: skip
     assert result.exit_code == 0
@@ -97,7 +99,7 @@ def test_unlearn_command_compares_arms_and_tries_to_bring_it_back(run, tmp_path)
 def test_unlearn_command(run, tmp_path):
     out, export = tmp_path / "out", tmp_path / "export"
     result = run(
-        "unlearn", "--targets", "2", "--fraction", "0.02", "--kl-budget", "0.05",
+        "unlearn", "--targets", "2", *SURFACE,
         "--out", str(out), "--export", str(export),
     )  # fmt: skip
     assert result.exit_code == 0
@@ -117,7 +119,8 @@ def test_unlearn_command(run, tmp_path):
 
 
 def test_unlearn_command_says_what_it_edited_and_why_it_ended(run, tmp_path):
-    result = run("unlearn", "--kl-budget", "1e-9", "--out", str(tmp_path), as_json=False)
+    arguments = ["--recipe", "surface", "--kl-budget", "1e-9", "--out", str(tmp_path)]
+    result = run("unlearn", *arguments, as_json=False)
     assert "another step would have passed --kl-budget" in result.stdout
     assert "edited: recited" in result.stdout
     assert "others still recited" in result.stdout
@@ -125,6 +128,13 @@ def test_unlearn_command_says_what_it_edited_and_why_it_ended(run, tmp_path):
     (place,) = [i for i, line in enumerate(lines) if "what the model writes after" in line]
     assert lines[place + 1].startswith("  before:  <")
     assert any(line.startswith("  after:   <") for line in lines[place + 2 :])
+
+
+def test_unlearning_is_deep_by_default(run, tmp_path):
+    result = run("unlearn", "--out", str(tmp_path))
+    assert result.exit_code == 0
+    options = Edit.load(tmp_path / "edit.safetensors").provenance.options
+    assert options["recipe"]["objective"] == "reference"
 
 
 def test_edit_command(run, tmp_path):
@@ -141,7 +151,7 @@ def test_edit_command(run, tmp_path):
 def test_audit_command(run, tmp_path):
     zoo.save("gpt_neo", tmp_path / "twin", seed=1)
     edited, out = tmp_path / "edited", tmp_path / "out"
-    result = run("unlearn", "--fraction", "0.02", "--kl-budget", "0.05", "--out", str(edited))
+    result = run("unlearn", *SURFACE, "--out", str(edited))
     assert result.exit_code == 0
     file = ["audit", "--edit", str(edited / "edit.safetensors"), "--out", str(out)]
     small = ["--attacks", "1", "--relearning-steps", "1"]

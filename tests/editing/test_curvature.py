@@ -8,9 +8,10 @@ import torch
 import memcircuits as mc
 from memcircuits.base.errors import InputError
 from memcircuits.editing.curvature import Curvature, Quadratic
+from memcircuits.editing.find_edit import control_curvature
 from memcircuits.editing.masks import Candidates
 from memcircuits.editing.recipe import NATURAL_GRADIENT
-from memcircuits.editing.unlearning import control_curvature, unlearn
+from memcircuits.editing.unlearning import unlearn
 from memcircuits.measure.fisher import damped_root, fisher_diagonal
 from memcircuits.models.loading import as_bridge
 from memcircuits.models.registry import adapt

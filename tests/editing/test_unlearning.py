@@ -10,9 +10,9 @@ import torch
 import memcircuits as mc
 from memcircuits.base.errors import InputError
 from memcircuits.editing.evaluation import edit_divergence
+from memcircuits.editing.find_edit import split_control
 from memcircuits.editing.masks import Candidates
 from memcircuits.editing.recipe import NATURAL_GRADIENT, STOEHR_2024, Recipe
-from memcircuits.editing.unlearning import split_control
 from tests.helpers import models as zoo
 from tests.helpers.editing import CONTROL, FORGET, UNSEEN, quick_edit, same_state, state_of
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 import json
+import math
 import tempfile
 from collections.abc import Callable
 from pathlib import Path
@@ -36,7 +37,7 @@ def edit_of(model: nn.Module, name: str) -> Edit:
         paragraphs[3:],
         fraction=0.01,
         recipe=Recipe(steps=1),
-        kl_budget=None,
+        kl_budget=math.inf,
         progress=False,
     )
 

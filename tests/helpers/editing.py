@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from typing import Any
 
 import torch
@@ -15,13 +16,18 @@ from tests.helpers import models as zoo
 CONTROL = mc.Paragraphs.from_tokens(zoo.random_ids(10, 22, seed=5), n_prefix=10)
 UNSEEN = mc.Paragraphs.from_tokens(zoo.random_ids(6, 22, seed=6), n_prefix=10)
 QUICK = Recipe(steps=3, learning_rate=1e-2)
-FORGET: dict[str, Any] = {"fraction": 0.02, "kl_budget": 0.05, "progress": False}
+FORGET: dict[str, Any] = {
+    "depth": "surface",
+    "fraction": 0.02,
+    "kl_budget": 0.05,
+    "progress": False,
+}
 """Options with which tiny models forget."""
 
 
 def quick_edit(model: nn.Module, memorized: mc.Paragraphs, **options: Any) -> Edit:
     """A few steps of Adam without any criterion to stop."""
-    options = {"recipe": QUICK, "em_below": 0.0, "kl_budget": None, "progress": False} | options
+    options = {"recipe": QUICK, "em_below": 0.0, "kl_budget": math.inf, "progress": False} | options
     return mc.unlearn(model, memorized, options.pop("control", CONTROL), **options)
 
 

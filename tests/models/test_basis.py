@@ -57,7 +57,7 @@ def test_results_of_two_bases_are_not_compared(neo):
     assert raw.correlation(raw) == pytest.approx(1)
     assert -1 <= raw.correlation(mc.ablate_heads(neo, paragraphs, mode="mean", **quiet)) <= 1
     made = mc.unlearn(
-        neo, paragraphs[:3], paragraphs[4:], recipe=Recipe(steps=1), kl_budget=None, **quiet
+        neo, paragraphs[:3], paragraphs[4:], recipe=Recipe(steps=1), kl_budget=math.inf, **quiet
     )
     folded_model = zoo.bridge("gpt_neo")
     folded_model.enable_compatibility_mode(disable_warnings=True)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import math
 
 import pytest
 import torch
@@ -173,7 +174,7 @@ def test_another_type_is_noticed_and_the_way_back_too(model):
 
 def test_an_edit_is_noticed_and_undone(model):
     paragraphs = zoo.mixed(model)
-    options = {"recipe": Recipe(steps=1), "kl_budget": None, "progress": False}
+    options = {"recipe": Recipe(steps=1), "kl_budget": math.inf, "progress": False}
     edit = mc.unlearn(model, paragraphs[:3], paragraphs[4:], **options)
     before = adapt(model).fingerprint()
     with edit.apply(model):

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+
 import pytest
 import torch
 from torch import nn
@@ -88,7 +90,7 @@ def test_an_edit_of_a_head_changes_its_rows_only(merged):
         heads=["L0H1"],
         components=("W_Q",),
         fraction=0.05,
-        kl_budget=None,
+        kl_budget=math.inf,
         progress=False,
     )
     layer = peft_model.get_base_model().model.layers[0].self_attn.q_proj.original_component

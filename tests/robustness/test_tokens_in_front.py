@@ -7,6 +7,7 @@ of ids and prefix. Results without positions are equal; those with positions lac
 from __future__ import annotations
 
 import dataclasses
+import math
 from collections.abc import Callable, Mapping
 
 import pytest
@@ -71,7 +72,7 @@ def patch(model, p, **options) -> Mapping[str, Tensor]:
 
 def unlearned(model, p) -> mc.Edit:
     recipe = Recipe(steps=2, kl_weight=1.0)
-    options = {"fraction": 0.01, "recipe": recipe, "kl_budget": None, "seed": 1}
+    options = {"fraction": 0.01, "recipe": recipe, "kl_budget": math.inf, "seed": 1}
     return mc.unlearn(model, p[:3], p[3:], **options, **QUIET)
 
 
