@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import json
 import re
 from pathlib import Path
 from typing import Any
 
+from unlearning_page import audits
 from unlearning_page.further import noise_section, relearning, share_section
 from unlearning_page.numbers import HEAD, NEEDS, change, interval, mean, read, row, table
 from unlearning_page.plot import plot
@@ -46,7 +48,13 @@ def write(runs: Runs, page: Path) -> None:
         )
     if "The front" not in kept:
         page.with_name("unlearning.svg").write_text(plotted, encoding="utf-8")
-    text = new[""] + "".join(f"\n## {title}\n{new[title]}" for title in NEEDS)
+    audited = page.with_name(audits.NAME)
+    if audited.exists():
+        new[audits.TITLE] = audits.section(json.loads(audited.read_text(encoding="utf-8")))
+    elif page.exists():
+        new |= {t: body for t, body in split(page.read_text("utf-8")) if t == audits.TITLE}
+    titles = [title for title in (audits.TITLE, *NEEDS) if title in new]
+    text = new[""] + "".join(f"\n## {title}\n{new[title]}" for title in titles)
     page.write_text(text.rstrip() + "\n", encoding="utf-8")
 
 
