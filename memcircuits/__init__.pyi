@@ -8,6 +8,7 @@ from .editing.rewriting import edit
 from .editing.unlearning import unlearn
 from .evidence.ablation import ablate_heads
 from .evidence.attention_view import attention_view
+from .evidence.circuits.circuit import recitation_circuit
 from .evidence.comparisons.compare import compare
 from .evidence.contrasts.contrast import contrast
 from .evidence.counterfactual import counterfactual
@@ -61,6 +62,7 @@ __all__ = [
     "perturb_prefix",
     "plant",
     "rare_token_attention",
+    "recitation_circuit",
     "scan",
     "transplant",
     "unlearn",

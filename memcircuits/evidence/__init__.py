@@ -6,6 +6,7 @@
 * The ranking: `find_components` puts together what `groups` (with the controls of `controls`),
   `component_effects` (with `component_grid`, `screening` and `levels`), `component_scores` and
   `further_evidence` give; `ranking` is the result.
+* Paths: `circuits` finds the edges between components that carry one recitation.
 * Further evidence about one model: `gradients`, `rare_tokens`, `triggers`, `prefix_cuts`,
   `lookups`, `contrasts`, `influence`; `direct_writes` says what components add to the logits by
   themselves, and `attention_view` shows what heads attend to.

@@ -59,6 +59,7 @@ MODULE_OF_KIND = {
     "planted": "editing.planting",
     "ranking": "evidence.ranking",
     "rare-token-attention": "evidence.rare_tokens",
+    "recitation-circuit": "evidence.circuits.results",
     "recovery": "editing.relearning",
     "scan": "measure.scanning",
     "score-map": "results.score_map",

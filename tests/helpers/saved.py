@@ -66,6 +66,7 @@ def save_all(model: nn.Module, folder: Path) -> Path:
         mc.compare(model, model, paragraphs, draws=5, **quiet),
         mc.counterfactual(model, model, paragraphs, **quiet),
         mc.core(model, memorized, control, seeds=2, steps=2, **quiet),
+        mc.recitation_circuit(model, memorized[0], draws=1, steps=1, verify=1, **quiet),
         mc.lookups(model, paragraphs, neurons=1, prompts=2, **quiet),
         mc.transplant(model, model, paragraphs, units=["head", "all"], **quiet),
         mc.formation([model, model], paragraphs, twins=model, max_paragraphs=2, **quiet),

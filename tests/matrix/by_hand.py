@@ -251,5 +251,13 @@ def plain_lookups(m: Plain, p: mc.Paragraphs) -> Numbers:
     return {"neurons": result["neurons"], "activation": activation}
 
 
+def plain_circuit(m: Plain, p: mc.Paragraphs) -> Numbers:
+    """NLL of the first continuation, after its own text and after the second paragraph's."""
+    with torch.no_grad():
+        log_prob = m.logits(p.inputs[:2, :-1])[:, p.n_given - 1 :].float().log_softmax(-1)
+    true = p.continuation[:1, :, None].expand(2, -1, -1)
+    return {"nll": -log_prob.gather(-1, true)[..., 0].mean(-1)}
+
+
 def plain_core(m: Plain, p: mc.Paragraphs) -> Numbers:
     return {key: value for key, value in plain_scan(m, p).items() if key != "log_prob"}

@@ -15,6 +15,7 @@ from memcircuits.base.errors import UnsupportedModel
 from tests.helpers.oracle import Plain
 from tests.matrix.by_hand import (
     plain_ablate,
+    plain_circuit,
     plain_compare,
     plain_components,
     plain_contrast,
@@ -42,6 +43,7 @@ from tests.matrix.cases import BASES, Numbers, model, paragraphs, plain, variant
 from tests.matrix.ours import (
     ablate,
     activations,
+    circuit,
     compare,
     components,
     contrast,
@@ -126,6 +128,7 @@ ANALYSES: dict[str, Analysis] = {
     "influence": Analysis(influence, plain_influence, 1e-3, relative=True),
     "cut_prefix": Analysis(cut_prefix, plain_cut_prefix, 0, BASES),
     "lookups": Analysis(lookups, plain_lookups, 2e-5, BASES, refused=("gemma2",)),
+    "recitation_circuit": Analysis(circuit, plain_circuit, 1e-5, BASES, refused=("gemma2",)),
     "core": Analysis(core, plain_core, 1e-5, BASES),
     "rare_token_attention": Analysis(rare_tokens, plain_rare_tokens, 1e-5, BASES),
     "attention_view": Analysis(view, plain_view, 1e-5, BASES),

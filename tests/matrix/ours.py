@@ -193,6 +193,13 @@ def lookups(m: Any, p: mc.Paragraphs) -> Numbers:
     return {key: numbers[key] for key in ("neurons", "activation")}
 
 
+def circuit(m: Any, p: mc.Paragraphs) -> Numbers:
+    text = mc.Paragraphs(p.ids[1:2], p.n_prefix, bos=p.bos)
+    options: dict[str, Any] = {"draws": 1, "steps": 1, "verify": 0, "progress": False}
+    result = mc.recitation_circuit(m, p[0], reference=text, faithfulness=1, **options)
+    return {"nll": result.nll}
+
+
 def core(m: Any, p: mc.Paragraphs) -> Numbers:
     result = mc.core(m, p[:3], p[3:], seeds=1, steps=1, progress=False)
     whole = torch.cat([result.scores[f"{of}, whole"] for of in ("memorized", "control")])

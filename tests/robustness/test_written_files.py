@@ -85,6 +85,7 @@ COMMANDS = {
     "contrast": ["contrast", "--out", "{out}"],
     "lookups": ["lookups", "--neurons", "2", "--prompts", "4", "--out", "{out}"],
     "core": ["core", "--seeds", "2", "--steps", "2", "--out", "{out}"],
+    "circuit": ["circuit", "--draws", "1", "--verify", "1", "--out", "{out}"],
     "map": ["map", "{original}/document.txt", "--out", "{out}/map.html"],
     "bench natural": [
         *("bench", "natural", "--twin", "{original}/twin", "--paragraphs", "{original}/both.jsonl"),

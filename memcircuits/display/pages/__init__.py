@@ -8,8 +8,8 @@ Compose a `Page` of blocks and save it:
 numbers, facts and tables; `charts` are heatmaps, lines and bars, `scatter` clouds of points, with
 coordinates from `svg`; `tokens` is a paragraph with coloured tokens, `passages` a list of recited
 texts to search, `document` a text of any length; `attention` shows the patterns of heads on one
-paragraph, drawn by CircuitsVis; `explorer` shows all that is known of the component that the reader
-clicks; `page` renders blocks with `templates/`
+paragraph, drawn by CircuitsVis; `edge_graph` draws which component reads which; `explorer` shows
+all that is known of the component that the reader clicks; `page` renders blocks with `templates/`
 and `static/`, inlines the scripts and sets the content-security-policy. Everything takes plain
 data: arrays, frames, strings.
 

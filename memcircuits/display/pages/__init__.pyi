@@ -13,6 +13,7 @@ from .blocks import (
 )
 from .charts import Bars, Heatmap, Lines
 from .document import DocumentText, Measure, Segment
+from .edge_graph import EdgeGraph, GraphEdge
 from .explorer import ComponentDetails, Estimate, Explorer, HeadOnParagraph, ParagraphText
 from .page import Page
 from .passages import Passage, Passages
@@ -26,9 +27,11 @@ __all__ = [
     "Block",
     "ComponentDetails",
     "DocumentText",
+    "EdgeGraph",
     "Estimate",
     "Explorer",
     "Facts",
+    "GraphEdge",
     "HeadOnParagraph",
     "Heatmap",
     "Lines",

@@ -4,8 +4,8 @@
     page.save("report.html")
 
 The templates (`templates/`) hold all markup and escape everything that they print; one stylesheet
-and one script (`static/page/`, joined) serve every block; long texts and passages have a script of
-their own.
+and one script (`static/page/`, joined) serve every block; long texts, passages and graphs have
+a script of their own.
 CircuitsVis' script, 1.3 MB, is inlined once, and only if the page shows attention. The
 content-security-policy in the head admits these scripts and this stylesheet by their hashes and
 nothing else: no other script, no `style=` attribute, no request, no form, no frame, and no text
@@ -36,7 +36,17 @@ _FOLDER = Path(__file__).parent
 _PARTS = ("helpers", "overview", "tables", "charts", "attention", "explorer_charts", "explorer")
 """The parts of the page's script, in the order in which they run."""
 
-_STYLES = ("base", "charts", "tokens", "passages", "document", "explorer", "narrow", "print")
+_STYLES = (
+    "base",
+    "charts",
+    "edge_graph",
+    "tokens",
+    "passages",
+    "document",
+    "explorer",
+    "narrow",
+    "print",
+)
 """The parts of its stylesheet; later ones overrule earlier ones."""
 
 # The field says query and key where CircuitsVis says destination and source.

@@ -95,6 +95,12 @@ CALLS: dict[str, dict[str, tuple[Any, ...]]] = {
         "prompts": (0, 1, "x", 1.5),
         "max_paragraphs": (0, 1, "x"),
     },
+    "recitation_circuit": {
+        "faithfulness": (0, -1, 2, "x", None),
+        "draws": (0, -1, "x", 1.5),
+        "steps": (0, "x", 1.5),
+        "verify": (-1, "x", 1.5),
+    },
     "core": {
         "seeds": (0, -1, "x", 1.5),
         "sparsity": (0, 1, -1, 2, "x", None),
@@ -174,9 +180,9 @@ def odd_calls(good: mc.Paragraphs) -> list[tuple[str, Any, dict[str, Any]]]:
     calls: list[tuple[str, Any, dict[str, Any]]] = []
     for function, options in CALLS.items():
         calls += [(function, value, {}) for value in PARAGRAPHS]
-        if function not in ("rare_token_attention", "attention_view"):
+        if function not in ("rare_token_attention", "attention_view", "recitation_circuit"):
             options = {**options, "memory_budget": (0, -1, "x")}
-        usable = good[:1] if function == "attention_view" else good[:3]
+        usable = good[:1] if function in ("attention_view", "recitation_circuit") else good[:3]
         if function in ("scan", "find_memorization_heads", "ablate_heads"):
             usable = good
         for option, values in options.items():

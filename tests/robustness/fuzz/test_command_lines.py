@@ -178,6 +178,8 @@ def odd_command_line(
         chosen |= {"--checkpoints": "0=tiny,5=tiny", "--max-paragraphs": "0"}
     if command == "plant":
         chosen |= {"--where": "L1H2", "--steps": "2"}
+    if command == "circuit":
+        chosen |= {"--draws": "1", "--verify": "1"}
     if command == "core":
         chosen |= {"--seeds": "2", "--steps": "2"}
     if command == "lookups":
