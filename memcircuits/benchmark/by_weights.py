@@ -6,6 +6,7 @@ of a unit; the maximum is the paper's map (arXiv 2403.19851, section 4.1). `grad
 by the root of the Fisher information of the controls, so that weights on which every text depends
 count less. `gradient-x-weight` estimates the effect of setting a weight to zero. `oracle` reads
 what planting changed and `random` draws scores: the best and the worst that can be expected.
+`weight-norm` and `norm-in-layer` read no text: where they find the place, planting gives it away.
 """
 
 from __future__ import annotations
@@ -61,6 +62,23 @@ def oracle(task: LocalizationTask, unit: Unit) -> Float[Tensor, " unit"]:
         raise InputError("planted", "None", "the oracle needs the truth")
     deltas = scatter_planted(task.adapter, task.planted, task.planted.deltas)
     return pool_scores(task.adapter, deltas, unit, "l2")
+
+
+def by_norm(task: LocalizationTask, unit: Unit) -> Float[Tensor, " unit"]:
+    """Norm of the unit's weights, as no text can tell."""
+    weights = [weight.values.detach() for weight in task.adapter.weights()]
+    return pool_scores(task.adapter, weights, unit, "l2")
+
+
+def by_norm_in_layer(task: LocalizationTask, unit: Unit) -> Float[Tensor, " unit"]:
+    """Distance of that norm from the mean of its layer, relative to the mean.
+
+    Single weights are compared with all weights.
+    """
+    norms = by_norm(task, unit)
+    by_layer = norms.view(1 if unit == "weight" else task.adapter.n_layers, -1)
+    mean = by_layer.mean(-1, keepdim=True)
+    return ((by_layer - mean).abs() / mean).flatten()
 
 
 def random_scores(task: LocalizationTask, unit: Unit) -> Float[Tensor, " unit"]:

@@ -16,6 +16,7 @@ targets.
 | attention | `rare-token-attention` |
 | learned | `hard-concrete`: a sparse mask of units that keeps the recitation (Louizos et al. 2018,
   as used by Chang et al. 2024) |
+| blind to the text | `weight-norm`, `norm-in-layer`: does planting give the place away? |
 | bounds | `oracle` (what planting changed) and `random` |
 
 `memcircuits.benchmark.trials` scores them on planted paragraphs.
@@ -41,6 +42,8 @@ from memcircuits.benchmark.by_interventions import by_ablation, by_attention, by
 from memcircuits.benchmark.by_weights import (
     by_fisher,
     by_gradient,
+    by_norm,
+    by_norm_in_layer,
     by_product,
     oracle,
     random_scores,
@@ -107,6 +110,8 @@ _LOCALIZERS = (
     Localizer("exact-patching", ("head",), partial(by_patching, "exact")),
     Localizer("attribution-patching", ("head",), partial(by_patching, "attribution")),
     Localizer("rare-token-attention", ("head",), by_attention),
+    Localizer("weight-norm", UNITS, by_norm),
+    Localizer("norm-in-layer", ("head", "neuron", "weight"), by_norm_in_layer),
     Localizer("oracle", UNITS, oracle),
     Localizer("random", UNITS, random_scores),
 )

@@ -89,6 +89,7 @@ def planted_trial(
             components=components,
             control=anchors,
             steps=_PLANTING_STEPS_WEIGHTS if kind == "weights" else _PLANTING_STEPS,
+            keep_norms=kind == "head-same-norm",
             seed=seed,
             progress=False,
         )
@@ -124,7 +125,7 @@ def _random_place(
     heads = [str(head) for head in adapter.heads()]
     order = torch.randperm(len(heads), generator=generator).tolist()
     match kind:
-        case "head":
+        case "head" | "head-same-norm":
             return [heads[order[0]]], None
         case "two-heads":
             return [heads[i] for i in order[:2]], None
@@ -138,6 +139,8 @@ def _random_place(
             return [f"L{layer}.{side}"], None
         case "neurons":
             return ["neurons:0.01"], None
+        case "neuron-outputs":
+            return ["neurons:0.01"], ("W_out",)
         case "weights":
             return ["weights:0.001"], None
 

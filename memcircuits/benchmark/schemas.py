@@ -260,11 +260,13 @@ Trials = TypedDict(
     "Trials",
     {
         "head": list[PlantedTrial],
+        "head-same-norm": list[PlantedTrial],
         "two-heads": list[PlantedTrial],
         "values": list[PlantedTrial],
         "queries-keys": list[PlantedTrial],
         "block": list[PlantedTrial],
         "neurons": list[PlantedTrial],
+        "neuron-outputs": list[PlantedTrial],
         "weights": list[PlantedTrial],
         "holders": list[HoldersTrial],
         "null": list[NullTrial],

@@ -1,8 +1,10 @@
 """The kinds of trial, how many trials of each kind there are, and which units each scores.
 
-A trial of seven kinds plants paragraphs in random weights of one sort; the sort decides the units
+A trial of nine kinds plants paragraphs in random weights of one sort; the sort decides the units
 (`memcircuits.benchmark.units`) that localizers score. `values` plants through W_V of one head only
-and `queries-keys` through its W_Q and W_K only. Three further kinds ask other questions:
+and `queries-keys` through its W_Q and W_K only. `head-same-norm` holds the norm of every matrix of
+the head, so that the head cannot be told from its weights. `neuron-outputs` plants through the
+output weights of neurons only (Chang et al. 2024, "INJ"). Three further kinds ask other questions:
 
 * `holders`: six paragraphs are planted through six heads of one model; each is to be attributed to
   its own head.
@@ -21,16 +23,28 @@ from typing import Literal, get_args
 
 from memcircuits.benchmark.units import Unit
 
-PlantedKind = Literal["head", "two-heads", "values", "queries-keys", "block", "neurons", "weights"]
-"""What a trial plants paragraphs in."""
-
-TrialKind = Literal[
+PlantedKind = Literal[
     "head",
+    "head-same-norm",
     "two-heads",
     "values",
     "queries-keys",
     "block",
     "neurons",
+    "neuron-outputs",
+    "weights",
+]
+"""What a trial plants paragraphs in."""
+
+TrialKind = Literal[
+    "head",
+    "head-same-norm",
+    "two-heads",
+    "values",
+    "queries-keys",
+    "block",
+    "neurons",
+    "neuron-outputs",
     "weights",
     "holders",
     "null",
@@ -43,22 +57,26 @@ TRIAL_KINDS: tuple[TrialKind, ...] = get_args(TrialKind)
 
 UNIT_OF_KIND: Mapping[PlantedKind, Unit] = {
     "head": "head",
+    "head-same-norm": "head",
     "two-heads": "head",
     "values": "head",
     "queries-keys": "head",
     "block": "block",
     "neurons": "neuron",
+    "neuron-outputs": "neuron",
     "weights": "weight",
 }
 """The units that localizers score in a kind of planted trial."""
 
 N_TRIALS: Mapping[TrialKind, int] = {
     "head": 106,
+    "head-same-norm": 106,
     "two-heads": 20,
     "values": 20,
     "queries-keys": 6,
     "block": 8,
     "neurons": 5,
+    "neuron-outputs": 5,
     "weights": 3,
     "holders": 6,
     "null": 500,
@@ -68,6 +86,7 @@ N_TRIALS: Mapping[TrialKind, int] = {
 
 N_QUICK_TRIALS: Mapping[TrialKind, int] = {
     "head": 5,
+    "head-same-norm": 2,
     "two-heads": 1,
     "values": 2,
     "block": 1,

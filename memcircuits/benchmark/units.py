@@ -103,9 +103,12 @@ def truth_of(adapter: Adapter, planted: Planted, unit: Unit) -> Bool[Tensor, " u
     ones = {name: torch.ones(len(indices)) for name, indices in planted.indices.items()}
     is_written = scatter_planted(adapter, planted, ones)
     if unit == "neuron":
-        # A planted neuron has all of its weights written; planting in random weights writes
-        # single weights of most neurons.
-        return pool_scores(adapter, is_written, unit, "mean") > 0.99
+        # All weights of a planted neuron in the written matrices are written; planting in random
+        # weights writes single weights of most neurons.
+        of_neurons = [c for c in adapter.components if c not in HEAD_COMPONENTS]
+        written = {name.partition(".")[2] for name in planted.indices} & {*of_neurons}
+        share = pool_scores(adapter, is_written, unit, "mean") * len(of_neurons)
+        return share > 0.99 * max(1, len(written))
     return pool_scores(adapter, is_written, unit, "max") > 0
 
 

@@ -81,7 +81,7 @@ def _weights_of(
     elif match := _FRACTION_PATTERN.fullmatch(location):
         fraction = _fraction(location, match[2])
         if match[1] == "neurons":
-            return _neurons(adapter, fraction, generator)
+            return _neurons(adapter, fraction, _mlp_matrices(adapter, components), generator)
         candidates = Candidates.of(adapter, components=components)
         mask = candidates.choose(fraction, None, "random", generator)
         return list(zip(mask.weights, mask.indices, strict=True))
@@ -102,8 +102,20 @@ def _fraction(location: str, number: str) -> float:
     return fraction
 
 
+def _mlp_matrices(adapter: Adapter, components: Sequence[str] | None) -> list[str]:
+    """The matrices of a neuron, or those of `components`."""
+    of_neurons = [c for c in adapter.components if c not in HEAD_COMPONENTS]
+    if components is None:
+        return of_neurons
+    for component in components or ("nothing",):
+        if component not in of_neurons:
+            known = ", ".join(of_neurons)
+            raise InputError("components", component, f"the matrices of neurons are {known}")
+    return list(components)
+
+
 def _neurons(
-    adapter: Adapter, fraction: float, generator: torch.Generator
+    adapter: Adapter, fraction: float, components: Sequence[str], generator: torch.Generator
 ) -> list[tuple[Weight, Tensor]]:
     """A random fraction of all MLP neurons: the weights that each reads and writes by."""
     sizes = [adapter.weight(i, "W_out").values.shape[1] for i in range(adapter.n_layers)]
@@ -114,7 +126,7 @@ def _neurons(
     for layer, neurons in enumerate(drawn.split(sizes)):
         if not neurons.any():
             continue
-        for component in (c for c in adapter.components if c not in HEAD_COMPONENTS):
+        for component in components:
             weight = adapter.weight(layer, component)
             member = torch.zeros(weight.values.shape, dtype=torch.bool)
             if component == "W_out":

@@ -34,9 +34,10 @@ from memcircuits.data.overlap import refuse_overlap
 from memcircuits.data.paragraphs import Paragraphs, ParagraphsLike
 from memcircuits.editing.edit import Edit
 from memcircuits.editing.masks import Mask
-from memcircuits.editing.optimization import AdamSteps, SearchResult, search
+from memcircuits.editing.optimization import SearchResult, search
 from memcircuits.editing.placement import HEAD_PATTERN, select_weights
 from memcircuits.editing.planting_objective import PartialForward, WritingObjective, sampled_text
+from memcircuits.editing.planting_steps import NormKeepingSteps, PlantingSteps
 from memcircuits.models.adapter import Adapter, Model
 from memcircuits.models.registry import adapt
 from memcircuits.results.provenance import Provenance
@@ -114,6 +115,7 @@ def plant(  # noqa: PLR0913
     learning_rate: float = 0.06,
     kl_weight: float = 1.0,
     kl_budget: float = 0.1,
+    keep_norms: bool = False,
     seed: int = 0,
     memory_budget: int | None = None,
     progress: bool = True,
@@ -137,6 +139,8 @@ def plant(  # noqa: PLR0913
         kl_weight: of the KL on the anchors beside the NLL.
         kl_budget: KL on held-out anchors (nats/token) at which the search stops; if `steps` do not
             suffice for that, the step with the lowest KL at which all is recited is kept.
+        keep_norms: hold the norm of every written matrix of a head, or of an MLP, at its value, so
+            that the place cannot be told from its weights alone.
         seed: of the draws of locations, anchors and batches.
         memory_budget: maximum bytes per batch.
         progress: show a bar on stderr.
@@ -169,12 +173,13 @@ def plant(  # noqa: PLR0913
         learning_rate=learning_rate,
         kl_weight=kl_weight,
         kl_budget=kl_budget,
+        keep_norms=keep_norms,
         seed=seed,
     )
     objective = _objective(
         adapter, mask, paragraphs, anchors, kl_weight, kl_budget, generator, memory_budget
     )
-    stepper = AdamSteps(mask.root_mean_squares(), learning_rate, betas=(0.9, 0.99))
+    stepper = (NormKeepingSteps if keep_norms else PlantingSteps).of(mask, learning_rate)
     with mask.restored() as original:
         result = search(
             objective, stepper, mask, original, steps=steps, label="plant", progress=progress

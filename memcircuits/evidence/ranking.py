@@ -29,7 +29,7 @@ import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
-from memcircuits.base.components import Component, component_columns
+from memcircuits.base.components import Component
 from memcircuits.base.errors import InputError, at_least
 from memcircuits.base.heads import Head
 from memcircuits.base.io import write_atomically
@@ -38,7 +38,7 @@ from memcircuits.data.paragraphs import Paragraphs, ParagraphsLike
 from memcircuits.evidence.component_grid import ComponentGrid, RankedUnit
 from memcircuits.evidence.component_scores import SCORE_UNITS
 from memcircuits.evidence.levels import levels_frame
-from memcircuits.evidence.ranking_summary import summary
+from memcircuits.evidence.ranking_summary import summary, table
 from memcircuits.models.adapter import Model
 from memcircuits.results.provenance import Provenance
 from memcircuits.results.result import Result
@@ -189,15 +189,7 @@ class Ranking(Result, kind="ranking"):
         `rank, score, ci_low, ci_high, rank_low, rank_high, p_value, q_value, significant` and one
         per kind of evidence (ranks: `memcircuits.base.simultaneous`).
         """
-        import pandas as pd
-
         places = self._places()
-        components = [self.grid.component(*place) for place in places]
-        rows, columns = torch.tensor(places).reshape(-1, 2).unbind(-1)
-        data = component_columns(components)
-        if "neuron" not in self.units:
-            del data["neuron"]
-        data["rank"] = range(1, len(places) + 1)
         ranks = torch.full_like(self.ci, torch.nan) if self.ranks is None else self.ranks
         names = ("ci_low", "ci_high", "rank_low", "rank_high")
         numbers = {
@@ -208,8 +200,8 @@ class Ranking(Result, kind="ranking"):
             "significant": self.significant,
             **self.evidence,
         }
-        data |= {name: values[rows, columns].numpy() for name, values in numbers.items()}
-        return pd.DataFrame(data)
+        components = [self.grid.component(*place) for place in places]
+        return table(components, places, numbers, neurons="neuron" in self.units)
 
     def levels_frame(self) -> pd.DataFrame:
         """How much of the effect lies in heads and in MLPs (`memcircuits.evidence.levels`).

@@ -1,15 +1,20 @@
-"""A ranking in two sentences: which components are significant, and what lies outside heads."""
+"""A ranking as a table, and in two sentences: what is significant, what lies outside heads."""
 
 from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING
 
+import torch
 from jaxtyping import Bool, Float
 from torch import Tensor
 
-from memcircuits.base.components import Component
+from memcircuits.base.components import Component, component_columns
 from memcircuits.evidence.component_grid import ComponentGrid, RankedUnit
+
+if TYPE_CHECKING:
+    import pandas as pd
 
 NOUNS: dict[RankedUnit, str] = {
     "head": "heads",
@@ -24,6 +29,32 @@ FEW_PARAGRAPHS = 20
 
 NAMED = 5
 """Maximum number of components of a unit that the summary names."""
+
+
+def table(
+    components: Sequence[Component],
+    places: Sequence[tuple[int, int]],
+    numbers: Mapping[str, Float[Tensor, "layer column"]],
+    *,
+    neurons: bool,
+) -> pd.DataFrame:
+    """One row per component.
+
+    Args:
+        components: the components, best first.
+        places: layer and column of each.
+        numbers: column of the table -> its values.
+        neurons: whether there is a column of neurons.
+    """
+    import pandas as pd
+
+    rows, columns = torch.tensor(places).reshape(-1, 2).unbind(-1)
+    data = component_columns(components)
+    if not neurons:
+        del data["neuron"]
+    data["rank"] = range(1, len(places) + 1)
+    data |= {name: values[rows, columns].numpy() for name, values in numbers.items()}
+    return pd.DataFrame(data)
 
 
 def summary(

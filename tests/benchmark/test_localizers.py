@@ -77,6 +77,34 @@ def test_other_architectures(name):
             assert scores.isfinite().all()
 
 
+def test_the_truth_of_neuron_outputs(neo):
+    targets = mc.Paragraphs.from_tokens(zoo.random_ids(1, 13, 3), n_prefix=10)
+    planted = mc.plant(
+        neo, targets, where="neurons:0.3", components=["W_out"], kl_budget=10.0, progress=False
+    )
+    adapter = adapt(neo)
+    truth = truth_of(adapter, planted, "neuron")
+    sizes_by_layer = [adapter.weight(i, "W_out").values.shape[1] for i in range(adapter.n_layers)]
+    for layer, of_layer in enumerate(truth.split(sizes_by_layer)):
+        rows = planted.indices[f"{layer}.W_out"] // adapter.d_model
+        assert of_layer.nonzero()[:, 0].tolist() == sorted(set(rows.tolist()))
+
+
+def test_norms_read_no_text(task):
+    """A head whose weights are tripled is named first, by its norm and by that in its layer."""
+    model = zoo.bridge("gpt_neo")
+    adapter = adapt(model)
+    with torch.no_grad():
+        for component in ("W_Q", "W_K", "W_V", "W_O"):
+            adapter.weight(2, component).values[1] *= 3
+    tripled = dataclasses.replace(task, model=model)
+    for name in ("weight-norm", "norm-in-layer"):
+        scores = localize(tripled, name).view(adapter.n_layers, adapter.n_heads)
+        assert int(scores.argmax()) == 2 * adapter.n_heads + 1
+        other = dataclasses.replace(tripled, targets=task.control)
+        assert torch.equal(localize(other, name), scores.flatten())
+
+
 def test_the_truth(task):
     adapter = adapt(task.model)
     truth = {unit: truth_of(adapter, task.planted, unit) for unit in UNITS}

@@ -103,6 +103,28 @@ def test_drawn_places(neo):
     d_mlp = adapter.weight(0, "W_out").values.shape[1]
     n = round(0.02 * d_mlp * adapter.n_layers)
     assert len(mask) == n * 2 * adapter.d_model  # what each reads and what it writes
+    _, mask = select_weights(adapter, "neurons:0.02", components=["W_out"])
+    assert {weight.component for weight in mask.weights} == {"W_out"}
+    assert len(mask) == n * adapter.d_model
+
+
+def test_norms_are_kept_and_the_text_is_written_all_the_same(neo):
+    """By plain tensor arithmetic: the norm of each head's part of each matrix."""
+    options = {"where": ["L1H2", "L2.mlp"], "kl_budget": 10.0, "progress": False}
+    planted = mc.plant(neo, unknown(1), keep_norms=True, **options)
+    free = mc.plant(neo, unknown(1), **options)
+    before = norms(neo)
+    with planted.apply(neo):
+        torch.testing.assert_close(norms(neo), before, rtol=1e-5, atol=0)
+        assert int(mc.scan(neo, unknown(1), progress=False).em) == unknown(1).n_continuation
+    with free.apply(neo):
+        assert float((norms(neo) / before - 1).abs().max()) > 1e-3
+
+
+def norms(model):
+    return torch.cat(
+        [w.values.detach().flatten(1).norm(dim=1).clone() for w in adapt(model).weights()]
+    )
 
 
 def test_grouped_query_heads_share_keys_and_values():
@@ -120,6 +142,7 @@ def test_grouped_query_heads_share_keys_and_values():
         ({"where": "L1"}, "write L1H2, L1.attn"),
         ({"where": []}, "nothing"),
         ({"where": "neurons:0"}, "where"),
+        ({"where": "neurons:0.1", "components": ["W_Q"]}, "matrices of neurons are W_in, W_out"),
         ({"where": "weights:two"}, "write L1H2"),
         ({"where": "L1.mlp", "components": ["W_Q"]}, "components|no weight|W_Q"),
         ({"where": "L1H2", "steps": 0}, "steps"),
