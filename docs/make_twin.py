@@ -16,6 +16,7 @@ import tempfile
 from pathlib import Path
 
 from twin_page.measure import Study
+from twin_page.summary import summary
 from twin_page.text import text
 
 DOCS = Path(__file__).parent
@@ -43,8 +44,11 @@ def main(arguments: list[str] | None = None) -> None:
         with tempfile.TemporaryDirectory() as folder:
             given.keep = given.keep or Path(folder)
             numbers = Study(given).numbers()
-        path.write_text(json.dumps(numbers, indent=1) + "\n", encoding="utf-8")
-    page = text(json.loads(path.read_text(encoding="utf-8")))
+        path.write_text(json.dumps(numbers), encoding="utf-8")
+    numbers = json.loads(path.read_text(encoding="utf-8"))
+    numbers["summary"] = summary(numbers)
+    path.write_text(json.dumps(numbers, indent=1) + "\n", encoding="utf-8")
+    page = text(numbers)
     (given.out / "twin.md").write_text(page, encoding="utf-8")
     print(f"wrote {given.out / 'twin.md'}")
 

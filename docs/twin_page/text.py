@@ -8,6 +8,9 @@ from typing import Any
 import pandas as pd
 
 from memcircuits.benchmark.natural import markdown, natural_tables
+from twin_page.summary import sentences, summary
+
+NOTHING = 0.05  # nats/token: shares of a smaller total say nothing
 
 HEAD = """# The twin
 
@@ -24,6 +27,7 @@ another order: it shows how much two trainings differ by chance.
 def text(numbers: dict[str, Any]) -> str:
     """The whole page."""
     sections = {
+        "In short": sentences(summary(numbers)),
         "Who recites what": recitation(numbers),
         "Remembered bits": bits(numbers),
         "Where it was written": transplants(numbers),
@@ -128,7 +132,10 @@ def _map_of(frame: pd.DataFrame, measure: str) -> str:
 
 
 def _sums(frame: pd.DataFrame) -> str:
-    """What the single components of each unit add up to."""
+    """What the single components of each unit add up to; empty where there is no effect."""
+    whole = frame[frame["unit"] == "all"]["necessity"]
+    if len(whole) and abs(float(whole.iloc[0])) < NOTHING:
+        return "The effects add up to nothing."
     parts = []
     for unit in ("head", "qk", "ov", "attn", "mlp", "layer", "rest"):
         rows = frame[frame["unit"] == unit]
@@ -179,6 +186,21 @@ def estimands(numbers: dict[str, Any]) -> str:
     )
     if best == today:
         verdict += " It is the difference of mean effects."
+    else:
+        row, now = (report.set_index("estimand").loc[name] for name in (best, today))
+        by_chance = summary(numbers)["by_chance"]
+        told = [
+            f"{row[f'correlation_{truth}']:.2f} with {truth} (the difference of mean effects "
+            f"{now[f'correlation_{truth}']:.2f})"
+            for truth in ("necessity", "sufficiency")
+        ]
+        verdict += f" On the other half its rank correlation is {' and '.join(told)}. "
+        if max(row["correlation_necessity"], row["correlation_sufficiency"]) < by_chance:
+            verdict += (
+                f"Chance reaches {by_chance:.2f}, so no candidate is shown to find what training "
+                "wrote, and the score of `find_memorization_heads` stays the difference of mean "
+                "effects."
+            )
     return (
         "Candidates that need no twin (`memcircuits.benchmark.estimands`), on the half of the "
         "memorized paragraphs that nothing was chosen on. `above` and `below`: heads significantly "
