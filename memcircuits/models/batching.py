@@ -18,7 +18,11 @@ from memcircuits.base.errors import at_least
 from memcircuits.models.adapter import Adapter
 
 CPU_BATCH = 256 * 2**20
-"""Maximum bytes per batch on CPUs: larger batches leave the caches, which makes them slower."""
+"""Maximum bytes per batch on CPUs, all layers together."""
+
+CPU_LAYER = 64 * 2**20
+"""Maximum bytes of one layer in a batch on CPUs: larger tensors leave the caches, and the system
+allocates each of them anew."""
 
 CPU_LOGITS = 32 * 2**20
 """Maximum bytes of logits that are made and read at once on CPUs."""
@@ -41,7 +45,7 @@ def rows_that_fit(
         n_pos: tokens per row.
         n_logits: positions unembedded per row.
         memory_budget: maximum bytes per batch; by default a third of the free memory, on CPUs at
-            most 256 MiB.
+            most 64 MiB for each layer that is held and 256 MiB in all.
         backward: whether a backward pass follows, which needs the activations of all layers.
 
     Raises:
@@ -55,6 +59,8 @@ def rows_that_fit(
     attention = 3 * adapter.n_heads * n_pos * n_pos * 4
     layers = adapter.n_layers if backward else 1
     budget = memory_budget if memory_budget is not None else default_budget(adapter.device)
+    if memory_budget is None and adapter.device.type == "cpu":
+        budget = min(budget, layers * CPU_LAYER)
     return max(1, budget // (layers * (residual + attention) + _logit_bytes(adapter, n_logits)))
 
 

@@ -43,6 +43,16 @@ def test_the_neo_gets_all_of_them(neo):
     assert kinds == {"NewGELUActivation", "NormalizationBridge", "Linear"}
 
 
+def test_gelu_is_torchs_own_at_any_size_and_in_any_layout():
+    x = 4 * torch.randn(3, 300, 200, generator=torch.Generator().manual_seed(0))  # above one block
+    x[0, 0, :5] = torch.tensor([0.0, -1e25, 1e25, torch.inf, torch.nan])
+    for each in (x, x.transpose(1, 2), x[:, :, ::3], x[:0]):
+        exact = nn.functional.gelu(each.double(), approximate="tanh").float()
+        torch.testing.assert_close(
+            kernels.tanh_gelu(each), exact, atol=1e-6, rtol=1e-6, equal_nan=True
+        )
+
+
 def test_forwards_come_back_and_nesting_is_fine(neo):
     adapter = adapt(neo)
 
