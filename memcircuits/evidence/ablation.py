@@ -18,7 +18,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
 from functools import partial
-from typing import Literal, TypeAlias, get_args
+from typing import Any, Literal, TypeAlias, get_args
 
 import torch
 from jaxtyping import Float, Int
@@ -197,29 +197,8 @@ class Ablation:
             Change of the NLL (nats/token), of the EM (tokens) and of the mean margin of the true
             token over the likeliest other one (logits), see `MEASURES`.
         """
-        adapter, paragraphs = self.adapter, self.paragraphs
-        rows = torch.arange(len(paragraphs)) if rows is None else rows
-        plan = _Plan(adapter, [_components(part) for part in parts])
-        n_pos, n_logits = paragraphs.inputs.shape[1], paragraphs.n_continuation
-        size = rows_that_fit(adapter, n_pos, n_logits, memory_budget)
-        with (
-            adapter.preserving_state(),
-            bar(len(rows) * len(parts), "ablate", unit="run", progress=progress) as progress_bar,
-        ):
-
-            def measure_batch(batch: slice) -> Float[Tensor, "batch part measure"]:
-                # One clean run of these paragraphs serves all parts.
-                run = ResumableRun(adapter, paragraphs[rows[batch]], memory_budget)
-                measure = partial(_measure, run)
-                clean = run.clean(measure)
-                effects = torch.empty(len(clean), len(parts), len(MEASURES), dtype=clean.dtype)
-                new = self.replacements(plan.names, rows[batch])
-                for columns, measured in plan.measure(run, new, measure):
-                    effects[:, columns] = (measured - clean).transpose(0, 1).cpu()
-                    progress_bar.update(len(clean) * len(columns))
-                return effects
-
-            return map_batches(len(rows), min(size, _MAX_PARAGRAPHS), measure_batch)
+        options: dict[str, Any] = {"memory_budget": memory_budget, "progress": progress}
+        return effects_of_ways([self], parts, rows, **options)[:, 0]
 
     def _draw_partners(self, seed: int) -> Int[Tensor, " paragraph"]:
         """For each paragraph the index of the reference whose z it gets, never its own."""
@@ -253,6 +232,52 @@ class Ablation:
             dtype = self.adapter.dtype
             self._known_means[names] = {k: (v / n).to(dtype)[None] for k, v in totals.items()}
         return self._known_means[names]
+
+
+def effects_of_ways(
+    ways: Sequence[Ablation],
+    parts: Sequence[Part],
+    rows: Int[Tensor, " row"] | None = None,
+    *,
+    memory_budget: int | None = None,
+    progress: bool = True,
+) -> Float[Tensor, "row way part measure"]:
+    """Exact changes without each part, for several ways to ablate the same paragraphs.
+
+    One clean run of the paragraphs serves all ways and all parts.
+
+    Args:
+        ways: ablations of the same paragraphs by the same model, at least one.
+        parts: see `Ablation.effects`, as the other arguments.
+        rows: indices of the paragraphs that are measured; by default all.
+        memory_budget: maximum bytes per batch.
+        progress: show a bar on stderr.
+    """
+    adapter, paragraphs = ways[0].adapter, ways[0].paragraphs
+    rows = torch.arange(len(paragraphs)) if rows is None else rows
+    plan = _Plan(adapter, [_components(part) for part in parts])
+    n_pos, n_logits = paragraphs.inputs.shape[1], paragraphs.n_continuation
+    size = rows_that_fit(adapter, n_pos, n_logits, memory_budget)
+    shape = (len(ways), len(parts), len(MEASURES))
+    n_runs = len(rows) * len(ways) * len(parts)
+    with (
+        adapter.preserving_state(),
+        bar(n_runs, "ablate", unit="run", progress=progress) as progress_bar,
+    ):
+
+        def measure_batch(batch: slice) -> Float[Tensor, "batch way part measure"]:
+            run = ResumableRun(adapter, paragraphs[rows[batch]], memory_budget)
+            measure = partial(_measure, run)
+            clean = run.clean(measure)
+            effects = torch.empty(len(clean), *shape, dtype=clean.dtype)
+            for i, way in enumerate(ways):
+                new = way.replacements(plan.names, rows[batch])
+                for columns, measured in plan.measure(run, new, measure):
+                    effects[:, i, columns] = (measured - clean).transpose(0, 1).cpu()
+                    progress_bar.update(len(clean) * len(columns))
+            return effects
+
+        return map_batches(len(rows), min(size, _MAX_PARAGRAPHS), measure_batch)
 
 
 def _read(

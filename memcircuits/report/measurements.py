@@ -12,7 +12,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass
 
-from jaxtyping import Int
+from jaxtyping import Float, Int
 from torch import Tensor
 
 from memcircuits.base.errors import InputError
@@ -87,8 +87,10 @@ def take_measurements(
     _refuse_other_weights(ranking, adapter)
 
     # The paragraphs listed, and of those the ones recited most surely.
+    memorized_scan = scan_result = scan(adapter, ranking.memorized, progress=progress)
     listed = ranking.memorized[list(range(min(MAX_LISTED, len(ranking.memorized))))]
-    scan_result = scan(adapter, listed, progress=progress)
+    if len(listed) < len(ranking.memorized):
+        scan_result = scan(adapter, listed, progress=progress)
     surest = scan_result.nll.argsort(stable=True)[: max(1, triggers)]
     examples = scan_result.paragraphs[surest]
 
@@ -103,6 +105,10 @@ def take_measurements(
             adapter, examples, draws=REPLACEMENTS, seed=seed, progress=progress
         )
     control_scan = scan(adapter, ranking.control, progress=progress)
+    losses = {
+        "memorized": _group_losses(memorized_scan),
+        "control": _group_losses(control_scan),
+    }
     checked = best_heads(ranking, CHECKED_HEADS)
     names = named_rows(ranking)["component"].tolist()
     details = details_of(adapter, ranking.memorized, names, best, progress=progress)
@@ -114,10 +120,7 @@ def take_measurements(
         perturbation=perturbation,
         tokens=token_texts(adapter, examples),
         control_scan=control_scan,
-        losses={
-            "memorized": _group_losses(scan(adapter, ranking.memorized, progress=progress)),
-            "control": _group_losses(control_scan),
-        },
+        losses={name: loss.tolist() for name, loss in losses.items()},
         repetitions=_repetitions(ranking),
         details=details,
         token_rows=[
@@ -125,12 +128,12 @@ def take_measurements(
             for texts in token_texts(adapter, details.paragraphs)
         ],
         heads=checked,
-        choices=other_choices(ranking, adapter, checked, progress=progress),
+        choices=other_choices(ranking, adapter, checked, losses["control"], progress=progress),
     )
 
 
-def _group_losses(scan_result: Scan) -> list[float]:
-    return group_means(scan_result.nll, scan_result.paragraphs.groups).tolist()
+def _group_losses(scan_result: Scan) -> Float[Tensor, " group"]:
+    return group_means(scan_result.nll, scan_result.paragraphs.groups)
 
 
 def _repetitions(ranking: Ranking) -> dict[str, dict[str, int]]:

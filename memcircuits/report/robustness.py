@@ -18,16 +18,23 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import get_args
+from typing import Literal, get_args
 
 import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from memcircuits.base.components import Component
 from memcircuits.base.heads import Head
-from memcircuits.base.statistics import bootstrap_means, finite_rows, group_means, interval
+from memcircuits.base.statistics import (
+    bootstrap_means,
+    count_groups,
+    finite_rows,
+    group_means,
+    interval,
+)
 from memcircuits.data.paragraphs import Paragraphs
-from memcircuits.evidence.ablation import Ablation, Mode
+from memcircuits.evidence.ablation import Ablation, Mode, effects_of_ways
 from memcircuits.evidence.ranking import Ranking
 from memcircuits.measure.decoding import greedy_continuations
 from memcircuits.measure.scanning import scan
@@ -57,7 +64,12 @@ class Choice:
 
 
 def other_choices(
-    ranking: Ranking, adapter: Adapter, heads: Sequence[Head], *, progress: bool
+    ranking: Ranking,
+    adapter: Adapter,
+    heads: Sequence[Head],
+    loss: Float[Tensor, " group"],
+    *,
+    progress: bool,
 ) -> list[Choice]:
     """The scores of some heads of a ranking, as ranked and under other choices.
 
@@ -65,6 +77,7 @@ def other_choices(
         ranking: the ranking.
         adapter: its model.
         heads: which heads.
+        loss: loss of each independent group of its controls, nats/token.
         progress: show bars on stderr.
 
     Returns:
@@ -75,16 +88,14 @@ def other_choices(
         return []
     sweep = _Sweep(ranking, adapter, heads, progress)
     ranked: Mode = options["mode"]
-    loss = _losses(adapter, ranking.control)
-    memorized, control = (
-        sweep.effects(ranking.memorized, ranked),
-        sweep.effects(ranking.control, ranked),
-    )
+    modes = [mode for mode in get_args(Mode) if mode != ranked]
+    memorized, control = sweep.as_ranked("memorized"), sweep.as_ranked("control")
     choices = [sweep.compare(f"{ranked} ablation, as ranked", memorized, control, loss)]
-    for mode in get_args(Mode):
-        if mode != ranked:
-            other = sweep.effects(ranking.memorized, mode), sweep.effects(ranking.control, mode)
-            choices.append(sweep.compare(f"{mode} ablation", *other, loss))
+    others = [
+        sweep.effects(paragraphs, modes) for paragraphs in (ranking.memorized, ranking.control)
+    ]
+    for i, mode in enumerate(modes):
+        choices.append(sweep.compare(f"{mode} ablation", others[0][i], others[1][i], loss))
 
     lower = loss.argsort(stable=True)[: (len(loss) + 1) // 2]
     if len(lower) > 1:
@@ -95,15 +106,9 @@ def other_choices(
     first = list(range(min(MAX_OWN, len(ranking.control))))
     own = greedy_continuations(adapter, ranking.control[first], progress=progress)
     name = "the model's own text as controls"
-    choices.append(
-        sweep.compare(name, memorized, sweep.effects(own, ranked), _losses(adapter, own))
-    )
+    own_loss = group_means(scan(adapter, own, progress=False).nll, own.groups)
+    choices.append(sweep.compare(name, memorized, sweep.effects(own, [ranked])[0], own_loss))
     return choices
-
-
-def _losses(adapter: Adapter, paragraphs: Paragraphs) -> Float[Tensor, " group"]:
-    """NLL of each independent group of paragraphs."""
-    return group_means(scan(adapter, paragraphs, progress=False).nll, paragraphs.groups)
 
 
 @dataclass(frozen=True)
@@ -115,15 +120,37 @@ class _Sweep:
     heads: Sequence[Head]
     progress: bool
 
-    def effects(self, paragraphs: Paragraphs, mode: Mode) -> Float[Tensor, "group head"]:
+    def as_ranked(self, name: Literal["memorized", "control"]) -> Float[Tensor, "group head"]:
+        """Change of the NLL of one set without each head, as the ranking measured it."""
+        paragraphs: Paragraphs = getattr(self.ranking, name)
+        places = [self.ranking.grid.place(Component("head", *head)) for head in self.heads]
+        samples = self.ranking.samples.get(name)  # earlier versions saved none
+        if samples is not None and len(samples) == count_groups(paragraphs.groups):
+            known = torch.stack([samples[:, layer, column] for layer, column in places], 1)
+            if known.isfinite().all():  # not every head of a screen was ablated
+                return known
+        return self.effects(paragraphs, [self.ranking.provenance.options["mode"]])[0]
+
+    def effects(
+        self, paragraphs: Paragraphs, modes: Sequence[Mode]
+    ) -> Float[Tensor, "mode group head"]:
         """Change of the NLL without each head; means and samples are those of the controls."""
         seed = int(self.ranking.provenance.options["seed"])
         # A control is never replaced by itself.
         is_reference = torch.equal(paragraphs.ids, self.ranking.control_ids)
-        reference = None if mode == "zero" or is_reference else self.ranking.control
-        ablation = Ablation(self.adapter, paragraphs, mode=mode, reference=reference, seed=seed)
-        nll = ablation.effects(list(self.heads), progress=self.progress)[..., 0]
-        return group_means(nll, paragraphs.groups)
+        references = {mode: mode != "zero" and not is_reference for mode in modes}
+        ways = [
+            Ablation(
+                self.adapter,
+                paragraphs,
+                mode=mode,
+                reference=self.ranking.control if is_needed else None,
+                seed=seed,
+            )
+            for mode, is_needed in references.items()
+        ]
+        nll = effects_of_ways(ways, list(self.heads), progress=self.progress)[..., 0]
+        return torch.stack([group_means(of_mode, paragraphs.groups) for of_mode in nll.unbind(1)])
 
     def compare(self, name: str, memorized: Tensor, control: Tensor, loss: Tensor) -> Choice:
         """The score of each head with its interval."""

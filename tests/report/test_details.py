@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import base64
+import dataclasses
 
 import numpy as np
 import pytest
@@ -11,9 +12,11 @@ import torch
 import memcircuits as mc
 from memcircuits.display.pages import Explorer
 from memcircuits.evidence.ablation import Ablation
+from memcircuits.evidence.interventions import ResumableRun
 from memcircuits.measure.decoding import greedy_continuations
 from memcircuits.models.registry import adapt
 from memcircuits.report import head_details
+from memcircuits.report import measurements as measurements_of_page
 from memcircuits.report.component_rows import best_heads, named_rows
 from memcircuits.report.explorer_section import explorer
 from memcircuits.report.head_details import details_of
@@ -76,7 +79,12 @@ def test_other_heads_have_as_many_paragraphs_as_fit(neo, ranking, monkeypatch):
 
 def test_the_first_choice_is_the_ranking_and_the_others_are_ablations(neo, ranking):
     heads = best_heads(ranking, 2)
-    first, *others = other_choices(ranking, adapt(neo), heads, progress=False)
+    loss = mc.scan(neo, ranking.control, progress=False).nll
+    first, *others = other_choices(ranking, adapt(neo), heads, loss, progress=False)
+    unsaved = dataclasses.replace(ranking, samples={})
+    again = other_choices(unsaved, adapt(neo), heads, loss, progress=False)
+    for choice, measured in zip([first, *others], again, strict=True):
+        torch.testing.assert_close(choice.score, measured.score, atol=1e-5, rtol=1e-4)
     for i, head in enumerate(heads):
         assert float(first.score[i]) == pytest.approx(float(ranking.score[head]), abs=1e-5)
         assert float(first.ci[0, i]) < float(first.score[i]) < float(first.ci[1, i])
@@ -127,3 +135,26 @@ def test_the_map_has_heads_and_mlps_apart(neo, ranking):
     html = page.render()
     assert 'href="#L1.mlp"' in html
     assert 'id="L1.mlp"' in html
+
+
+def test_nothing_is_run_twice_for_the_page(neo, ranking, monkeypatch):
+    """Two scans, and one clean run of each set beside the runs without a head."""
+    adapter, n_rows = adapt(neo), []
+    scanned, recorded = measurements_of_page.scan, ResumableRun.__init__
+
+    def scan(adapter, paragraphs, **options):
+        n_rows.append(("scan", len(paragraphs)))
+        return scanned(adapter, paragraphs, **options)
+
+    def record(run, adapter, paragraphs, *arguments, **options):
+        n_rows.append(("clean run", len(paragraphs)))
+        recorded(run, adapter, paragraphs, *arguments, **options)
+
+    monkeypatch.setattr(measurements_of_page, "scan", scan)
+    monkeypatch.setattr(ResumableRun, "__init__", record)
+    take_measurements(ranking, adapter.model, heads=3, triggers=0, progress=False)
+    n_memorized, n_control = len(ranking.memorized), len(ranking.control)
+    assert sorted(n_rows) == sorted(
+        [("scan", n_memorized), ("scan", n_control), ("clean run", n_memorized)]
+        + [("clean run", n_control)] * 2  # as they are, and the model's own text
+    )
