@@ -3,7 +3,7 @@
 Every run leaves a small file in --work and is not done again. docs/unlearning.json keeps what the
 runs found: with --page the page is written from that alone. With --only some are run, and sections
 that need others stay as they are. Everything takes two hours of one core. The first section is an
-audit of --audits paragraphs, five minutes of one core for each, with its numbers in
+audit of --audits paragraphs, several minutes of one core for each, with its numbers in
 docs/unlearning-audits.json; with --page it is not run.
 """
 
@@ -29,7 +29,7 @@ def main() -> None:
     parser.add_argument("--workers", type=int, default=2)
     parser.add_argument("--only", default="", help="only runs whose names match this pattern")
     parser.add_argument("--page", action="store_true", help="only write the page, from the JSON")
-    parser.add_argument("--audits", type=int, default=5, help="paragraphs of the first section")
+    parser.add_argument("--audits", type=int, default=3, help="paragraphs of the first section")
     parser.add_argument("--only-audits", action="store_true", help="run the first section alone")
     given = parser.parse_args()
     numbers = Path(__file__).with_name("unlearning.json")

@@ -131,16 +131,18 @@ class EditAudit(Result, kind="edit-audit"):
             for name, samples in self.samples.items()
             if name.startswith("em") or name == "longest_run"
         }
+        whole = {"longest_run": self.samples["longest_run"][0]}
         for text, curve in self.relearning.items():
             best = curve.float().amax(1)
             if len(best) == 2:
                 best = torch.cat([best, torch.full_like(best[:1], torch.nan)])
             values[f"training on {text}"] = best
+            whole[f"training on {text}"] = curve[0, 0]
         return {
             name: Recited(
                 edited=self._mean(samples[1]),
                 reference=self._mean(samples[2].where(samples[2].isfinite(), own[2])),
-                unedited=self._mean(samples[0] if name == "longest_run" else own[0]),
+                unedited=self._mean(whole.get(name, own[0])),
             )
             for name, samples in values.items()
         }

@@ -41,7 +41,7 @@ class Recited:
     Attributes:
         edited: of the edited model.
         reference: of the reference.
-        unedited: of the unedited model from the targets' own prefixes.
+        unedited: of the unedited model, without an attack, rounding or training.
     """
 
     edited: float
