@@ -43,18 +43,19 @@ def paragraphs() -> dict[str, Any]:
 
 def heads() -> dict[str, Any]:
     """What `memcircuits heads` prints, and the gradients of both batches."""
+    shipped = mc.Paragraphs.shipped()
+    doses = dict(zip(shipped.names, shipped.metadata["repetitions"], strict=True))
     ranking = mc.find_memorization_heads(
-        mc.load_model(), mc.Paragraphs.shipped(), unigrams=mc.UnigramTable.shipped(), **QUIET
+        mc.load_model(), shipped, unigrams=mc.UnigramTable.shipped(), **QUIET
     )
     top = ranking.top(5)
-    never_seen = set(mc.Paragraphs.shipped("control").names)
     rarest = min(top, key=lambda head: float(ranking.evidence["rare_token_tau"][head]))
     frame = ranking.to_frame()
     return {
         "seed": SEED,
         "memorized": ranking.counts["measured"],
         "controls": ranking.counts["measured_control"],
-        "controls_trained": sum(name not in never_seen for name in ranking.names["control"]),
+        "controls_trained": sum(doses[name] > 0 for name in ranking.names["control"]),
         "n_heads": len(frame),
         "significant": int(ranking.significant.sum()),
         "order": [str(head) for head in top],
