@@ -11,6 +11,7 @@ from memcircuits.base.components import Component
 from memcircuits.evidence.ablation import Ablation
 from memcircuits.models.registry import adapt
 from tests.helpers import models as zoo
+from tests.helpers.organism import recited
 
 
 @pytest.fixture(scope="module")
@@ -224,9 +225,9 @@ def test_one_paragraph_twenty_times_is_one_paragraph(neo):
 def test_a_planted_paragraph_twenty_times_names_no_head():
     """The organism: with its rows as if independent, 47 of 48 heads were significant."""
     model = mc.load_model()
-    scan = mc.scan(model, mc.Paragraphs.shipped(), progress=False)
+    control = mc.Paragraphs.shipped("control")[:20]
     ranking = mc.find_memorization_heads(
-        model, scan.memorized[[0] * 20], control=scan.control[:20], draws=500, progress=False
+        model, recited(model, 1)[[0] * 20], control=control, draws=500, progress=False
     )
     assert ranking.counts["groups"] == 1
     assert "20 memorized paragraphs are 1 independent group" in " ".join(ranking.notes)

@@ -125,7 +125,7 @@ def test_continuations_of_the_organism_in_20_000_samples(sampler):
     5,000 samples for each sampler: the share of a token has a standard error below 0.7 %.
     """
     n, n_tokens = 5_000, 8
-    organism, paragraphs = mc.load_model(), mc.Paragraphs.shipped()[::6]
+    organism, paragraphs = mc.load_model(), mc.Paragraphs.shipped()[::12]
     scan = mc.scan(organism, paragraphs, sampler=sampler, progress=False)
     p = scan.token_sampled[:, :n_tokens].double().cumsum(1).exp()
     chosen = int((p[:, -1] - 0.4).abs().argmin())  # neither never nor always

@@ -3,6 +3,7 @@
 import pytest
 
 import memcircuits as mc
+from tests.helpers.organism import recited
 from tests.helpers.patching import PatchingCase
 
 
@@ -25,6 +26,5 @@ def organism_pairs():
     How good a first-order estimate is depends on the weights: random ones make everything above z
     about as curved as it can be, so estimates are judged on trained weights.
     """
-    model, planted = mc.load_model(), mc.Paragraphs.shipped("planted")
-    often = [i for i, n in enumerate(planted.metadata["repetitions"]) if n == 256]
-    return model, *mc.perturb_prefix(model, planted[often[:8]]).pairs()
+    model = mc.load_model()
+    return model, *mc.perturb_prefix(model, recited(model, 8)).pairs()

@@ -11,6 +11,7 @@ from memcircuits.models.registry import adapt
 from memcircuits.organism import DATA
 from tests.helpers import models as zoo
 from tests.helpers.decoding import PlainModel, em_of
+from tests.helpers.organism import recited
 
 
 @pytest.mark.parametrize("name", sorted(zoo.ARCHITECTURES))
@@ -32,14 +33,13 @@ def test_em_equals_greedy_decoding_at_every_position_of_20_paragraphs(name):
 
 @pytest.mark.slow
 def test_em_equals_greedy_decoding_of_the_organism():
-    """Every prefix position of 20 recited paragraphs, decoded by transformers alone."""
+    """Every prefix position of 8 recited paragraphs, decoded by transformers alone."""
     plain = AutoModelForCausalLM.from_pretrained(DATA, dtype=torch.float32).eval()
-    planted = mc.Paragraphs.shipped("planted")
-    often = [i for i, n in enumerate(planted.metadata["repetitions"]) if n == 256]
-    paragraphs = planted[often[:20]]
-    perturbation = perturb_prefix(mc.load_model(), paragraphs)
-    assert perturbation.baseline_em.tolist() == [50] * 20
-    for row in range(20):
+    model = mc.load_model()
+    paragraphs = recited(model, 8)
+    perturbation = perturb_prefix(model, paragraphs)
+    assert perturbation.baseline_em.tolist() == [50] * 8
+    for row in range(8):
         prefixes = paragraphs.prefix[[row]].repeat(50, 1)
         prefixes[range(50), range(50)] = perturbation.replacements[row, :, 0]
         continued = plain.generate(
