@@ -125,7 +125,10 @@ class _Sweep:
         paragraphs: Paragraphs = getattr(self.ranking, name)
         places = [self.ranking.grid.place(Component("head", *head)) for head in self.heads]
         samples = self.ranking.samples.get(name)  # earlier versions saved none
-        if samples is not None and len(samples) == count_groups(paragraphs.groups):
+        # Groups that a column gave are not saved: only where each paragraph is its own group, the
+        # samples are known to be in the order of the paragraphs.
+        n_groups = count_groups(paragraphs.groups)
+        if samples is not None and len(samples) == n_groups == len(paragraphs):
             known = torch.stack([samples[:, layer, column] for layer, column in places], 1)
             if known.isfinite().all():  # not every head of a screen was ablated
                 return known
