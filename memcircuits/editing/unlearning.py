@@ -103,7 +103,9 @@ def unlearn(  # noqa: PLR0913
     memorized = Paragraphs.of(memorized, model, "memorized")
     control = Paragraphs.of(control, model, "control")
     one_of("depth", depth, get_args(Depth))
-    recipe = recipe or RECIPES[depth]
+    recipe = RECIPES[depth] if recipe is None else recipe
+    if not isinstance(recipe, Recipe):
+        raise InputError("recipe", repr(recipe), "pass a Recipe, such as NATURAL_GRADIENT")
     is_deep = recipe.objective == "reference"
     options = EditOptions(
         fraction=(0.1 if is_deep else 0.001) if fraction is None else fraction,

@@ -71,8 +71,8 @@ def test_every_trial_is_a_file_with_all_localizers(folder):
         assert set(RANKINGS) < set(results)
         assert {"oracle", "random", "exact-patching", "hard-concrete"} < set(results)
         assert results["oracle"].recall_at_1 == results["oracle"].auc == 1
-        bounds = ("oracle", "random")
-        assert all(result.forwards > 0 for n, result in results.items() if n not in bounds)
+        free = ("oracle", "random", "weight-norm", "norm-in-layer")
+        assert all(result.forwards > 0 for n, result in results.items() if n not in free)
         assert len(results["random"].scores) == 16
     assert {result.unit for result in trials["block"][0].results} == {"block"}
     null = trials["null"][0]

@@ -96,7 +96,7 @@ def test_one_curvature_serves_several_edits():
     model = zoo.bridge("gpt_neo")
     memorized = zoo.reciting(model)
     shared = control_curvature(model, CONTROL, draws=NATURAL_GRADIENT.draws)
-    options = {"fraction": 0.02, "kl_budget": 0.05, "progress": False}
+    options = {"depth": "surface", "fraction": 0.02, "kl_budget": 0.05, "progress": False}
     for target in memorized[:2]:
         edit = unlearn(model, target, CONTROL, curvature=shared, **options)
         assert edit.stopped == "em"

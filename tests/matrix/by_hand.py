@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import itertools
 import math
 from collections.abc import Sequence
 
@@ -252,11 +253,15 @@ def plain_lookups(m: Plain, p: mc.Paragraphs) -> Numbers:
 
 
 def plain_circuit(m: Plain, p: mc.Paragraphs) -> Numbers:
-    """NLL of the first continuation, after its own text and after the second paragraph's."""
+    """NLL of a continuation, after its own text and after another's; see `ours.circuit`."""
     with torch.no_grad():
-        log_prob = m.logits(p.inputs[:2, :-1])[:, p.n_given - 1 :].float().log_softmax(-1)
-    true = p.continuation[:1, :, None].expand(2, -1, -1)
-    return {"nll": -log_prob.gather(-1, true)[..., 0].mean(-1)}
+        log_prob = m.logits(p.inputs[:3, :-1])[:, p.n_given - 1 :].float().log_softmax(-1)
+    for i, j in itertools.permutations(range(3), 2):
+        true = p.continuation[[i]][..., None].expand(2, -1, -1)
+        nll = -log_prob[[i, j]].gather(-1, true)[..., 0].mean(-1)
+        if nll[1] > nll[0]:
+            return {"nll": nll}
+    raise AssertionError("no such pair")
 
 
 def plain_core(m: Plain, p: mc.Paragraphs) -> Numbers:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Callable
 from typing import Any
 
@@ -194,10 +195,18 @@ def lookups(m: Any, p: mc.Paragraphs) -> Numbers:
 
 
 def circuit(m: Any, p: mc.Paragraphs) -> Numbers:
-    text = mc.Paragraphs(p.ids[1:2], p.n_prefix, bos=p.bos)
+    """Of the first pair whose second text makes the first one's continuation less likely."""
     options: dict[str, Any] = {"draws": 1, "steps": 1, "verify": 0, "progress": False}
-    result = mc.recitation_circuit(m, p[0], reference=text, faithfulness=1, **options)
-    return {"nll": result.nll}
+    for i, j in itertools.permutations(range(3), 2):
+        text = mc.Paragraphs(p.ids[[j]], p.n_prefix, bos=p.bos)
+        try:
+            result = mc.recitation_circuit(m, p[i], reference=text, faithfulness=1, **options)
+        except mc.InputError as error:
+            if not str(error).startswith("reference"):
+                raise
+            continue
+        return {"nll": result.nll}
+    raise AssertionError("no such pair")
 
 
 def core(m: Any, p: mc.Paragraphs) -> Numbers:

@@ -193,6 +193,7 @@ IN_FIXED_BATCHES = {
     "parameter_gradients",
     "find_memorization_heads",
     "find_memorization_components",
+    "recitation_circuit",
 }
 
 
