@@ -48,11 +48,16 @@ def fewer_shipped(monkeypatch):
 @pytest.mark.slow
 @pytest.mark.usefixtures("fewer_shipped")
 @pytest.mark.parametrize("page", CODE)
-def test_code_blocks_run_in_order(page, tmp_path, monkeypatch):
+def test_code_blocks_run_and_leave_the_model_as_it_was(page, tmp_path, monkeypatch):
+    from memcircuits.models.loading import load_model
+    from memcircuits.models.registry import adapt
+
     monkeypatch.chdir(tmp_path)
     names: dict = {}
     for block in CODE[page]:
         exec(compile(block, page, "exec"), names)
+    shipped = load_model()
+    assert adapt(names["model"]).fingerprint() == adapt(shipped).fingerprint()
 
 
 def test_the_unlearning_page_holds_the_numbers_measured(tmp_path, monkeypatch):

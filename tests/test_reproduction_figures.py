@@ -99,7 +99,7 @@ def expected_map(plain, component):
     return torch.stack([by_head(grad, component) for grad in grads])
 
 
-def close(ours, expected, rtol=2e-3):
+def assert_close(ours, expected, rtol=2e-3):
     torch.testing.assert_close(
         torch.as_tensor(ours), torch.as_tensor(expected), rtol=rtol, atol=1e-5, check_dtype=False
     )
@@ -115,7 +115,7 @@ def test_map_of_parameter_gradients(study, plain):
     chart = next(s for _, s in outcome.charts if s["title"].endswith("component, EM 50"))
     expected = torch.cat([expected_map(plain, c) for c in study.adapter.components], 1)
     assert chart["col_names"][:2] == ["W_Q 0", "W_Q 1"]
-    close(chart["values"], expected)
+    assert_close(chart["values"], expected)
     numbers = {f.measure: f.ours for f in outcome.findings}
     assert numbers["sum of the largest |gradient|, EM 50"] == pytest.approx(
         float(expected.sum()), rel=1e-3
@@ -136,17 +136,17 @@ def test_statistics_of_gradients(study, plain):
         values = {
             t: p["value"] for t, b in bars.items() for p in b if p.get("component") == component
         }
-        close(values["Sum of |g|"], g.abs().sum())
-        close(values["Variance of g"] * 1e6, g.var(correction=0) * 1e6)
-        close(values["Largest g"], g.max())
-        close(values["Smallest g, without its sign"], -g.min())
+        assert_close(values["Sum of |g|"], g.abs().sum())
+        assert_close(values["Variance of g"] * 1e6, g.var(correction=0) * 1e6)
+        assert_close(values["Largest g"], g.max())
+        assert_close(values["Smallest g, without its sign"], -g.min())
     layers = [p["sum"] for p in bars["Sum of |g| by layer, MLP"]]
     sums = [
         sum(next(m for i, m in enumerate(modules(plain, c)) if i == layer).weight.grad.abs().sum()
             for c in ("W_in", "W_out"))
         for layer in range(4)
     ]  # fmt: skip
-    close(layers, torch.stack(sums))
+    assert_close(layers, torch.stack(sums))
 
 
 def test_maps_of_the_contrastive_objectives(study, plain):
@@ -160,7 +160,7 @@ def test_maps_of_the_contrastive_objectives(study, plain):
             expected.append(expected_map(plain, "W_V"))
         names = chart["col_names"]
         columns = [names.index(f"W_V {head}") for head in range(HEADS)]
-        close(torch.tensor(chart["values"])[:, columns], torch.stack(expected).mean(0))
+        assert_close(torch.tensor(chart["values"])[:, columns], torch.stack(expected).mean(0))
 
 
 # -- gradients of activations ---------------------------------------------------------------------
@@ -186,7 +186,9 @@ def test_activation_gradients_over_the_continuation(study, plain):
         gradient_of_values(plain, ids, torch.mean)[:, PREFIX - 1 :].abs().amax(-1).mean(1)
         for ids in study.memorized.ids.split(1)
     ]
-    close(activations.continuation_map(study, study.memorized)["v"], torch.stack(each).mean(0))
+    assert_close(
+        activations.continuation_map(study, study.memorized)["v"], torch.stack(each).mean(0)
+    )
 
 
 @pytest.mark.parametrize("text", ["memorized", "perturbed"])
@@ -199,8 +201,8 @@ def test_activation_gradients_at_the_two_tokens(study, plain, text):
         position, token = (corrupted.metadata[k][i] for k in ("position", "first_impacted"))
         assert corrupted.ids[i, position] != clean.ids[i, position]
         grads = gradient_of_values(plain, ids, lambda loss, t=token: loss[t]).abs().amax(-1)
-        close(ours["perturbed token"]["v"][i], grads[:, position])
-        close(ours["first impacted token"]["v"][i], grads[:, PREFIX - 1 + token])
+        assert_close(ours["perturbed token"]["v"][i], grads[:, position])
+        assert_close(ours["first impacted token"]["v"][i], grads[:, PREFIX - 1 + token])
 
 
 def test_map_of_tokens(study, plain):
@@ -208,7 +210,7 @@ def test_map_of_tokens(study, plain):
     grads = gradient_of_values(plain, study.memorized.ids[:1], torch.mean).abs().amax(-1)
     head = int(grads.amax((0, 1)).argmax())
     assert f"head {head} " in chart["title"]
-    close(chart["values"], grads[:, :, head])
+    assert_close(chart["values"], grads[:, :, head])
     assert len(chart["col_names"]) == PREFIX + TOKENS - 1
 
 
@@ -262,7 +264,7 @@ def test_patching_in_each_direction(study, plain, direction):
             before = nll(plain, base)[0, token]
         for layer, head in ((0, 1), (2, 3)):
             after = patched_nll(plain, base, source, "W_V", layer, position, head)[token]
-            close(ours[i, layer, head], after - before)
+            assert_close(ours[i, layer, head], after - before)
 
 
 @pytest.mark.parametrize(("site", "kind"), [("mlp_out", "mlp"), ("attn_out", "attn")])
@@ -275,7 +277,7 @@ def test_outputs_of_layers_at_the_perturbed_token(study, plain, site, kind):
     after = [
         patched_nll(plain, memorized, perturbed, kind, layer, position)[token] for layer in range(4)
     ]
-    close(patching.layer_outputs(study, site)[0], torch.stack(after) - before)
+    assert_close(patching.layer_outputs(study, site)[0], torch.stack(after) - before)
 
 
 def test_heads_by_position(study, plain):
@@ -292,7 +294,7 @@ def test_heads_by_position(study, plain):
             before = nll(plain, memorized)[0, token]
         after = patched_nll(plain, memorized, mixed, "W_Q", layer, position, head)[token]
         effects.append(after - before)
-    close(ours[layer, head, position], torch.stack(effects).mean())
+    assert_close(ours[layer, head, position], torch.stack(effects).mean())
 
 
 # -- attention ------------------------------------------------------------------------------------
@@ -320,10 +322,10 @@ def test_maps_of_attention(study, plain):
     share = seen / seen.sum(-1, keepdim=True)
     charts = {s["title"]: s for _, s in attention.rare_tokens(study).charts}
     entropy = torch.from_numpy(stats.entropy(share.numpy(), axis=-1)).mean(0)
-    close(charts["Entropy of the attention to the prefix"]["values"], entropy)
+    assert_close(charts["Entropy of the attention to the prefix"]["values"], entropy)
     title = next(title for title in charts if "from the first decoded token" in title)
     head = mc.Head.parse(title.split()[2])
-    close(charts[title]["values"], seen[0, head.layer, head.head])
+    assert_close(charts[title]["values"], seen[0, head.layer, head.head])
 
 
 # -- similarity and description -------------------------------------------------------------------
@@ -343,18 +345,20 @@ def test_cosine_maps(study, plain):
         handle.remove()
     q = torch.stack(kept).unflatten(-1, (HEADS, -1)).unflatten(0, (2, 4))
     ours = similarity.cosine_of_activations(study.adapter, clean, corrupted, ("q",))["q"]
-    close(ours, cosine_similarity(q[0], q[1], dim=-1))
+    assert_close(ours, cosine_similarity(q[0], q[1], dim=-1))
     each = [
         gradient_of_values(plain, ids, torch.mean)[:, PREFIX - 1 :].mean(1)
         for ids in clean.ids.split(1)
     ]
-    close(similarity.mean_gradient_of_values(study.adapter, clean), torch.stack(each).mean(0))
+    assert_close(
+        similarity.mean_gradient_of_values(study.adapter, clean), torch.stack(each).mean(0)
+    )
 
 
 def test_two_largest_logits(study, plain):
     with torch.no_grad():
         logits = plain(study.memorized.ids[:, :-1]).logits.sort(-1, descending=True).values
-    close(beyond.top_two(study, study.memorized), logits[..., :2].mean(0).T)
+    assert_close(beyond.top_two(study, study.memorized), logits[..., :2].mean(0).T)
 
 
 def test_noise_on_one_head(study, plain):

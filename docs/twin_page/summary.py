@@ -34,7 +34,7 @@ def summary(numbers: dict[str, Any]) -> dict[str, Any]:
         "agreement": {
             name: rows.loc[name, fields].to_dict() for name in LOCALIZERS if name in rows.index
         },
-        # Two-sided 5 %, of a rank correlation over so many heads.
+        # The size of a rank correlation over these heads that has a two-sided p of 5 %.
         "by_chance": 1.96 / math.sqrt(n_heads - 1),
     }
 
@@ -52,34 +52,34 @@ def _bits(numbers: dict[str, Any], against: str) -> dict[str, Any] | None:
     return {name: row[name] for name in ("repetitions", "n", "remembered", "low", "high")}
 
 
-def sentences(found: dict[str, Any]) -> str:
+def sentences(numbers: dict[str, Any]) -> str:
     """The summary in words."""
-    bits, largest = found["bits"], found["largest"]
+    bits, largest = numbers["bits"], numbers["largest"]
     parts = [
         f"Of paragraphs that the model saw {bits['repetitions']} times it remembers "
         f"{bits['remembered']:.1f} bits of every token ({bits['low']:.1f} to {bits['high']:.1f}) "
         "beyond the twin"
     ]
-    if found["bits_floor"] is not None:
-        parts[0] += f", and {found['bits_floor']['remembered']:.1f} beyond the noise twin"
+    if numbers["bits_floor"] is not None:
+        parts[0] += f", and {numbers['bits_floor']['remembered']:.1f} beyond the noise twin"
     parts[0] += "."
     effects = ", ".join(f"of one {name} {largest[unit]:.3f}" for unit, name in UNITS.items())
     parts.append(
         "No component holds them. The model's loss on a paragraph that only it saw rises by "
-        f"{found['total']:.2f} nats/token with all of the twin's weights; with the twin's weights "
-        f"it rises by at most: {effects}."
+        f"{numbers['total']:.2f} nats/token with all of the twin's weights; with the twin's "
+        f"weights it rises by at most: {effects}."
     )
-    if found["floor"] is not None:
-        floor = ", ".join(f"{name} {found['floor'][unit]:.3f}" for unit, name in UNITS.items())
+    if numbers["floor"] is not None:
+        floor = ", ".join(f"{name} {numbers['floor'][unit]:.3f}" for unit, name in UNITS.items())
         parts.append(f"A training on the same paragraphs in another order differs by: {floor}.")
     told = [
         f"`{name}` {row['correlation']:.2f} ({row['correlation_low']:.2f} to "
         f"{row['correlation_high']:.2f})"
-        for name, row in found["agreement"].items()
+        for name, row in numbers["agreement"].items()
     ]
     parts.append(
         f"The order of heads agrees with these transplants by a rank correlation of "
-        f"{', '.join(told)}; {found['by_chance']:.2f} is reached by chance. Ablation says what a "
+        f"{', '.join(told)}; {numbers['by_chance']:.2f} is reached by chance. Ablation says what a "
         "recitation needs, and not where training wrote it."
     )
     return "\n".join(f"- {part}" for part in parts)

@@ -36,20 +36,7 @@ PlantedKind = Literal[
 ]
 """What a trial plants paragraphs in."""
 
-TrialKind = Literal[
-    "head",
-    "head-same-norm",
-    "two-heads",
-    "values",
-    "queries-keys",
-    "block",
-    "neurons",
-    "neuron-outputs",
-    "weights",
-    "holders",
-    "null",
-    "stability",
-]
+TrialKind = Literal[PlantedKind, "holders", "null", "stability"]
 """Every kind of trial."""
 
 PLANTED_KINDS: tuple[PlantedKind, ...] = get_args(PlantedKind)

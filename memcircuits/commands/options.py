@@ -119,7 +119,8 @@ ContinuationColumn = Annotated[
 Stride = Annotated[
     int | None,
     _of_text(
-        "Read a window every so many tokens of a row; by default, the first window only.", min=1
+        "Tokens from one window of a row to the next; by default, only its first window is read.",
+        min=1,
     ),
 ]
 TxtOption = Annotated[

@@ -98,7 +98,8 @@ class AdamSteps:
         scale: unit in which each weight's change is counted.
         learning_rate: of Adam, in these units.
         betas: of Adam.
-        decay_steps: let the learning rate fall to 0 in so many steps, as a cosine; None: constant.
+        decay_steps: number of steps in which the learning rate falls to 0 as a cosine; None: it is
+            constant.
         start: the change to start from; None: none.
     """
 

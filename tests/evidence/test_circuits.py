@@ -186,7 +186,7 @@ def chain():
 
 
 @pytest.fixture(scope="module")
-def found():
+def circuit():
     model = chain()
     paragraph = zoo.reciting(model, n=1, n_prefix=N_PREFIX, n_continuation=12)
     references = mc.Paragraphs.from_tokens(zoo.random_ids(6, 22, seed=1), n_prefix=N_PREFIX)
@@ -195,19 +195,19 @@ def found():
     )
 
 
-def test_a_planted_chain_of_two_heads_is_found(found):
-    frame = found.to_frame()
+def test_a_planted_chain_of_two_heads_is_found(circuit):
+    frame = circuit.to_frame()
     heads = frame[frame["source"].str.contains("H") & frame["target"].str.contains("H")]
     assert set(heads["source"] + heads["target"]) == {"L0H1L1H2"}
-    assert found.kept[node("L0H1", PREFIX), node("L1H2", CONTINUATION)]
+    assert circuit.kept[node("L0H1", PREFIX), node("L1H2", CONTINUATION)]
     assert set(frame["source"]) | set(frame["target"]) <= {"embed", "L0H1", "L1H2", "logits"}
-    assert found.faithfulness >= 0.8
+    assert circuit.faithfulness >= 0.8
 
 
-def test_what_is_not_connected_has_no_effect(found):
-    scores = found.scores.nan_to_num()
+def test_what_is_not_connected_has_no_effect(circuit):
+    scores = circuit.scores.nan_to_num()
     chained = {"embed", "L0H1", "L1H2", "logits"}
-    for i, name in enumerate(found.components):
+    for i, name in enumerate(circuit.components):
         if name not in chained:
             assert (scores[:, 2 * i : 2 * i + 2] == 0).all()
             assert (scores[:, :, 2 * i : 2 * i + 2] == 0).all()
@@ -233,7 +233,7 @@ def test_a_circuit_has_its_size_and_only_edges_on_paths():
     assert torch.equal(circuit, graph.edges)
 
 
-def test_the_page_shows_the_circuit_and_escapes_names(found, tmp_path):
+def test_the_page_shows_the_circuit_and_escapes_names(circuit, tmp_path):
     named = mc.recitation_circuit(
         chain(),
         mc.Paragraphs(PARAGRAPH.ids, N_PREFIX, ["<script>alert(1)</script>"]),
@@ -246,9 +246,9 @@ def test_the_page_shows_the_circuit_and_escapes_names(found, tmp_path):
     page = Page("Circuit", named.blocks(), str(named)).render()
     assert "<script>alert(1)" not in page
     assert page.count('class="edge c') == named.n_edges
-    loaded = type(found).load(found.save(tmp_path / "circuit.safetensors"))
-    assert loaded.to_frame().equals(found.to_frame())
-    assert len(found.figure().data) >= 2
+    loaded = type(circuit).load(circuit.save(tmp_path / "circuit.safetensors"))
+    assert loaded.to_frame().equals(circuit.to_frame())
+    assert len(circuit.figure().data) >= 2
 
 
 def test_bad_input_is_refused():
