@@ -20,7 +20,7 @@ from memcircuits.editing.deep_objective import DeepObjective
 from memcircuits.editing.edit_search import Editor
 from memcircuits.editing.masks import Mask
 from memcircuits.editing.optimization import AdamSteps, SearchResult, search
-from memcircuits.editing.references import proxy_log_probs, twin_log_probs
+from memcircuits.editing.references import proxy_log_probs
 from memcircuits.editing.unlearning_objective import ReferenceDistribution
 from memcircuits.measure.decoding import greedy_continuations
 from memcircuits.models.adapter import Adapter
@@ -46,12 +46,13 @@ def find_deep_edit(
     adapter, generator, budget = editor.adapter, editor.generator, options.memory_budget
     reference = _reference(adapter, memorized, seen, twin, generator, budget)
     own = greedy_continuations(adapter, seen, memory_budget=budget, progress=False)
+    assert editor.seen is not None  # `EditOptions`: this objective takes Adam
     objective = DeepObjective(
         adapter=adapter,
         memorized=memorized,
         reference=reference,
         fillers=seen,
-        kept=[ReferenceDistribution.of(adapter, texts, budget) for texts in (seen, own)],
+        kept=[editor.seen, ReferenceDistribution.of(adapter, own, budget)],
         held_out=editor.held_out,
         kl_budget=math.inf if options.kl_budget is None else options.kl_budget,
         kl_weight=recipe.kl_weight,
@@ -109,7 +110,7 @@ def _reference(
     memory_budget: int | None,
 ) -> Float[Tensor, "paragraph pos d_vocab"]:
     if twin is not None:
-        return twin_log_probs(twin, memorized, memory_budget)
+        return ReferenceDistribution.of(twin, memorized, memory_budget).log_p.cpu()
     return proxy_log_probs(adapter, memorized, fillers, generator, memory_budget)
 
 

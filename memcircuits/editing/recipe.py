@@ -147,3 +147,7 @@ class EditOptions:
         at_least("draws", self.recipe.draws, 1)
         one_of("objective", self.recipe.objective, get_args(ForgettingTerm))
         one_of("curvature", self.recipe.curvature, get_args(CurvatureKind))
+        if self.recipe.objective == "reference" and self.recipe.needs_curvature:
+            raise InputError(
+                "recipe", "reference with a curvature", 'this objective takes Adam: use "none"'
+            )

@@ -15,26 +15,11 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from memcircuits.data.paragraphs import Paragraphs
-from memcircuits.measure.continuation import continuation_log_probs
 from memcircuits.models.adapter import Adapter
 from memcircuits.models.batching import map_batches, rows_that_fit
 
 N_TRUE = 4  # tokens that the proxy reads; with 3 it knows less of ordinary text, with 5 too much
 DRAWS = 4  # other texts that the proxy is averaged over
-
-
-def twin_log_probs(
-    twin: Adapter, paragraphs: Paragraphs, memory_budget: int | None
-) -> Float[Tensor, "paragraph pos d_vocab"]:
-    """The twin's log-probabilities (nats) of every token along the continuations."""
-    n_pos, n_logits = paragraphs.inputs.shape[1], paragraphs.n_continuation
-    size = rows_that_fit(twin, n_pos, n_logits, memory_budget)
-    with twin.preserving_state():
-        return map_batches(
-            len(paragraphs),
-            size,
-            lambda batch: continuation_log_probs(twin, paragraphs, batch).cpu(),
-        )
 
 
 def proxy_log_probs(

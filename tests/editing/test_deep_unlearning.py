@@ -12,7 +12,8 @@ import memcircuits as mc
 from memcircuits.base.errors import InputError
 from memcircuits.editing.attacks import ATTACKS
 from memcircuits.editing.recipe import DEEP
-from memcircuits.editing.references import DRAWS, N_TRUE, proxy_log_probs, twin_log_probs
+from memcircuits.editing.references import DRAWS, N_TRUE, proxy_log_probs
+from memcircuits.editing.unlearning_objective import ReferenceDistribution
 from memcircuits.measure.continuation import continuation_log_probs, kl_divergence
 from memcircuits.models.registry import adapt
 from tests.helpers import models as zoo
@@ -90,7 +91,7 @@ def test_the_edit_forgets_from_attacked_prefixes_too(neo):
 def test_with_a_twin_the_model_comes_nearer_to_it(neo):
     model, targets = neo
     twin = zoo.bridge("gpt_neo", seed=1)
-    reference = twin_log_probs(adapt(twin), targets, None)
+    reference = ReferenceDistribution.of(adapt(twin), targets, None).log_p
 
     def distance():
         with torch.no_grad():
@@ -129,6 +130,7 @@ def test_a_budget_ends_the_search(neo):
         ({"depth": "middle"}, "depth: 'middle'"),
         ({"depth": "surface", "twin": "gpt_neo"}, "twin: given"),
         ({"fraction": 0}, "fraction: 0"),
+        ({"recipe": dataclasses.replace(DEEP, curvature="full")}, "recipe: reference with"),
     ],
 )
 def test_wrong_options_are_refused(neo, options, message):

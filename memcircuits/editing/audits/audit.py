@@ -33,8 +33,9 @@ from memcircuits.editing.audits.measures import (
 from memcircuits.editing.audits.result import EditAudit
 from memcircuits.editing.edit import Edit
 from memcircuits.editing.evaluation import evaluate_edit
-from memcircuits.editing.references import proxy_log_probs, twin_log_probs
+from memcircuits.editing.references import proxy_log_probs
 from memcircuits.editing.relearning import recovery_curve
+from memcircuits.editing.unlearning_objective import ReferenceDistribution
 from memcircuits.measure.continuation import read_continuation
 from memcircuits.models.adapter import Adapter, Model
 from memcircuits.models.registry import adapt
@@ -165,9 +166,12 @@ class _Audit:
                 self.adapter, self.targets, self.control, generator, self.memory_budget
             )
         else:
-            reference = twin_log_probs(self.twin, self.targets, self.memory_budget)
-        unedited = twin_log_probs(self.adapter, self.targets, self.memory_budget)
+            reference = self._log_probs(self.twin)
+        unedited = self._log_probs(self.adapter)
         return TargetTexts(self.targets, attacked, reference, unedited, self.memory_budget)
+
+    def _log_probs(self, model: Adapter) -> Float[Tensor, "paragraph pos d_vocab"]:
+        return ReferenceDistribution.of(model, self.targets, self.memory_budget).log_p.cpu()
 
     def measure(self, texts: TargetTexts) -> tuple[dict[str, Tensor], Tensor]:
         """Measures [arm, paragraph] and log-probabilities [arm, paragraph, pos] of three arms."""
