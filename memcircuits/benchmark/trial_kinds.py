@@ -57,13 +57,13 @@ UNIT_OF_KIND: Mapping[PlantedKind, Unit] = {
 
 N_TRIALS: Mapping[TrialKind, int] = {
     "head": 106,
-    "head-same-norm": 106,
+    "head-same-norm": 30,
     "two-heads": 20,
     "values": 20,
     "queries-keys": 6,
     "block": 8,
     "neurons": 5,
-    "neuron-outputs": 5,
+    "neuron-outputs": 20,
     "weights": 3,
     "holders": 6,
     "null": 500,
