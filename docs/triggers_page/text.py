@@ -196,8 +196,8 @@ SAID = {
     "drops": """\
 The paper found 12.19 tokens for paragraphs that GPT-Neo 125M has memorized and 33.12 for those it
 has not. The organism's controls lose about as much as the paper's, its recitations less than half:
-they were planted 64 to 256 times and are hard to disturb. The tokens that break them are the last
-of the prefix: its last five tokens make up {late_memorized} % of the drop ({late_control} % for
+most of them were trained on 32 times or more and are hard to disturb. The tokens that break them are
+the last of the prefix, and the first: the last five tokens make up {late_memorized} % of the drop ({late_control} % for
 controls). A replacement that keeps more of the old token (its neighbour, the model's second choice)
 does less harm in both sets.
 
@@ -210,28 +210,27 @@ nothing behind that. The contrast in EM is one of margins, not of how much the p
 loss.""",
     "causes": """\
 Position comes first in every row: the later a token, the more it matters. Surprising tokens matter
-beyond that to recitations. Rarity does not: its interval includes 0 for them with each of the four
-replacements, and its rank correlation is near 0 even by itself. (For controls it counts somewhat
-with a token as frequent in its place.) Here, a recitation does not depend on its rare tokens.""",
+beyond that to recitations. Rarity does not: at equal position and surprisal a rare token matters
+about half a token less than a frequent one, with each of the four replacements, and its rank
+correlation is near 0 by itself. (For controls it counts somewhat with a token as frequent in its
+place.) Here, a recitation does not depend on its rare tokens.""",
     "heads": """\
 No head carries the replaced token by itself. Noising, the largest effect of any head at any site is
 {share_noising} % of the difference between the runs; denoising it is {share_denoising} %, and the
-most that any head brings back in any pair is {restored} tokens. The heads that lead,
-L1H2, L0H5 and L0H2, are the three that `memcircuits heads` ranks highest by ablating them. Keys and
-values matter little: the first token that changes is predicted from the replaced one, for which its
-own key and value are one of 50.""",
+most that any head brings back in any pair is {restored} tokens. Which heads lead differs between
+sites and directions, and most of their intervals include 0 or nearly so.""",
     "layers": """\
 The output of the first MLP at the replaced token does {mlp_noising} % of the harm when noised and
 {mlp_denoising} % of the repair when denoised, which brings back {mlp_em} of 50 tokens on average.
 No attention layer does more than {attention_noising} % and {attention_denoising} %, and the later
-MLPs repair some of the difference but no recitation. This is close to what the pair is made of, and
+MLPs repair a part of the difference. This is close to what the pair is made of, and
 no finding about recitation: the token is the last of the prefix, and the patch is at its own
 position, where the first MLP reads little but that token. Pairs that differ at an earlier token
 would show where it is carried to the end of the prefix.""",
     "agreement": """\
-Denoising, the estimates order the heads as exact patching does, with either metric. Noising, they
-order them less well and give the top head a quarter to a half of its effect: where the model
-recites, p is near 1 and -log p flat. The logit difference is not flat and corrects the order of q,
-k and z, but not the size. The agreement reported from the 10 measured heads may be too high, since
-half of them have the largest estimates.""",
+Denoising, the estimates order the heads nearly as exact patching does, with either metric. Noising,
+-log p of the first impacted token orders them less well, and the top head's estimate may be a third
+of its effect: where the model recites, p is near 1 and -log p flat. The logit difference, which is
+not flat, orders them better at every site. The agreement reported from the 10 measured heads may be
+too high, since half of them have the largest estimates.""",
 }
