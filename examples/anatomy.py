@@ -85,7 +85,7 @@ by_mean = mc.ablate_heads(
 )
 for result in (zero, by_mean):
     lost = result.measure("em")
-    best = [f"{head} ({-lost[head]:.0f} tokens)" for head in result.top(5)]
+    best = [f"{head} ({round(-float(lost[head]))} tokens)" for head in result.top(5)]
     print(f"{result.name}: {', '.join(best)}")
 print(f"rank correlation of the two: {zero.correlation(by_mean):.2f}")
 zero.figure()

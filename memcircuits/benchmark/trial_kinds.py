@@ -56,7 +56,7 @@ UNIT_OF_KIND: Mapping[PlantedKind, Unit] = {
 """The units that localizers score in a kind of planted trial."""
 
 N_TRIALS: Mapping[TrialKind, int] = {
-    "head": 106,
+    "head": 72,
     "head-same-norm": 30,
     "two-heads": 20,
     "values": 20,
