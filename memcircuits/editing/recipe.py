@@ -38,7 +38,7 @@ from memcircuits.editing.masks import MaskStrategy
 if TYPE_CHECKING:
     from memcircuits.editing.curvature import Curvature
 
-ForgettingTerm = Literal["nll", "margin", "recitation", "reference"]
+ForgettingTerm = Literal["nll", "npo", "margin", "recitation", "reference"]
 Depth = Literal["deep", "surface"]
 """What `unlearn` does: forget the text from every entry, or only stop its recitation."""
 CurvatureKind = Literal["none", "diagonal", "full"]
@@ -51,7 +51,9 @@ class Recipe:
     Attributes:
         steps: maximum number of steps.
         objective: the forgetting term, a mean over paragraphs. `nll`: the mean log-likelihood of
-            the tokens. `margin`: the mean over tokens of max(0, 1 + margin), the margin being the
+            the tokens. `npo`: negative preference optimization (Zhang et al. 2024, equation 3),
+            2 / beta log(1 + (p / p of the unedited model)^beta) of the whole continuation with beta
+            = 0.1, per token. `margin`: the mean over tokens of max(0, 1 + margin), the margin being the
             token's logit minus the largest other logit. `recitation`: log(1 + the expected number
             of tokens recited when sampling); `edit` uses `margin` in its place. `reference`: the KL
             from a model that never saw the text, which only `unlearn` can use.

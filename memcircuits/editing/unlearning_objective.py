@@ -23,6 +23,7 @@ from dataclasses import dataclass, replace
 import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
+from torch.nn.functional import softplus
 
 from memcircuits.data.paragraphs import Paragraphs
 from memcircuits.editing.masks import Mask
@@ -40,6 +41,8 @@ from memcircuits.measure.scanning import scan
 from memcircuits.models.adapter import Adapter
 from memcircuits.models.batching import iter_batches, map_batches, rows_that_fit
 
+_NPO_BETA = 0.1  # as its authors
+
 
 @dataclass(frozen=True)
 class Targets:
@@ -52,6 +55,7 @@ class Targets:
         objective: the forgetting term, see `Recipe`.
         em_below: a paragraph is forgotten if fewer tokens are recited.
         memory_budget: maximum bytes per batch.
+        unedited: for `npo`, log-probability of each continuation of the unedited model, nats.
     """
 
     adapter: Adapter
@@ -60,11 +64,32 @@ class Targets:
     objective: ForgettingTerm
     em_below: float
     memory_budget: int | None
+    unedited: Float[Tensor, " paragraph"] | None = None
+
+    @classmethod
+    def of(
+        cls,
+        adapter: Adapter,
+        memorized: Paragraphs,
+        new: Paragraphs | None,
+        objective: ForgettingTerm,
+        em_below: float,
+        memory_budget: int | None,
+    ) -> Targets:
+        """Targets of the model as it is now."""
+        unedited = None
+        if objective == "npo":
+            paragraphs = memorized if new is None else new
+            unedited = scan(
+                adapter, paragraphs, memory_budget=memory_budget, progress=False
+            ).log_prob
+        return cls(adapter, memorized, new, objective, em_below, memory_budget, unedited)
 
     def __getitem__(self, index: int) -> Targets:
         """A single target."""
         new = None if self.new is None else self.new[[index]]
-        return replace(self, memorized=self.memorized[[index]], new=new)
+        unedited = None if self.unedited is None else self.unedited[[index]]
+        return replace(self, memorized=self.memorized[[index]], new=new, unedited=unedited)
 
     def __len__(self) -> int:
         return len(self.memorized)
@@ -83,6 +108,10 @@ class Targets:
         sign = 1.0 if self.new is None else -1.0
         if self.objective == "nll":
             return sign * scores.log_prob.mean(-1), scores
+        if self.unedited is not None:
+            log_ratio = scores.log_prob.sum(-1) - self.unedited[batch].to(logits.device)
+            loss = 2 / _NPO_BETA * softplus(sign * _NPO_BETA * log_ratio)
+            return loss / tokens.shape[-1], scores
         if self.objective == "margin" or self.new is not None:
             margin = sign * _margin(logits.float(), tokens)
             return (margin + 1).clamp_min(0).mean(-1), scores

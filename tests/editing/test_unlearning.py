@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import math
 
 import pytest
 import torch
@@ -13,6 +14,8 @@ from memcircuits.editing.evaluation import edit_divergence
 from memcircuits.editing.find_edit import split_control
 from memcircuits.editing.masks import Candidates
 from memcircuits.editing.recipe import NATURAL_GRADIENT, STOEHR_2024, Recipe
+from memcircuits.editing.unlearning_objective import Targets
+from memcircuits.models.registry import adapt
 from tests.helpers import models as zoo
 from tests.helpers.editing import CONTROL, FORGET, UNSEEN, quick_edit, same_state, state_of
 
@@ -98,6 +101,28 @@ def test_an_interrupt_in_a_later_turn_takes_back_the_earlier_ones(neo_edit, monk
         mc.unlearn(model, memorized, CONTROL, **FORGET)
     assert changed == [False, True]
     assert same_state(before, model.state_dict())
+
+
+def test_negative_preference_is_the_formula_of_its_paper(neo_edit):
+    """2 / beta log(1 + (p / p_unedited)^beta), whose first gradient is that of the likelihood."""
+    model, memorized, result = neo_edit
+    adapter = adapt(model)
+    targets = Targets.of(adapter, memorized, None, "npo", 0.0, None)
+    likelihood = Targets.of(adapter, memorized, None, "nll", 0.0, None)
+    mask = Candidates.of(adapter).choose(1.0, None, "all")
+    before, gradient = targets.evaluate(mask)
+    expected = likelihood.evaluate(mask)[1]
+    assert gradient is not None
+    assert expected is not None
+    torch.testing.assert_close(gradient, expected, rtol=1e-3, atol=1e-6)
+    n = memorized.n_continuation
+    assert before["forget"].tolist() == pytest.approx([20 * math.log(2) / n] * len(memorized))
+    p0 = mc.scan(model, memorized, progress=False).log_prob
+    with result.apply(model):
+        p = mc.scan(model, memorized, progress=False).log_prob
+        after = targets[0].evaluate()[0]["forget"]
+    by_hand = 20 / n * math.log1p(math.exp(0.1 * float(p[0] - p0[0])))
+    assert after.tolist() == pytest.approx([by_hand], rel=1e-4)
 
 
 def test_edit_gives_prefixes_another_continuation():
