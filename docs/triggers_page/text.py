@@ -196,10 +196,10 @@ SAID = {
     "drops": """\
 The paper found 12.19 tokens for paragraphs that GPT-Neo 125M has memorized and 33.12 for those it
 has not. The organism's controls lose about as much as the paper's, its recitations less than half:
-most of them were trained on 32 times or more and are hard to disturb. The tokens that break them are
-the last of the prefix, and the first: the last five tokens make up {late_memorized} % of the drop ({late_control} % for
-controls). A replacement that keeps more of the old token (its neighbour, the model's second choice)
-does less harm in both sets.
+most of them were trained on 32 times or more and are hard to disturb. The tokens that break them
+are the last of the prefix, and the first: the last five tokens make up {late_memorized} % of the
+drop ({late_control} % for controls). A replacement that keeps more of the old token (its neighbour,
+the model's second choice) does less harm in both sets.
 
 EM and NLL tell different stories. Replacing a token at random raises the NLL of memorized
 continuations by {nll_memorized} nats/token and that of controls by {nll_control}. What the model

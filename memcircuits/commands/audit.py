@@ -11,7 +11,13 @@ from memcircuits.commands.common import naming
 from memcircuits.commands.inputs import Inputs, load_twin
 from memcircuits.commands.options import Control, Json, Out, Seed, Twin
 from memcircuits.commands.output import Answer, print_notes, print_table, say, say_written
-from memcircuits.commands.selection import draw, heldout_text, split, without
+from memcircuits.commands.selection import (
+    draw,
+    heldout_text,
+    kept_and_unseen,
+    split,
+    without,
+)
 
 if TYPE_CHECKING:
     from memcircuits.data.paragraphs import Paragraphs
@@ -65,7 +71,7 @@ def audit(
         targets,
         controls[1::2],
         reference,
-        others=without(memorized, targets),
+        others=kept_and_unseen(without(memorized, targets))[1],
         heldout=heldout_text(inputs, model, None),
         attacks=attacks,
         relearning_steps=relearning_steps,

@@ -52,7 +52,7 @@ def edit(
         task.model,
         task.targets,
         wanted,
-        task.control,
+        task.keep,
         **options.search(progress=inputs.progress),
     )
     report_edit(result, task, inputs, out=out, export=options.export, json=json, wanted=wanted)

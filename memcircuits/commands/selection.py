@@ -64,6 +64,13 @@ def without(paragraphs: Paragraphs, excluded: Paragraphs) -> Paragraphs | None:
     return paragraphs[others] if others else None
 
 
+def kept_and_unseen(others: Paragraphs | None) -> tuple[Paragraphs | None, Paragraphs | None]:
+    """Memorized paragraphs that an edit is to keep, and those that only its evaluation is given."""
+    if others is None or len(others) < 2:
+        return None, others
+    return others[1::2], others[::2]
+
+
 def heldout_text(inputs: Inputs, model: Any, path: Path | None) -> Paragraphs | None:
     """The texts of --heldout; by default the organism's own, None for other models."""
     from memcircuits.data.paragraphs import Paragraphs

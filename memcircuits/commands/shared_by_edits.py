@@ -1,7 +1,8 @@
 """What `unlearn` and `edit` share: options, the paragraphs of an edit, and the report about it.
 
 Controls are split in two: every second one is given to the search, the others are never seen by it
-and tell what the edit changed. Further memorized paragraphs tell whether it is specific.
+and tell what the edit changed. So are the memorized paragraphs that are not edited: the search
+keeps one half, and the other half tells whether the edit is specific.
 """
 
 from __future__ import annotations
@@ -16,7 +17,15 @@ import typer
 from memcircuits.commands.inputs import Inputs
 from memcircuits.commands.options import Components, Control, Export, Heads, Seed
 from memcircuits.commands.output import Answer, print_notes, print_table, say, say_written
-from memcircuits.commands.selection import draw, heldout_text, names, numbers, split, without
+from memcircuits.commands.selection import (
+    draw,
+    heldout_text,
+    kept_and_unseen,
+    names,
+    numbers,
+    split,
+    without,
+)
 
 if TYPE_CHECKING:
     from pandas import DataFrame
@@ -112,8 +121,10 @@ class EditTask:
         paragraphs: all paragraphs given.
         memorized: those that are memorized.
         targets: the memorized paragraphs to edit, drawn by the seed.
-        control: the controls that the search is given.
+        keep: what the search is to keep, controls and memorized paragraphs that are not edited.
+        control: the controls among them.
         unseen: the controls that only the evaluation is given.
+        others: the memorized paragraphs that only the evaluation is given; None: there are none.
         heldout: texts to measure perplexity on.
     """
 
@@ -121,8 +132,10 @@ class EditTask:
     paragraphs: Paragraphs
     memorized: Paragraphs
     targets: Paragraphs
+    keep: Paragraphs
     control: Paragraphs
     unseen: Paragraphs
+    others: Paragraphs | None
     heldout: Paragraphs | None
 
     @classmethod
@@ -141,20 +154,19 @@ class EditTask:
                 "all of them are edited",
                 err=True,
             )
+        targets = draw(memorized, options.targets, options.seed)
+        kept, others = kept_and_unseen(without(memorized, targets))
         return cls(
             model=model,
             paragraphs=paragraphs,
             memorized=memorized,
-            targets=draw(memorized, options.targets, options.seed),
+            targets=targets,
+            keep=control[::2] if kept is None else control[::2] + kept,
             control=control[::2],
             unseen=control[1::2],
+            others=others,
             heldout=heldout_text(inputs, model, options.heldout),
         )
-
-    @property
-    def others(self) -> Paragraphs | None:
-        """The memorized paragraphs that are not edited."""
-        return without(self.memorized, self.targets)
 
     def evaluate(self, edit: Edit, *, progress: bool) -> EditReport:
         """Measure an edit on the targets and on everything that should not change."""

@@ -65,8 +65,9 @@ def unlearn(
 
     By default the model is brought to answer like one that never saw the paragraphs, from their own
     prefixes and from attacked ones. --recipe surface takes several targets one after another until
-    the KL passes --kl-budget: set it for all of them together. Half of the controls are not used by
-    the optimisation and are measured afterwards. Writes edit.safetensors, and with --export a model
+    the KL passes --kl-budget: set it for all of them together. Half of the controls, and half of
+    the memorized paragraphs that are not edited, are to be kept; the other halves are unknown to
+    the optimisation and measured afterwards. Writes edit.safetensors, and with --export a model
     folder.
 
     Example: memcircuits unlearn --targets 3 --export forgetful
@@ -83,7 +84,7 @@ def unlearn(
 
     def make_edit(mask: str, recipe: Recipe) -> Edit:
         arguments: dict[str, Any] = {"mask": mask, "recipe": recipe, "em_below": em_below, **search}
-        return find_edit(task.model, task.targets, task.control, twin=reference, **arguments)
+        return find_edit(task.model, task.targets, task.keep, twin=reference, **arguments)
 
     edit = make_edit(mask, chosen_recipe)
     tables: dict[str, DataFrame] = {}

@@ -111,9 +111,7 @@ def find_edit(
         twin=None if twin is None else twin.label,
     )
     curvature = _curvature(adapter, seen, candidates, options)
-    targets = Targets.of(
-        adapter, memorized, new, recipe.objective, options.em_below, memory_budget
-    )
+    targets = Targets.of(adapter, memorized, new, recipe.objective, options.em_below, memory_budget)
     # A forgotten paragraph stays forgotten while later ones are taken; a new continuation may not.
     # And with em_below = 0 only the budget would end the turn of the first target.
     one_by_one = recipe.one_by_one and len(targets) > 1 and new is None and options.em_below > 0

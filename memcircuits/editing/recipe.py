@@ -52,11 +52,11 @@ class Recipe:
         steps: maximum number of steps.
         objective: the forgetting term, a mean over paragraphs. `nll`: the mean log-likelihood of
             the tokens. `npo`: negative preference optimization (Zhang et al. 2024, equation 3),
-            2 / beta log(1 + (p / p of the unedited model)^beta) of the whole continuation with beta
-            = 0.1, per token. `margin`: the mean over tokens of max(0, 1 + margin), the margin being the
-            token's logit minus the largest other logit. `recitation`: log(1 + the expected number
-            of tokens recited when sampling); `edit` uses `margin` in its place. `reference`: the KL
-            from a model that never saw the text, which only `unlearn` can use.
+            2 / beta log(1 + (p / p of the unedited model)^beta) of the whole continuation, per
+            token, beta = 0.1. `margin`: the mean over tokens of max(0, 1 + margin), the margin
+            being the token's logit minus the largest other logit. `recitation`: log(1 + the
+            expected number of tokens recited when sampling); `edit` uses `margin` in its place.
+            `reference`: the KL from a model that never saw the text, which only `unlearn` can use.
         curvature: `none`: Adam on forgetting + kl_weight * KL. `full`: natural-gradient steps by
             the quadratic model of the KL; `diagonal`: by its diagonal only.
         curved_mask: divide the mask's scores by the root of the Fisher information.
