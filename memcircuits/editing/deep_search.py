@@ -19,7 +19,7 @@ from memcircuits.data.paragraphs import Paragraphs
 from memcircuits.editing.deep_objective import DeepObjective
 from memcircuits.editing.edit_search import Editor
 from memcircuits.editing.masks import Mask
-from memcircuits.editing.optimization import AdamSteps, SearchResult, search
+from memcircuits.editing.optimization import SearchResult, search
 from memcircuits.editing.references import proxy_log_probs
 from memcircuits.editing.unlearning_objective import ReferenceDistribution
 from memcircuits.measure.decoding import greedy_continuations
@@ -68,12 +68,7 @@ def find_deep_edit(
     for _ in range(ROUNDS):
         result = search(
             objective,
-            AdamSteps(
-                torch.ones_like(change),
-                recipe.learning_rate,
-                decay_steps=recipe.steps if recipe.decay else None,
-                start=change,
-            ),
+            editor.adam_steps(mask, change),
             mask,
             original,
             steps=recipe.steps,

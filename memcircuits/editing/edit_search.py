@@ -14,6 +14,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
 import torch
+from jaxtyping import Float
 from torch import Tensor
 
 from memcircuits.base.progress import bar
@@ -35,6 +36,7 @@ from memcircuits.editing.unlearning_objective import (
     Targets,
     history_row,
 )
+from memcircuits.editing.whitening import WhitenedSteps, inverse_roots
 from memcircuits.measure.gradients import iter_paragraph_gradients
 from memcircuits.models.adapter import Adapter
 
@@ -140,11 +142,21 @@ class Editor:
         history = {name: torch.tensor([row[name] for row in rows]) for name in rows[0]}
         return union, SearchResult(None, history, len(rows) - 1, stopped)
 
+    def adam_steps(self, mask: Mask, start: Float[Tensor, " weight"]) -> Stepper:
+        """Steps of Adam from a change of the mask, as the recipe wants them."""
+        recipe = self.options.recipe
+        decay_steps = recipe.steps if recipe.decay else None
+        if recipe.curvature != "inputs":
+            unit = torch.ones_like(start)
+            return AdamSteps(unit, recipe.learning_rate, decay_steps=decay_steps, start=start)
+        assert self.seen is not None
+        roots = inverse_roots(self.adapter, mask, self.seen.paragraphs, self.options.memory_budget)
+        return WhitenedSteps(mask, roots, recipe.learning_rate, decay_steps, start)
+
     def _stepper(self, mask: Mask, resample: bool) -> Stepper:
         recipe = self.options.recipe
-        if recipe.curvature == "none" or self.curvature is None:
-            unit = torch.ones(len(mask), device=mask.device)
-            return AdamSteps(unit, recipe.learning_rate)
+        if recipe.takes_adam or self.curvature is None:
+            return self.adam_steps(mask, torch.zeros(len(mask), device=mask.device))
         full = recipe.curvature == "full"
         cost = self.curvature.restrict_to(mask, full=full, resample=resample)
         return TrustRegion(cost, recipe.step_kl)

@@ -122,7 +122,7 @@ def find_edit(
             candidates=candidates,
             curvature=curvature,
             seen=ReferenceDistribution.of(adapter, seen, memory_budget)
-            if recipe.curvature == "none"
+            if recipe.takes_adam
             else None,
             held_out=ReferenceDistribution.of(adapter, held_out, memory_budget),
             generator=torch.Generator().manual_seed(options.seed),

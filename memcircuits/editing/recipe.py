@@ -41,7 +41,7 @@ if TYPE_CHECKING:
 ForgettingTerm = Literal["nll", "npo", "margin", "recitation", "reference"]
 Depth = Literal["deep", "surface"]
 """What `unlearn` does: forget the text from every entry, or only stop its recitation."""
-CurvatureKind = Literal["none", "diagonal", "full"]
+CurvatureKind = Literal["none", "inputs", "diagonal", "full"]
 
 
 @dataclass(frozen=True)
@@ -57,8 +57,10 @@ class Recipe:
             being the token's logit minus the largest other logit. `recitation`: log(1 + the
             expected number of tokens recited when sampling); `edit` uses `margin` in its place.
             `reference`: the KL from a model that never saw the text, which only `unlearn` can use.
-        curvature: `none`: Adam on forgetting + kl_weight * KL. `full`: natural-gradient steps by
-            the quadratic model of the KL; `diagonal`: by its diagonal only.
+        curvature: `none`: Adam on forgetting + kl_weight * KL. `inputs`: the same in coordinates
+            that the inputs of the controls whiten (`memcircuits.editing.whitening`). `full`:
+            natural-gradient steps by the quadratic model of the KL; `diagonal`: by its diagonal
+            only.
         curved_mask: divide the mask's scores by the root of the Fisher information.
         step_kl: length of a step, as the KL that the quadratic model predicts, nats/token; the
             length is halved after a step that increased the loss.
@@ -88,7 +90,12 @@ class Recipe:
     @property
     def needs_curvature(self) -> bool:
         """Whether the mask or the steps use the Fisher information of the controls."""
-        return self.curvature != "none" or self.curved_mask
+        return self.curved_mask or not self.takes_adam
+
+    @property
+    def takes_adam(self) -> bool:
+        """Whether the steps are those of Adam, with a KL term beside the forgetting term."""
+        return self.curvature in ("none", "inputs")
 
 
 STOEHR_2024 = Recipe()
@@ -151,5 +158,5 @@ class EditOptions:
         one_of("curvature", self.recipe.curvature, get_args(CurvatureKind))
         if self.recipe.objective == "reference" and self.recipe.needs_curvature:
             raise InputError(
-                "recipe", "reference with a curvature", 'this objective takes Adam: use "none"'
+                "recipe", "reference with a curvature", 'this objective takes Adam: use "inputs"'
             )
