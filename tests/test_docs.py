@@ -6,7 +6,6 @@ import importlib.util
 import json
 import pkgutil
 import re
-import shutil
 import tomllib
 from pathlib import Path
 
@@ -58,23 +57,6 @@ def test_code_blocks_run_and_leave_the_model_as_it_was(page, tmp_path, monkeypat
         exec(compile(block, page, "exec"), names)
     shipped = load_model()
     assert adapt(names["model"]).fingerprint() == adapt(shipped).fingerprint()
-
-
-def test_the_unlearning_page_holds_the_numbers_measured(tmp_path, monkeypatch):
-    monkeypatch.syspath_prepend(ROOT / "docs")
-    source = ROOT / "docs" / "make_unlearning.py"
-    spec = importlib.util.spec_from_file_location("make_unlearning", source)
-    maker = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(maker)
-    runs = json.loads(source.with_name("unlearning.json").read_text("utf-8"))
-    page = tmp_path / "unlearning.md"
-    shutil.copy(source.with_name(page.name), page)
-    text = page.read_text("utf-8")
-    maker.write(runs, page)
-    assert page.read_text("utf-8") == text
-    runs["together/natural"]["em"] = [7]
-    maker.write(runs, page)
-    assert page.read_text("utf-8") != text
 
 
 def test_examples_in_docstrings():

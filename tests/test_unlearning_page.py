@@ -1,4 +1,4 @@
-"""The audit on docs/unlearning.md is written from its numbers and stays without them."""
+"""docs/unlearning.md is written from its numbers alone."""
 
 from __future__ import annotations
 
@@ -9,13 +9,27 @@ from pathlib import Path
 DOCS = Path(__file__).parents[1] / "docs"
 
 
-def test_the_first_section_is_the_audit(tmp_path, monkeypatch):
+def test_the_page_holds_the_numbers_measured(tmp_path, monkeypatch):
     monkeypatch.syspath_prepend(DOCS)
-    from unlearning_page import audits, sections
+    from unlearning_page import audits, page
 
-    page = tmp_path / "unlearning.md"
-    shutil.copy(DOCS / page.name, page)
-    runs = json.loads((DOCS / "unlearning.json").read_text("utf-8"))
+    for name in ("unlearning.json", audits.NAME):
+        shutil.copy(DOCS / name, tmp_path)
+    numbers = tmp_path / "unlearning.json"
+    page.write(numbers)
+    written = numbers.with_suffix(".md").read_text("utf-8")
+    assert written == (DOCS / "unlearning.md").read_text("utf-8")
+    runs = json.loads(numbers.read_text("utf-8"))
+    runs["surface/0"]["em_attacked"] = 7
+    numbers.write_text(json.dumps(runs))
+    page.write(numbers)
+    assert numbers.with_suffix(".md").read_text("utf-8") != written
+
+
+def test_the_audit_comes_first(monkeypatch):
+    monkeypatch.syspath_prepend(DOCS)
+    from unlearning_page import audits
+
     models = ("unedited", "edited", "reference")
     numbers = {
         model: {"mean": i + 0.25, "max": 2.0, "low": 0.0, "high": 3.0}
@@ -28,13 +42,23 @@ def test_the_first_section_is_the_audit(tmp_path, monkeypatch):
         "verdicts": {"hidden": 2, "weakened": 1},
     }
     record = {"n": 3, "seed": 1, "n_attacks": 21, "arms": dict.fromkeys(audits.ARMS, arm)}
-    (tmp_path / audits.NAME).write_text(json.dumps(record))
-    sections.write(runs, page)
-    text = page.read_text("utf-8")
-    assert text.index(f"## {audits.TITLE}") < text.index("## The five arms")
+    text = audits.section(record)
     cells = "0.25 [0, 3] | 1.25 [0, 3] | 1.25 [0, 3] | 1.25 [0, 3] | 2.25 [0, 3]"
     assert text.count(cells) == len(audits.MEASURES) + 1
     assert "2 hidden; 1 weakened" in text
-    (tmp_path / audits.NAME).unlink()
-    sections.write(runs, page)
-    assert page.read_text("utf-8") == text
+    page = (DOCS / "unlearning.md").read_text("utf-8")
+    assert page.index(f"## {audits.TITLE}") < page.index("## Depth against harm")
+
+
+def test_the_rate_of_a_rival_is_the_one_that_forgets_at_the_least_harm(monkeypatch):
+    monkeypatch.syspath_prepend(DOCS)
+    from unlearning_page import front
+
+    runs = {}
+    for name, (objective, rate, _) in front.tuning().items():
+        is_first = rate == front.RATES[0]
+        for i in range(front.N_TUNED):
+            # One rival forgets at both rates, the other at none.
+            em = (3, 2) if objective == "nll" else (30, 20)
+            runs[f"{name}/{i}"] = {"em_attacked": em[is_first], "kl": (0.1, 0.2)[is_first]}
+    assert front.chosen_rates(runs) == {"nll": front.RATES[1], "npo": front.RATES[0]}

@@ -19,11 +19,11 @@ import memcircuits as mc
 from memcircuits.base.io import write_atomically
 from memcircuits.base.statistics import bootstrap_interval
 from memcircuits.editing.audits.result import UNITS, EditAudit
-from unlearning_page.setting import SEED
+from unlearning_page.setting import SEED, setting
 
 TITLE = "Erased, or hidden?"
 NAME = "unlearning-audits.json"
-SEEN, UNSEEN, OTHERS, STEPS = 80, 32, 40, 3
+STEPS = 3  # of relearning
 ARMS: Mapping[str, dict[str, Any]] = {
     "surface": {"depth": "surface"},
     "deep": {},
@@ -52,47 +52,33 @@ def measure(n: int, folder: Path, out: Path) -> None:
 
     The numbers are written after each paragraph.
     """
-    torch.set_num_threads(1)
-    model, twin = mc.load_model(), mc.load_model("organism-twin")
-    recited = {role: _recited(model, role) for role in ("organism", "both")}
-    targets = recited["organism"]
-    targets = targets[len(targets) // 2 :][:n]
-    others = recited["both"][:OTHERS]
-    control = _shuffled(mc.Paragraphs.shipped("control"))
-    seen, unseen = control[:SEEN], control[SEEN : SEEN + UNSEEN]
+    s = setting()
     kept, audits = Kept(folder), {arm: list[EditAudit]() for arm in ARMS}
-    for i in range(len(targets)):
+    for i in range(n):
+        target = s.targets[[i]]
         for arm, options in ARMS.items():
 
-            def audit(i: int = i, options: dict[str, Any] = options) -> EditAudit:
-                given = options | ({"twin": twin} if "twin" in options else {})
-                edit = mc.unlearn(model, targets[i], seen, **given, progress=False)
+            def audit(
+                target: mc.Paragraphs = target, options: dict[str, Any] = options
+            ) -> EditAudit:
+                given = options | ({"twin": s.twin} if "twin" in options else {})
+                edit = mc.unlearn(s.model, target, s.given, **given, progress=False)
                 return mc.audit_edit(
-                    model,
+                    s.model,
                     edit,
-                    targets[i],
-                    unseen,
-                    twin,
-                    others=others,
+                    target,
+                    s.unseen,
+                    s.twin,
+                    others=s.others,
                     relearning_steps=STEPS,
                     progress=False,
                 )
 
             audits[arm].append(kept.get(f"{arm.replace(', ', '-').replace(' ', '-')}-{i}", audit))
         numbers = {"seed": SEED, "n": i + 1, "n_attacks": audits["deep"][0].n_attacks}
+        numbers |= {"weights": s.fingerprint}
         arms = {arm: _summary(of_arm) for arm, of_arm in audits.items()}
         write_atomically(out, json.dumps(numbers | {"arms": arms}, indent=1) + "\n")
-
-
-def _shuffled(paragraphs: mc.Paragraphs) -> mc.Paragraphs:
-    generator = torch.Generator().manual_seed(SEED)
-    return paragraphs[torch.randperm(len(paragraphs), generator=generator)]
-
-
-def _recited(model: Any, role: Any) -> mc.Paragraphs:
-    memorized = mc.scan(model, mc.Paragraphs.shipped(role), progress=False).memorized
-    assert memorized is not None
-    return _shuffled(memorized)
 
 
 def _summary(audits: Sequence[EditAudit]) -> dict[str, Any]:
@@ -157,13 +143,10 @@ def section(numbers: Mapping[str, Any]) -> str:
     harm.append(["verdict", "", *verdicts])
     tables = (_table(head, rows), _table(["what else changed", "unedited", *arms], harm))
     return (
-        f"\n{n} of the paragraphs that only the organism was trained on, of the second half by "
-        f"seed {numbers['seed']} (recipes were chosen on the first), were forgotten one at a time "
-        "and audited by `mc.audit_edit` against the twin, which never saw them: depth 0 is the "
-        f"unedited model, 1 the twin. {numbers['n_attacks']} attacked prefixes each. Means over "
-        "the paragraphs; brackets are 95 % bootstrap intervals, which fewer than five paragraphs "
-        f"make too narrow. Harm is measured on {UNSEEN} controls and {OTHERS} recitations that no "
-        f"edit was given. Numbers: `{NAME}`.\n\n{tables[0]}\n\n{tables[1]}\n"
+        f"\n{n} paragraphs of the second half were forgotten one at a time and audited by "
+        "`mc.audit_edit` against the twin, which never saw them: depth 0 is the unedited model, 1 "
+        f"the twin. {numbers['n_attacks']} attacked prefixes each. Numbers: `{NAME}`.\n\n"
+        f"{tables[0]}\n\n{tables[1]}\n"
     )
 
 

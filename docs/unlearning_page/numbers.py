@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 import json
-import math
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -12,10 +11,10 @@ import torch
 
 from memcircuits.base.statistics import bootstrap_means
 from memcircuits.results.provenance import versions
-from unlearning_page.setting import SEED, TABLE, VARIANTS, Runs
+from unlearning_page.setting import SEED
 
 
-def collect(work: Path) -> Runs:
+def collect(work: Path) -> dict[str, dict[str, Any]]:
     """All runs that are done."""
     return {
         path.relative_to(work).with_suffix("").as_posix(): json.loads(path.read_text())
@@ -23,7 +22,7 @@ def collect(work: Path) -> Runs:
     }
 
 
-def save(runs: Runs, path: Path) -> None:
+def save(runs: Mapping[str, Any], path: Path) -> None:
     """One run a line, numbers to six digits."""
 
     def short(number: str) -> float:
@@ -34,7 +33,7 @@ def save(runs: Runs, path: Path) -> None:
     path.write_text("{\n" + ",\n".join(lines) + "\n}\n", encoding="utf-8")
 
 
-def read(runs: Runs, name: str) -> list[dict[str, Any]]:
+def read(runs: Mapping[str, Any], name: str) -> list[dict[str, Any]]:
     """The runs of a name, of all paragraphs that are done."""
     return [run for key, run in sorted(runs.items()) if key.rpartition("/")[0] == name]
 
@@ -48,54 +47,9 @@ def interval(values: Iterable[float], digits: int = 2) -> str:
     return f"{float(data.mean()):.{digits}f} [{low:.{digits}f}, {high:.{digits}f}]"
 
 
-def mean(runs: list[dict[str, Any]], key: str) -> float:
-    values = [v for run in runs for v in (run[key] if isinstance(run[key], list) else [run[key]])]
-    return sum(values) / len(values)
-
-
-def change(run: dict[str, Any], before: dict[str, Any]) -> float:
-    """Of the perplexity of held-out text, %."""
-    return 100 * math.expm1(run["heldout"] - before["heldout"])
-
-
-def table(head: list[str], rows: list[list[str]]) -> str:
+def table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
     lines = ["| " + " | ".join(head) + " |", "|" + " --- |" * len(head)]
     return "\n".join(lines + ["| " + " | ".join(row) + " |" for row in rows])
-
-
-HEAD = [
-    "edit",
-    "n",
-    "memorized EM",
-    "unseen KL (nats/token)",
-    "unseen own EM (of 50)",
-    "perplexity (%)",
-]
-
-
-def row(label: str, runs: list[dict[str, Any]], before: dict[str, Any]) -> list[str]:
-    return [
-        label,
-        str(len(runs)),
-        interval((mean([r], "em") for r in runs), 1),
-        interval((r["kl"] for r in runs), 5),
-        interval((r["own"] for r in runs), 1),
-        interval((change(r, before) for r in runs), 2),
-    ]
-
-
-REFERENCES = r"(natural|all|top|random|random-per-tensor)(-[\d.e-]+)?/"
-NEEDS = {  # section -> names of its runs
-    "The five arms": REFERENCES,
-    "The front": REFERENCES,
-    "What each part of the recipe does": rf"({'|'.join(VARIANTS)})/",
-    "How deep does it go?": rf"(natural|all-tokens|top-{TABLE['top']:g})/",
-    "What happens to other recitations": "besides/",
-    "All paragraphs in one edit": "together/",
-    "Relearning": "relearn/",
-    "Noise on weights": "noise/",
-    "Where the gradient is": "share/",
-}
 
 
 def versions_line() -> str:

@@ -53,7 +53,7 @@ class EditOptions:
         float | None,
         typer.Option(
             help="Fraction of the candidate weights that may change (per paragraph, if one by "
-            "one); by default 0.001, and of deep unlearning 0.1."
+            "one); by default 0.001, and of deep unlearning 1."
         ),
     ] = None
     heads: Heads = None

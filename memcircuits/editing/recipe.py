@@ -1,8 +1,8 @@
 """How a sparse edit is optimised: recipes, and the options that `unlearn` and `edit` share.
 
 `DEEP`, the default, trains the model to answer from every entry like one that never saw the text
-(`memcircuits.editing.deep_objective`): Adam on all weights of the blocks, the learning rate falling
-to 0 as a cosine.
+(`memcircuits.editing.deep_objective`): Adam on all weights of the blocks in whitened coordinates
+(`memcircuits.editing.whitening`), the learning rate falling to 0 as a cosine.
 
 `STOEHR_2024` is the recipe of arXiv 2403.19851, equation 3: the forgetting term is 0.1 times the
 log-likelihood of the continuation, the KL of the controls is summed over the positions, and Adam
@@ -103,8 +103,9 @@ STOEHR_2024 = Recipe()
 DEEP = Recipe(
     steps=40,
     objective="reference",
+    curvature="inputs",
     learning_rate=1e-4,
-    kl_weight=60.0,
+    kl_weight=240.0,
     control_batch=8,
     decay=True,
 )

@@ -1,9 +1,13 @@
 """What a model that never saw a text would say of it: the target of deep unlearning.
 
 The best reference is a twin, a model that was trained alike but not on the text. Where there is
-none, the *proxy* stands in: the model's own next-token distribution behind the last few true tokens
-only, with another text in place of all tokens before them, averaged over several other texts. It
-knows what any short context tells, and lacks the long context that retrieves the text.
+none, a *proxy* stands in, the mean of two distributions of the model itself:
+
+* behind the last few true tokens only, with another text in place of all tokens before them,
+  averaged over several other texts. It knows what any short context tells, and lacks the long
+  context that retrieves the text, but also what that context tells about any other token;
+* behind the whole text, with the probability of the true token lowered to what the first one gives
+  it. What a model that recites thinks of the other tokens is much like what a twin thinks of them.
 """
 
 from __future__ import annotations
@@ -15,11 +19,13 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from memcircuits.data.paragraphs import Paragraphs
+from memcircuits.measure.continuation import continuation_log_probs
 from memcircuits.models.adapter import Adapter
 from memcircuits.models.batching import map_batches, rows_that_fit
 
-N_TRUE = 4  # tokens that the proxy reads; with 3 it knows less of ordinary text, with 5 too much
-DRAWS = 4  # other texts that the proxy is averaged over
+N_TRUE = 3  # true tokens of the short context; from 4 it begins to retrieve the text
+DRAWS = 8  # other texts that the short context is averaged over
+_LEAST = 1e-6  # probability that is left to the other tokens
 
 
 def proxy_log_probs(
@@ -29,7 +35,7 @@ def proxy_log_probs(
     generator: torch.Generator,
     memory_budget: int | None = None,
 ) -> Float[Tensor, "paragraph pos d_vocab"]:
-    """Log-probabilities (nats) of every token behind the last `N_TRUE` true tokens.
+    """Log-probabilities (nats) of every token by the stand-in for a twin; see the module's text.
 
     Args:
         adapter: the model, unedited.
@@ -38,6 +44,41 @@ def proxy_log_probs(
         generator: of the choice of fillers.
         memory_budget: maximum bytes per batch.
     """
+    short = _behind_short_context(adapter, paragraphs, fillers, generator, memory_budget)
+    n_pos, n_logits = paragraphs.inputs.shape[1], paragraphs.n_continuation
+    size = rows_that_fit(adapter, n_pos, n_logits, memory_budget)
+    with adapter.preserving_state():
+        whole = map_batches(
+            len(paragraphs),
+            size,
+            lambda batch: continuation_log_probs(adapter, paragraphs, batch).cpu(),
+        )
+    lowered = _with_probability_of(whole, short, paragraphs.continuation)
+    return torch.logaddexp(short, lowered) - math.log(2)
+
+
+def _with_probability_of(
+    log_p: Float[Tensor, "paragraph pos d_vocab"],
+    other: Float[Tensor, "paragraph pos d_vocab"],
+    tokens: Int[Tensor, "paragraph pos"],
+) -> Float[Tensor, "paragraph pos d_vocab"]:
+    """A distribution in which these tokens are as likely as in `other`, the rest in proportion."""
+    index = tokens[..., None]
+    new, old = (
+        values.gather(-1, index).clamp_max(math.log1p(-_LEAST)) for values in (other, log_p)
+    )
+    scaled = log_p + torch.log1p(-new.exp()) - torch.log1p(-old.exp())
+    return scaled.scatter(-1, index, new).log_softmax(-1)
+
+
+def _behind_short_context(
+    adapter: Adapter,
+    paragraphs: Paragraphs,
+    fillers: Paragraphs,
+    generator: torch.Generator,
+    memory_budget: int | None,
+) -> Float[Tensor, "paragraph pos d_vocab"]:
+    """Log-probabilities behind the last `N_TRUE` true tokens, averaged over other texts before."""
     n_rows = len(paragraphs)
     n_draws = min(DRAWS, len(fillers))
     columns = []

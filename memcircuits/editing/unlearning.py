@@ -74,7 +74,7 @@ def unlearn(  # noqa: PLR0913
             (`memcircuits.editing.references`).
         fraction: fraction of the candidate weights that may change, for each target if the recipe
             takes targets one by one. Candidates are the matrices of the blocks, or those asked for.
-            By default 0.1 for `deep` and 0.001 for `surface`.
+            By default 1 for `deep` and 0.001 for `surface`.
         mask: `top` fraction by score, or `top-per-component`, the same fraction of each component;
             for comparison `random`, `random-per-tensor` (as many in each matrix as `top` takes) or
             `all`.
@@ -108,7 +108,7 @@ def unlearn(  # noqa: PLR0913
         raise InputError("recipe", repr(recipe), "pass a Recipe, such as NATURAL_GRADIENT")
     is_deep = recipe.objective == "reference"
     options = EditOptions(
-        fraction=(0.1 if is_deep else 0.001) if fraction is None else fraction,
+        fraction=(1.0 if is_deep else 0.001) if fraction is None else fraction,
         mask=mask,
         heads=heads,
         layers=layers,

@@ -22,7 +22,7 @@ from memcircuits.editing.input_moments import input_moments
 from memcircuits.editing.masks import Mask
 from memcircuits.models.adapter import Adapter
 
-DAMPING = 0.01  # of the mean eigenvalue
+DAMPING = 0.001  # of the mean eigenvalue
 
 
 def inverse_roots(

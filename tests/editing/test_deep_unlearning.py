@@ -19,7 +19,7 @@ from memcircuits.models.registry import adapt
 from tests.helpers import models as zoo
 from tests.helpers.editing import CONTROL, same_state, state_of
 
-STRONG = dataclasses.replace(DEEP, steps=12, learning_rate=2e-2, kl_weight=1.0)
+STRONG = dataclasses.replace(DEEP, steps=12, learning_rate=8e-2, kl_weight=1.0)
 DEEPLY = {"recipe": STRONG, "fraction": 1.0, "progress": False}
 
 
@@ -54,7 +54,7 @@ def test_text_is_prepended_only_as_far_as_the_context_allows(neo):
     assert ATTACKS["prepended"](targets, CONTROL, length, generator()) is targets
 
 
-def test_the_proxy_reads_the_last_true_tokens_only(neo):
+def test_the_proxy_is_half_short_context_and_half_the_text_without_its_memory(neo):
     """Against one forward pass of plain transformers for each position and filler."""
     bridge = zoo.bridge("gpt_neo").double()
     targets, plain = zoo.reciting(bridge, n=2), zoo.hf_model("gpt_neo").double()
@@ -66,8 +66,14 @@ def test_the_proxy_reads_the_last_true_tokens_only(neo):
         for i in range(len(targets)):
             rows = fillers[:, :position].clone()
             rows[:, -N_TRUE:] = targets.ids[i, position - N_TRUE : position]
+            token = int(targets.ids[i, position])
             with torch.no_grad():
-                p = plain(rows).logits[:, -1].softmax(-1).mean(0)
+                short = plain(rows).logits[:, -1].softmax(-1).mean(0)
+                whole = plain(targets.ids[i : i + 1, :position]).logits[0, -1].softmax(-1)
+            rest = whole.index_fill(0, torch.tensor(token), 0.0)
+            lowered = rest / rest.sum() * (1 - short[token])
+            lowered[token] = short[token]
+            p = (short + lowered) / 2
             torch.testing.assert_close(proxy[i, k].double().exp(), p, atol=1e-6, rtol=1e-5)
 
 
