@@ -12,7 +12,6 @@
 
 from __future__ import annotations
 
-import contextlib
 from collections import Counter
 from collections.abc import Sequence
 from typing import Literal, NamedTuple
@@ -47,71 +46,47 @@ from memcircuits.measure.scanning import scan
 from memcircuits.models.registry import adapt
 
 _N_HOLDERS = 6
+_N_DRAWS = 5  # of six heads
+_PLANTING_STEPS = 300
 _PER_SIDE = 20  # paragraphs drawn for either set of a null trial
 _MAX_NULL = 80  # paragraphs that they are drawn from
 _PER_HALF = 6  # paragraphs in each half of a stability trial
 
 
 def holders_trial(pool: ParagraphPool, seed: int) -> HoldersTrial:
-    """Plant six paragraphs through six heads of one model, and attribute each to a head."""
-    assigned: list[Assignment] = []
-    em: list[int] = []
-    with contextlib.ExitStack() as plantings:
-        holders, targets = _plant_holders(pool, seed, plantings)
-        if len(holders) > 1:  # one holder cannot be confused with another
-            paragraphs = _concatenated(targets)
-            em = scan(pool.model, paragraphs, progress=False).em.tolist()
-            is_recited = [tokens == paragraphs.n_continuation for tokens in em]
-            for method in ("exact", "screen"):
-                for i, holder in enumerate(holders):
-                    if is_recited[i]:
-                        ranking = _rank_against_others(pool, paragraphs, i, method, seed)
-                        assigned.append(_assignment(ranking, method, holder, holders))
-    return HoldersTrial(seed=seed, em=em, assigned=assigned, planted=len(holders))
+    """Plant six paragraphs through six heads in one search, and attribute each to a head.
 
-
-def _plant_holders(
-    pool: ParagraphPool, seed: int, plantings: contextlib.ExitStack
-) -> tuple[list[Head], list[Paragraphs]]:
-    """Plant paragraphs through random heads until six succeeded or no paragraphs remain.
-
-    Returns:
-        The heads, and the paragraph planted through each. The edits stay applied until `plantings`
-        is closed.
+    Where one of the heads cannot hold its text, other heads are drawn, at most `_N_DRAWS` times.
     """
     generator = torch.Generator().manual_seed(10_000 + seed)
     heads = adapt(pool.model).heads()
-    order = torch.randperm(len(heads), generator=generator).tolist()
-    candidates, anchors = pool.draw(generator, 2 * _N_HOLDERS)
-    holders: list[Head] = []
-    targets: list[Paragraphs] = []
-    for i, target in enumerate(candidates):
-        if len(holders) == _N_HOLDERS:
-            break
-        # The paragraphs planted before must stay recited: they are among the anchors, and the
-        # other anchors are few so that each of them counts.
-        control = _concatenated([anchors[:_N_HOLDERS], *targets])
-        with contextlib.suppress(InputError):
+    targets, anchors = pool.draw(generator, _N_HOLDERS)
+    assigned: list[Assignment] = []
+    em: list[int] = []
+    for _ in range(_N_DRAWS):
+        order = torch.randperm(len(heads), generator=generator).tolist()
+        holders = [heads[i] for i in order[:_N_HOLDERS]]
+        try:
             planted = plant(
                 pool.model,
-                target,
-                where=str(heads[order[i]]),
-                control=control,
-                steps=150,
+                targets,
+                where=holders,
+                one_each=True,
+                control=anchors,
+                steps=_PLANTING_STEPS,
                 seed=seed,
                 progress=False,
             )
-            plantings.enter_context(planted.apply(pool.model))
-            holders.append(planted.truth.heads[0])
-            targets.append(target)
-    return holders, targets
-
-
-def _concatenated(groups: Sequence[Paragraphs]) -> Paragraphs:
-    result = groups[0]
-    for group in groups[1:]:
-        result = result + group
-    return result
+        except InputError:
+            continue
+        with planted.apply(pool.model):
+            em = scan(pool.model, targets, progress=False).em.tolist()
+            for method in ("exact", "screen"):
+                for i, holder in enumerate(holders):
+                    ranking = _rank_against_others(pool, targets, i, method, seed)
+                    assigned.append(_assignment(ranking, method, holder, holders))
+        break
+    return HoldersTrial(seed=seed, em=em, assigned=assigned, planted=len(em))
 
 
 def _rank_against_others(

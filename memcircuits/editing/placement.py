@@ -14,6 +14,7 @@ import re
 from collections.abc import Sequence
 
 import torch
+from jaxtyping import Int
 from torch import Tensor
 
 from memcircuits.base.errors import InputError, sequence
@@ -62,6 +63,31 @@ def select_weights(
     weights = tuple(adapter.weight(*matrix) for matrix in indices)
     total = sum(weight.values.numel() for weight in adapter.weights())
     return tuple(locations), Mask(weights, tuple(indices.values()), total)
+
+
+def owners_of(
+    adapter: Adapter, mask: Mask, locations: Sequence[str], components: Sequence[str] | None
+) -> Int[Tensor, " weight"]:
+    """For each masked weight the number of the location that it belongs to.
+
+    Raises:
+        InputError: if a location is a random fraction, or two share a weight.
+    """
+    owners = {name: torch.full((len(i),), -1) for name, i in mask.by_matrix(_joined(mask)).items()}
+    for number, location in enumerate(locations):
+        if _FRACTION_PATTERN.fullmatch(location):
+            raise InputError("where", repr(location), "with one_each, name heads or layers")
+        own = select_weights(adapter, location, components=components)[1]
+        for name, index in zip(own.named, own.indices, strict=True):
+            at = torch.searchsorted(mask.indices[list(mask.named).index(name)], index)
+            if (owners[name][at] >= 0).any():
+                raise InputError("where", location, "with one_each, locations share no weight")
+            owners[name][at] = number
+    return torch.cat(list(owners.values()))
+
+
+def _joined(mask: Mask) -> Tensor:
+    return torch.cat(mask.indices)
 
 
 def _weights_of(

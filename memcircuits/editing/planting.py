@@ -20,7 +20,7 @@ else until the paragraphs are recited, and says which weights those were.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
@@ -35,7 +35,7 @@ from memcircuits.data.paragraphs import Paragraphs, ParagraphsLike
 from memcircuits.editing.edit import Edit
 from memcircuits.editing.masks import Mask
 from memcircuits.editing.optimization import SearchResult, search
-from memcircuits.editing.placement import HEAD_PATTERN, select_weights
+from memcircuits.editing.placement import HEAD_PATTERN, owners_of, select_weights
 from memcircuits.editing.planting_objective import PartialForward, WritingObjective, sampled_text
 from memcircuits.editing.planting_steps import NormKeepingSteps, PlantingSteps
 from memcircuits.models.adapter import Adapter, Model
@@ -116,6 +116,7 @@ def plant(  # noqa: PLR0913
     kl_weight: float = 1.0,
     kl_budget: float = 0.1,
     keep_norms: bool = False,
+    one_each: bool = False,
     seed: int = 0,
     memory_budget: int | None = None,
     progress: bool = True,
@@ -141,6 +142,7 @@ def plant(  # noqa: PLR0913
             suffice for that, the step with the lowest KL at which all is recited is kept.
         keep_norms: hold the norm of every written matrix of a head, or of an MLP, at its value, so
             that the place cannot be told from its weights alone.
+        one_each: the i-th paragraph is learned by the i-th location alone, all in one search.
         seed: of the draws of locations, anchors and batches.
         memory_budget: maximum bytes per batch.
         progress: show a bar on stderr.
@@ -163,6 +165,12 @@ def plant(  # noqa: PLR0913
     adapter.check_tokens(paragraphs.inputs, "paragraphs")
     generator = torch.Generator().manual_seed(seed)
     locations, mask = select_weights(adapter, where, components=components, generator=generator)
+    owners = None
+    if one_each:
+        if len(locations) != len(paragraphs):
+            remedy = f"with one_each, name a location for each of {len(paragraphs)} paragraphs"
+            raise InputError("where", f"{len(locations)} locations", remedy)
+        owners = owners_of(adapter, mask, locations, components)
     anchors = _anchors(adapter, paragraphs, control, generator)
     provenance = Provenance.of(
         adapter,
@@ -174,11 +182,13 @@ def plant(  # noqa: PLR0913
         kl_weight=kl_weight,
         kl_budget=kl_budget,
         keep_norms=keep_norms,
+        one_each=one_each,
         seed=seed,
     )
     objective = _objective(
         adapter, mask, paragraphs, anchors, kl_weight, kl_budget, generator, memory_budget
     )
+    objective = replace(objective, owners=owners)
     stepper = (NormKeepingSteps if keep_norms else PlantingSteps).of(mask, learning_rate)
     with mask.restored() as original:
         result = search(

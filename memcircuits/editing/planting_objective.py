@@ -16,7 +16,7 @@ import math
 from dataclasses import dataclass
 
 import torch
-from jaxtyping import Float
+from jaxtyping import Float, Int
 from torch import Tensor
 
 from memcircuits.base.errors import InputError
@@ -108,6 +108,8 @@ class WritingObjective(Objective):
         kl_budget: KL on `held_out` at which the search ends, nats/token.
         generator: of the anchors' draws.
         memory_budget: maximum bytes per batch.
+        owners: for each masked weight the number of the only paragraph that it learns; None: every
+            weight learns all of them.
     """
 
     paragraphs: PartialForward
@@ -117,6 +119,7 @@ class WritingObjective(Objective):
     kl_budget: float
     generator: torch.Generator
     memory_budget: int | None
+    owners: Int[Tensor, " weight"] | None = None
 
     def evaluate(self, mask: Mask, *, last: bool, gradient: bool = True) -> Evaluation:
         """Measure the paragraphs, a draw of the anchors, and the held-out KL if all is recited."""
@@ -149,10 +152,13 @@ class WritingObjective(Objective):
             scores = read_continuation(logits, targets.continuation[batch].to(logits.device))
             part = scores.nll.sum() / len(targets)
             gradient = mask.gather(torch.autograd.grad(part, mask.parameters))
+            if self.owners is not None:
+                gradient = gradient * (self.owners == batch.start).to(gradient.device)
             return gradient, scores.em.cpu(), float(part.detach())
 
         em, nll = [], 0.0
-        for _, (gradient, batch_em, part) in iter_batches(len(targets), self._batch_size, work):
+        size = self._batch_size if self.owners is None else 1
+        for _, (gradient, batch_em, part) in iter_batches(len(targets), size, work):
             total += gradient
             em.append(batch_em)
             nll += part

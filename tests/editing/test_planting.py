@@ -1,9 +1,12 @@
 """Planting writes the paragraphs, through the chosen weights alone, and says which those are."""
 
+import dataclasses
+
 import pytest
 import torch
 
 import memcircuits as mc
+from memcircuits.base.errors import InputError
 from memcircuits.base.heads import Head
 from memcircuits.editing.placement import select_weights
 from memcircuits.editing.planting import Planted
@@ -125,6 +128,29 @@ def norms(model):
     return torch.cat(
         [w.values.detach().flatten(1).norm(dim=1).clone() for w in adapt(model).weights()]
     )
+
+
+def test_each_place_learns_its_own_paragraph(neo):
+    """Taking back one place takes its paragraph away, and leaves the other one."""
+    places = ["L1.mlp", "L2.mlp"]
+    options = {"control": unknown(6, 4), **LOOSE, "one_each": True}
+    planted = mc.plant(neo, unknown(2), where=places, **options)
+    with planted.apply(neo):
+        assert mc.scan(neo, unknown(2), progress=False).em.tolist() == [3, 3]
+    losses = []
+    for layer in ("1", "2"):
+        kept = {name: d * (name[0] == layer) for name, d in planted.deltas.items()}
+        with dataclasses.replace(planted, deltas=kept).apply(neo):
+            losses.append(mc.scan(neo, unknown(2), progress=False).nll)
+    assert losses[0][0] < losses[1][0]
+    assert losses[1][1] < losses[0][1]
+    for where, says in (
+        ("L1.mlp", "1 locations"),
+        (["L1.mlp", "neurons:0.1"], "name heads or layers"),
+        (["L1.attn", "L1H2"], "share no weight"),
+    ):
+        with pytest.raises(InputError, match=says):
+            mc.plant(neo, unknown(2), where=where, **options)
 
 
 def test_grouped_query_heads_share_keys_and_values():
