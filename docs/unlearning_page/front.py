@@ -24,15 +24,15 @@ from unlearning_page.numbers import interval, read, table
 from unlearning_page.setting import SEED, setting
 
 TITLE = "Depth against harm"
-N_TUNED, N_REPORTED, N_ATTACKS = 2, 4, 5
-WEIGHTS = (30.0, 120.0, 480.0)  # of the KL, for deep unlearning
+N_TUNED, N_REPORTED, N_ATTACKS = 2, 3, 5
+WEIGHTS = (30.0, DEEP.kl_weight, 480.0)
 RIVAL_WEIGHTS = (10.0, 100.0)
 RATES = (1e-4, 4e-4)
 RIVALS: Mapping[ForgettingTerm, str] = {
     "nll": "the paper's objective: likelihood down, KL",
     "npo": "negative preference optimization, KL",
 }
-FRACTIONS = (0.01, 0.1)
+FRACTION = 0.1
 
 
 @dataclasses.dataclass(frozen=True)
@@ -83,13 +83,8 @@ def arms(rates: Mapping[str, float]) -> dict[str, Arm]:
         for weight in WEIGHTS
     }
     found["twin"] = Arm("deep, the twin given", deep(twin=True))
-    for fraction in FRACTIONS:
-        label = f"deep, {fraction:.0%} of the weights"
-        found[f"fraction/{fraction:g}"] = Arm(label, deep(fraction=fraction))
-    for weight in WEIGHTS[1:]:
-        found[f"plain/{weight:g}"] = Arm(
-            f"deep, not whitened, KL weight {weight:g}", deep(curvature="none", kl_weight=weight)
-        )
+    found["fraction"] = Arm(f"deep, {FRACTION:.0%} of the weights", deep(fraction=FRACTION))
+    found["plain"] = Arm("deep, not whitened", deep(curvature="none"))
     for objective, label in RIVALS.items():
         for weight in RIVAL_WEIGHTS:
             found[f"{objective}/{weight:g}"] = Arm(

@@ -11,13 +11,13 @@ import plotly.graph_objects as go
 
 from memcircuits.display.figures.style import MARKERS, styled
 from memcircuits.display.palette import SERIES
-from unlearning_page.front import RIVALS, arms, chosen_rates
+from unlearning_page.front import FRACTION, RIVALS, arms, chosen_rates
 from unlearning_page.numbers import read
 
 PICTURE = Path(__file__).parents[1] / "pictures" / "unlearning.png"
 FAMILIES = {
     "deep": "deep",
-    "fraction": "deep, 1 and 10 % of the weights",
+    "fraction": f"deep, {FRACTION:.0%} of the weights",
     "twin": "deep, the twin given",
     "plain": "deep, not whitened",
     **{name: label.partition(",")[0].partition(":")[0] for name, label in RIVALS.items()},

@@ -58,8 +58,8 @@ UNIT_OF_KIND: Mapping[PlantedKind, Unit] = {
 N_TRIALS: Mapping[TrialKind, int] = {
     "head": 72,
     "head-same-norm": 30,
-    "two-heads": 20,
-    "values": 20,
+    "two-heads": 12,
+    "values": 12,
     "queries-keys": 6,
     "block": 8,
     "neurons": 5,

@@ -105,7 +105,7 @@ DEEP = Recipe(
     objective="reference",
     curvature="inputs",
     learning_rate=1e-4,
-    kl_weight=240.0,
+    kl_weight=120.0,
     control_batch=8,
     decay=True,
 )
