@@ -79,7 +79,7 @@ def _unlearned(
 def arms(rates: Mapping[str, float]) -> dict[str, Arm]:
     """Every arm by name, with the rivals at the learning rates chosen for them."""
     found = {
-        f"deep/{weight:g}": Arm(f"deep, KL weight {weight:g}", deep(kl_weight=weight))
+        f"deep-{weight:g}": Arm(f"deep, KL weight {weight:g}", deep(kl_weight=weight))
         for weight in WEIGHTS
     }
     found["twin"] = Arm("deep, the twin given", deep(twin=True))
@@ -87,7 +87,7 @@ def arms(rates: Mapping[str, float]) -> dict[str, Arm]:
     found["plain"] = Arm("deep, not whitened", deep(curvature="none"))
     for objective, label in RIVALS.items():
         for weight in RIVAL_WEIGHTS:
-            found[f"{objective}/{weight:g}"] = Arm(
+            found[f"{objective}-{weight:g}"] = Arm(
                 f"{label} (lr {rates[objective]:g}, KL weight {weight:g})",
                 rival(objective, rates[objective], weight),
             )
@@ -108,7 +108,7 @@ def arms(rates: Mapping[str, float]) -> dict[str, Arm]:
 def tuning() -> dict[str, tuple[ForgettingTerm, float, Arm]]:
     """The runs that choose the rivals' learning rates, at the smaller KL weight."""
     return {
-        f"tuning/{objective}/{rate:g}": (
+        f"tuning-{objective}-{rate:g}": (
             objective,
             rate,
             Arm(label, rival(objective, rate, RIVAL_WEIGHTS[0])),
@@ -191,7 +191,7 @@ def section(runs: Mapping[str, dict[str, Any]]) -> str:
         [label, *(interval((run[key] for run in mine), n) for key, (_, n) in COLUMNS.items())]
         for label, mine in rows_of(runs, rates)
     ]
-    first = read(runs, "deep/" + f"{WEIGHTS[0]:g}")
+    first = read(runs, f"deep-{WEIGHTS[0]:g}")
     head = ["edit of one paragraph", *(title for title, _ in COLUMNS.values())]
     return (
         f"\n{len(first)} paragraphs of the second half, each forgotten by itself in every way. "

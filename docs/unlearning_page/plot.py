@@ -32,7 +32,7 @@ def plot(runs: Mapping[str, dict[str, Any]]) -> None:
     figure = go.Figure()
     names = [*arms(chosen_rates(runs)), "never"]
     for number, (family, label) in enumerate(FAMILIES.items()):
-        groups = [read(runs, name) for name in names if name.partition("/")[0] == family]
+        groups = [read(runs, name) for name in names if name.partition("-")[0] == family]
         colour = SERIES[number % len(SERIES)]
         figure.add_scatter(
             x=[mean(run["kl"] for run in group) for group in groups],
