@@ -39,7 +39,7 @@ seen, unseen = control[:80], control[-24:]
 # %% [markdown]
 # ## The edit
 #
-# `unlearn` trains a tenth of the weights until the model answers like one that never saw the
+# `unlearn` trains the weights of the blocks until the model answers like one that never saw the
 # target: after its prefix, after attacked ones, and at every token of the text. 80 controls say
 # what is to be kept.
 
