@@ -3,79 +3,121 @@
 memcircuits bench localize --seed 1000 --out bench
 python docs/make_leaderboard.py bench
 
-Methods were chosen while trials of lower seeds were looked at, so those are not reported. Where
-only some localizers have changed, `memcircuits bench localize --seed 1000 --localizers NAMES --out
-bench` and `python docs/make_leaderboard.py bench NAMES` measure these on the same trials and
-replace their rows.
+Methods were chosen while trials of lower seeds were looked at, so those are not reported. The row
+on trained memory is of docs/twin.json.
 """
 
 from __future__ import annotations
 
+import json
 import sys
-from collections.abc import Iterator, Sequence
 from pathlib import Path
+from typing import Any
 
 import pandas as pd
 
 from memcircuits.base.io import write_atomically
-from memcircuits.benchmark.leaderboard import leaderboard, leaderboard_figure
+from memcircuits.benchmark.leaderboard import (
+    given_away,
+    holders_accuracy,
+    leaderboard,
+    leaderboard_figure,
+)
 from memcircuits.benchmark.pages import write_leaderboard
+from memcircuits.benchmark.trial_kinds import RANKINGS, TEXT_BLIND, UNIT_OF_KIND
 from memcircuits.benchmark.trials import read_run, read_trials
 
 DOCS = Path(__file__).parent
 README = DOCS.parent / "README.md"
-NUMBERS = DOCS / "leaderboard.json"
+NUMBERS, HOLDERS, TWIN = (
+    DOCS / name for name in ("leaderboard.json", "leaderboard-holders.json", "twin.json")
+)
 UNSEEN = 1000  # trials of lower seeds were looked at while methods were chosen
 START, STOP = "<!-- localization: memcircuits bench localize -->", "<!-- /localization -->"
-AGAIN = (
-    "measured again in later runs of the same trials, in the tables of what was written and what "
-    "is silenced; what else is told of it is of the first run."
-)
-SHOWN = {
-    "find_memorization_heads": "`find_memorization_heads`",
-    "find_memorization_heads (screen)": 'the same, `method="screen"`',
-    "integrated-gradients": "integrated gradients",
-    "exact-patching": "exact patching",
-    "gradient-max": "largest gradient (the paper's map)",
-    "hard-concrete": "hard concrete mask",
-    "rare-token-attention": "attention to rare tokens",
-    "random": "random",
-}
 HEAD = """# Leaderboard of localizers
 
 Written by `memcircuits bench localize` and `python docs/make_leaderboard.py`. What the words mean:
 [choosing evidence](evidence.md).
 
-![Recall@1 of every localizer](pictures/leaderboard.png)
+![Recall@1 of every localizer where norms are kept](pictures/leaderboard.png)
 
 """
+KINDS = {
+    "head": "one head",
+    "head-same-norm": "one head, norms kept",
+    "two-heads": "two heads",
+    "values": "the values of one head (5 tokens)",
+    "block": "the attention or the MLP of a layer",
+    "neurons": "1 % of the neurons",
+    "neuron-outputs": "what 1 % of the neurons write",
+}
+OURS = {"head": RANKINGS[0], "block": "zero-ablation", "neuron": "attribution"}
+"""What ranks these units in the package: of blocks and neurons, `find_memorization_components`."""
+NO_RIVALS = {*RANKINGS, *TEXT_BLIND, "oracle", "random"}
 
 
-def short_table(frame: pd.DataFrame) -> str:
-    """README's table: single-head trials, some of the localizers."""
-    rows = frame[frame["kind"] == "head"].set_index("localizer")
+def short_table(frame: pd.DataFrame, holders: pd.DataFrame, natural: pd.DataFrame) -> str:
+    """README's table: every kind of place, ours beside the best rival and text-blind methods."""
+    void = given_away(frame)
     lines = [
-        f"| {rows['trials'].iloc[0]} paragraphs, each through one head | right head first | "
-        "AUC | forward passes |",
-        "| --- | --- | --- | --- |",
+        "| memory in | measure | n | ours | best of the rivals | reads no text |",
+        "| --- | --- | --- | --- | --- | --- |",
     ]
-    for name, shown in SHOWN.items():
-        row = rows.loc[name]
+    for kind, place in KINDS.items():
+        of_kind = frame[frame["kind"] == kind].set_index("localizer")
+        ours = OURS[UNIT_OF_KIND[kind]]
+        rivals = of_kind.drop(index=[*NO_RIVALS, ours], errors="ignore")
+        blind = of_kind.loc[of_kind.index.isin(TEXT_BLIND), "recall_at_k"]
+        best = rivals.sort_values(["recall_at_k", "auc"]).iloc[-1]
         lines.append(
-            f"| {shown} | {100 * row['recall_at_1']:.0f} % ({100 * row['recall_at_1_low']:.0f} to "
-            f"{100 * row['recall_at_1_high']:.0f}) | {row['auc']:.2f} | {row['forwards']:.0f} |"
+            f"| {place}{' (void)' if kind in void else ''} | recall@k | "
+            f"{of_kind['trials'].iloc[0]} | {_cell(of_kind.loc[ours], 'recall_at_k')} | "
+            f"{best.name} {_cell(best, 'recall_at_k')} | {blind.max():.2f} |"
         )
+    exact = holders.set_index("method").loc["exact"]
+    lines.append(
+        f"| six heads, a paragraph each | own head first | {exact['paragraphs']} paragraphs, "
+        f"{exact['trials']} models | {_cell(exact, 'first')} | | |"
+    )
+    ours = natural.loc[RANKINGS[0]]
+    rivals = natural[~natural["reference"].astype(bool)].drop(index=[*NO_RIVALS], errors="ignore")
+    best = rivals.sort_values("correlation").iloc[-1]
+    lines.append(
+        f"| what training wrote (heads) | rank correlation | 1 model, {int(ours['n'])} paragraphs "
+        f"| {_cell(ours, 'correlation')} | {best.name} {_cell(best, 'correlation')} | |"
+    )
     return "\n".join(lines)
 
 
-def in_readme(text: str, frame: pd.DataFrame) -> str:
-    """README with the table between its marks made from the numbers."""
+def _cell(row: pd.Series, name: str) -> str:
+    low, high = row[f"{name}_low"], row[f"{name}_high"]
+    interval = "" if pd.isna(low) else f" ({low:.2f} to {high:.2f})"
+    return f"{row[name]:.2f}{interval}"
+
+
+def natural_rows() -> pd.DataFrame:
+    """Agreement of the localizers with what reverting each head to the twin costs."""
+    numbers: dict[str, Any] = json.loads(TWIN.read_text(encoding="utf-8"))
+    rows = pd.DataFrame(numbers["natural"])
+    rows = rows[(rows["direction"] == "model") & (rows["truth"] == "necessity")]
+    n = numbers["transplants"]["model, weights"]["n"]
+    return rows.set_index("localizer").assign(n=n)
+
+
+def in_readme(text: str, table: str) -> str:
+    """README with the table between its marks."""
     before, _, rest = text.partition(START)
     _, mark, after = rest.partition(STOP)
-    return f"{before}{START}\n{short_table(frame)}\n{STOP}{after}" if mark else text
+    return f"{before}{START}\n{table}\n{STOP}{after}" if mark else text
 
 
-def main(folder: str, *names: str) -> None:
+def kept_table() -> str:
+    """README's table from the numbers in docs."""
+    frame, holders = (pd.read_json(path, orient="records") for path in (NUMBERS, HOLDERS))
+    return short_table(frame, holders, natural_rows())
+
+
+def main(folder: str) -> None:
     if read_run(folder).options.seed < UNSEEN:
         sys.exit(
             f"seed: methods were chosen on trials of these seeds; run them with {UNSEEN} or more"
@@ -84,48 +126,12 @@ def main(folder: str, *names: str) -> None:
     write_leaderboard(trials, folder)
     frame = leaderboard(trials)
     page = HEAD + (Path(folder) / "leaderboard.md").read_text(encoding="utf-8")
-    if names:
-        old = pd.read_json(NUMBERS, orient="records")
-        frame = replaced(old, frame[frame["localizer"].isin(names)])
-        page = with_rows((DOCS / "leaderboard.md").read_text(encoding="utf-8"), page, names)
-        again = f"- {', '.join(names)}: {AGAIN}\n"
-        if again not in page:
-            page = page.replace("\n**", f"{again}\n**", 1)
     write_atomically(DOCS / "leaderboard.md", page)
-    write_atomically(NUMBERS, frame.to_json(orient="records", indent=1) + "\n")
-    write_atomically(README, in_readme(README.read_text(encoding="utf-8"), frame))
-    leaderboard_figure(frame).write_image(DOCS / "pictures" / "leaderboard.png")
-
-
-def replaced(old: pd.DataFrame, new: pd.DataFrame) -> pd.DataFrame:
-    """The old numbers with those of the same kind and localizer from the new ones."""
-    both, fresh = (frame.set_index(["kind", "localizer"]) for frame in (old, new))
-    here = fresh.index.intersection(both.index)
-    assert (both.loc[here, "trials"] == fresh.loc[here, "trials"]).all(), "other trials"
-    both.loc[here] = fresh.loc[here]
-    return both.reset_index().astype(old.dtypes)
-
-
-def with_rows(old: str, new: str, names: Sequence[str]) -> str:
-    """The old page with the rows of some localizers from the new one, table by table."""
-    rows: dict[tuple[str, str], str] = {}
-    for title, name, line in table_rows(new):
-        if name in names:
-            rows[title, name] = line
-    lines = [
-        rows.get((title, name), line) if title.startswith(("**Written", "**Silencing")) else line
-        for title, name, line in table_rows(old)
-    ]
-    return "\n".join(lines) + "\n"
-
-
-def table_rows(page: str) -> Iterator[tuple[str, str, str]]:
-    """Every line with the title above it and, in tables, its first cell."""
-    title = ""
-    for line in page.splitlines():
-        if line.startswith("**"):
-            title = line
-        yield title, line.split("|")[1].strip() if line.startswith("| ") else "", line
+    for path, rows in ((NUMBERS, frame), (HOLDERS, holders_accuracy(trials))):
+        write_atomically(path, rows.to_json(orient="records", indent=1) + "\n")
+    write_atomically(README, in_readme(README.read_text(encoding="utf-8"), kept_table()))
+    figure = leaderboard_figure(frame, "head-same-norm")
+    figure.write_image(DOCS / "pictures" / "leaderboard.png")
 
 
 if __name__ == "__main__":

@@ -27,6 +27,7 @@ from memcircuits.benchmark.schemas import DeletionScore, LocalizerScore, Planted
 from memcircuits.benchmark.trial_kinds import (
     PLANTED_KINDS,
     RANKINGS,
+    TEXT_BLIND,
     UNIT_OF_KIND,
     PlantedKind,
 )
@@ -67,6 +68,20 @@ def leaderboard(trials: Trials, seed: int = 0) -> pd.DataFrame:
     columns = [f"{metric}{suffix}" for metric in METRICS for suffix in ("", "_low", "_high")]
     names = ["kind", "localizer", "trials", "places", *columns, "forwards"]
     return pd.DataFrame(rows, columns=names)
+
+
+def given_away(frame: pd.DataFrame) -> dict[str, str]:
+    """The kinds of trial whose places a text-blind localizer finds, and which one it is.
+
+    Such trials say nothing about reading memory. The bound is a recall@1 of 0.1 below which the
+    interval does not reach: chance is 0.08 for a layer's attention or MLP, less for the others.
+
+    Args:
+        frame: the leaderboard.
+    """
+    blind = frame[frame["localizer"].isin(TEXT_BLIND) & (frame["recall_at_1_low"] > 0.1)]
+    best = blind.sort_values("recall_at_1").groupby("kind")["localizer"].last()
+    return {str(kind): str(name) for kind, name in best.items()}
 
 
 def _planted(trials: Trials, kind: PlantedKind) -> list[PlantedTrial]:

@@ -18,6 +18,7 @@ from memcircuits.base.io import write_atomically
 from memcircuits.benchmark.leaderboard import (
     combinations,
     deletions,
+    given_away,
     holders_accuracy,
     leaderboard,
     leaderboard_figure,
@@ -95,6 +96,7 @@ def _notes(trials: Trials, run: Run) -> list[str]:
         f"in each trial, {N_CONTROLS} controls, seed {run.options.seed}; {seconds / 60:.0f} "
         "minutes of trials in all.",
         *_notes_on_failures(trials),
+        *_notes_on_giveaways(trials),
         *_notes_on_null(trials),
         *_notes_on_holders(trials),
     ]
@@ -110,6 +112,16 @@ def _notes_on_failures(trials: Trials) -> Iterator[str]:
                 f"{kind}: {len(failed)} of {len(of_kind)} places could not hold the text and were "
                 f"left out ({places})."
             )
+
+
+def _notes_on_giveaways(trials: Trials) -> Iterator[str]:
+    frame = leaderboard(trials)
+    for kind, name in given_away(frame).items():
+        row = frame[(frame["kind"] == kind) & (frame["localizer"] == name)].iloc[0]
+        yield (
+            f"{kind}: these trials are void, because {name}, which reads no text, ranks a planted "
+            f"unit first in {_with_interval(row, 'recall_at_1')} of the places."
+        )
 
 
 def _notes_on_null(trials: Trials) -> Iterator[str]:
@@ -152,7 +164,9 @@ def _tables(trials: Trials) -> dict[str, pd.DataFrame]:
     import pandas as pd
 
     tables: dict[str, pd.DataFrame] = {}
-    for kind, of_kind in leaderboard(trials).groupby("kind", sort=False):
+    frame = leaderboard(trials)
+    void = given_away(frame)
+    for kind, of_kind in frame.groupby("kind", sort=False):
         table = pd.DataFrame({"localizer": of_kind["localizer"]})
         for metric in METRICS:
             table[metric.replace("_at_", "@").replace("_", " ")] = [
@@ -160,7 +174,8 @@ def _tables(trials: Trials) -> dict[str, pd.DataFrame]:
             ]
         table["forward passes"] = of_kind["forwards"].round().astype(int)
         n_trials, n_places = of_kind[["trials", "places"]].iloc[0]
-        tables[f"Written: {kind} ({n_trials} trials, {n_places} places)"] = table
+        mark = ", void" if kind in void else ""
+        tables[f"Written: {kind} ({n_trials} trials, {n_places} places{mark})"] = table
     deleted = deletions(trials)
     if len(deleted):
         title = f"Silencing the head that it names (DEL, {deleted['trials'].iloc[0]} trials)"

@@ -86,6 +86,9 @@ N_QUICK_TRIALS: Mapping[TrialKind, int] = {
 RANKINGS = ("find_memorization_heads", "find_memorization_heads (screen)")
 """The package's own ranking by its two methods, scored beside the localizers of heads."""
 
+TEXT_BLIND = ("weight-norm", "norm-in-layer")
+"""Localizers that read no text: where they find the place, planting gives it away."""
+
 N_CONTROLS = 4
 """Control paragraphs given to each localizer."""
 

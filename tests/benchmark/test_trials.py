@@ -12,6 +12,7 @@ import memcircuits as mc
 from memcircuits.benchmark.leaderboard import (
     combinations,
     deletions,
+    given_away,
     holders_accuracy,
     leaderboard,
 )
@@ -339,3 +340,30 @@ def test_quick_benchmark_on_the_organism(tmp_path):
     assert ranking["recall_at_1"] == best
     holders = holders_accuracy(read_trials(tmp_path))
     assert holders.set_index("method").loc["exact", "among_holders"] >= 0.8  # chance 1/6
+
+
+def test_kinds_that_a_text_blind_method_solves_are_void(tmp_path):
+    """Where the norm of its weights names the head, reading memory is not tested."""
+
+    def trials_with(blind):
+        metrics = {"weight-norm": blind, "attribution": 1.0}
+        results = [
+            LocalizerScore(
+                localizer=name,
+                unit="head",
+                forwards=1.0,
+                scores=[0.1, 0.2],
+                **dict.fromkeys(METRICS, value),
+            )
+            for name, value in metrics.items()
+        ]
+        return [PlantedTrial(where=[f"L0H{i}"], failed=None, results=results) for i in range(8)]
+
+    trials = {"head": trials_with(1.0), "head-same-norm": trials_with(0.0)}
+    assert given_away(leaderboard(trials)) == {"head": "weight-norm"}
+    run = {"model": {"name": "tiny", "fingerprint": "0"}, "options": {"n": 1, "seed": 0}}
+    (tmp_path / "run.json").write_text(json.dumps(run))
+    page = write_leaderboard(trials, tmp_path)[1].read_text()
+    assert "Written: head (8 trials, 8 places, void)" in page
+    assert "Written: head-same-norm (8 trials, 8 places)" in page
+    assert "head: these trials are void, because weight-norm" in page
