@@ -24,8 +24,8 @@ from unlearning_page.numbers import interval, read, table
 from unlearning_page.setting import SEED, setting
 
 TITLE = "Depth against harm"
-N_TUNED, N_REPORTED, N_ATTACKS = 2, 3, 5
-WEIGHTS = (30.0, DEEP.kl_weight, 480.0)
+N_TUNED, N_REPORTED, N_ATTACKS = 1, 3, 5
+WEIGHTS = (30.0, DEEP.kl_weight)
 RIVAL_WEIGHTS = (10.0, 100.0)
 RATES = (1e-4, 4e-4)
 RIVALS: Mapping[ForgettingTerm, str] = {
@@ -199,8 +199,8 @@ def section(runs: Mapping[str, dict[str, Any]]) -> str:
         "published recipe is given the same texts to keep, and may change all weights of the "
         "blocks where no fraction is named. The rivals take as many steps as deep unlearning; "
         f"their learning rates were chosen among {' and '.join(f'{r:g}' for r in RATES)} on "
-        f"{N_TUNED} paragraphs of the first half, by the KL at which the attacked EM falls below "
-        "5. The last line is the model that was trained without these paragraphs, as if it were an "
+        f"{N_TUNED} paragraph of the first half, by the KL at which the attacked EM falls below 5. "
+        "The last line is the model that was trained without these paragraphs, as if it were an "
         "edit: what it differs by on other text is the chance of another training.\n\n"
         f"{table(head, rows)}\n"
         "\n![Remembered bits left against the KL on unseen controls](pictures/unlearning.png)\n"
