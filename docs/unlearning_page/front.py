@@ -26,8 +26,8 @@ from unlearning_page.setting import SEED, setting
 TITLE = "Depth against harm"
 N_TUNED, N_REPORTED, N_ATTACKS = 1, 3, 5
 WEIGHTS = (30.0, DEEP.kl_weight)
-RIVAL_WEIGHTS = (10.0, 100.0)
-RATES = (1e-4, 4e-4)
+RIVAL_WEIGHTS = (100.0, 1000.0)
+RATES = (3e-5, 1e-4)
 RIVALS: Mapping[ForgettingTerm, str] = {
     "nll": "the paper's objective: likelihood down, KL",
     "npo": "negative preference optimization, KL",
