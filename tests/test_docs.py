@@ -220,7 +220,7 @@ def test_readme_has_the_numbers_of_the_leaderboard(monkeypatch):
     assert maker.START in readme
     assert readme == maker.in_readme(readme, table)
     assert maker.in_readme(readme, "no table") != readme
-    assert len(table.splitlines()) == 2 + len(maker.KINDS) + 2
+    assert len(table.splitlines()) == 2 + len(maker.KINDS) + 3
 
 
 def test_the_leaderboard_is_of_seeds_that_no_method_was_chosen_on(tmp_path, monkeypatch):

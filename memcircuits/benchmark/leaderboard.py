@@ -231,23 +231,29 @@ def holders_accuracy(trials: Trials) -> pd.DataFrame:
     """How often a paragraph is attributed to the head that it was planted through.
 
     Returns:
-        Columns `method, paragraphs, trials, first, among_holders`, both with `_low`, `_high`.
-        `first`: fraction of the paragraphs whose own head ranks first of all heads;
-        `among_holders`: first of the six planted heads (1/6 by chance). Paragraphs of one trial
-        share a model, so trials are what is averaged.
+        Columns `method, paragraphs, trials, first, among_holders, decoy`, the last three with
+        `_low`, `_high`. `first`: fraction of the paragraphs whose own head ranks first of all
+        heads; `among_holders`: first of the six planted heads (1/6 by chance); `decoy`: fraction
+        with the head of another paragraph first of all. Paragraphs of one trial share a model, so
+        trials are what is averaged.
     """
     import pandas as pd
 
     assigned = [(i, a) for i, trial in enumerate(trials.get("holders", [])) for a in trial.assigned]
+    holders = {(i, a.holder) for i, a in assigned}
     rows: list[dict[str, Any]] = []
     for method in dict.fromkeys(a.method for _, a in assigned):
         of_method = [(i, a) for i, a in assigned if a.method == method]
         groups = torch.tensor([i for i, _ in of_method])
         n = count_groups(groups)
         row: dict[str, Any] = {"method": method, "paragraphs": len(of_method), "trials": n}
-        for name in ("first", "among_holders"):
-            hits = torch.tensor([float(getattr(a, name) == a.holder) for _, a in of_method])
-            row[name] = float(group_means(hits, groups).mean())
+        hits = {
+            "first": [a.first == a.holder for _, a in of_method],
+            "among_holders": [a.among_holders == a.holder for _, a in of_method],
+            "decoy": [a.first != a.holder and (i, a.first) in holders for i, a in of_method],
+        }
+        for name, values in hits.items():
+            row[name] = float(group_means(torch.tensor(values).float(), groups).mean())
             row[f"{name}_low"], row[f"{name}_high"] = wilson(row[name], n)
         rows.append(row)
     return pd.DataFrame(rows)

@@ -147,8 +147,9 @@ def _notes_on_holders(trials: Trials) -> Iterator[str]:
         yield (
             f"Who holds what, six paragraphs in six heads of one model ({row['method']}): the "
             f"right head is first of all for {100 * row['first']:.0f} % of the {row['paragraphs']} "
-            f"paragraphs that are still recited when all of the {n_planted} are written{interval}, "
-            f"first of the six for {100 * row['among_holders']:.0f} % (chance 17 %)."
+            f"paragraphs that are recited when all of the {n_planted} are written{interval}, first "
+            f"of the six for {100 * row['among_holders']:.0f} % (chance 17 %), and the head of "
+            f"another paragraph is first of all for {100 * row['decoy']:.0f} %."
         )
 
 

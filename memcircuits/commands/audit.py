@@ -34,7 +34,7 @@ def audit(
     twin: Twin = None,
     stand_in: Annotated[
         bool,
-        typer.Option("--stand-in", help="Use no twin; the model behind short contexts stands in."),
+        typer.Option("--stand-in", help="Use no twin; a stand-in is made of the model itself."),
     ] = False,
     control: Control = None,
     attacks: Annotated[int, typer.Option(min=1, help="Draws of each sort of attacked prefix.")] = 5,

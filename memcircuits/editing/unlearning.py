@@ -70,8 +70,7 @@ def unlearn(  # noqa: PLR0913
             some of it is among them.
         depth: see above.
         twin: of `deep`, a model of the same tokenizer that was not trained on `memorized`; without
-            one, the model itself behind the last few true tokens stands in
-            (`memcircuits.editing.references`).
+            one, a stand-in is made of the model itself (`memcircuits.editing.references`).
         fraction: fraction of the candidate weights that may change, for each target if the recipe
             takes targets one by one. Candidates are the matrices of the blocks, or those asked for.
             By default 1 for `deep` and 0.001 for `surface`.

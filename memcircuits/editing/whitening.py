@@ -6,7 +6,7 @@ size, changes the answers to these texts where their inputs are large. So the ch
 D = R U, R the inverse root of the second moment of the inputs (damped), and Adam moves U: a unit of
 any U moves the outputs on texts to keep by about as much as any other. Directions that only the
 text to forget uses are then cheap. The preconditioner is the input half of K-FAC (Martens and
-Grosse 2015).
+Grosse 2015). It takes an eigendecomposition for each matrix, the largest of d_mlp x d_mlp.
 """
 
 from __future__ import annotations

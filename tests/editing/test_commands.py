@@ -13,6 +13,7 @@ from typer.testing import CliRunner
 import memcircuits as mc
 from memcircuits.cli import app
 from memcircuits.commands import output
+from memcircuits.commands.selection import kept_and_unseen
 from memcircuits.editing.edit import Edit
 from tests.helpers import models as zoo
 from tests.helpers.editing import UNSEEN
@@ -37,6 +38,15 @@ def run(tmp_path_factory):
         return CliRunner().invoke(app, words, catch_exceptions=False)
 
     return call
+
+
+def test_other_recitations_are_kept_or_measured_and_never_both():
+    others = UNSEEN
+    kept, unseen = kept_and_unseen(others)
+    assert not set(kept.names) & set(unseen.names)
+    assert set(kept.names) | set(unseen.names) == set(others.names)
+    assert kept_and_unseen(None) == (None, None)
+    assert kept_and_unseen(others[:1])[0] is None
 
 
 @pytest.mark.parametrize("objective", ["nll", "contrastive"])
