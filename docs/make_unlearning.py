@@ -33,7 +33,7 @@ def main() -> None:
         work = given.work / "runs"
         work.mkdir(parents=True, exist_ok=True)
         finish("tuning", len(runs.tuning_jobs()), work, given)
-        n_jobs = len(runs.jobs(front.chosen_rates(collect(work))))
+        n_jobs = len(runs.jobs(front.chosen_settings(collect(work))))
         finish("runs", n_jobs, work, given)
         save(collect(work), numbers)
         plot(collect(work))

@@ -50,15 +50,18 @@ def test_the_audit_comes_first(monkeypatch):
     assert page.index(f"## {audits.TITLE}") < page.index("## Depth against harm")
 
 
-def test_the_rate_of_a_rival_is_the_one_that_forgets_at_the_least_harm(monkeypatch):
+def test_a_rival_has_the_settings_that_forget_at_the_least_harm(monkeypatch):
     monkeypatch.syspath_prepend(DOCS)
     from unlearning_page import front
 
     runs = {}
-    for name, (objective, rate, _) in front.tuning().items():
-        is_first = rate == front.RATES[0]
+    for name, (objective, (rate, weight), _) in front.tuning().items():
+        is_first = (rate, weight) == (front.RATES[0], front.WEIGHTS[0])
         for i in range(front.N_TUNED):
-            # One rival forgets at both rates, the other at none.
-            em = (3, 2) if objective == "nll" else (30, 20)
-            runs[f"{name}/{i}"] = {"em_attacked": em[is_first], "kl": (0.1, 0.2)[is_first]}
-    assert front.chosen_rates(runs) == {"nll": front.RATES[1], "npo": front.RATES[0]}
+            # One rival forgets with every setting, the other with none.
+            em = (3, 2) if objective == "nll" else (20, 30)
+            kl = 0.1 * rate * weight if objective == "nll" else 0.3 - 0.2 * is_first
+            runs[f"{name}/{i}"] = {"em_attacked": em[is_first], "kl": kl}
+    chosen = front.chosen_settings(runs)
+    assert chosen["nll"] == (front.RATES[0], front.WEIGHTS[0])
+    assert chosen["npo"] != (front.RATES[0], front.WEIGHTS[0])

@@ -1,8 +1,8 @@
-"""Depth against harm: deep unlearning, parts of it left out, and rivals, at several KL weights.
+"""Depth against harm: deep unlearning, parts of it left out, and rivals.
 
 The rivals are written from their papers and have our number of steps, decay of the learning rate,
-fraction of the weights and texts to keep. Their learning rates are chosen on paragraphs that are
-not reported.
+fraction of the weights and texts to keep. Their learning rates and KL weights are chosen on
+paragraphs that are not reported.
 """
 
 from __future__ import annotations
@@ -25,14 +25,12 @@ from unlearning_page.setting import SEED, setting
 
 TITLE = "Depth against harm"
 N_TUNED, N_REPORTED, N_ATTACKS = 1, 3, 5
-WEIGHTS = (30.0, DEEP.kl_weight)
-RIVAL_WEIGHTS = (100.0, 1000.0)
+WEIGHTS = (100.0, 1000.0)  # of the KL, for rivals
 RATES = (3e-5, 1e-4)
 RIVALS: Mapping[ForgettingTerm, str] = {
     "nll": "the paper's objective: likelihood down, KL",
     "npo": "negative preference optimization, KL",
 }
-FRACTION = 0.1
 
 
 @dataclasses.dataclass(frozen=True)
@@ -76,21 +74,18 @@ def _unlearned(
     return mc.unlearn(setting().model, target, control, recipe=recipe, **{**unlimited, **options})
 
 
-def arms(rates: Mapping[str, float]) -> dict[str, Arm]:
-    """Every arm by name, with the rivals at the learning rates chosen for them."""
+def arms(settings: Mapping[str, tuple[float, float]]) -> dict[str, Arm]:
+    """Every arm by name, with the rivals at the rates and weights chosen for them."""
     found = {
-        f"deep-{weight:g}": Arm(f"deep, KL weight {weight:g}", deep(kl_weight=weight))
-        for weight in WEIGHTS
+        "deep": Arm("deep", deep()),
+        "twin": Arm("deep, the twin given", deep(twin=True)),
+        "plain": Arm("deep, not whitened", deep(curvature="none")),
     }
-    found["twin"] = Arm("deep, the twin given", deep(twin=True))
-    found["fraction"] = Arm(f"deep, {FRACTION:.0%} of the weights", deep(fraction=FRACTION))
-    found["plain"] = Arm("deep, not whitened", deep(curvature="none"))
     for objective, label in RIVALS.items():
-        for weight in RIVAL_WEIGHTS:
-            found[f"{objective}-{weight:g}"] = Arm(
-                f"{label} (lr {rates[objective]:g}, KL weight {weight:g})",
-                rival(objective, rates[objective], weight),
-            )
+        rate, weight = settings[objective]
+        found[objective] = Arm(
+            f"{label} (lr {rate:g}, KL weight {weight:g})", rival(objective, rate, weight)
+        )
     published = dataclasses.replace(STOEHR_2024, learning_rate=1e-4)
     found["published"] = Arm(
         "the paper's recipe as published, all weights, lr 1e-4",
@@ -105,32 +100,33 @@ def arms(rates: Mapping[str, float]) -> dict[str, Arm]:
     return found
 
 
-def tuning() -> dict[str, tuple[ForgettingTerm, float, Arm]]:
-    """The runs that choose the rivals' learning rates, at the smaller KL weight."""
+def tuning() -> dict[str, tuple[ForgettingTerm, tuple[float, float], Arm]]:
+    """The runs that choose the rivals' learning rates and KL weights."""
     return {
-        f"tuning-{objective}-{rate:g}": (
+        f"tuning-{objective}-{rate:g}-{weight:g}": (
             objective,
-            rate,
-            Arm(label, rival(objective, rate, RIVAL_WEIGHTS[0])),
+            (rate, weight),
+            Arm(label, rival(objective, rate, weight)),
         )
         for objective, label in RIVALS.items()
         for rate in RATES
+        for weight in WEIGHTS
     }
 
 
-def chosen_rates(runs: Mapping[str, dict[str, Any]]) -> dict[str, float]:
-    """For each rival the rate that brings the attacked EM below 5 at the least KL.
+def chosen_settings(runs: Mapping[str, dict[str, Any]]) -> dict[str, tuple[float, float]]:
+    """For each rival the rate and weight that bring the attacked EM below 5 at the least KL.
 
-    Where none does, the rate with the smallest attacked EM.
+    Where none do, those with the smallest attacked EM.
     """
-    rates: dict[str, tuple[tuple[float, float], float]] = {}
-    for name, (objective, rate, _) in tuning().items():
+    best: dict[str, tuple[tuple[float, float], tuple[float, float]]] = {}
+    for name, (objective, tried, _) in tuning().items():
         mine = read(runs, name)
         em = max(run["em_attacked"] for run in mine)
         cost = (max(em, 5.0), sum(run["kl"] for run in mine))
-        if objective not in rates or cost < rates[objective][0]:
-            rates[objective] = (cost, rate)
-    return {objective: rate for objective, (_, rate) in rates.items()}
+        if objective not in best or cost < best[objective][0]:
+            best[objective] = (cost, tried)
+    return {objective: tried for objective, (_, tried) in best.items()}
 
 
 def run(arm: Arm, target: mc.Paragraphs) -> dict[str, Any]:
@@ -186,19 +182,19 @@ COLUMNS = {
 
 def section(runs: Mapping[str, dict[str, Any]]) -> str:
     """The text of the section, from the runs."""
-    rates = chosen_rates(runs)
     rows = [
         [label, *(interval((run[key] for run in mine), n) for key, (_, n) in COLUMNS.items())]
-        for label, mine in rows_of(runs, rates)
+        for label, mine in rows_of(runs)
     ]
-    first = read(runs, f"deep-{WEIGHTS[0]:g}")
+    first = read(runs, "deep")
     head = ["edit of one paragraph", *(title for title, _ in COLUMNS.values())]
+    rates, weights = (" and ".join(f"{x:g}" for x in values) for values in (RATES, WEIGHTS))
     return (
         f"\n{len(first)} paragraphs of the second half, each forgotten by itself in every way. "
         f"Attacked EM is the largest over {first[0]['n_attacks']} prefixes. Every edit but the "
         "published recipe is given the same texts to keep, and may change all weights of the "
         "blocks where no fraction is named. The rivals take as many steps as deep unlearning; "
-        f"their learning rates were chosen among {' and '.join(f'{r:g}' for r in RATES)} on "
+        f"their learning rates were chosen among {rates}, and their KL weights among {weights}, on "
         f"{N_TUNED} paragraph of the first half, by the KL at which the attacked EM falls below 5. "
         "The last line is the model that was trained without these paragraphs, as if it were an "
         "edit: what it differs by on other text is the chance of another training.\n\n"
@@ -208,8 +204,8 @@ def section(runs: Mapping[str, dict[str, Any]]) -> str:
 
 
 def rows_of(
-    runs: Mapping[str, dict[str, Any]], rates: Mapping[str, float]
+    runs: Mapping[str, dict[str, Any]],
 ) -> Sequence[tuple[str, list[dict[str, Any]]]]:
     """Label and runs of every row of the table."""
-    rows = [(arm.label, read(runs, name)) for name, arm in arms(rates).items()]
+    rows = [(arm.label, read(runs, name)) for name, arm in arms(chosen_settings(runs)).items()]
     return [*rows, ("never trained on it (the twin)", read(runs, "never"))]

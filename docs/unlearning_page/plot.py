@@ -4,20 +4,18 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from pathlib import Path
-from statistics import mean
 from typing import Any
 
 import plotly.graph_objects as go
 
 from memcircuits.display.figures.style import MARKERS, styled
 from memcircuits.display.palette import SERIES
-from unlearning_page.front import FRACTION, RIVALS, arms, chosen_rates
+from unlearning_page.front import RIVALS
 from unlearning_page.numbers import read
 
 PICTURE = Path(__file__).parents[1] / "pictures" / "unlearning.png"
-FAMILIES = {
+SHORT = {
     "deep": "deep",
-    "fraction": f"deep, {FRACTION:.0%} of the weights",
     "twin": "deep, the twin given",
     "plain": "deep, not whitened",
     **{name: label.partition(",")[0].partition(":")[0] for name, label in RIVALS.items()},
@@ -28,19 +26,20 @@ FAMILIES = {
 
 
 def plot(runs: Mapping[str, dict[str, Any]]) -> None:
-    """Write the picture; points of one family are joined in the order of the table."""
+    """Write the picture: a point for each edit of a paragraph."""
     figure = go.Figure()
-    names = [*arms(chosen_rates(runs)), "never"]
-    for number, (family, label) in enumerate(FAMILIES.items()):
-        groups = [read(runs, name) for name in names if name.partition("-")[0] == family]
-        colour = SERIES[number % len(SERIES)]
+    for number, (name, label) in enumerate(SHORT.items()):
+        mine = read(runs, name)
         figure.add_scatter(
-            x=[mean(run["kl"] for run in group) for group in groups],
-            y=[mean(run["remembered"] for run in group) for group in groups],
+            x=[run["kl"] for run in mine],
+            y=[run["remembered"] for run in mine],
             name=label,
-            mode="lines+markers",
-            marker={"symbol": MARKERS[number % len(MARKERS)], "size": 9, "color": colour},
-            line={"color": colour, "width": 1},
+            mode="markers",
+            marker={
+                "symbol": MARKERS[number % len(MARKERS)],
+                "size": 9,
+                "color": SERIES[number % len(SERIES)],
+            },
         )
     figure.update_xaxes(type="log", title="KL on unseen controls (nats/token)")
     figure.update_yaxes(title="remembered bits left (share)", range=[-0.3, 1.05])

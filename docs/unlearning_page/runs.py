@@ -19,7 +19,7 @@ Job = tuple[str, Callable[[], dict[str, Any]]]
 
 
 def tuning_jobs() -> list[Job]:
-    """What chooses the rivals' learning rates."""
+    """What chooses the rivals' learning rates and KL weights."""
     return [
         (f"{name}/{i}", lambda arm=arm, i=i: front.run(arm, setting().tuned_on[[i]]))
         for name, (_, _, arm) in front.tuning().items()
@@ -27,14 +27,14 @@ def tuning_jobs() -> list[Job]:
     ]
 
 
-def jobs(rates: dict[str, float]) -> list[Job]:
-    """Every other run, with the rivals at these rates."""
+def jobs(settings: dict[str, tuple[float, float]]) -> list[Job]:
+    """Every other run, with the rivals at these rates and weights."""
     found: list[Job] = [("versions", lambda: {"versions": versions_line()})]
     for i in range(front.N_REPORTED):
         found.append((f"never/{i}", lambda i=i: front.never_trained(setting().targets[[i]])))
         found += [
             (f"{name}/{i}", lambda arm=arm, i=i: front.run(arm, setting().targets[[i]]))
-            for name, arm in front.arms(rates).items()
+            for name, arm in front.arms(settings).items()
         ]
     found += [(f"noise/{mask}", lambda mask=mask: further.noisy(mask)) for mask in further.MASKS]
     found += [
@@ -46,7 +46,7 @@ def jobs(rates: dict[str, float]) -> list[Job]:
 
 def perform(chain: str, number: int, work: Path, only: str) -> None:
     """One run of `tuning_jobs` or of `jobs`, unless its file is there."""
-    every = tuning_jobs() if chain == "tuning" else jobs(front.chosen_rates(collect(work)))
+    every = tuning_jobs() if chain == "tuning" else jobs(front.chosen_settings(collect(work)))
     name, run = every[number]
     path = work / f"{name}.json"
     if path.exists() or not re.match(only, name):
