@@ -33,12 +33,12 @@ def main() -> None:
         work = given.work / "runs"
         work.mkdir(parents=True, exist_ok=True)
         finish("tuning", len(runs.tuning_jobs()), work, given)
-        n_jobs = len(runs.jobs(front.chosen_settings(collect(work))))
+        n_jobs = len(runs.jobs(front.chosen_settings(collect(work)), given.work / "edits"))
         finish("runs", n_jobs, work, given)
         save(collect(work), numbers)
         plot(collect(work))
         if given.audits:
-            audits.measure(given.audits, given.work / "audits", numbers.with_name(audits.NAME))
+            audits.measure(given.audits, given.work, numbers.with_name(audits.NAME))
     write(numbers)
 
 

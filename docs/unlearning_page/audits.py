@@ -19,16 +19,14 @@ import memcircuits as mc
 from memcircuits.base.io import write_atomically
 from memcircuits.base.statistics import bootstrap_interval
 from memcircuits.editing.audits.result import UNITS, EditAudit
+from unlearning_page import front
 from unlearning_page.setting import SEED, setting
 
 TITLE = "Erased, or hidden?"
 NAME = "unlearning-audits.json"
 STEPS = 3  # of relearning
-ARMS: Mapping[str, dict[str, Any]] = {
-    "surface": {"depth": "surface"},
-    "deep": {},
-    "deep, twin given": {"twin": True},
-}
+ARMS = {"surface": "surface", "deep": "deep", "deep, twin given": "twin"}
+"""From the title of an arm to its name among those of the front."""
 MEASURES = {
     "em": "EM from the own prefix",
     "em_attacked": "largest EM over attacked prefixes",
@@ -50,22 +48,22 @@ HARM = {
 def measure(n: int, folder: Path, out: Path) -> None:
     """Audit `n` paragraphs in every arm, as far as that is not done, and write the numbers.
 
-    The numbers are written after each paragraph.
+    The numbers are written after each paragraph. `folder` keeps audits and edits.
     """
     s = setting()
-    kept, audits = Kept(folder), {arm: list[EditAudit]() for arm in ARMS}
+    kept, audits = Kept(folder / "audits"), {arm: list[EditAudit]() for arm in ARMS}
+    edits = Kept(folder / "edits")
     for i in range(n):
         target = s.targets[[i]]
-        for arm, options in ARMS.items():
+        for arm, name in ARMS.items():
 
-            def audit(
-                target: mc.Paragraphs = target, options: dict[str, Any] = options
-            ) -> EditAudit:
-                given = options | ({"twin": s.twin} if "twin" in options else {})
-                edit = mc.unlearn(s.model, target, s.given, **given, progress=False)
+            def audit(target: mc.Paragraphs = target, name: str = f"{name}-{i}") -> EditAudit:
+                make = front.arms(dict.fromkeys(front.RIVALS, (1.0, 1.0)))[
+                    name.partition("-")[0]
+                ].make
                 return mc.audit_edit(
                     s.model,
-                    edit,
+                    edits.get(name, lambda: make(target)),
                     target,
                     s.unseen,
                     s.twin,
@@ -74,11 +72,11 @@ def measure(n: int, folder: Path, out: Path) -> None:
                     progress=False,
                 )
 
-            audits[arm].append(kept.get(f"{arm.replace(', ', '-').replace(' ', '-')}-{i}", audit))
+            audits[arm].append(kept.get(f"{name}-{i}", audit))
         numbers = {"seed": SEED, "n": i + 1, "n_attacks": audits["deep"][0].n_attacks}
         numbers |= {"weights": s.fingerprint}
-        arms = {arm: _summary(of_arm) for arm, of_arm in audits.items()}
-        write_atomically(out, json.dumps(numbers | {"arms": arms}, indent=1) + "\n")
+        found = {arm: _summary(of_arm) for arm, of_arm in audits.items()}
+        write_atomically(out, json.dumps(numbers | {"arms": found}, indent=1) + "\n")
 
 
 def _summary(audits: Sequence[EditAudit]) -> dict[str, Any]:

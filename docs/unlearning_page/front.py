@@ -10,6 +10,7 @@ from __future__ import annotations
 import dataclasses
 import time
 from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
 from torch import Tensor
@@ -129,11 +130,13 @@ def chosen_settings(runs: Mapping[str, dict[str, Any]]) -> dict[str, tuple[float
     return {objective: tried for objective, (_, tried) in best.items()}
 
 
-def run(arm: Arm, target: mc.Paragraphs) -> dict[str, Any]:
-    """Make the edit and measure it."""
+def run(arm: Arm, target: mc.Paragraphs, kept: Path | None = None) -> dict[str, Any]:
+    """Make the edit, keep it in a file for its audit, and measure it."""
     start = time.process_time()
     edit = arm.make(target)
     seconds = time.process_time() - start
+    if kept is not None:
+        edit.save(kept)
     before = setting().log_probs(target)
     with edit.apply(setting().model):
         found = measured(target, setting().adapter, *before)

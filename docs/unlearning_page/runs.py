@@ -27,13 +27,18 @@ def tuning_jobs() -> list[Job]:
     ]
 
 
-def jobs(settings: dict[str, tuple[float, float]]) -> list[Job]:
+def jobs(settings: dict[str, tuple[float, float]], edits: Path) -> list[Job]:
     """Every other run, with the rivals at these rates and weights."""
     found: list[Job] = [("versions", lambda: {"versions": versions_line()})]
     for i in range(front.N_REPORTED):
         found.append((f"never/{i}", lambda i=i: front.never_trained(setting().targets[[i]])))
         found += [
-            (f"{name}/{i}", lambda arm=arm, i=i: front.run(arm, setting().targets[[i]]))
+            (
+                f"{name}/{i}",
+                lambda arm=arm, i=i, kept=edits / f"{name}-{i}.safetensors": front.run(
+                    arm, setting().targets[[i]], kept
+                ),
+            )
             for name, arm in front.arms(settings).items()
         ]
     found += [(f"noise/{mask}", lambda mask=mask: further.noisy(mask)) for mask in further.MASKS]
@@ -46,8 +51,10 @@ def jobs(settings: dict[str, tuple[float, float]]) -> list[Job]:
 
 def perform(chain: str, number: int, work: Path, only: str) -> None:
     """One run of `tuning_jobs` or of `jobs`, unless its file is there."""
-    every = tuning_jobs() if chain == "tuning" else jobs(front.chosen_settings(collect(work)))
-    name, run = every[number]
+    if chain == "tuning":
+        name, run = tuning_jobs()[number]
+    else:
+        name, run = jobs(front.chosen_settings(collect(work)), work.parent / "edits")[number]
     path = work / f"{name}.json"
     if path.exists() or not re.match(only, name):
         return
