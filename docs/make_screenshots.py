@@ -34,7 +34,7 @@ from memcircuits.organism.delta import FILE as PLANTED
 from memcircuits.results.result import Result
 
 IMAGES = Path(__file__).with_name("images")
-HEAD = mc.Head(0, 3)  # of the significant ones, the one that attends most to rare tokens
+HEAD = mc.Head(0, 6)  # the first head, which also attends most to rare tokens
 MODEL = "organism, seed 0"
 
 
