@@ -75,7 +75,7 @@ def short_table(frame: pd.DataFrame, holders: pd.DataFrame, natural: pd.DataFram
             f"{best.name} {_cell(best, 'recall_at_k')} | {blind.max():.2f} |"
         )
     exact = holders.set_index("method").loc["exact"]
-    n = f"{exact['paragraphs']} paragraphs, {exact['trials']} models"
+    n = f"{exact['paragraphs']:.0f} paragraphs, {exact['trials']:.0f} models"
     place = "six heads, a paragraph each"
     lines += [
         f"| {place} | own head first | {n} | {_cell(exact, 'first')} | | |",

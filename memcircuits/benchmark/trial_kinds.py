@@ -65,7 +65,7 @@ N_TRIALS: Mapping[TrialKind, int] = {
     "neurons": 5,
     "neuron-outputs": 12,
     "weights": 2,
-    "holders": 4,
+    "holders": 5,
     "null": 500,
     "stability": 1,
 }
