@@ -29,10 +29,10 @@ make too narrow; what harm is measured on is the same for all lines and is not r
 
 def page(runs: Mapping[str, Any], audited: Mapping[str, Any]) -> str:
     """The whole page."""
-    weights = {run["weights"] for run in runs.values()}
-    assert len(weights) == 1, "runs of different weights"
+    fingerprints = {run["fingerprint"] for run in runs.values()}
+    assert len(fingerprints) == 1, "runs of different weights"
     head = HEAD.format(
-        weights=weights.pop(),
+        weights=fingerprints.pop(),
         versions=runs["versions"]["versions"],
         minutes=round(sum(run["cpu_seconds"] for run in runs.values()) / 60),
         seed=SEED,

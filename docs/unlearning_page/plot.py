@@ -36,7 +36,7 @@ def plot(runs: Mapping[str, dict[str, Any]]) -> None:
             name=label,
             mode="markers",
             marker={
-                "symbol": MARKERS[number % len(MARKERS)],
+                "symbol": MARKERS[number % len(MARKERS)] + "-open" * (number >= len(MARKERS)),
                 "size": 9,
                 "color": SERIES[number % len(SERIES)],
             },
@@ -44,4 +44,7 @@ def plot(runs: Mapping[str, dict[str, Any]]) -> None:
     figure.update_xaxes(type="log", title="KL on unseen controls (nats/token)")
     figure.update_yaxes(title="remembered bits left (share)", range=[-0.3, 1.05])
     title = "Forgetting one paragraph: what is left, and what it costs"
-    styled(figure, title=title, width=760, height=440).write_image(PICTURE, scale=2)
+    styled(figure, title=title, width=900, height=440)
+    beside = {"orientation": "v", "x": 1.02, "y": 1, "xanchor": "left", "yanchor": "top"}
+    figure.update_layout(legend=beside, margin={"t": 60})
+    figure.write_image(PICTURE, scale=2)

@@ -60,7 +60,7 @@ def perform(chain: str, number: int, work: Path, only: str) -> None:
         return
     start = time.process_time()
     outcome = run()
-    outcome |= {"cpu_seconds": time.process_time() - start, "weights": setting().fingerprint}
+    outcome |= {"cpu_seconds": time.process_time() - start, "fingerprint": setting().fingerprint}
     path.parent.mkdir(parents=True, exist_ok=True)
     with tempfile.NamedTemporaryFile("w", dir=work, suffix=".part", delete=False) as file:
         json.dump(outcome, file)
