@@ -15,7 +15,7 @@ The caller restores the weights (`Mask.restored`), also after an exception or Ct
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, Protocol
 
@@ -112,10 +112,20 @@ class AdamSteps:
         start: Float[Tensor, " weight"] | None = None,
     ) -> None:
         self.scale = scale
-        self.size_option = ("learning_rate", learning_rate)
         first = torch.zeros_like(scale) if start is None else start / scale
         self.scaled_change = torch.nn.Parameter(first)
-        self.adam = torch.optim.Adam([self.scaled_change], lr=learning_rate, betas=betas)
+        self._optimize([self.scaled_change], learning_rate, betas, decay_steps)
+
+    def _optimize(
+        self,
+        coordinates: Sequence[torch.nn.Parameter],
+        learning_rate: float,
+        betas: tuple[float, float],
+        decay_steps: int | None,
+    ) -> None:
+        """Set Adam up for the numbers that the change is made of."""
+        self.size_option = ("learning_rate", learning_rate)
+        self.adam = torch.optim.Adam(coordinates, lr=learning_rate, betas=betas)
         self.schedule = (
             None
             if decay_steps is None
@@ -130,6 +140,10 @@ class AdamSteps:
     def propose(self, gradient: Float[Tensor, " weight"], loss: float) -> None:
         """Step of Adam; the loss has no influence."""
         self.scaled_change.grad = gradient * self.scale
+        self._step()
+
+    def _step(self) -> None:
+        """Move the coordinates along their gradients."""
         self.adam.step()
         if self.schedule is not None:
             self.schedule.step()

@@ -73,21 +73,18 @@ def owners_of(
     Raises:
         InputError: if a location is a random fraction, or two share a weight.
     """
-    owners = {name: torch.full((len(i),), -1) for name, i in mask.by_matrix(_joined(mask)).items()}
+    places = dict(zip(mask.named, mask.indices, strict=True))
+    owners = {name: torch.full_like(index, -1) for name, index in places.items()}
     for number, location in enumerate(locations):
         if _FRACTION_PATTERN.fullmatch(location):
             raise InputError("where", repr(location), "with one_each, name heads or layers")
         own = select_weights(adapter, location, components=components)[1]
         for name, index in zip(own.named, own.indices, strict=True):
-            at = torch.searchsorted(mask.indices[list(mask.named).index(name)], index)
+            at = torch.searchsorted(places[name], index)
             if (owners[name][at] >= 0).any():
                 raise InputError("where", location, "with one_each, locations share no weight")
             owners[name][at] = number
     return torch.cat(list(owners.values()))
-
-
-def _joined(mask: Mask) -> Tensor:
-    return torch.cat(mask.indices)
 
 
 def _weights_of(

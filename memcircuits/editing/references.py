@@ -19,7 +19,7 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from memcircuits.data.paragraphs import Paragraphs
-from memcircuits.measure.continuation import continuation_log_probs
+from memcircuits.editing.unlearning_objective import ReferenceDistribution
 from memcircuits.models.adapter import Adapter
 from memcircuits.models.batching import map_batches, rows_that_fit
 
@@ -45,14 +45,7 @@ def proxy_log_probs(
         memory_budget: maximum bytes per batch.
     """
     short = _behind_short_context(adapter, paragraphs, fillers, generator, memory_budget)
-    n_pos, n_logits = paragraphs.inputs.shape[1], paragraphs.n_continuation
-    size = rows_that_fit(adapter, n_pos, n_logits, memory_budget)
-    with adapter.preserving_state():
-        whole = map_batches(
-            len(paragraphs),
-            size,
-            lambda batch: continuation_log_probs(adapter, paragraphs, batch).cpu(),
-        )
+    whole = ReferenceDistribution.of(adapter, paragraphs, memory_budget).log_p.cpu()
     lowered = _with_probability_of(whole, short, paragraphs.continuation)
     return torch.logaddexp(short, lowered) - math.log(2)
 

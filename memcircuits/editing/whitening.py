@@ -20,6 +20,7 @@ from torch import Tensor
 from memcircuits.data.paragraphs import Paragraphs
 from memcircuits.editing.input_moments import input_moments
 from memcircuits.editing.masks import Mask
+from memcircuits.editing.optimization import AdamSteps
 from memcircuits.models.adapter import Adapter
 
 DAMPING = 0.001  # of the mean eigenvalue
@@ -43,7 +44,7 @@ def inverse_roots(
     return roots
 
 
-class WhitenedSteps:
+class WhitenedSteps(AdamSteps):
     """Steps of Adam for U, where the change is R U in the masked weights and nothing elsewhere.
 
     Args:
@@ -64,17 +65,11 @@ class WhitenedSteps:
         start: Float[Tensor, " weight"],
     ) -> None:
         self.mask, self.roots, self.start = mask, roots, start
-        self.size_option = ("learning_rate", learning_rate)
         self.coordinates = [
             torch.nn.Parameter(torch.zeros(weight.values.shape, device=mask.device))
             for weight in mask.weights
         ]
-        self.adam = torch.optim.Adam(self.coordinates, lr=learning_rate)
-        self.schedule = (
-            None
-            if decay_steps is None
-            else torch.optim.lr_scheduler.CosineAnnealingLR(self.adam, decay_steps)
-        )
+        self._optimize(self.coordinates, learning_rate, (0.9, 0.999), decay_steps)
 
     @property
     def change(self) -> Float[Tensor, " weight"]:
@@ -94,10 +89,4 @@ class WhitenedSteps:
             of_matrix = torch.zeros_like(u).flatten()
             of_matrix[index.to(u.device)] = part.to(u.device)
             u.grad = root @ of_matrix.view_as(u)
-        self.adam.step()
-        if self.schedule is not None:
-            self.schedule.step()
-
-    def reject(self) -> bool:
-        """A step of Adam has no shorter version."""
-        return False
+        self._step()
