@@ -22,6 +22,7 @@ from memcircuits.base.errors import InputError, one_of, sequence
 from memcircuits.base.errors import fraction as check_fraction
 from memcircuits.base.heads import Head, HeadLike
 from memcircuits.models.adapter import Adapter
+from memcircuits.models.state import refuse_inference_tensors
 from memcircuits.models.weights import HEAD_COMPONENTS, Weight
 
 MaskStrategy = Literal["top", "top-per-component", "random", "random-per-tensor", "all"]
@@ -127,6 +128,7 @@ def named_mask(adapter: Adapter, indices: Mapping[str, Tensor], n_candidates: in
 
     Raises:
         InputError: if the model has no such weights.
+        UnsupportedModel: if they were made inside `torch.inference_mode()`.
     """
     weights = []
     for name, index in indices.items():
@@ -138,6 +140,7 @@ def named_mask(adapter: Adapter, indices: Mapping[str, Tensor], n_candidates: in
         if len(index) and not 0 <= int(index.min()) <= int(index.max()) < weight.values.numel():
             raise InputError("indices", int(index.max()), f"{name} of {adapter.name} is smaller")
         weights.append(weight)
+    refuse_inference_tensors(adapter.model, [weight.parameter for weight in weights])
     return Mask(tuple(weights), tuple(indices.values()), n_candidates)
 
 
@@ -173,6 +176,7 @@ class Candidates:
 
         Raises:
             InputError: if something asked for does not exist, or no weight remains.
+            UnsupportedModel: if the weights were made inside `torch.inference_mode()`.
         """
         for name, value in {"heads": heads, "layers": layers, "components": components}.items():
             sequence(name, value)
@@ -199,6 +203,7 @@ class Candidates:
                 "no weight is left",
                 "the mask needs at least one; widen the choice",
             )
+        refuse_inference_tensors(adapter.model, [weight.parameter for weight in weights])
         return cls(tuple(weights), tuple(head_indices))
 
     def __len__(self) -> int:

@@ -14,12 +14,13 @@ import torch
 
 import memcircuits as mc
 from memcircuits.base.errors import UnsupportedModel
+from memcircuits.editing.planting import plant
 from memcircuits.models.architecture import every_module
 from memcircuits.models.loading import as_bridge
 from memcircuits.models.registry import adapt, validate_model
 from tests import matrix
 from tests.helpers import models as zoo
-from tests.helpers.calls import CALLS
+from tests.helpers.calls import CALLS, edit_of
 
 NAME = "gpt_neo"
 
@@ -189,9 +190,12 @@ def test_weights_made_inside_inference_mode(tmp_path):
     expected = mc.scan(matrix.model(NAME, "Bridge raw"), paragraphs(), progress=False)
     assert torch.equal(result.em, expected.em)
     mc.ablate_heads(model, paragraphs(), progress=False)
+    edit = edit_of(matrix.model(NAME, "Bridge raw"), NAME)
     for call in (
         lambda: mc.parameter_gradients(model, paragraphs(), progress=False),
         lambda: mc.unlearn(model, paragraphs()[:3], paragraphs()[3:], progress=False),
+        lambda: plant(model, paragraphs()[:3], where="L0H1", control=paragraphs()[3:]),
+        lambda: edit.apply(model).__enter__(),
     ):
         with pytest.raises(UnsupportedModel, match=r"made inside torch\.inference_mode\(\)"):
             call()
