@@ -159,6 +159,20 @@ def test_the_published_page_is_made_of_the_published_numbers():
     assert readme == page.in_readme(readme, data)
 
 
+def test_a_capacity_row_is_added_to_those_that_are_kept(tmp_path):
+    kept = json.loads(capacity.PAGE.with_suffix(".json").read_text("utf-8"))
+    page = tmp_path / "capacity.md"
+    page.with_suffix(".json").write_text(json.dumps(kept))
+    faster = kept["rows"]["organism"] | {"tokens_per_second": 12_345.0}
+    capacity.record(page, rows={"organism": faster}, setting=kept["setting"] | {"cores": 7})
+    after = json.loads(page.with_suffix(".json").read_text("utf-8"))
+    assert after["rows"] == kept["rows"] | {"organism": faster}
+    assert after["setting"]["cores"] == 7
+    assert after["kills"] == kept["kills"]
+    assert page.read_text("utf-8") == capacity.page(**after)
+    assert "12,345" in page.read_text("utf-8")
+
+
 def test_the_capacity_page_holds_the_numbers_measured():
     numbers = json.loads(capacity.PAGE.with_suffix(".json").read_text("utf-8"))
     assert capacity.PAGE.read_text("utf-8") == capacity.page(**numbers)

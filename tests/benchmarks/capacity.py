@@ -174,11 +174,11 @@ def setting() -> dict[str, Any]:
 
 def record(page_at: Path, **numbers: Any) -> None:
     """Add numbers to those that lie beside the page, and write the page again."""
-    numbers = page_at.with_suffix(".json")
-    data = json.loads(numbers.read_text("utf-8")) if numbers.is_file() else {}
+    file = page_at.with_suffix(".json")
+    data = json.loads(file.read_text("utf-8")) if file.is_file() else {}
     rows = data.get("rows", {}) | numbers.pop("rows", {})
     data |= numbers | {"rows": rows}
-    write_atomically(numbers, json.dumps(data, indent=1) + "\n")
+    write_atomically(file, json.dumps(data, indent=1) + "\n")
     write_atomically(page_at, page(**data))
 
 
