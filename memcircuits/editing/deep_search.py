@@ -117,12 +117,10 @@ def _choose_mask(editor: Editor, objective: DeepObjective) -> Mask:
         return every
     if options.mask == "random":
         return candidates.choose(options.fraction, None, "random", editor.generator)
-    values = every.by_matrix(objective.scores(every))
     scores = []
-    for name, weight in every.named.items():
+    matrices = every.spread(objective.scores(every))
+    for weight, matrix in zip(every.weights, matrices, strict=True):
         score = torch.zeros_like(weight.parameter, dtype=torch.float32)
-        index = dict(zip(every.named, every.indices, strict=True))[name].to(score.device)
-        view = weight.split(score)
-        view[torch.unravel_index(index, view.shape)] = values[name]
+        weight.split(score).copy_(matrix)
         scores.append(score)
     return candidates.choose(options.fraction, scores, options.mask, editor.generator)

@@ -12,6 +12,7 @@ import contextlib
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
+from types import EllipsisType
 from typing import Literal, get_args
 
 import torch
@@ -64,30 +65,56 @@ class Mask:
         return {f"{weight.layer}.{weight.component}": weight for weight in self.weights}
 
     @cached_property
-    def _positions(self) -> list[tuple[Tensor, ...]]:
-        return [
-            torch.unravel_index(index.to(weight.parameter.device), weight.values.shape)
-            for weight, index in zip(self.weights, self.indices, strict=True)
+    def _positions(self) -> list[tuple[Tensor, ...] | EllipsisType]:
+        """What selects the masked weights in `[head, d_in, d_out]`; a whole matrix needs no index.
+
+        Most of the time of a step on all weights would go into indexing.
+        """
+        positions: list[tuple[Tensor, ...] | EllipsisType] = []
+        for weight, index in zip(self.weights, self.indices, strict=True):
+            shape = weight.values.shape
+            is_whole = torch.equal(index.cpu(), torch.arange(weight.values.numel()))
+            on_device = index.to(weight.parameter.device)
+            positions.append(... if is_whole else torch.unravel_index(on_device, shape))
+        return positions
+
+    def select(
+        self, matrices: Sequence[Float[Tensor, "head d_in d_out"]]
+    ) -> Float[Tensor, " weight"]:
+        """The masked entries of one tensor per matrix, as float32 on one device."""
+        parts = [
+            matrix[position].flatten().float().to(self.device)
+            for matrix, position in zip(matrices, self._positions, strict=True)
         ]
+        return torch.cat(parts)
+
+    def spread(self, values: Float[Tensor, " weight"]) -> list[Float[Tensor, "head d_in d_out"]]:
+        """One tensor per matrix with these values in the masked entries, and 0 elsewhere."""
+        matrices = []
+        parts = values.split([len(i) for i in self.indices])
+        for weight, position, part in zip(self.weights, self._positions, parts, strict=True):
+            matrix = part.new_zeros(weight.values.shape, device=weight.parameter.device)
+            matrix[position] = _shaped(part, matrix, position)
+            matrices.append(matrix)
+        return matrices
 
     def gather(self, tensors: Sequence[Tensor]) -> Float[Tensor, " weight"]:
         """The masked entries of tensors of the parameters' shapes, as float32 on one device."""
-        parts = [
-            weight.split(tensor.detach())[position].float().to(self.device)
-            for weight, tensor, position in zip(self.weights, tensors, self._positions, strict=True)
-        ]
-        return torch.cat(parts)
+        return self.select(
+            [w.split(tensor.detach()) for w, tensor in zip(self.weights, tensors, strict=True)]
+        )
 
     def read(self) -> list[Tensor]:
         """The masked weights of each matrix: copies, in the matrix's own dtype."""
         return [
-            w.values[position] for w, position in zip(self.weights, self._positions, strict=True)
+            w.values[position].flatten().clone()
+            for w, position in zip(self.weights, self._positions, strict=True)
         ]
 
     def write(self, values: Sequence[Tensor]) -> None:
         """Overwrite the masked weights, and nothing else."""
         for weight, position, new in zip(self.weights, self._positions, values, strict=True):
-            weight.values[position] = new
+            weight.values[position] = _shaped(new, weight.values, position)
 
     def add(self, original: Sequence[Tensor], delta: Float[Tensor, " weight"]) -> None:
         """Set the masked weights to `original + delta`, summed in float64 and rounded once."""
@@ -121,6 +148,11 @@ class Mask:
         """Split one value per masked weight by matrix."""
         parts = values.split([len(i) for i in self.indices])
         return dict(zip(self.named, parts, strict=True))
+
+
+def _shaped(values: Tensor, matrix: Tensor, position: tuple[Tensor, ...] | EllipsisType) -> Tensor:
+    """One value per selected weight, in the shape in which `position` selects them."""
+    return values.view(matrix.shape) if position is ... else values
 
 
 def named_mask(adapter: Adapter, indices: Mapping[str, Tensor], n_candidates: int) -> Mask:

@@ -74,19 +74,12 @@ class WhitenedSteps(AdamSteps):
     @property
     def change(self) -> Float[Tensor, " weight"]:
         """The change, in units of weight."""
-        parts = [
-            (root @ u.detach()).flatten()[index.to(u.device)]
-            for root, u, index in zip(self.roots, self.coordinates, self.mask.indices, strict=True)
-        ]
-        return self.start + torch.cat(parts)
+        matrices = [root @ u.detach() for root, u in zip(self.roots, self.coordinates, strict=True)]
+        return self.start + self.mask.select(matrices)
 
     def propose(self, gradient: Float[Tensor, " weight"], loss: float) -> None:
         """Step of Adam; the loss has no influence."""
-        parts = gradient.split([len(index) for index in self.mask.indices])
-        for root, u, index, part in zip(
-            self.roots, self.coordinates, self.mask.indices, parts, strict=True
-        ):
-            of_matrix = torch.zeros_like(u).flatten()
-            of_matrix[index.to(u.device)] = part.to(u.device)
-            u.grad = root @ of_matrix.view_as(u)
+        gradients = self.mask.spread(gradient)
+        for root, u, of_matrix in zip(self.roots, self.coordinates, gradients, strict=True):
+            u.grad = root @ of_matrix.to(u.device)
         self._step()

@@ -88,15 +88,40 @@ def test_a_mask_stays_within_the_heads_layers_and_components_asked_for(name):
 
 
 @pytest.mark.parametrize("name", ARCHITECTURES)
-def test_reading_and_writing_a_mask(name):
+@pytest.mark.parametrize(("fraction", "strategy"), [(0.05, "random"), (1.0, "all")])
+def test_reading_and_writing_a_mask(name, fraction, strategy):
     model = zoo.bridge(name)
-    mask = Candidates.of(adapt(model)).choose(
-        0.05, None, "random", torch.Generator().manual_seed(1)
-    )
+    generator = torch.Generator().manual_seed(1)
+    mask = Candidates.of(adapt(model)).choose(fraction, None, strategy, generator)
     before = state_of(model)
+    values = torch.randn(len(mask), generator=generator).sign()
     with mask.restored() as original:
-        mask.add(original, torch.ones(len(mask)))
+        mask.add(original, values)
         assert n_different(before, model.state_dict()) == len(mask)
-        for old, new in zip(original, mask.read(), strict=True):
-            torch.testing.assert_close(new, old + 1)
+        after = mask.read()
+        parts = values.split([len(index) for index in mask.indices])
+        for old, new, change in zip(original, after, parts, strict=True):
+            torch.testing.assert_close(new, old + change)
+        for weight, index, new in zip(mask.weights, mask.indices, after, strict=True):
+            assert torch.equal(weight.values.flatten()[index], new)
     assert same_state(before, model.state_dict())
+
+
+@pytest.mark.parametrize("name", ARCHITECTURES)
+@pytest.mark.parametrize(("fraction", "strategy"), [(0.05, "random"), (1.0, "all")])
+def test_values_are_spread_over_matrices_and_selected_again(name, fraction, strategy):
+    generator = torch.Generator().manual_seed(2)
+    model = zoo.bridge(name)
+    mask = Candidates.of(adapt(model)).choose(fraction, None, strategy, generator)
+    values = torch.randn(len(mask), generator=generator)
+    matrices = mask.spread(values)
+    assert torch.equal(mask.select(matrices), values)
+    for weight, index, matrix in zip(mask.weights, mask.indices, matrices, strict=True):
+        assert matrix.shape == weight.values.shape
+        elsewhere = matrix.flatten().clone()
+        elsewhere[index] = 0
+        assert not elsewhere.any()
+    of_parameters = [torch.zeros_like(w.parameter, dtype=torch.float32) for w in mask.weights]
+    for weight, tensor, matrix in zip(mask.weights, of_parameters, matrices, strict=True):
+        weight.split(tensor).copy_(matrix)
+    assert torch.equal(mask.gather(of_parameters), values)
