@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
@@ -10,14 +11,17 @@ import typer
 from memcircuits.commands.inputs import Inputs, unigram_table
 from memcircuits.commands.options import (
     Control,
+    Engine,
     Json,
     MatchNll,
     MaxParagraphs,
     Mode,
     Out,
+    RayAddress,
     Seed,
     Top,
     Unigrams,
+    Workers,
 )
 from memcircuits.commands.output import Answer, print_notes, print_table, say_written
 from memcircuits.commands.selection import choice
@@ -25,6 +29,7 @@ from memcircuits.commands.selection import choice
 if TYPE_CHECKING:
     import pandas as pd
 
+    from memcircuits.evidence.cluster import Cluster
     from memcircuits.evidence.ranking import Ranking
 
 _PRINTED = {
@@ -78,6 +83,9 @@ def heads(
         ),
     ] = False,
     seed: Seed = 0,
+    engine: Engine = "local",
+    workers: Workers = None,
+    ray_address: RayAddress = None,
     json: Json = False,
 ) -> None:
     """Which heads does the recitation depend on? A ranking, report.html and ranking.json.
@@ -96,6 +104,7 @@ def heads(
     from memcircuits.evidence.control_choices import compare_controls
 
     checked_units = [choice("--units", unit.strip(), RANKED_UNITS) for unit in units.split(",")]
+    cluster = _cluster(inputs, engine, workers, ray_address)
     model, paragraphs = inputs.load()
     options: dict[str, Any] = {
         "units": checked_units,
@@ -108,6 +117,7 @@ def heads(
         "method": method,
         "max_paragraphs": max_paragraphs,
         "seed": seed,
+        "cluster": cluster,
         "progress": inputs.progress,
     }
     ranking = mc.find_memorization_components(model, paragraphs, **options)
@@ -138,6 +148,27 @@ def heads(
         if controls is not None:
             print_table(controls)
     say_written(written, inputs.quiet)
+
+
+def _cluster(
+    inputs: Inputs, engine: str, workers: int | None, address: str | None
+) -> Cluster | None:
+    """The workers that were asked for.
+
+    Raises:
+        InputError: for an option of Ray without it.
+    """
+    import memcircuits as mc
+
+    if engine == "ray":
+        from memcircuits.evidence.cluster import Cluster
+
+        load = functools.partial(mc.load_model, inputs.model, **inputs.loading)
+        return Cluster(load, workers, address)
+    for name, value in {"--workers": workers, "--ray-address": address}.items():
+        if value is not None:
+            raise mc.InputError(name, value, "it needs --engine ray")
+    return None
 
 
 def _frame(ranking: Ranking) -> pd.DataFrame:

@@ -65,6 +65,10 @@ Export = Annotated[
 RayAddress = Annotated[
     str | None, typer.Option(help="Address of a Ray cluster; by default, this machine.")
 ]
+Workers = Annotated[
+    int | None,
+    typer.Option(help="Number of models that Ray holds; by default, one per GPU.", min=1),
+]
 
 
 def _of_model(text: str, *names: str, **settings: Any) -> Any:

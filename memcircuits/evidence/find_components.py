@@ -29,19 +29,21 @@ recitation a sort of component carries; its summary therefore says what lies out
 
 from __future__ import annotations
 
+import contextlib
 import time
 from collections.abc import Sequence
-from typing import Any, NamedTuple, TypedDict, get_args
+from typing import Any, get_args
 
 import torch
 
-from memcircuits.base.errors import InputError, at_least, one_of
+from memcircuits.base.errors import InputError, one_of
 from memcircuits.base.statistics import DRAWS
 from memcircuits.base.torch_state import plain_torch
 from memcircuits.data.paragraphs import Paragraphs, ParagraphsLike
 from memcircuits.data.tokenizer_trials import tokenizer_notes
 from memcircuits.data.unigrams import COUNTED_HERE, UnigramTable
 from memcircuits.evidence.ablation import Ablation, Mode
+from memcircuits.evidence.cluster import Cluster
 from memcircuits.evidence.component_effects import ComponentEffects, measure_effects
 from memcircuits.evidence.component_grid import ComponentGrid, RankedUnit, check_ranked_units
 from memcircuits.evidence.component_scores import Score, score_components
@@ -49,6 +51,7 @@ from memcircuits.evidence.controls import ControlChoice, ControlText
 from memcircuits.evidence.further_evidence import gather_evidence
 from memcircuits.evidence.groups import Groups, add_reference, select_groups
 from memcircuits.evidence.ranking import Ranking
+from memcircuits.evidence.ranking_options import RankingOptions, RunOptions
 from memcircuits.evidence.screening import Method
 from memcircuits.measure.scanning import Scan
 from memcircuits.models.adapter import Adapter, Model
@@ -74,6 +77,7 @@ def find_memorization_components(  # noqa: PLR0913
     max_paragraphs: int | None = 100,
     draws: int = DRAWS,
     seed: int = 0,
+    cluster: Cluster | None = None,
     memory_budget: int | None = None,
     progress: bool = True,
 ) -> Ranking:
@@ -109,6 +113,7 @@ def find_memorization_components(  # noqa: PLR0913
         draws: number of bootstrap resamples, and the least number of label permutations, which
             grows with the number of components.
         seed: seed of all draws.
+        cluster: Ray workers that share the ablations, which take most of the time.
         memory_budget: maximum bytes per batch.
         progress: show bars on stderr.
 
@@ -118,7 +123,7 @@ def find_memorization_components(  # noqa: PLR0913
     Raises:
         InputError: if no paragraph is memorized, fewer than two controls are available (four for
             `mean` and `resample`), all numbers are non-finite, the paragraphs do not fit the model,
-            or the scan is another model's.
+            the scan is another model's, or the cluster cannot be reached or has other weights.
 
     Example:
         >>> ranking = mc.find_memorization_components(
@@ -129,14 +134,14 @@ def find_memorization_components(  # noqa: PLR0913
         >>> list(ranking.levels_frame()["level"])
         ['head', 'mlp', 'all']
     """
-    settings = _Settings(
+    settings = RankingOptions(
         check_ranked_units(units), score, mode, method, max_paragraphs, draws, seed
     )
     settings.check()
     choice = ControlChoice(control, control_text, match_nll)
     one_of("control_text", control_text, get_args(ControlText))
     run = RunOptions(memory_budget=memory_budget, progress=progress)
-    return _rank(model, paragraphs, choice, unigrams, settings, run)
+    return _rank(model, paragraphs, choice, unigrams, settings, run, cluster)
 
 
 @plain_torch()
@@ -154,6 +159,7 @@ def find_memorization_heads(  # noqa: PLR0913
     max_paragraphs: int | None = 100,
     draws: int = DRAWS,
     seed: int = 0,
+    cluster: Cluster | None = None,
     memory_budget: int | None = None,
     progress: bool = True,
 ) -> Ranking:
@@ -190,40 +196,10 @@ def find_memorization_heads(  # noqa: PLR0913
         max_paragraphs=max_paragraphs,
         draws=draws,
         seed=seed,
+        cluster=cluster,
         memory_budget=memory_budget,
         progress=progress,
     )
-
-
-class RunOptions(TypedDict):
-    """How every step runs: maximum bytes per batch, and whether it shows a bar."""
-
-    memory_budget: int | None
-    progress: bool
-
-
-class _Settings(NamedTuple):
-    """The options of a ranking that decide its numbers; see `find_memorization_components`."""
-
-    units: tuple[RankedUnit, ...]
-    score: Score
-    mode: Mode
-    method: Method
-    max_paragraphs: int | None
-    draws: int
-    seed: int
-
-    def check(self) -> None:
-        one_of("score", self.score, get_args(Score))
-        one_of("mode", self.mode, get_args(Mode))
-        one_of("method", self.method, get_args(Method))
-        if self.score == "interaction" and (self.method == "screen" or "neuron" in self.units):
-            remedy = "it compares every component: use method='exact', without neurons"
-            raise InputError("score", "'interaction'", remedy)
-        if self.max_paragraphs is not None:
-            at_least("max_paragraphs", self.max_paragraphs, 2)
-        at_least("draws", self.draws, 1)
-        at_least("seed", self.seed, 0)
 
 
 def _rank(
@@ -231,8 +207,9 @@ def _rank(
     paragraphs: ParagraphsLike | Scan,
     choice: ControlChoice,
     unigrams: UnigramTable | None,
-    settings: _Settings,
+    settings: RankingOptions,
     run: RunOptions,
+    cluster: Cluster | None,
 ) -> Ranking:
     """Choose the sets, measure and compare them."""
     started = time.monotonic()
@@ -249,7 +226,7 @@ def _rank(
     groups = select_groups(adapter, paragraphs, choice, generator, max_paragraphs=n_max, **run)
     if settings.mode != "zero":
         groups = add_reference(groups, n_max, generator)
-    effects = _effects(adapter, groups, grid, settings, run)
+    effects = _effects(adapter, groups, grid, settings, run, cluster)
     scores = score_components(effects, settings.score, settings.draws, generator)
     evidence = gather_evidence(adapter, groups, effects, unigrams, settings.seed, **run)
     return Ranking(
@@ -298,19 +275,26 @@ def _rank(
 
 
 def _effects(
-    adapter: Adapter, groups: Groups, grid: ComponentGrid, settings: _Settings, run: RunOptions
+    adapter: Adapter,
+    groups: Groups,
+    grid: ComponentGrid,
+    settings: RankingOptions,
+    run: RunOptions,
+    cluster: Cluster | None,
 ) -> ComponentEffects:
     """Effects of the components on both sets; means and samples are those of a third one."""
     options: dict[str, Any] = {"mode": settings.mode, "seed": settings.seed}
     options["reference"] = groups.reference
-    return measure_effects(
-        Ablation(adapter, groups.memorized, **options),
-        Ablation(adapter, groups.control, **options),
-        grid,
-        method=settings.method,
-        seed=settings.seed,
-        **run,
-    )
+    here = contextlib.nullcontext(Ablation)
+    with here if cluster is None else cluster.ablations(adapter) as ablation:
+        return measure_effects(
+            ablation(adapter, groups.memorized, **options),
+            ablation(adapter, groups.control, **options),
+            grid,
+            method=settings.method,
+            seed=settings.seed,
+            **run,
+        )
 
 
 def _check_scan(adapter: Adapter, scan_result: Scan) -> None:

@@ -16,24 +16,18 @@ import memcircuits as mc
 from memcircuits.cli import app
 from memcircuits.measure.corpus.folder import ScanFolder
 from memcircuits.measure.corpus.scan import scan_to_disk
-from tests.helpers import ROOT, corpus_job
+from tests.helpers import corpus_job
 from tests.helpers import models as zoo
+from tests.helpers.local_ray import local_ray
 from tests.measure.test_scan_to_disk import OPTIONS, parts_of
 
 ray = pytest.importorskip("ray", reason="the extra `ray` is not installed")
 
 
 @pytest.fixture(scope="module", autouse=True)
-def local_ray():
-    """One Ray for the module; its workers find the tests' modules."""
-    path = os.pathsep.join([str(ROOT), os.environ.get("PYTHONPATH", "")])
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setenv("PYTHONPATH", path)
-        patch.setenv("RAY_USAGE_STATS_ENABLED", "0")
-        patch.setenv("RAY_worker_niceness", "0")  # beside another suite, 15 waits for minutes
-        ray.init(num_cpus=2, include_dashboard=False, log_to_driver=False, logging_level="error")
+def one_ray():
+    with local_ray():
         yield
-        ray.shutdown()
 
 
 class Load:

@@ -11,10 +11,8 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
-import importlib
 import logging
 import os
-import socket
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -25,6 +23,7 @@ import torch
 
 from memcircuits.base.errors import InputError, at_least
 from memcircuits.base.progress import bar
+from memcircuits.base.ray_session import ray_session
 from memcircuits.data.bos import Bos
 from memcircuits.data.formats.listing import find_sources
 from memcircuits.data.formats.records import Columns, ColumnsLike, Source
@@ -121,7 +120,11 @@ def scan_with_ray(  # noqa: PLR0913
 
     names: list[str] = []
     scanned_tokens = 0
-    with _ray(address) as ray, bar(None, "scan", unit="token", progress=progress) as progress_bar:
+    with (
+        ray_session(address) as ray,
+        _quiet_small_blocks(ray),
+        bar(None, "scan", unit="token", progress=progress) as progress_bar,
+    ):
         n_gpus = int(ray.cluster_resources().get("GPU", 0))
         n_files = len(plan.sources)
         chunks = ray.data.range(n_files, override_num_blocks=n_files).map_batches(
@@ -167,7 +170,8 @@ def count_with_ray(
     sources = [_absolute(s) for s in find_sources(source)]
     total = ChunkCount(np.zeros(size, dtype=np.int64), 0, None)
     with (
-        _ray(address) as ray,
+        ray_session(address) as ray,
+        _quiet_small_blocks(ray),
         bar(None, "unigrams", unit="token", progress=progress) as progress_bar,
     ):
 
@@ -235,68 +239,6 @@ def _absolute(source: Source) -> Source:
     if source.kind == "hf":
         return source
     return dataclasses.replace(source, path=str(Path(source.path).resolve()))
-
-
-@contextlib.contextmanager
-def _ray(address: str | None) -> Iterator[Any]:
-    """Ray, started if it is not running, with errors of workers as `InputError`."""
-    ray = _import_ray()
-    starts_ray = not ray.is_initialized()
-    if address:
-        _check_address(address)
-    if starts_ray:
-        _start(ray, address)
-    try:
-        with _quiet_small_blocks(ray):
-            yield ray
-    except ray.exceptions.RayError as error:
-        cause = getattr(error, "cause", None)
-        if isinstance(cause, InputError):
-            raise cause from None
-        lines = [line.strip() for line in str(error).splitlines() if line.strip()]
-        reason = lines[-1] if lines else ""
-        raise InputError("engine", "ray: a worker failed", reason) from error
-    finally:
-        if starts_ray:
-            ray.shutdown()
-
-
-def _import_ray() -> Any:
-    # Before the import: Ray sends usage statistics unless told not to.
-    os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
-    try:
-        ray: Any = importlib.import_module("ray")
-        importlib.import_module("ray.data")
-    except ImportError:
-        raise InputError(
-            "engine", "ray", "it is not installed; pip install 'memcircuits[ray]'"
-        ) from None
-    return ray
-
-
-def _check_address(address: str) -> None:
-    """Raise `InputError` if nothing listens there; Ray itself would try for many minutes."""
-    if address == "auto":  # Ray looks for a cluster that this machine belongs to
-        return
-    host, _, port = address.removeprefix("ray://").rpartition(":")
-    try:
-        socket.create_connection((host.strip("[]"), int(port)), timeout=5).close()
-    except (OSError, ValueError, OverflowError) as error:
-        raise InputError(
-            "ray_address", address, f"no cluster was reached ({error}); give HOST:PORT or auto"
-        ) from None
-
-
-def _start(ray: Any, address: str | None) -> None:
-    if address:
-        options: dict[str, Any] = {"address": address}
-    else:
-        options = {"address": "local", "include_dashboard": False}
-    try:
-        ray.init(**options, log_to_driver=False, logging_level="error")
-    except Exception as error:  # Ray raises many types, also when a node does not start in time
-        failure = "no cluster was reached" if address else "Ray did not start"
-        raise InputError("ray_address", address, f"{failure} ({error})") from None
 
 
 @contextlib.contextmanager
