@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
@@ -13,13 +13,17 @@ from memcircuits.commands.options import (
     DeviceMap,
     Dtype,
     Json,
+    MaxParagraphs,
     Model,
     Prefix,
     Quiet,
     Revision,
     TrustRemoteCode,
 )
-from memcircuits.commands.output import Answer, print_notes
+from memcircuits.commands.output import Answer, print_notes, print_table, say
+
+if TYPE_CHECKING:
+    import pandas as pd
 
 
 def info(
@@ -38,6 +42,14 @@ def info(
     ] = False,
     n_prefix: Prefix = 50,
     n_continuation: Continuation = 50,
+    costs: Annotated[
+        bool,
+        typer.Option("--plan", help="Also time the pieces of each analysis: what would it cost?"),
+    ] = False,
+    plan_paragraphs: Annotated[
+        int, typer.Option(min=1, help="With --plan: number of paragraphs that are scanned.")
+    ] = 400,
+    max_paragraphs: MaxParagraphs = 100,
     quiet: Quiet = False,
 ) -> None:
     """Check a model and print its architecture, weight processing, heads and writable sites.
@@ -49,6 +61,7 @@ def info(
     """
     import pandas as pd
 
+    from memcircuits.commands.cost_plan import plan
     from memcircuits.data.token_text import token_labels
     from memcircuits.data.tokenizer_trials import try_tokenizer
     from memcircuits.models.registry import adapt, validate_model
@@ -73,18 +86,39 @@ def info(
     notes = bos_notes(bos, {"text": {"bos": bos["bos"]}})
     n_tokens = len(bos["bos"]) + n_prefix + n_continuation
     properties[f"{n_prefix} + {n_continuation} fit"] = n_tokens <= report.n_ctx
+    frame = None
+    if costs:
+        say("timing the pieces of the analyses", quiet)
+        frame = plan(
+            adapt(loaded),
+            n_prefix=n_prefix,
+            n_continuation=n_continuation,
+            n_paragraphs=plan_paragraphs,
+            n_measured=max_paragraphs,
+        )
     if json:
         checks = properties.pop("checks")
         Answer(
             "info",
             summary=f"{properties['model']}: {properties['architecture']}",
             values={_key(name): value for name, value in properties.items()},
-            tables={"checks": pd.DataFrame(checks.items(), columns=["check", "difference"])},
+            tables={
+                "checks": pd.DataFrame(checks.items(), columns=["check", "difference"]),
+                **({} if frame is None else {"plan": frame}),
+            },
             notes=notes,
         ).print_json()
     else:
         _print(properties)
         print_notes(notes)
+        if frame is not None:
+            _print_plan(frame)
+
+
+def _print_plan(frame: pd.DataFrame) -> None:
+    typer.echo("\nwhat analyses would cost; passes are forward passes of one paragraph:")
+    print_table(frame)
+    typer.echo("mib: memory beyond the weights; unlearn: one round of steps, of at most three")
 
 
 def _key(name: str) -> str:

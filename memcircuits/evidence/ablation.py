@@ -51,7 +51,8 @@ Part: TypeAlias = Head | Component | Sequence[Component]
 MEASURES = ("nll", "em", "margin")
 """What ablation changes: nats/token, tokens, logits."""
 
-_MAX_PARAGRAPHS = 16  # maximum number of paragraphs whose clean run is held at once
+MAX_PARAGRAPHS = 16
+"""Maximum number of paragraphs whose clean run is held at once."""
 
 
 @plain_torch()
@@ -218,8 +219,8 @@ class Ablation:
         if names not in self._known_means:
             totals: dict[str, Tensor] = {}
             n = 0
-            for start in range(0, len(self._source), _MAX_PARAGRAPHS):
-                rows = slice(start, start + _MAX_PARAGRAPHS)
+            for start in range(0, len(self._source), MAX_PARAGRAPHS):
+                rows = slice(start, start + MAX_PARAGRAPHS)
                 values = _read(self.adapter, self._source, rows, names)
                 finite = torch.stack([finite_rows(value) for value in values.values()]).all(0)
                 for name, value in values.items():
@@ -277,7 +278,7 @@ def effects_of_ways(
                     progress_bar.update(len(clean) * len(columns))
             return effects
 
-        return map_batches(len(rows), min(size, _MAX_PARAGRAPHS), measure_batch)
+        return map_batches(len(rows), min(size, MAX_PARAGRAPHS), measure_batch)
 
 
 def _read(

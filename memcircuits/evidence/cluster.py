@@ -21,12 +21,11 @@ from torch import Tensor
 from memcircuits.base.errors import InputError, at_least
 from memcircuits.base.progress import bar
 from memcircuits.base.ray_session import ray_session
-from memcircuits.evidence.ablation import MEASURES, Ablation, Part
+from memcircuits.evidence.ablation import MAX_PARAGRAPHS, MEASURES, Ablation, Part
 from memcircuits.models.adapter import Adapter
 from memcircuits.models.registry import adapt
 
 _TASKS_PER_WORKER = 4  # so that the last ones end at about the same time
-_MAX_ROWS = 16  # of a task: what is lost when a worker dies
 
 
 @dataclass(frozen=True)
@@ -158,7 +157,7 @@ class _SharedAblation(Ablation):
 def _tasks(n_rows: int, n_parts: int, n_workers: int) -> Iterator[tuple[slice, slice]]:
     """Blocks of paragraphs and parts, several for each worker where there are enough of them."""
     wanted = _TASKS_PER_WORKER * n_workers
-    size = min(_MAX_ROWS, max(1, n_rows // wanted))
+    size = min(MAX_PARAGRAPHS, max(1, n_rows // wanted))
     n_row_blocks = math.ceil(n_rows / size)
     width = max(1, math.ceil(n_parts / math.ceil(wanted / n_row_blocks)))
     for row in range(0, n_rows, size):

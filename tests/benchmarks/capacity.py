@@ -187,6 +187,7 @@ def page(
     setting: dict[str, Any],
     rows: dict[str, dict[str, Any]],
     kills: dict[str, Any] | None = None,
+    plans: list[dict[str, Any]] | None = None,
 ) -> str:
     """docs/capacity.md.
 
@@ -195,6 +196,7 @@ def page(
         setting: see `setting`.
         rows: what `measure` returned for each of the three jobs.
         kills: what `tests/benchmarks/kills.py` measured; None if it was not run.
+        plans: the same of `tests/benchmarks/plans.py`.
     """
     from tests.benchmarks.page import table
 
@@ -262,7 +264,7 @@ microseconds of one core.
 A scan of {long["windows"]:,} windows of {long["length"]} tokens ({MODELS[long["name"]]}). The most
 that the process held during each tenth of it, in MiB: {memory}; {grown:+,} MiB from the first tenth
 to the last.
-{survived(kills)}
+{survived(kills)}{planned(plans)}
 ## Estimated: a corpus of the Pile's size
 
 **Nothing was run on a GPU: this is computed from assumptions and the host's time above.**
@@ -324,6 +326,49 @@ def survived(kills: dict[str, Any] | None) -> str:
 quarantine): {outcome}. Temporary files that the kills left, and the next run removed:
 {kills["half_written"]}. Measured by `{command}`.
 """
+
+
+def planned(plans: list[dict[str, Any]] | None) -> str:
+    """The section about what analyses cost."""
+    from tests.benchmarks.page import table
+
+    if plans is None:
+        return ""
+    rows = table(
+        ["model", "analysis", "paragraphs", "planned, s", "measured, s", "ratio"],
+        (
+            [
+                MODELS[row["model"]],
+                f"`{row['analysis']}`",
+                _done_to(row),
+                f"{row['planned']:.1f}",
+                f"{row['measured']:.1f}",
+                f"{row['planned'] / row['measured']:.2f}",
+            ]
+            for row in plans
+        ),
+    )
+    ratios = [row["planned"] / row["measured"] for row in plans]
+    return f"""
+## What an analysis costs
+
+`memcircuits info MODEL --plan` says what the analyses of a model would cost on this machine: it
+times their pieces on a few random rows (a forward pass, an edit of a head in the first and in the
+last layer, a gradient, a step of unlearning, ...) and adds up as many as an analysis has. Below are
+its predictions beside what the analyses took, in seconds of the processor, on one thread
+(`python -m tests.benchmarks.plans`). Planned over measured was {min(ratios):.2f} to
+{max(ratios):.2f}.
+
+{rows}
+"""
+
+
+def _done_to(row: dict[str, Any]) -> str:
+    """The paragraphs of an analysis."""
+    if row["analysis"] == "unlearn":
+        return "1"
+    scanned = f"{row['scanned']} scanned"
+    return scanned if row["analysis"] == "scan" else f"{scanned}, {row['n']} + {row['n']} measured"
 
 
 def main() -> None:
