@@ -140,7 +140,7 @@ def test_the_page_and_the_plot():
     assert "| scan | 1 MiB | 0.33 |" in text
     assert "All took 10 minutes." in text
     assert "Not complete" in page.markdown(data | {"complete": False})
-    readme = page.in_readme(f"Before\n{page.START}\nold\n{page.STOP}\nafter", data)
+    readme = page.in_findings(f"Before\n{page.START}\nold\n{page.STOP}\nafter", data)
     assert readme.startswith("Before\n")
     assert readme.endswith(f"\n{page.STOP}\nafter")
     assert "| a job | them | 2.5x |" in readme
@@ -150,13 +150,13 @@ def test_the_page_and_the_plot():
 
 
 def test_the_published_page_is_made_of_the_published_numbers():
-    data = json.loads((page.README.parent / "docs" / page.NUMBERS).read_text(encoding="utf-8"))
+    data = json.loads((page.FINDINGS.parent / page.NUMBERS).read_text(encoding="utf-8"))
     assert not data["quick"]
-    text = (page.README.parent / "docs" / page.PAGE).read_text(encoding="utf-8")
+    text = (page.FINDINGS.parent / page.PAGE).read_text(encoding="utf-8")
     assert text == page.markdown(data)
-    readme = page.README.read_text(encoding="utf-8")
-    assert page.START in readme
-    assert readme == page.in_readme(readme, data)
+    findings = page.FINDINGS.read_text(encoding="utf-8")
+    assert page.START in findings
+    assert findings == page.in_findings(findings, data)
 
 
 def test_a_capacity_row_is_added_to_those_that_are_kept(tmp_path):

@@ -1,4 +1,4 @@
-"""docs/benchmarks.md and the table in README, from the numbers."""
+"""docs/benchmarks.md and the table in docs/findings.md, from the numbers."""
 
 from __future__ import annotations
 
@@ -39,22 +39,22 @@ REMARKS = """What the arithmetic consists of:
 Not done: lower precision (see the table of variants) and skipping tokens after the first mismatch,
 which EM alone would allow but NLL does not."""
 NUMBERS, PAGE, PLOT = "benchmarks.json", "benchmarks.md", "benchmarks-growth.svg"
-README = Path(__file__).parents[2] / "README.md"
+FINDINGS = Path(__file__).parents[2] / "docs" / "findings.md"
 START, STOP = "<!-- speed: python -m tests.benchmarks -->", "<!-- /speed -->"
 
 
 def write(data: dict[str, Any], folder: Path) -> None:
-    """Write the page, its numbers and the plot into a folder; README's table beside the docs."""
+    """Write the page, its numbers and the plot into a folder; into docs, also the short table."""
     write_atomically(folder / NUMBERS, json.dumps(data, indent=1) + "\n")
     if data["growth"]:
         write_atomically(folder / PLOT, growth.plot(data["growth"]))
     write_atomically(folder / PAGE, markdown(data))
-    if folder.resolve() == README.parent / "docs":
-        write_atomically(README, in_readme(README.read_text(encoding="utf-8"), data))
+    if folder.resolve() == FINDINGS.parent:
+        write_atomically(FINDINGS, in_findings(FINDINGS.read_text(encoding="utf-8"), data))
 
 
-def in_readme(text: str, data: dict[str, Any]) -> str:
-    """README with the table between its marks made from the numbers."""
+def in_findings(text: str, data: dict[str, Any]) -> str:
+    """The findings with the table between its marks made from the numbers."""
     before, _, rest = text.partition(START)
     _, mark, after = rest.partition(STOP)
     return f"{before}{START}\n{short_table(data)}\n{STOP}{after}" if mark else text
