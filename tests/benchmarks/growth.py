@@ -1,16 +1,24 @@
-"""Cost against the number of paragraphs, heads and layers, ours and one hooked forward per head."""
+"""How the cost grows with paragraphs, heads, layers, vocabulary and length.
+
+Ours against one hooked forward per head. `python -m tests.benchmarks.growth` measures this part of
+docs/benchmarks.md alone.
+"""
 
 from __future__ import annotations
 
 import html
+import json
 import math
 import statistics
 from collections.abc import Sequence
 from typing import Any
 
+from transformers import AutoTokenizer
+
 from memcircuits.base.heads import Head
 from memcircuits.evidence.ablation import Ablation
 from memcircuits.models.loading import as_bridge
+from memcircuits.organism import DATA
 from tests.benchmarks import rivals
 from tests.benchmarks.subjects import random_neo, random_paragraphs
 from tests.benchmarks.timing import Contender, seconds
@@ -19,9 +27,11 @@ SIZES: dict[str, Sequence[int]] = {
     "paragraphs": (1, 2, 4, 8, 16),
     "heads per layer": (2, 4, 8, 16),
     "layers": (2, 4, 8, 16),
+    "vocabulary": (1024, 4096, 16384, 65536),
+    "tokens": (50, 100, 200, 400),
 }
-BASE = {"paragraphs": 4, "heads per layer": 4, "layers": 4}
-D_MODEL, D_VOCAB = 128, 2048
+BASE = {"paragraphs": 4, "heads per layer": 4, "layers": 4, "vocabulary": 2048, "tokens": 100}
+D_MODEL = 128
 
 
 def measure(tokenizer: Any, rounds: int, *, quick: bool) -> list[dict[str, Any]]:
@@ -30,9 +40,13 @@ def measure(tokenizer: Any, rounds: int, *, quick: bool) -> list[dict[str, Any]]
     for axis, sizes in SIZES.items():
         for size in sizes[:2] if quick else sizes:
             shape = BASE | {axis: size}
-            plain = random_neo(shape["layers"], shape["heads per layer"], D_MODEL, D_VOCAB)
+            plain = random_neo(
+                shape["layers"], shape["heads per layer"], D_MODEL, shape["vocabulary"]
+            )
             model = as_bridge(plain, tokenizer, name="grown")
-            paragraphs = random_paragraphs(shape["paragraphs"], D_VOCAB)
+            paragraphs = random_paragraphs(
+                shape["paragraphs"], shape["vocabulary"], n_tokens=shape["tokens"]
+            )
             heads = [
                 Head(layer, head)
                 for layer in range(shape["layers"])
@@ -80,7 +94,7 @@ def plot(rows: Sequence[dict[str, Any]]) -> str:
     parts = [
         f'<svg xmlns="http://www.w3.org/2000/svg" width="{WIDTH * len(axes)}" '
         f'height="{HEIGHT + 30}" font-family="sans-serif" font-size="11" role="img">',
-        "<title>Seconds to ablate every head, against paragraphs, heads and layers</title>",
+        "<title>Seconds to ablate every head, against the size of each part</title>",
         '<rect width="100%" height="100%" fill="white"/>',
     ]
     for panel, axis in enumerate(axes):
@@ -132,3 +146,17 @@ def plot(rows: Sequence[dict[str, Any]]) -> str:
             f'stroke-width="2"{dash}/><text x="{at + 30}" y="20">{html.escape(name)}</text>'
         )
     return "\n".join([*parts, "</svg>"]) + "\n"
+
+
+def main() -> None:
+    from tests.benchmarks import page
+
+    folder = page.FINDINGS.parent
+    data = json.loads((folder / page.NUMBERS).read_text(encoding="utf-8"))
+    tokenizer = AutoTokenizer.from_pretrained(DATA, local_files_only=True)
+    rows = measure(tokenizer, rounds=3, quick=False)
+    page.write(data | {"growth": rows}, folder)
+
+
+if __name__ == "__main__":
+    main()

@@ -176,9 +176,10 @@ def markdown(data: dict[str, Any]) -> str:
     if data["growth"]:
         parts += [
             "## How the cost grows",
-            f"![Seconds against paragraphs, heads and layers]({PLOT})",
-            "Zero-ablating every head of a small random model (4 layers of 4 heads, 4 paragraphs "
-            "of 100 tokens, d_model 128), one of these sizes grown at a time.",
+            f"![Seconds against paragraphs, heads, layers, vocabulary and length]({PLOT})",
+            "Zero-ablating every head of a small random model (4 layers of 4 heads, d_model 128, "
+            "2,048 tokens in the vocabulary; 4 paragraphs of 100 tokens), one of these sizes grown "
+            "at a time (`python -m tests.benchmarks.growth`).",
         ]
     if "nnsight" not in machine["versions"]:
         parts.append("nnsight was not installed: its rows are missing.")

@@ -72,11 +72,13 @@ def random_neo(
         return AutoModelForCausalLM.from_config(config).eval()
 
 
-def random_paragraphs(n: int, d_vocab: int, seed: int = 0) -> mc.Paragraphs:
-    """Paragraphs of random tokens; id 0 ends texts and is left out."""
+def random_paragraphs(
+    n: int, d_vocab: int, seed: int = 0, n_tokens: int = 2 * N_PREFIX
+) -> mc.Paragraphs:
+    """Paragraphs of random tokens; id 0 ends texts and is left out. Half of them is the prefix."""
     generator = torch.Generator().manual_seed(seed)
-    ids = torch.randint(1, d_vocab, (n, 100), generator=generator)
-    return mc.Paragraphs.from_tokens(ids, n_prefix=N_PREFIX)
+    ids = torch.randint(1, d_vocab, (n, n_tokens), generator=generator)
+    return mc.Paragraphs.from_tokens(ids, n_prefix=n_tokens // 2)
 
 
 def subject(name: str, n_paragraphs: int) -> Subject:
