@@ -98,10 +98,14 @@ class Edit(Result, kind="edit"):
             provenance: where the edit comes from.
             **fields: the remaining fields.
         """
-        changes = [a.double() - b.double() for a, b in zip(after, before, strict=True)]
+        # In the type of the weights, at least float32: an edit of all weights is as large as they.
+        changes = [
+            (a.double() - b.double()).to(torch.promote_types(a.dtype, torch.float32)).cpu()
+            for a, b in zip(after, before, strict=True)
+        ]
         return cls(
-            indices=mask.by_matrix(torch.cat(mask.indices)),
-            deltas=mask.by_matrix(torch.cat([c.cpu() for c in changes])),
+            indices=mask.by_matrix(torch.cat(mask.indices).int()),
+            deltas=mask.by_matrix(torch.cat(changes)),
             norms={k: w.values.double().norm().view(1).cpu() for k, w in mask.named.items()},
             n_candidates=mask.n_candidates,
             provenance=provenance,
