@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import io
 import math
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -49,12 +49,13 @@ def write_leaderboard(trials: Trials, folder: str | Path) -> list[Path]:
     folder = Path(folder)
     run = read_run(folder)
     frame = leaderboard(trials)
+    notes, tables = _notes(trials, run, frame), _tables(trials, frame)
     parquet = io.BytesIO()
     frame.to_parquet(parquet, index=False)
     written = [
         write_atomically(folder / "leaderboard.parquet", parquet.getvalue()),
-        write_atomically(folder / "leaderboard.md", to_markdown(trials, run)),
-        _page(trials, run).save(folder / "leaderboard.html"),
+        write_atomically(folder / "leaderboard.md", _markdown(notes, tables)),
+        _page(notes, tables).save(folder / "leaderboard.html"),
     ]
     if "head" in set(frame["kind"]):
         figure = leaderboard_figure(frame).to_html(include_plotlyjs=True)
@@ -62,8 +63,7 @@ def write_leaderboard(trials: Trials, folder: str | Path) -> list[Path]:
     return written
 
 
-def to_markdown(trials: Trials, run: Run) -> str:
-    """The leaderboard as Markdown."""
+def _markdown(notes: Sequence[str], tables: Mapping[str, pd.DataFrame]) -> str:
     environment = jinja2.Environment(
         loader=jinja2.FileSystemLoader(_TEMPLATES),
         trim_blocks=True,
@@ -71,24 +71,24 @@ def to_markdown(trials: Trials, run: Run) -> str:
         keep_trailing_newline=True,
     )
     template = environment.get_template("leaderboard.md.j2")
-    return template.render(notes=_notes(trials, run), tables=_tables(trials))
+    return template.render(notes=notes, tables=tables)
 
 
-def _page(trials: Trials, run: Run) -> Page:
+def _page(notes: Sequence[str], tables: Mapping[str, pd.DataFrame]) -> Page:
     from memcircuits.display.pages import Page, Prose, Table
 
     return Page(
         "Who finds what was planted?",
         [
-            Prose(_notes(trials, run), title="What was run"),
-            *(Table(table, title=title) for title, table in _tables(trials).items()),
+            Prose(notes, title="What was run"),
+            *(Table(table, title=title) for title, table in tables.items()),
         ],
         lead="Paragraphs were written into known weights; every method was asked where they are. "
         "Means over places with 95 % intervals.",
     )
 
 
-def _notes(trials: Trials, run: Run) -> list[str]:
+def _notes(trials: Trials, run: Run, frame: pd.DataFrame) -> list[str]:
     """What was run, and the results that fit into no table."""
     seconds = sum(trial.seconds for kind in TRIAL_KINDS for trial in trials.get(kind, []))
     return [
@@ -96,7 +96,7 @@ def _notes(trials: Trials, run: Run) -> list[str]:
         f"in each trial, {N_CONTROLS} controls, seed {run.options.seed}; {seconds / 60:.0f} "
         "minutes of trials in all.",
         *_notes_on_failures(trials),
-        *_notes_on_giveaways(trials),
+        *_notes_on_giveaways(frame),
         *_notes_on_null(trials),
         *_notes_on_holders(trials),
     ]
@@ -114,8 +114,7 @@ def _notes_on_failures(trials: Trials) -> Iterator[str]:
             )
 
 
-def _notes_on_giveaways(trials: Trials) -> Iterator[str]:
-    frame = leaderboard(trials)
+def _notes_on_giveaways(frame: pd.DataFrame) -> Iterator[str]:
     for kind, name in given_away(frame).items():
         row = frame[(frame["kind"] == kind) & (frame["localizer"] == name)].iloc[0]
         yield (
@@ -160,12 +159,11 @@ def _with_interval(row: Mapping[str, Any], name: str) -> str:
     return f"{row[name]:.2f}{interval}"
 
 
-def _tables(trials: Trials) -> dict[str, pd.DataFrame]:
+def _tables(trials: Trials, frame: pd.DataFrame) -> dict[str, pd.DataFrame]:
     """Title -> a frame of text and rounded numbers."""
     import pandas as pd
 
     tables: dict[str, pd.DataFrame] = {}
-    frame = leaderboard(trials)
     void = given_away(frame)
     for kind, of_kind in frame.groupby("kind", sort=False):
         table = pd.DataFrame({"localizer": of_kind["localizer"]})
