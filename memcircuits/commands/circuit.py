@@ -8,7 +8,7 @@ from typing import Annotated
 import typer
 
 from memcircuits.commands.inputs import Inputs
-from memcircuits.commands.options import Json, Out, Seed, Top
+from memcircuits.commands.options import Json, Out, Seed, Top, existing
 from memcircuits.commands.output import Answer, print_notes, print_table, say_written
 from memcircuits.commands.selection import memorized_only
 
@@ -22,8 +22,9 @@ def circuit(
     reference: Annotated[
         Path | None,
         typer.Option(
+            callback=existing,
             help="File of texts that removed edges carry; by default, the paragraph's tokens in "
-            "random orders."
+            "random orders.",
         ),
     ] = None,
     faithfulness: Annotated[

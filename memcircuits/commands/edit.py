@@ -9,7 +9,7 @@ from typing import Annotated
 import typer
 
 from memcircuits.commands.inputs import Inputs
-from memcircuits.commands.options import Json, Out
+from memcircuits.commands.options import Json, Out, existing
 from memcircuits.commands.shared_by_edits import EditOptions, EditTask, report_edit
 
 
@@ -19,9 +19,10 @@ def edit(
     rewritten: Annotated[
         Path | None,
         typer.Option(
+            callback=existing,
             help="File with the paragraphs of --paragraphs, row by row, and the wanted "
             "continuations; by default, the model's own continuations after the most destructive "
-            "perturbation of the prefix."
+            "perturbation of the prefix.",
         ),
     ] = None,
     out: Out = Path("memcircuits-edit"),

@@ -8,7 +8,7 @@ from typing import Annotated
 import typer
 
 from memcircuits.commands.inputs import Inputs
-from memcircuits.commands.options import Json, MaxMemorized, Out, Seed, Top
+from memcircuits.commands.options import Json, MaxMemorized, Out, Seed, Top, existing
 from memcircuits.commands.output import Answer, print_notes, print_table, say_written
 from memcircuits.commands.selection import draw, memorized_only, names
 
@@ -17,7 +17,10 @@ def influence(
     inputs: Inputs,
     candidates: Annotated[
         Path | None,
-        typer.Option(help="File of texts that may have taught them; by default, themselves."),
+        typer.Option(
+            callback=existing,
+            help="File of texts that may have taught them; by default, themselves.",
+        ),
     ] = None,
     eta: Annotated[float, typer.Option(help="Size of the step; negative to unlearn.")] = 1e-6,
     where: Annotated[

@@ -29,6 +29,7 @@ from memcircuits.commands.options import (
     TextColumn,
     TrustRemoteCode,
     TxtOption,
+    existing,
 )
 from memcircuits.commands.output import say
 
@@ -61,6 +62,7 @@ class Inputs:
         Path | None,
         typer.Option(
             "--paragraphs",
+            callback=existing,
             help="File, folder of files or folder of a scan; by default, the paragraphs shipped.",
         ),
     ] = None

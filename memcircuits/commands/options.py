@@ -11,16 +11,28 @@ from typing import Annotated, Any, Literal
 
 import typer
 
+from memcircuits.base.errors import InputError
+
 Out = Annotated[Path, typer.Option(file_okay=False, help="Folder for the files that are written.")]
 Json = Annotated[bool, typer.Option("--json", help="Print JSON instead of a table.")]
 Quiet = Annotated[bool, typer.Option("--quiet", "-q", help="Print no progress on stderr.")]
 Seed = Annotated[int, typer.Option(min=0, max=2**31 - 1, help="Seed of all random draws.")]
 Top = Annotated[int, typer.Option(min=1, help="Number of rows printed.")]
+
+
+def existing(param: typer.CallbackParam, value: Path | None) -> Path | None:
+    """Refuse a file that is not there before anything is loaded."""
+    if value is not None and not value.exists():
+        raise InputError(param.opts[0], value.name, "there is no such file")
+    return value
+
+
 Control = Annotated[
     Path | None,
     typer.Option(
+        callback=existing,
         help="File of controls; by default, those of --paragraphs of which at most a fifth is "
-        "recited."
+        "recited.",
     ),
 ]
 MaxParagraphs = Annotated[
@@ -54,7 +66,8 @@ Twin = Annotated[
     ),
 ]
 Unigrams = Annotated[
-    Path | None, typer.Option(help="Unigram table (.safetensors) that defines rarity.")
+    Path | None,
+    typer.Option(callback=existing, help="Unigram table (.safetensors) that defines rarity."),
 ]
 Components = Annotated[
     str | None, typer.Option(help="Use only these matrices, for instance W_in,W_out.")

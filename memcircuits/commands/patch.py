@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal, TypeAlias
 import typer
 
 from memcircuits.commands.inputs import Inputs
-from memcircuits.commands.options import Json, Out, Seed, Top
+from memcircuits.commands.options import Json, Out, Seed, Top, existing
 from memcircuits.commands.output import Answer, print_notes, print_table, say, say_written
 from memcircuits.commands.selection import choice, draw, memorized_only, names, numbers
 
@@ -29,8 +29,9 @@ class PatchOptions:
     corrupted: Annotated[
         Path | None,
         typer.Option(
+            callback=existing,
             help="File of corrupted versions of --paragraphs, row by row; by default, the most "
-            "destructive single replacements in the memorized paragraphs."
+            "destructive single replacements in the memorized paragraphs.",
         ),
     ] = None
     site: Annotated[

@@ -17,6 +17,7 @@ from memcircuits.commands.options import (
     Quiet,
     Revision,
     TrustRemoteCode,
+    existing,
 )
 from memcircuits.commands.output import say_written
 
@@ -28,7 +29,8 @@ def report(
     ] = Path("memcircuits-heads/ranking.safetensors"),
     model: Model = "organism",
     unigrams: Annotated[
-        Path | None, typer.Option(help="Unigram table (.safetensors) that colours tokens.")
+        Path | None,
+        typer.Option(callback=existing, help="Unigram table (.safetensors) that colours tokens."),
     ] = None,
     out: Annotated[
         Path | None, typer.Option(help="The page; by default, report.html beside the ranking.")

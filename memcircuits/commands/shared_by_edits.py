@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from memcircuits.commands.inputs import Inputs
-from memcircuits.commands.options import Components, Control, Export, Heads, Seed
+from memcircuits.commands.options import Components, Control, Export, Heads, Seed, existing
 from memcircuits.commands.output import Answer, print_notes, print_table, say, say_written
 from memcircuits.commands.selection import (
     draw,
@@ -70,7 +70,10 @@ class EditOptions:
     ] = None
     heldout: Annotated[
         Path | None,
-        typer.Option(help="File of texts to measure perplexity on; the organism has its own."),
+        typer.Option(
+            callback=existing,
+            help="File of texts to measure perplexity on; the organism has its own.",
+        ),
     ] = None
     export: Export = None
     seed: Seed = 0

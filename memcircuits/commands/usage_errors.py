@@ -13,6 +13,8 @@ from typing import Any, TypeVar
 import typer
 from typer.core import TyperCommand, TyperGroup
 
+from memcircuits.base.errors import InputError
+
 # Typer carries its own copy of Click in some versions: the class is found through one it exports.
 _UsageError: Any = typer.BadParameter.__bases__[0]
 T = TypeVar("T")
@@ -47,8 +49,11 @@ def _in_one_line(parse: Callable[[], T], typed: Sequence[str]) -> T:
     try:
         return parse()
     except _UsageError as error:
-        typer.echo(f"memcircuits: {_message(error, typed)}", err=True)
-        raise typer.Exit(2) from None
+        message = _message(error, typed)
+    except InputError as error:  # of an option's callback
+        message = str(error)
+    typer.echo(f"memcircuits: {message}", err=True)
+    raise typer.Exit(2)
 
 
 def _message(error: Any, typed: Sequence[str]) -> str:

@@ -160,3 +160,23 @@ def test_the_shell_completes_commands_and_options(typed: str, completed: str) ->
     environment = {"_MEMCIRCUITS_COMPLETE": "complete_bash", **words}
     result = CliRunner().invoke(cli.app, [], prog_name="memcircuits", env=environment)
     assert completed in result.stdout.split()
+
+
+@pytest.mark.parametrize(
+    ("command", "option"),
+    [
+        ("heads", "--paragraphs"),
+        ("heads", "--control"),
+        ("heads", "--unigrams"),
+        ("edit", "--rewritten"),
+        ("influence", "--candidates"),
+        ("patch", "--corrupted"),
+        ("report", "--unigrams"),
+        ("unlearn", "--heldout"),
+        ("circuit", "--reference"),
+    ],
+)
+def test_a_missing_file_is_refused_before_anything_is_loaded(command: str, option: str) -> None:
+    result = CliRunner().invoke(cli.app, [command, option, "nofile"])
+    assert result.exit_code == 2
+    assert result.stderr == f"memcircuits: {option}: nofile; there is no such file\n"
