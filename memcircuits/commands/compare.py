@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from memcircuits.commands.common import naming
-from memcircuits.commands.inputs import Inputs, load
+from memcircuits.commands.inputs import Inputs, load, refuse_misspelt
 from memcircuits.commands.options import Json, Out, Seed, Top
 from memcircuits.commands.output import Answer, print_notes, print_table, say_written
 
@@ -104,7 +104,8 @@ def _given(result: Any, argument: tuple[str, str]) -> Any:
 def _load_both(inputs: Inputs, a: str, b: str) -> tuple[list[Any], Any]:
     """Both models, and the paragraphs; those shipped where both models are."""
     each = [dataclasses.replace(inputs, model=name) for name in (a, b)]
-    for one in each:
+    for option, one in zip("AB", each, strict=True):
+        refuse_misspelt(option, one.model)
         one.check_paragraphs_given()
     with naming("A", "--model"):
         first, paragraphs = each[0].load()
@@ -142,9 +143,13 @@ def _print(comparison: Comparison, top: int) -> None:
     typer.echo(str(comparison))
     if comparison.has_passages:
         frame = comparison.to_frame()
-        frame = frame[frame["em_change"] != 0]
-        typer.echo(f"\nParagraphs with the largest change of EM, of {len(frame):,} that change:")
-        print_table(frame[_PASSAGE_COLUMNS].head(top))
+        for change, is_so in {
+            "gains": frame["em_change"] > 0,
+            "losses": frame["em_change"] < 0,
+        }.items():
+            changed = frame[is_so]
+            typer.echo(f"\nLargest {change} of EM, of {len(changed):,} paragraphs:")
+            print_table(changed[_PASSAGE_COLUMNS].head(top))
     if comparison.has_heads:
         typer.echo("\nHeads with the largest change of the score (nats/token), 95 % interval:")
         print_table(comparison.heads_frame()[_HEAD_COLUMNS].head(top))

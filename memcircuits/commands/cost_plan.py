@@ -29,6 +29,7 @@ from memcircuits.editing.whitening import WhitenedSteps
 from memcircuits.evidence.ablation import MAX_PARAGRAPHS as CLEAN_ROWS
 from memcircuits.evidence.ablation import Ablation, Part
 from memcircuits.evidence.gradients.parameters import parameter_gradients
+from memcircuits.evidence.groups import MIN_CONTROLS
 from memcircuits.evidence.rare_tokens import rare_token_attention
 from memcircuits.evidence.screening import PILOT, SIZES, attributions
 from memcircuits.evidence.triggers.perturbation import perturb_prefix
@@ -199,11 +200,16 @@ def plan(
     )
     held = _bytes_of_analyses(adapter, n_pos, memory_budget)
     pair = f"{n_measured} + {n_measured} paragraphs"
-    done_to = {"scan": f"{n_paragraphs} paragraphs", "unlearn": "1 paragraph"}
+    compared = f"{n_measured} + {max(n_measured, MIN_CONTROLS)} paragraphs"
+    done_to = {
+        "scan": f"{n_paragraphs} paragraphs",
+        "heads": compared,
+        "unlearn": "1 paragraph",
+    }
     rows = [
         {
             "analysis": name,
-            "of": done_to.get(name, pair),
+            "of": done_to.get(name.split()[0], pair),
             "passes": round(value / pieces.forward),
             "seconds": float(f"{value:.3g}"),
             "mib": round(held[name.split()[0]] / 2**20),
@@ -217,23 +223,25 @@ def _seconds_of_analyses(
     adapter: Adapter, one: Pieces, lengths: tuple[int, int], n_paragraphs: int, n_measured: int
 ) -> dict[str, float]:
     """Seconds of each analysis, with the pieces that its module's text names."""
-    both, pilot = 2 * n_measured, 2 * min(PILOT, n_measured)
+    both = 2 * n_measured
+    n_control = max(n_measured, MIN_CONTROLS)  # of a ranking
+    compared, pilot = n_measured + n_control, min(PILOT, n_measured) + PILOT
     n_layers, n_heads = adapter.n_layers, adapter.n_layers * adapter.n_heads
     scanned = n_paragraphs * one.forward
-    gradients = both * one.gradient
-    ablated = both * (one.forward + n_heads * one.head)
+    each_head = one.forward + n_heads * one.head
+    ablated = compared * each_head
     # Heads, MLPs and both are taken out together, and each MLP alone.
     levels = pilot * (one.forward + 3 * one.joint + n_layers * one.mlp)
-    evidence = scanned + gradients + n_measured * one.attention + levels
+    evidence = scanned + compared * one.gradient + n_measured * one.attention + levels
     n_screened = min(n_heads, SIZES.near_best + SIZES.far_best + SIZES.random)
-    screened = both * (one.forward + n_screened * one.head) + 2 * pilot * one.slope
+    screened = compared * (one.forward + n_screened * one.head) + 2 * pilot * one.slope
     return {
         "scan": scanned,
         "heads": evidence + ablated,
-        "heads --units head,mlp": evidence + ablated + (both - pilot) * n_layers * one.mlp,
+        "heads --units head,mlp": evidence + ablated + (compared - pilot) * n_layers * one.mlp,
         "heads --method screen": evidence + screened,
-        "gradients": scanned + gradients,
-        "ablate": scanned + ablated,
+        "gradients": scanned + both * one.gradient,
+        "ablate": scanned + both * each_head,
         "perturb": scanned + both * lengths[0] * one.replacement,
         "unlearn": _seconds_of_unlearning(one, *lengths),
     }

@@ -22,6 +22,7 @@ from memcircuits.commands.options import (
     Quiet,
     Revision,
     TrustRemoteCode,
+    existing,
 )
 from memcircuits.commands.output import Answer, print_notes, print_table, say_written
 from memcircuits.commands.scan_options import ExtractionOptions
@@ -31,7 +32,9 @@ _PRINTED = ["line", "n_tokens", "n_windows", "probability", "text"]
 
 def map(
     extraction: ExtractionOptions,
-    file: Annotated[Path, typer.Argument(help="Text file: a book, a source file, a page.")],
+    file: Annotated[
+        Path, typer.Argument(callback=existing, help="Text file: a book, a source file, a page.")
+    ],
     model: Model = "organism",
     stride: Annotated[int, typer.Option(min=1, help="Tokens from one window to the next.")] = 10,
     n_prefix: Prefix = 50,

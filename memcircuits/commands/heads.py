@@ -14,7 +14,6 @@ from memcircuits.commands.options import (
     Engine,
     Json,
     MatchNll,
-    MaxParagraphs,
     Mode,
     Out,
     RayAddress,
@@ -59,7 +58,14 @@ def heads(
             help="Ablate every head, or screen: ablate few, estimate the others by gradients."
         ),
     ] = "exact",
-    max_paragraphs: MaxParagraphs = 100,
+    max_paragraphs: Annotated[
+        int,
+        typer.Option(
+            min=2,
+            help="Maximum number of memorized paragraphs, and of controls, by --seed; of controls "
+            "found among the paragraphs at least 20.",
+        ),
+    ] = 100,
     match_nll: MatchNll = False,
     control_text: Annotated[
         Literal["true", "own"],

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import difflib
 import shlex
 from dataclasses import dataclass
 from pathlib import Path
@@ -132,6 +133,7 @@ class Inputs:
         """The model and the paragraphs; if a file is `paired` with them, no row is skipped."""
         from memcircuits.data.paragraphs import Paragraphs
 
+        refuse_misspelt("--model", self.model)
         self.check_paragraphs_given()
         model = load(self.model, self.quiet, **self.loading)
         if self.paragraphs is not None:
@@ -202,6 +204,7 @@ def load(name: str, quiet: bool, option: str = "--model", **loading: Any) -> Any
     """Load the model that an option names by `load_model`, which checks its arguments."""
     from memcircuits.models.loading import load_model
 
+    refuse_misspelt(option, name)
     say(f"loading {name}", quiet)
     with naming(option, "model"):
         return load_model(name, **loading)
@@ -217,6 +220,19 @@ def load_twin(inputs: Inputs, name: str | None) -> Any:
             "--twin", "not given", f"{inputs.model} has no twin of its own: give a model"
         )
     return load(name, inputs.quiet, "--twin", **inputs.loading)
+
+
+def refuse_misspelt(option: str, name: str) -> None:
+    """Refuse what is nearly the name of a shipped model, and no file.
+
+    Raises:
+        InputError: which says what was meant.
+    """
+    from memcircuits.base.errors import InputError
+
+    near = difflib.get_close_matches(name, _TWINS, n=1, cutoff=0.8)
+    if near and name not in _TWINS and not Path(name).exists():
+        raise InputError(option, name, f"there is no such model; did you mean {near[0]}?")
 
 
 def is_shipped(model: str) -> bool:

@@ -23,7 +23,8 @@ Top = Annotated[int, typer.Option(min=1, help="Number of rows printed.")]
 def existing(param: typer.CallbackParam, value: Path | None) -> Path | None:
     """Refuse a file that is not there before anything is loaded."""
     if value is not None and not value.exists():
-        raise InputError(param.opts[0], value.name, "there is no such file")
+        name = param.opts[0] if param.opts[0].startswith("-") else param.opts[0].upper()
+        raise InputError(name, value.name, "there is no such file")
     return value
 
 

@@ -73,7 +73,7 @@ def scan(
         _answer(result, written).print_json()
     else:
         _print_scan(result, top, said=paragraphs.notes)
-        _say_next(inputs, int(result.is_memorized.sum()))
+        _say_next(inputs, result.em.numpy(), result.token_correct.shape[1])
     say_written(written, inputs.quiet)
 
 
@@ -191,19 +191,34 @@ def _print_folder(
         typer.echo(f"{tokens / seconds:,.0f} tokens/s in each process")
     else:
         typer.echo("all parts existed already")
+    windows = folder.manifest["windows"]
+    if totals["windows"]:
+        em = folder.table(columns=["em"])["em"].to_numpy()
+        _say_missed(em, windows["n_continuation"], windows["stride"])
     if top and totals["windows"]:
         typer.echo("\nThe longest recitations (end of the prefix | continuation):")
         print_table(folder.longest(top, tokenizer))
 
 
-def _say_next(inputs: Inputs, n_memorized: int) -> None:
+def _say_next(inputs: Inputs, em: Any, n_continuation: int) -> None:
     """The command to run next, on stderr: it repeats the paths that were typed."""
-    if n_memorized:
+    if inputs.paragraphs is not None:
+        _say_missed(em, n_continuation, inputs.stride)
+    if (em == n_continuation).any():
         say(f"Next: memcircuits heads {inputs.typed}".rstrip(), inputs.quiet)
     elif inputs.paragraphs is not None and inputs.stride is None:
         every = inputs.n_prefix + inputs.n_continuation
-        remedy = f"--stride {every}, or a shorter --n-continuation"
+        remedy = f"--stride {max(1, every // 10)}, or a shorter --n-continuation"
         say(f"Next: try other windows with {remedy}", inputs.quiet)
+
+
+def _say_missed(em: Any, n_continuation: int, stride: int | None) -> None:
+    """Where windows leave tokens between them: what may begin there."""
+    from memcircuits.measure.recitation_statistics import missed_between_windows
+
+    if stride is not None and (missed := missed_between_windows(em, n_continuation, stride)):
+        own = "where passages are paragraphs of their own, --txt paragraph does, too"
+        typer.echo(f"{missed.rstrip('.').replace('(stride 1)', '(--stride 1)')}; {own}", err=True)
 
 
 def _answer(result: Scan, written: list[Path]) -> Answer:

@@ -10,15 +10,20 @@ from itertools import pairwise
 from typing import TYPE_CHECKING
 
 import numpy as np
-from jaxtyping import Float
+from jaxtyping import Float, Int
 
 from memcircuits.base.errors import InputError, at_least
 
 if TYPE_CHECKING:
     import pandas as pd
 
-REPETITION_COLUMNS = ("repetitions", "count", "duplicates")
+REPETITION_COLUMNS = ("repetitions", "count")
 """Columns that say how often a paragraph was seen in training; the first one present counts."""
+
+DUPLICATION_COLUMNS = (*REPETITION_COLUMNS, "duplicates")
+"""The same, and the copies that a scan found in its corpus, which may be no training data."""
+
+PARTLY = 0.2  # of the continuation; controls are recited up to here
 
 _MAX_GROUPS = 20  # of the duplication curve; more different counts are grouped by powers of two
 
@@ -86,6 +91,27 @@ def em_ranges(em: np.ndarray, n_continuation: int) -> list[str]:
     return [names[int(value)] for value in em]
 
 
+def missed_between_windows(em: Int[np.ndarray, " window"], n_continuation: int, stride: int) -> str:
+    """A sentence if windows are recited in part: a passage may begin between two of them.
+
+    Args:
+        em: tokens recited in each window.
+        n_continuation: tokens of a continuation.
+        stride: tokens from one window to the next.
+
+    Returns:
+        The sentence; empty if no window is recited in part, or there is one at every token.
+    """
+    partly = int(((em > PARTLY * n_continuation) & (em < n_continuation)).sum())
+    if stride == 1 or not partly:
+        return ""
+    windows = "1 window is" if partly == 1 else f"{partly:,} windows are"
+    return (
+        f"{windows} recited in part. A recited passage may begin between two windows, which lie "
+        f"{stride} tokens apart; windows at every token (stride 1) find it."
+    )
+
+
 def by_repetitions(frame: pd.DataFrame) -> pd.DataFrame:
     """The duplication curve (figure 2): EM and NLL against times seen in training.
 
@@ -100,11 +126,11 @@ def by_repetitions(frame: pd.DataFrame) -> pd.DataFrame:
         InputError: if the table does not say how often the paragraphs were seen, in a column
             `repetitions`, `count` or `duplicates`.
     """
-    key = next((key for key in REPETITION_COLUMNS if key in frame), None)
+    key = next((key for key in DUPLICATION_COLUMNS if key in frame), None)
     if key is None:
         raise InputError(
             "paragraphs",
-            f"no column {' or '.join(REPETITION_COLUMNS)}",
+            f"no column {' or '.join(DUPLICATION_COLUMNS)}",
             "the duplication curve needs counts",
         )
     counts = frame[key]

@@ -180,3 +180,17 @@ def test_a_missing_file_is_refused_before_anything_is_loaded(command: str, optio
     result = CliRunner().invoke(cli.app, [command, option, "nofile"])
     assert result.exit_code == 2
     assert result.stderr == f"memcircuits: {option}: nofile; there is no such file\n"
+
+
+@pytest.mark.parametrize(
+    ("words", "says"),
+    [
+        (["scan", "--model", "organsim"], "--model: organsim; "),
+        (["compare", "organism", "organism-twn"], "B: organism-twn; "),
+        (["counterfactual", "--twin", "organism-twim"], "--twin: organism-twim; "),
+    ],
+)
+def test_a_misspelt_shipped_model_is_named(words: list[str], says: str) -> None:
+    result = CliRunner().invoke(cli.app, [*words, "--quiet"])
+    assert result.exit_code == 2
+    assert result.stderr.startswith(f"memcircuits: {says}there is no such model; did you mean ")

@@ -77,7 +77,7 @@ def test_the_command(tmp_path):
     shown = CliRunner().invoke(app, job)
     assert shown.exit_code == 0, shown.output
     assert "what analyses would cost" in shown.stdout
-    assert "5 + 5 paragraphs" in shown.stdout
+    assert "5 + 20 paragraphs" in shown.stdout
     answer = json.loads(CliRunner().invoke(app, [*job, "--json"]).stdout)
     assert [row["analysis"] for row in answer["tables"]["plan"]] == NAMES
     assert torch.tensor([row["seconds"] for row in answer["tables"]["plan"]]).isfinite().all()

@@ -14,7 +14,7 @@ from memcircuits.evidence.component_effects import ComponentEffects, measure_eff
 from memcircuits.evidence.component_grid import ComponentGrid
 from memcircuits.evidence.component_scores import score_components
 from memcircuits.evidence.control_choices import compare_controls
-from memcircuits.evidence.controls import own_continuations
+from memcircuits.evidence.controls import own_continuations, repetitions
 from memcircuits.evidence.ranking import Ranking
 from memcircuits.measure.continuation import score_continuation
 from memcircuits.measure.decoding import greedy_continuations
@@ -387,3 +387,10 @@ def test_no_share_is_told_where_mlps_cost_controls_more(ranking):
     text = dataclasses.replace(ranking, levels=levels).summary()
     assert "MLPs -0.60" in text
     assert "outside heads" not in text
+
+
+def test_copies_in_a_scanned_corpus_are_no_repetitions_in_training(neo):
+    rows = zoo.random_ids(2, 22)
+    known = mc.Paragraphs(rows, 10, metadata={"repetitions": [3, 0]})
+    assert repetitions(known).tolist() == [3, 0]
+    assert repetitions(mc.Paragraphs(rows, 10, metadata={"duplicates": [3, 1]})) is None

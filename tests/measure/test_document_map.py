@@ -138,6 +138,22 @@ def test_what_was_normalised_is_noted(neo, text):
     assert mc.document_map(neo, marked, normalize="none", **LENGTHS).text == marked
 
 
+def test_a_passage_between_windows_is_hinted_at():
+    """A recited paragraph of the organism that no window begins with."""
+    model = mc.load_model("organism")
+    paragraphs = mc.Paragraphs.shipped()
+    most = max(paragraphs.metadata["repetitions"])
+    recited = paragraphs[[paragraphs.metadata["repetitions"].index(most)]].texts(model)[0]
+    before, behind = mc.Paragraphs.shipped("control")[:2].texts(model)
+    text = f"{before} {recited} {behind}"
+    sparse = mc.document_map(model, text, stride=37, progress=False)
+    assert not sparse.spans
+    assert any("stride 1" in note for note in sparse.notes)
+    every = mc.document_map(model, text, stride=1, progress=False)
+    assert every.spans
+    assert not any("stride 1" in note for note in every.notes)
+
+
 def test_documents_that_are_too_short_are_refused(neo):
     with pytest.raises(mc.InputError, match=r"text has 2 tokens; .* = 22"):
         mc.document_map(neo, "<1> <2>", **LENGTHS)

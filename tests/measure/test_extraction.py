@@ -8,7 +8,11 @@ import pytest
 import torch
 
 import memcircuits as mc
-from memcircuits.measure.recitation_statistics import em_buckets, samples_needed
+from memcircuits.measure.recitation_statistics import (
+    em_buckets,
+    missed_between_windows,
+    samples_needed,
+)
 from tests.helpers import models as zoo
 
 
@@ -128,3 +132,13 @@ def test_many_counts_are_grouped_by_powers_of_two(neo):
     curve = mc.scan(neo, given).by_repetitions()
     assert curve["repetitions"].tolist() == [0, 1, 2, 4, 8, 16]
     assert curve["n"].tolist() == [1, 1, 2, 4, 8, 9]
+
+
+def test_windows_recited_in_part_say_that_a_passage_may_begin_between_them():
+    em = np.array([0, 10, 11, 49, 50, 50])  # controls are recited up to 10 of 50
+    sentence = missed_between_windows(em, 50, stride=10)
+    assert sentence.startswith("2 windows are recited in part.")
+    assert "10 tokens apart" in sentence
+    assert missed_between_windows(em[:3], 50, stride=10).startswith("1 window is ")
+    assert missed_between_windows(em, 50, stride=1) == ""
+    assert missed_between_windows(em[[0, 1, 4]], 50, stride=10) == ""

@@ -35,6 +35,7 @@ from memcircuits.measure.corpus.folder import ScanFolder
 from memcircuits.measure.corpus.parts import ON_REQUEST
 from memcircuits.measure.corpus.scan import scan_to_disk
 from memcircuits.measure.document.document_map import DocumentMap
+from memcircuits.measure.recitation_statistics import missed_between_windows
 from memcircuits.measure.sampling import Sampler
 from memcircuits.models.adapter import Adapter, Model
 from memcircuits.models.registry import adapt
@@ -184,6 +185,8 @@ def _read_map(
         "stride": windows.stride,
         "sampler": scan.manifest["sampler"],
     }
+    stride = windows.stride or 1
+    between = missed_between_windows(measures["em"].numpy(), windows.n_continuation, stride)
     return DocumentMap(
         name=document.name,
         text=document.text,
@@ -191,9 +194,9 @@ def _read_map(
         token_ends=document.ends,
         n_prefix=windows.n_prefix,
         n_continuation=windows.n_continuation,
-        stride=windows.stride or 1,
+        stride=stride,
         starts=starts,
         measures=measures,
         provenance=Provenance.of(adapter, {"windows": scanned}, **options),
-        notes=(*scan.notes, *reading_notes([document.changes])),
+        notes=(*scan.notes, *reading_notes([document.changes]), *([between] if between else [])),
     )

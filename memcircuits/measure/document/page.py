@@ -91,14 +91,16 @@ def _headline_numbers(mapped: DocumentMap) -> Numbers:
 
 
 def _how_to_read(mapped: DocumentMap) -> Prose:
+    every = "At every token" if mapped.stride == 1 else f"Every {mapped.stride} tokens"
+    ends = "exactly" if mapped.stride == 1 else f"to {mapped.stride} tokens"
     return Prose(
         [
-            f"Every {mapped.stride} tokens a window begins: the model is given "
+            f"{every} a window begins: the model is given "
             f"{mapped.n_prefix} tokens of the text and nothing else, and its greedy continuation "
             f"is compared with the next {mapped.n_continuation}. If they agree, these "
             f"{mapped.n_continuation} are recited and underlined. Where such windows overlap or "
             "touch, they are one passage.",
-            f"The ends of a passage are known to {mapped.stride} tokens, and the first "
+            f"The ends of a passage are known {ends}, and the first "
             f"{mapped.n_prefix} tokens of the text cannot be recited, because nothing comes before "
             "them. Colours show what any window says of a place: how many tokens it recites, how "
             "probable its continuation is as a sample, and how similar.",
