@@ -222,10 +222,11 @@ class DocumentMap(Result, kind="document-map"):
         return write_atomically(path, json.dumps(data, indent=1) + "\n")
 
     def __str__(self) -> str:
-        n_recited = int(self.recited.sum())
+        n_recited, n_spans = int(self.recited.sum()), len(self.spans)
+        passages = "1 passage" if n_spans == 1 else f"{n_spans:,} passages"
         return (
             f"{self.name}: {n_recited:,} of {int(self.scored.sum()):,} tokens recited, in "
-            f"{len(self.spans):,} passages; {len(self.starts):,} windows"
+            f"{passages}; {len(self.starts):,} windows"
         )
 
 
