@@ -174,9 +174,10 @@ def markdown(data: dict[str, Any]) -> str:
             ),
         ]
     if data["growth"]:
+        axes = ", ".join(dict.fromkeys(row["axis"] for row in data["growth"]))
         parts += [
             "## How the cost grows",
-            f"![Seconds against paragraphs, heads, layers, vocabulary and length]({PLOT})",
+            f"![Seconds against {axes}]({PLOT})",
             "Zero-ablating every head of a small random model (4 layers of 4 heads, d_model 128, "
             "2,048 tokens in the vocabulary; 4 paragraphs of 100 tokens), one of these sizes grown "
             "at a time (`python -m tests.benchmarks.growth`).",
