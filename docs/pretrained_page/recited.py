@@ -74,15 +74,26 @@ def passage_of(mapped: DocumentMap) -> Tensor:
     return torch.tensor([mapped.text.count("\n\n", 0, place) for place in places])
 
 
+def is_regular(mapped: DocumentMap) -> Tensor:
+    """The windows `STRIDE` tokens apart, and the last one.
+
+    Those between them begin where something is recited, and would count it twice.
+    """
+    last = mapped.n_tokens - mapped.n_prefix - mapped.n_continuation
+    return (mapped.starts % STRIDE == 0) | (mapped.starts == last)
+
+
 def of_windows(mapped: DocumentMap) -> dict[str, Any]:
-    """Means over all windows; the interval is over passages, whose windows overlap."""
-    measures, passages = mapped.measures, passage_of(mapped)
+    """Means over regular windows; the interval is over passages, whose windows overlap."""
+    regular = is_regular(mapped)
+    measures = {name: values[regular] for name, values in mapped.measures.items()}
+    passages = passage_of(mapped)[regular]
     em = group_means(measures["em"].float(), passages)
     low, high = bootstrap_interval(em, seed=SEED).tolist()
     return {
-        "n": len(mapped.starts),
+        "n": len(passages),
         "n_passages": count_groups(passages),
-        "recited": int(mapped.is_memorized.sum()),
+        "recited": int(mapped.is_memorized[regular].sum()),
         "em": [float(em.mean()), low, high],
         "nll": float(group_means(measures["nll"], passages).mean()),
     }
@@ -90,9 +101,10 @@ def of_windows(mapped: DocumentMap) -> dict[str, Any]:
 
 def of_passages(mapped: DocumentMap) -> list[dict[str, Any]]:
     """Each passage by itself."""
-    passages, rows = passage_of(mapped), []
+    passages, regular, rows = passage_of(mapped), is_regular(mapped), []
     for number, title in enumerate(TITLES):
-        own = {name: values[passages == number] for name, values in mapped.measures.items()}
+        chosen = regular & (passages == number)
+        own = {name: values[chosen] for name, values in mapped.measures.items()}
         rows.append(
             {
                 "title": title,

@@ -2,8 +2,11 @@
 
 The document is encoded as a whole (`memcircuits.data.documents`). Its windows begin every `stride`
 tokens; one more ends with the text. A window that is recited in full marks its continuation, never
-its prefix, which was given. The beginning and end of a recited passage are therefore known to
-`stride` tokens, and the first `n_prefix` tokens of the document cannot be marked.
+its prefix, which was given; the first `n_prefix` tokens of the document cannot be marked.
+
+A passage that is hardly longer than a window may begin between two of them, and its ends lie
+between two. Such windows are recited in part. Around them a second scan begins windows at every
+token.
 
 The scan reads rows, and each of its parts is written once for all. So the document is cut into rows
 of 256 windows, which overlap by a window, and each row becomes one part: whoever gives a `folder`
@@ -18,10 +21,13 @@ import json
 import os
 import tempfile
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
+from typing import Any, NamedTuple, Self
 
 import numpy as np
 import torch
+from jaxtyping import Int
 
 from memcircuits.base.errors import InputError
 from memcircuits.base.io import write_atomically
@@ -35,7 +41,7 @@ from memcircuits.measure.corpus.folder import ScanFolder
 from memcircuits.measure.corpus.parts import ON_REQUEST
 from memcircuits.measure.corpus.scan import scan_to_disk
 from memcircuits.measure.document.document_map import DocumentMap
-from memcircuits.measure.recitation_statistics import missed_between_windows
+from memcircuits.measure.recitation_statistics import PARTLY
 from memcircuits.measure.sampling import Sampler
 from memcircuits.models.adapter import Adapter, Model
 from memcircuits.models.registry import adapt
@@ -66,7 +72,8 @@ def document_map(  # noqa: PLR0913
     Args:
         model: the model.
         text_or_file: a text, or the path of a text file of any length.
-        stride: tokens from one window to the next.
+        stride: tokens from one window to the next; around windows that are recited in part, windows
+            begin at every token.
         n_prefix: tokens that are given.
         n_continuation: tokens that have to be recited.
         bos: tokens in front of every window, as in `Paragraphs.from_texts`.
@@ -100,13 +107,15 @@ def document_map(  # noqa: PLR0913
             f"a window has n_prefix + n_continuation = {windows.length}; give a longer text or "
             "smaller lengths",
         )
-    with _folder_for(folder) as place:
-        rows = _rows(document, windows)
+    front = bos_ids(adapter, bos)
+
+    def scan_rows(rows: list[tuple[int, int]], step: int, place: Path) -> Scanned:
+        place.mkdir(exist_ok=True, parents=True)
         scan = scan_to_disk(
             adapter,
-            _write_rows(place, document, rows, bos_ids(adapter, bos)),
+            _write_rows(place, document, rows, front),
             place,
-            windows=windows,
+            windows=replace(windows, stride=step),
             bos=bos,
             sampler=sampler,
             near_verbatim=near_verbatim,
@@ -115,7 +124,56 @@ def document_map(  # noqa: PLR0913
             resume=True,
             progress=progress,
         )
-        return _read_map(adapter, document, windows, rows, scan, normalize)
+        return Scanned.of(scan, rows)
+
+    with _folder_for(folder) as place:
+        scanned = scan_rows(_rows(document, windows), stride, place)
+        between = _rows_between(scanned, windows, len(document.ids))
+        if between:
+            scanned = scanned.with_windows(scan_rows(between, 1, place / "between"))
+        return _map_of(adapter, document, windows, scanned, normalize)
+
+
+class Scanned(NamedTuple):
+    """The windows that were read, in their order.
+
+    Attributes:
+        starts: first token of each window.
+        measures: measure -> value of each window.
+        bos: ids of the tokens in front of every window.
+        sampler: how text is drawn, as the manifest of a scan says it.
+        notes: of the scan.
+    """
+
+    starts: Int[np.ndarray, " window"]
+    measures: dict[str, np.ndarray]
+    bos: tuple[int, ...]
+    sampler: Any
+    notes: tuple[str, ...]
+
+    @classmethod
+    def of(cls, scan: ScanFolder, rows: list[tuple[int, int]]) -> Self:
+        """The windows of a finished scan of these rows."""
+        on_request = [name for name in ON_REQUEST if name in scan.manifest["measures"]]
+        names = [*_MEASURES, *on_request]
+        table = scan.table(columns=["row", "start", *names])
+        firsts = np.array([first for first, _ in rows])
+        return cls(
+            firsts[table["row"].to_numpy() - 1] + table["start"].to_numpy(),
+            {name: table[name].to_numpy() for name in names},
+            tuple(scan.manifest["bos"]),
+            scan.manifest["sampler"],
+            tuple(scan.notes),
+        )
+
+    def with_windows(self, more: Scanned) -> Scanned:
+        """Both, each window once."""
+        starts, first = np.unique(np.concatenate([self.starts, more.starts]), return_index=True)
+        measures = {
+            name: np.concatenate([values, more.measures[name]])[first]
+            for name, values in self.measures.items()
+        }
+        return self._replace(starts=starts, measures=measures)
 
 
 @contextlib.contextmanager
@@ -141,6 +199,24 @@ def _rows(document: Document, windows: Windows) -> list[tuple[int, int]]:
     return rows
 
 
+def _rows_between(scanned: Scanned, windows: Windows, n_tokens: int) -> list[tuple[int, int]]:
+    """Rows whose windows begin between a window that is recited in part and its neighbours."""
+    stride, em = windows.stride or 1, scanned.measures["em"]
+    partly = scanned.starts[(em > PARTLY * windows.n_continuation) & (em < windows.n_continuation)]
+    if stride == 1 or not len(partly):
+        return []
+    offsets = np.arange(1 - stride, stride)
+    starts = np.unique(partly[:, None] + offsets)
+    starts = starts[(starts >= 0) & (starts <= n_tokens - windows.length)]
+    starts = np.setdiff1d(starts, scanned.starts)
+    runs = np.split(starts, np.flatnonzero(np.diff(starts) > 1) + 1)
+    return [
+        (int(run[i]), int(run[min(i + _WINDOWS_PER_ROW, len(run)) - 1]) + windows.length)
+        for run in runs
+        for i in range(0, len(run), _WINDOWS_PER_ROW)
+    ]
+
+
 def _write_rows(
     folder: Path, document: Document, rows: list[tuple[int, int]], front: tuple[int, ...]
 ) -> Path:
@@ -159,34 +235,18 @@ def _write_rows(
     return write_atomically(folder / name, "".join(lines))
 
 
-def _read_map(
-    adapter: Adapter,
-    document: Document,
-    windows: Windows,
-    rows: list[tuple[int, int]],
-    scan: ScanFolder,
-    normalize: Normalize,
+def _map_of(
+    adapter: Adapter, document: Document, windows: Windows, scanned: Scanned, normalize: Normalize
 ) -> DocumentMap:
-    """The map from the rows of a finished scan."""
-    on_request = [name for name in ON_REQUEST if name in scan.manifest["measures"]]
-    names = [*_MEASURES, *on_request]
-    table = scan.table(columns=["row", "start", *names])
-    firsts = np.array([first for first, _ in rows])
-    starts = torch.from_numpy(firsts[table["row"].to_numpy() - 1] + table["start"].to_numpy())
-    measures = {name: torch.from_numpy(table[name].to_numpy().copy()) for name in names}
-    scanned = Paragraphs(
+    """The map of the windows that were read."""
+    starts = torch.from_numpy(scanned.starts)
+    paragraphs = Paragraphs(
         document.ids.unfold(0, windows.length, 1)[starts],
         windows.n_prefix,
-        bos=tuple(scan.manifest["bos"]),
+        bos=scanned.bos,
         reading_options={} if normalize == "auto" else {"normalize": normalize},
     )
-    options = {
-        "document": document.name,
-        "stride": windows.stride,
-        "sampler": scan.manifest["sampler"],
-    }
-    stride = windows.stride or 1
-    between = missed_between_windows(measures["em"].numpy(), windows.n_continuation, stride)
+    options = {"document": document.name, "stride": windows.stride, "sampler": scanned.sampler}
     return DocumentMap(
         name=document.name,
         text=document.text,
@@ -194,9 +254,9 @@ def _read_map(
         token_ends=document.ends,
         n_prefix=windows.n_prefix,
         n_continuation=windows.n_continuation,
-        stride=stride,
+        stride=windows.stride or 1,
         starts=starts,
-        measures=measures,
-        provenance=Provenance.of(adapter, {"windows": scanned}, **options),
-        notes=(*scan.notes, *reading_notes([document.changes]), *([between] if between else [])),
+        measures={name: torch.from_numpy(v.copy()) for name, v in scanned.measures.items()},
+        provenance=Provenance.of(adapter, {"windows": paragraphs}, **options),
+        notes=(*scanned.notes, *reading_notes([document.changes])),
     )

@@ -91,15 +91,17 @@ def _headline_numbers(mapped: DocumentMap) -> Numbers:
 
 
 def _how_to_read(mapped: DocumentMap) -> Prose:
-    every = "At every token" if mapped.stride == 1 else f"Every {mapped.stride} tokens"
-    ends = "exactly" if mapped.stride == 1 else f"to {mapped.stride} tokens"
+    every, ends, between = "At every token", "exactly", ""
+    if mapped.stride > 1:
+        every, ends = f"Every {mapped.stride} tokens", f"to {mapped.stride} tokens"
+        between = " Around windows that are recited in part, one begins at every token."
     return Prose(
         [
             f"{every} a window begins: the model is given "
             f"{mapped.n_prefix} tokens of the text and nothing else, and its greedy continuation "
             f"is compared with the next {mapped.n_continuation}. If they agree, these "
             f"{mapped.n_continuation} are recited and underlined. Where such windows overlap or "
-            "touch, they are one passage.",
+            f"touch, they are one passage.{between}",
             f"The ends of a passage are known {ends}, and the first "
             f"{mapped.n_prefix} tokens of the text cannot be recited, because nothing comes before "
             "them. Colours show what any window says of a place: how many tokens it recites, how "
