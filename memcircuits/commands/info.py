@@ -59,14 +59,6 @@ def info(
 
     Example: memcircuits info EleutherAI/pythia-70m
     """
-    import pandas as pd
-
-    from memcircuits.commands.cost_plan import plan
-    from memcircuits.data.token_text import token_labels
-    from memcircuits.data.tokenizer_trials import try_tokenizer
-    from memcircuits.models.registry import adapt, validate_model
-    from memcircuits.results.bos_notes import bos_notes, bos_of_model
-
     loaded = load(
         model if name is None else name,
         quiet,
@@ -77,17 +69,12 @@ def info(
         trust_remote_code=trust_remote_code,
         fold_ln=fold_ln,
     )
-    report = validate_model(loaded)
-    properties = report.properties()
-    bos = bos_of_model(adapt(loaded))
-    properties["tokens in front"] = token_labels(bos["bos"], loaded) if bos["bos"] else []
-    if loaded.tokenizer is not None:
-        properties |= try_tokenizer(loaded.tokenizer).properties()
-    notes = bos_notes(bos, {"text": {"bos": bos["bos"]}})
-    n_tokens = len(bos["bos"]) + n_prefix + n_continuation
-    properties[f"{n_prefix} + {n_continuation} fit"] = n_tokens <= report.n_ctx
+    properties, notes = _examined(loaded, n_prefix, n_continuation)
     frame = None
     if costs:
+        from memcircuits.commands.cost_plan import plan
+        from memcircuits.models.registry import adapt
+
         say("timing the pieces of the analyses", quiet)
         frame = plan(
             adapt(loaded),
@@ -97,22 +84,50 @@ def info(
             n_measured=max_paragraphs,
         )
     if json:
-        checks = properties.pop("checks")
-        Answer(
-            "info",
-            summary=f"{properties['model']}: {properties['architecture']}",
-            values={_key(name): value for name, value in properties.items()},
-            tables={
-                "checks": pd.DataFrame(checks.items(), columns=["check", "difference"]),
-                **({} if frame is None else {"plan": frame}),
-            },
-            notes=notes,
-        ).print_json()
-    else:
-        _print(properties)
-        print_notes(notes)
-        if frame is not None:
-            _print_plan(frame)
+        _answer(properties, notes, frame).print_json()
+        return
+    _print(properties)
+    print_notes(notes)
+    if frame is not None:
+        _print_plan(frame)
+
+
+def _examined(
+    model: Any, n_prefix: int, n_continuation: int
+) -> tuple[dict[str, Any], tuple[str, ...]]:
+    """What the model and its tokenizer are, and what to know about them."""
+    from memcircuits.data.token_text import token_labels
+    from memcircuits.data.tokenizer_trials import try_tokenizer
+    from memcircuits.models.registry import adapt, validate_model
+    from memcircuits.results.bos_notes import bos_notes, bos_of_model
+
+    report = validate_model(model)
+    properties = report.properties()
+    bos = bos_of_model(adapt(model))
+    properties["tokens in front"] = token_labels(bos["bos"], model) if bos["bos"] else []
+    if model.tokenizer is not None:
+        properties |= try_tokenizer(model.tokenizer).properties()
+    n_tokens = len(bos["bos"]) + n_prefix + n_continuation
+    properties[f"{n_prefix} + {n_continuation} fit"] = n_tokens <= report.n_ctx
+    return properties, tuple(bos_notes(bos, {"text": {"bos": bos["bos"]}}))
+
+
+def _answer(
+    properties: dict[str, Any], notes: tuple[str, ...], frame: pd.DataFrame | None
+) -> Answer:
+    import pandas as pd
+
+    checks = properties.pop("checks")
+    return Answer(
+        "info",
+        summary=f"{properties['model']}: {properties['architecture']}",
+        values={_key(name): value for name, value in properties.items()},
+        tables={
+            "checks": pd.DataFrame(checks.items(), columns=["check", "difference"]),
+            **({} if frame is None else {"plan": frame}),
+        },
+        notes=notes,
+    )
 
 
 def _print_plan(frame: pd.DataFrame) -> None:
