@@ -10,7 +10,7 @@ from itertools import pairwise
 from typing import TYPE_CHECKING
 
 import numpy as np
-from jaxtyping import Float, Int
+from jaxtyping import Bool, Float, Int
 
 from memcircuits.base.errors import InputError, at_least
 
@@ -91,24 +91,35 @@ def em_ranges(em: np.ndarray, n_continuation: int) -> list[str]:
     return [names[int(value)] for value in em]
 
 
-def missed_between_windows(em: Int[np.ndarray, " window"], n_continuation: int, stride: int) -> str:
-    """A sentence if windows are recited in part: a passage may begin between two of them.
+def borders_on_recitation(
+    em: Int[np.ndarray, " window"], n_continuation: int, stride: int
+) -> Bool[np.ndarray, " window"]:
+    """Which windows, recited in part, may have one between them that is recited in full.
+
+    Where a passage is recited from a window, a window that begins k < stride tokens later recites
+    what is left of the passage, at least n_continuation - k tokens.
 
     Args:
         em: tokens recited in each window.
         n_continuation: tokens of a continuation.
         stride: tokens from one window to the next.
-
-    Returns:
-        The sentence; empty if no window is recited in part, or there is one at every token.
     """
-    partly = int(((em > PARTLY * n_continuation) & (em < n_continuation)).sum())
-    if stride == 1 or not partly:
+    least = max(PARTLY * n_continuation, n_continuation - stride)
+    return (em > least) & (em < n_continuation) & (stride > 1)
+
+
+def missed_between_windows(em: Int[np.ndarray, " window"], n_continuation: int, stride: int) -> str:
+    """A sentence if a recited passage may begin between two windows, else nothing.
+
+    Arguments as of `borders_on_recitation`.
+    """
+    partly = int(borders_on_recitation(em, n_continuation, stride).sum())
+    if not partly:
         return ""
     windows = "1 window is" if partly == 1 else f"{partly:,} windows are"
     return (
-        f"{windows} recited in part. A recited passage may begin between two windows, which lie "
-        f"{stride} tokens apart; windows at every token (stride 1) find it."
+        f"{windows} recited nearly in full. A recited passage may begin between two windows, which "
+        f"lie {stride} tokens apart; windows at every token (stride 1) find it."
     )
 
 

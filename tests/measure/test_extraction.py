@@ -134,11 +134,14 @@ def test_many_counts_are_grouped_by_powers_of_two(neo):
     assert curve["n"].tolist() == [1, 1, 2, 4, 8, 9]
 
 
-def test_windows_recited_in_part_say_that_a_passage_may_begin_between_them():
-    em = np.array([0, 10, 11, 49, 50, 50])  # controls are recited up to 10 of 50
+def test_windows_beside_a_passage_say_that_it_may_begin_between_them():
+    em = np.array([0, 10, 40, 41, 49, 50])  # a window 9 tokens behind the passage recites 41
     sentence = missed_between_windows(em, 50, stride=10)
-    assert sentence.startswith("2 windows are recited in part.")
+    assert sentence.startswith("2 windows are recited nearly in full.")
     assert "10 tokens apart" in sentence
-    assert missed_between_windows(em[:3], 50, stride=10).startswith("1 window is ")
+    assert missed_between_windows(em[:4], 50, stride=10).startswith("1 window is ")
+    assert missed_between_windows(em[:3], 50, stride=10) == ""
     assert missed_between_windows(em, 50, stride=1) == ""
-    assert missed_between_windows(em[[0, 1, 4]], 50, stride=10) == ""
+    # Windows farther apart: what controls recite is no sign.
+    assert missed_between_windows(em[:2], 50, stride=100) == ""
+    assert missed_between_windows(em[:3], 50, stride=100).startswith("1 window is ")

@@ -5,8 +5,8 @@ tokens; one more ends with the text. A window that is recited in full marks its 
 its prefix, which was given; the first `n_prefix` tokens of the document cannot be marked.
 
 A passage that is hardly longer than a window may begin between two of them, and its ends lie
-between two. Such windows are recited in part. Around them a second scan begins windows at every
-token.
+between two. Windows beside it are recited nearly in full. Around them a second scan begins windows
+at every token.
 
 The scan reads rows, and each of its parts is written once for all. So the document is cut into rows
 of 256 windows, which overlap by a window, and each row becomes one part: whoever gives a `folder`
@@ -41,7 +41,7 @@ from memcircuits.measure.corpus.folder import ScanFolder
 from memcircuits.measure.corpus.parts import ON_REQUEST
 from memcircuits.measure.corpus.scan import scan_to_disk
 from memcircuits.measure.document.document_map import DocumentMap
-from memcircuits.measure.recitation_statistics import PARTLY
+from memcircuits.measure.recitation_statistics import borders_on_recitation
 from memcircuits.measure.sampling import Sampler
 from memcircuits.models.adapter import Adapter, Model
 from memcircuits.models.registry import adapt
@@ -72,8 +72,8 @@ def document_map(  # noqa: PLR0913
     Args:
         model: the model.
         text_or_file: a text, or the path of a text file of any length.
-        stride: tokens from one window to the next; around windows that are recited in part, windows
-            begin at every token.
+        stride: tokens from one window to the next; around windows that are recited nearly in full,
+            windows begin at every token.
         n_prefix: tokens that are given.
         n_continuation: tokens that have to be recited.
         bos: tokens in front of every window, as in `Paragraphs.from_texts`.
@@ -200,10 +200,10 @@ def _rows(document: Document, windows: Windows) -> list[tuple[int, int]]:
 
 
 def _rows_between(scanned: Scanned, windows: Windows, n_tokens: int) -> list[tuple[int, int]]:
-    """Rows whose windows begin between a window that is recited in part and its neighbours."""
+    """Rows whose windows begin between one recited nearly in full and its neighbours."""
     stride, em = windows.stride or 1, scanned.measures["em"]
-    partly = scanned.starts[(em > PARTLY * windows.n_continuation) & (em < windows.n_continuation)]
-    if stride == 1 or not len(partly):
+    partly = scanned.starts[borders_on_recitation(em, windows.n_continuation, stride)]
+    if not len(partly):
         return []
     offsets = np.arange(1 - stride, stride)
     starts = np.unique(partly[:, None] + offsets)

@@ -94,7 +94,7 @@ def _how_to_read(mapped: DocumentMap) -> Prose:
     every, ends, between = "At every token", "exactly", ""
     if mapped.stride > 1:
         every, ends = f"Every {mapped.stride} tokens", f"to {mapped.stride} tokens"
-        between = " Around windows that are recited in part, one begins at every token."
+        between = " Around those recited nearly in full, one begins at every token."
     return Prose(
         [
             f"{every} a window begins: the model is given "
