@@ -23,8 +23,6 @@ REPETITION_COLUMNS = ("repetitions", "count")
 DUPLICATION_COLUMNS = (*REPETITION_COLUMNS, "duplicates")
 """The same, and the copies that a scan found in its corpus, which may be no training data."""
 
-PARTLY = 0.2  # of the continuation; controls are recited up to here
-
 _MAX_GROUPS = 20  # of the duplication curve; more different counts are grouped by powers of two
 
 
@@ -96,16 +94,17 @@ def borders_on_recitation(
 ) -> Bool[np.ndarray, " window"]:
     """Which windows, recited in part, may have one between them that is recited in full.
 
-    Where a passage is recited from a window, a window that begins k < stride tokens later recites
-    what is left of the passage, at least n_continuation - k tokens.
+    Where a passage is recited from a window, a window that begins k < stride tokens later would
+    recite what is left of the passage, at least n_continuation - k tokens, but for slips behind
+    another prefix: twice as many are allowed to be missing, and at most half of the continuation.
 
     Args:
         em: tokens recited in each window.
         n_continuation: tokens of a continuation.
         stride: tokens from one window to the next.
     """
-    least = max(PARTLY * n_continuation, n_continuation - stride)
-    return (em > least) & (em < n_continuation) & (stride > 1)
+    least = max(n_continuation / 2, n_continuation - 2 * stride)
+    return (em >= least) & (em < n_continuation) & (stride > 1)
 
 
 def missed_between_windows(em: Int[np.ndarray, " window"], n_continuation: int, stride: int) -> str:

@@ -35,8 +35,9 @@ def windows_of(text, stride):
     places = [(int(m[1]), m.start(), m.end()) for m in re.finditer(r"<(\d+)>", text)]
     ids = torch.tensor([place[0] for place in places])
     starts = sorted({*range(0, len(ids) - 21, stride), len(ids) - 22})
-    partly = [i for i in starts if max(2.4, 12 - stride) < recited_from(ids, i) < 12]
-    near = {i + k for i in partly for k in range(1 - stride, stride)}
+    em = {i: recited_from(ids, i) for i in starts}
+    nearly = [i for i in starts if max(6, 12 - 2 * stride) <= em[i] < 12] if stride > 1 else []
+    near = {i + k for i in nearly for k in range(-max(stride - 1, 12 - em[i]), stride)}
     starts = sorted({*starts, *(near & {*range(len(ids) - 21)})})
     return torch.stack([ids[i : i + 22] for i in starts]), starts, places
 

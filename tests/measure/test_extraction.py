@@ -135,13 +135,13 @@ def test_many_counts_are_grouped_by_powers_of_two(neo):
 
 
 def test_windows_beside_a_passage_say_that_it_may_begin_between_them():
-    em = np.array([0, 10, 40, 41, 49, 50])  # a window 9 tokens behind the passage recites 41
+    em = np.array([0, 24, 29, 30, 49, 50])  # a window 9 tokens behind recites 41, but for slips
     sentence = missed_between_windows(em, 50, stride=10)
     assert sentence.startswith("2 windows are recited nearly in full.")
     assert "10 tokens apart" in sentence
     assert missed_between_windows(em[:4], 50, stride=10).startswith("1 window is ")
     assert missed_between_windows(em[:3], 50, stride=10) == ""
     assert missed_between_windows(em, 50, stride=1) == ""
-    # Windows farther apart: what controls recite is no sign.
+    # Windows farther apart: at least half of the continuation.
     assert missed_between_windows(em[:2], 50, stride=100) == ""
     assert missed_between_windows(em[:3], 50, stride=100).startswith("1 window is ")

@@ -200,13 +200,19 @@ def _rows(document: Document, windows: Windows) -> list[tuple[int, int]]:
 
 
 def _rows_between(scanned: Scanned, windows: Windows, n_tokens: int) -> list[tuple[int, int]]:
-    """Rows whose windows begin between one recited nearly in full and its neighbours."""
-    stride, em = windows.stride or 1, scanned.measures["em"]
-    partly = scanned.starts[borders_on_recitation(em, windows.n_continuation, stride)]
-    if not len(partly):
+    """Rows of windows to look at beside those that are recited nearly in full.
+
+    One that recites e tokens may lie n_continuation - e tokens behind one that recites all.
+    """
+    n, stride, em = windows.n_continuation, windows.stride or 1, scanned.measures["em"]
+    nearly = np.flatnonzero(borders_on_recitation(em, n, stride))
+    if not len(nearly):
         return []
-    offsets = np.arange(1 - stride, stride)
-    starts = np.unique(partly[:, None] + offsets)
+    ranges = [
+        np.arange(start - max(stride - 1, n - e), start + stride)
+        for start, e in zip(scanned.starts[nearly], em[nearly], strict=True)
+    ]
+    starts = np.unique(np.concatenate(ranges))
     starts = starts[(starts >= 0) & (starts <= n_tokens - windows.length)]
     starts = np.setdiff1d(starts, scanned.starts)
     runs = np.split(starts, np.flatnonzero(np.diff(starts) > 1) + 1)
