@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import functools
 import json
 import math
@@ -61,6 +62,7 @@ def parts_of_a_scan(model: Any, name: str) -> bytes:
 def report(model: Any, name: str) -> bytes:
     options = {"unigrams": matrix.unigrams(), "draws": 5, "progress": False}
     ranking = mc.find_memorization_heads(model, matrix.paragraphs(name), method="screen", **options)
+    ranking = dataclasses.replace(ranking, seconds=None)  # of this run, which the page states
     with tempfile.TemporaryDirectory() as folder:
         return ranking.to_html(Path(folder, "report.html")).read_bytes()
 

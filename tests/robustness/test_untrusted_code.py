@@ -121,12 +121,14 @@ def test_tokenizer_code_is_not_run(foreign):
 
 
 @pytest.mark.parametrize("command", ["scan", "heads", "info"])
-def test_remote_code_on_the_command_line(foreign, command):
+def test_remote_code_on_the_command_line(foreign, command, tmp_path):
     """Refused without the option, and with it unless a commit is named."""
+    texts = tmp_path / "any.jsonl"
+    texts.write_text("")
     settings(foreign, "config.json", model_type="own", auto_map=MAP)
     model = [str(foreign)] if command == "info" else ["--model", str(foreign)]
     if command != "info":
-        model += ["--paragraphs", "any.jsonl"]
+        model += ["--paragraphs", str(texts)]
     for more, says in (
         ([], "--model: foreign; it brings its own code; pass trust_remote_code"),
         (["--trust-remote-code"], "--revision: None; trust_remote_code needs a pinned commit"),

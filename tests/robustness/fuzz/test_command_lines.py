@@ -77,6 +77,8 @@ OPTIONS: dict[str, tuple[str, ...]] = {
     "--top-k": ("0", "-1", "x"),
     "--top-p": ("0", "2", "nan", "x"),
     "--near-verbatim": (),
+    "--plan": (),
+    "--plan-paragraphs": ("0", "-1", "x"),
     "--revision": ("", "main", "x" * 40),
     "--seed": ("x", "", "1.5", str(2**70), str(-(2**70))),
     "--top": ("0", "-5", "x"),
