@@ -22,7 +22,7 @@ def ray_session(address: str | None) -> Iterator[Any]:
     Raises:
         InputError: if Ray is missing or cannot be reached, and what a worker raises.
     """
-    ray = _import_ray()
+    ray = import_ray()
     starts_ray = not ray.is_initialized()
     if address:
         _check_address(address)
@@ -42,7 +42,12 @@ def ray_session(address: str | None) -> Iterator[Any]:
             ray.shutdown()
 
 
-def _import_ray() -> Any:
+def import_ray() -> Any:
+    """Ray.
+
+    Raises:
+        InputError: if it is not installed.
+    """
     # Before the import: Ray sends usage statistics unless told not to.
     os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
     try:

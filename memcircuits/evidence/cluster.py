@@ -20,7 +20,7 @@ from torch import Tensor
 
 from memcircuits.base.errors import InputError, at_least
 from memcircuits.base.progress import bar
-from memcircuits.base.ray_session import ray_session
+from memcircuits.base.ray_session import import_ray, ray_session
 from memcircuits.evidence.ablation import MAX_PARAGRAPHS, MEASURES, Ablation, Part
 from memcircuits.models.adapter import Adapter
 from memcircuits.models.registry import adapt
@@ -37,21 +37,27 @@ class Cluster:
             `functools.partial(load_model, "EleutherAI/gpt-neo-125m")`.
         workers: number of models held at once; by default one per GPU, or one without GPUs.
         address: a Ray cluster; by default Ray is started on this machine and stopped afterwards.
+
+    Raises:
+        InputError: if Ray is not installed, or for a number of workers below 1.
     """
 
     load: Callable[[], Any]
     workers: int | None = None
     address: str | None = None
 
+    def __post_init__(self) -> None:
+        if self.workers is not None:
+            at_least("workers", self.workers, 1)
+        import_ray()  # before anything is measured
+
     @contextlib.contextmanager
     def ablations(self, adapter: Adapter) -> Iterator[Callable[..., Ablation]]:
         """Inside, what makes an `Ablation` of this model whose effects the workers measure.
 
         Raises:
-            InputError: if Ray is missing or cannot be reached, or a worker has other weights.
+            InputError: if Ray cannot be reached, or a worker has other weights.
         """
-        if self.workers is not None:
-            at_least("workers", self.workers, 1)
         with ray_session(self.address) as ray:
             n_gpus = int(ray.cluster_resources().get("GPU", 0))
             n_workers = self.workers or n_gpus or 1

@@ -7,6 +7,7 @@ import itertools
 import json
 import os
 import signal
+import sys
 
 import pytest
 import torch
@@ -96,9 +97,15 @@ def test_a_worker_with_other_weights_is_an_error(neo):
         rank(neo, Cluster(functools.partial(zoo.bridge, "gpt2"), workers=1))
 
 
-def test_no_workers_are_too_few(neo):
+def test_no_workers_are_too_few():
     with pytest.raises(mc.InputError, match="workers: 0"):
-        rank(neo, Cluster(load, workers=0))
+        Cluster(load, workers=0)
+
+
+def test_without_ray_nothing_is_measured(monkeypatch):
+    monkeypatch.setitem(sys.modules, "ray", None)
+    with pytest.raises(mc.InputError, match=r"ray; it is not installed; pip install"):
+        Cluster(load)
 
 
 def test_the_command(tmp_path):
