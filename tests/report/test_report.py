@@ -8,6 +8,8 @@ import json
 import math
 import re
 import shlex
+from itertools import pairwise
+from pathlib import Path
 
 import pytest
 import torch
@@ -248,12 +250,18 @@ def test_matched_controls_are_matched_again(neo, monkeypatch, tmp_path):
         ),
     ],
 )
-def test_the_command_in_the_report_asks_for_the_same_ranking(neo, ranking, options, monkeypatch):
+def test_the_command_in_the_report_asks_for_the_same_ranking(
+    neo, ranking, options, monkeypatch, tmp_path
+):
     """Both forms are run up to the measurement; what they ask for is the options of the ranking."""
+    monkeypatch.chdir(tmp_path)
     changed = with_options(ranking, draws=2000, **options)
     shell, _, *python = commands(changed)
     words = shlex.split(shell)
     assert words[:2] == ["memcircuits", "heads"]
+    for option, value in pairwise(words):
+        if option in ("--paragraphs", "--control", "--unigrams"):
+            Path(value).touch()  # `read` needs no content, but files have to be there
 
     def run_shell():
         outcome = CliRunner().invoke(app, words[1:])
@@ -326,6 +334,7 @@ def test_the_command_in_the_report_is_one_that_exists(neo):
 # A run that ended has no row that --strict refuses, or its provenance says that rows were skipped.
 CHANGE_NO_NUMBER = {
     "--compare-controls",
+    *("--engine", "--workers", "--ray-address"),
     *("--out", "--top", "--json", "--quiet", "--help", "--strict"),
 }
 LOAD_ONLY = {"--device", "--device-map", "--trust-remote-code"}  # the reader's own machine decides
