@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from memcircuits.commands.common import naming
-from memcircuits.commands.inputs import Inputs, load, refuse_misspelt
+from memcircuits.commands.inputs import Inputs, load
 from memcircuits.commands.options import Json, Out, Seed, Top
 from memcircuits.commands.output import Answer, print_notes, print_table, say_written
 
@@ -105,8 +105,8 @@ def _load_both(inputs: Inputs, a: str, b: str) -> tuple[list[Any], Any]:
     """Both models, and the paragraphs; those shipped where both models are."""
     each = [dataclasses.replace(inputs, model=name) for name in (a, b)]
     for option, one in zip("AB", each, strict=True):
-        refuse_misspelt(option, one.model)
-        one.check_paragraphs_given()
+        with naming(option, "--model"):
+            one.check_paragraphs_given()
     with naming("A", "--model"):
         first, paragraphs = each[0].load()
     if inputs.paragraphs is None:

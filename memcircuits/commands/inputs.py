@@ -133,7 +133,6 @@ class Inputs:
         """The model and the paragraphs; if a file is `paired` with them, no row is skipped."""
         from memcircuits.data.paragraphs import Paragraphs
 
-        refuse_misspelt("--model", self.model)
         self.check_paragraphs_given()
         model = load(self.model, self.quiet, **self.loading)
         if self.paragraphs is not None:
@@ -173,6 +172,7 @@ class Inputs:
         """
         from memcircuits.base.errors import InputError
 
+        refuse_misspelt("--model", self.model)
         if self.paragraphs is None and not is_shipped(self.model):
             raise InputError(
                 "--paragraphs",

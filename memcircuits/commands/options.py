@@ -22,11 +22,13 @@ Top = Annotated[int, typer.Option(min=1, help="Number of rows printed.")]
 
 def existing(param: typer.CallbackParam, value: Path | None) -> Path | None:
     """Refuse a file that is not there before anything is loaded."""
+    if value is None:
+        return None
     try:
-        is_there = value is None or value.exists()
+        is_there = value.exists()
     except OSError:  # no file can have this name
         is_there = False
-    if value is not None and not is_there:
+    if not is_there:
         name = param.opts[0] if param.opts[0].startswith("-") else param.opts[0].upper()
         raise InputError(name, value.name, "there is no such file")
     return value

@@ -191,10 +191,10 @@ def _print_folder(
         typer.echo(f"{tokens / seconds:,.0f} tokens/s in each process")
     else:
         typer.echo("all parts existed already")
-    windows = folder.manifest["windows"]
-    if totals["windows"]:
-        em = folder.table(columns=["em"])["em"].to_numpy()
-        _say_missed(em, windows["n_continuation"], windows["stride"])
+    n_continuation, stride = (folder.manifest["windows"][k] for k in ("n_continuation", "stride"))
+    if totals["windows"] and stride is not None:
+        recited = folder.table(columns=["em"], filters=[("em", ">=", n_continuation // 2)])
+        _say_missed(recited["em"].to_numpy(), n_continuation, stride)
     if top and totals["windows"]:
         typer.echo("\nThe longest recitations (end of the prefix | continuation):")
         print_table(folder.longest(top, tokenizer))
@@ -202,7 +202,7 @@ def _print_folder(
 
 def _say_next(inputs: Inputs, em: Any, n_continuation: int) -> None:
     """The command to run next, on stderr: it repeats the paths that were typed."""
-    if inputs.paragraphs is not None:
+    if inputs.paragraphs is not None and inputs.stride is not None:
         _say_missed(em, n_continuation, inputs.stride)
     if (em == n_continuation).any():
         say(f"Next: memcircuits heads {inputs.typed}".rstrip(), inputs.quiet)
@@ -212,13 +212,19 @@ def _say_next(inputs: Inputs, em: Any, n_continuation: int) -> None:
         say(f"Next: try other windows with {remedy}", inputs.quiet)
 
 
-def _say_missed(em: Any, n_continuation: int, stride: int | None) -> None:
-    """Where windows leave tokens between them: what may begin there."""
-    from memcircuits.measure.recitation_statistics import missed_between_windows
+def _say_missed(em: Any, n_continuation: int, stride: int) -> None:
+    """What may begin between the windows, which lie `stride` tokens apart."""
+    from memcircuits.measure.recitation_statistics import borders_on_recitation
 
-    if stride is not None and (missed := missed_between_windows(em, n_continuation, stride)):
-        own = "where passages are paragraphs of their own, --txt paragraph does, too"
-        typer.echo(f"{missed.rstrip('.').replace('(stride 1)', '(--stride 1)')}; {own}", err=True)
+    partly = int(borders_on_recitation(em, n_continuation, stride).sum())
+    if partly:
+        windows = "1 window is" if partly == 1 else f"{partly:,} windows are"
+        typer.echo(
+            f"{windows} recited nearly in full. A recited passage may begin between two windows, "
+            f"which lie {stride} tokens apart; --stride 1 finds it, and where passages are "
+            "paragraphs of their own, --txt paragraph does, too.",
+            err=True,
+        )
 
 
 def _answer(result: Scan, written: list[Path]) -> Answer:

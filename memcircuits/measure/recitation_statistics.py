@@ -107,21 +107,6 @@ def borders_on_recitation(
     return (em >= least) & (em < n_continuation) & (stride > 1)
 
 
-def missed_between_windows(em: Int[np.ndarray, " window"], n_continuation: int, stride: int) -> str:
-    """A sentence if a recited passage may begin between two windows, else nothing.
-
-    Arguments as of `borders_on_recitation`.
-    """
-    partly = int(borders_on_recitation(em, n_continuation, stride).sum())
-    if not partly:
-        return ""
-    windows = "1 window is" if partly == 1 else f"{partly:,} windows are"
-    return (
-        f"{windows} recited nearly in full. A recited passage may begin between two windows, which "
-        f"lie {stride} tokens apart; windows at every token (stride 1) find it."
-    )
-
-
 def by_repetitions(frame: pd.DataFrame) -> pd.DataFrame:
     """The duplication curve (figure 2): EM and NLL against times seen in training.
 

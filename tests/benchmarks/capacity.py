@@ -349,6 +349,8 @@ def planned(plans: list[dict[str, Any]] | None) -> str:
         ),
     )
     ratios = [row["planned"] / row["measured"] for row in plans]
+    models = dict.fromkeys(row["model"] for row in plans)
+    command = " ".join(["python -m tests.benchmarks.plans", *models])
     return f"""
 ## What an analysis costs
 
@@ -356,7 +358,7 @@ def planned(plans: list[dict[str, Any]] | None) -> str:
 times their pieces on a few random rows (a forward pass, an edit of a head in the first and in the
 last layer, a gradient, a step of unlearning, ...) and adds up as many as an analysis has. Below are
 its predictions beside what the analyses took, in seconds of the processor, on one thread
-(`python -m tests.benchmarks.plans`). Planned over measured was {min(ratios):.2f} to
+(`{command}`). Planned over measured was {min(ratios):.2f} to
 {max(ratios):.2f}.
 
 {rows}

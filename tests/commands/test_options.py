@@ -7,6 +7,7 @@ from collections import defaultdict
 from pathlib import Path
 from typing import Any, get_args
 
+import numpy as np
 import pytest
 import typer
 from typer.testing import CliRunner
@@ -194,3 +195,13 @@ def test_a_misspelt_shipped_model_is_named(words: list[str], says: str) -> None:
     result = CliRunner().invoke(cli.app, [*words, "--quiet"])
     assert result.exit_code == 2
     assert result.stderr.startswith(f"memcircuits: {says}there is no such model; did you mean ")
+
+
+@pytest.mark.parametrize("stride", [7, 1])
+def test_a_scan_says_what_may_begin_between_its_windows(
+    stride: int, capsys: pytest.CaptureFixture[str]
+) -> None:
+    scan._say_missed(np.array([0, 11, 12, 12]), 12, stride)
+    said = capsys.readouterr().err
+    assert ("1 window is recited nearly in full" in said) == (stride > 1)
+    assert ("7 tokens apart; --stride 1 finds it" in said) == (stride > 1)

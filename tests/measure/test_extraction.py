@@ -9,8 +9,8 @@ import torch
 
 import memcircuits as mc
 from memcircuits.measure.recitation_statistics import (
+    borders_on_recitation,
     em_buckets,
-    missed_between_windows,
     samples_needed,
 )
 from tests.helpers import models as zoo
@@ -134,14 +134,12 @@ def test_many_counts_are_grouped_by_powers_of_two(neo):
     assert curve["n"].tolist() == [1, 1, 2, 4, 8, 9]
 
 
-def test_windows_beside_a_passage_say_that_it_may_begin_between_them():
+def test_windows_beside_a_passage_are_told_from_others():
     em = np.array([0, 24, 29, 30, 49, 50])  # a window 9 tokens behind recites 41, but for slips
-    sentence = missed_between_windows(em, 50, stride=10)
-    assert sentence.startswith("2 windows are recited nearly in full.")
-    assert "10 tokens apart" in sentence
-    assert missed_between_windows(em[:4], 50, stride=10).startswith("1 window is ")
-    assert missed_between_windows(em[:3], 50, stride=10) == ""
-    assert missed_between_windows(em, 50, stride=1) == ""
-    # Windows farther apart: at least half of the continuation.
-    assert missed_between_windows(em[:2], 50, stride=100) == ""
-    assert missed_between_windows(em[:3], 50, stride=100).startswith("1 window is ")
+
+    def beside(stride):
+        return em[borders_on_recitation(em, 50, stride)].tolist()
+
+    assert beside(10) == [30, 49]
+    assert beside(1) == []
+    assert beside(100) == [29, 30, 49]  # farther apart: at least half of the continuation

@@ -213,8 +213,8 @@ def _rows_between(scanned: Scanned, windows: Windows, n_tokens: int) -> list[tup
         for start, e in zip(scanned.starts[nearly], em[nearly], strict=True)
     ]
     starts = np.unique(np.concatenate(ranges))
+    # Those that were read are read again: without them the rows would be short, and so the batches.
     starts = starts[(starts >= 0) & (starts <= n_tokens - windows.length)]
-    starts = np.setdiff1d(starts, scanned.starts)
     runs = np.split(starts, np.flatnonzero(np.diff(starts) > 1) + 1)
     return [
         (int(run[i]), int(run[min(i + _WINDOWS_PER_ROW, len(run)) - 1]) + windows.length)
