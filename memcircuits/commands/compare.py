@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
 
@@ -16,7 +16,6 @@ from memcircuits.commands.output import Answer, print_notes, print_table, say_wr
 if TYPE_CHECKING:
     from memcircuits.evidence.comparisons.result import Comparison
 
-_PASSAGE_COLUMNS = ["id", "passage", "em_a", "em_b", "em_change", "nll_change"]
 _HEAD_COLUMNS = ["name", "score_a", "score_b", "change", "ci_low", "ci_high", "q_value"]
 
 
@@ -142,14 +141,14 @@ def _answer(comparison: Comparison, written: list[Path]) -> Answer:
 def _print(comparison: Comparison, top: int) -> None:
     typer.echo(str(comparison))
     if comparison.has_passages:
-        frame = comparison.to_frame()
-        for change, is_so in {
-            "gains": frame["em_change"] > 0,
-            "losses": frame["em_change"] < 0,
-        }.items():
-            changed = frame[is_so]
-            typer.echo(f"\nLargest {change} of EM, of {len(changed):,} paragraphs:")
-            print_table(changed[_PASSAGE_COLUMNS].head(top))
+        change = comparison.em[1] - comparison.em[0]
+        kinds: dict[Literal["gains", "losses"], int] = {
+            "gains": int((change > 0).sum()),
+            "losses": int((change < 0).sum()),
+        }
+        for kind, count in kinds.items():
+            typer.echo(f"\nLargest {kind} of EM, of {count:,} paragraphs:")
+            print_table(comparison.changes(kind, top))
     if comparison.has_heads:
         typer.echo("\nHeads with the largest change of the score (nats/token), 95 % interval:")
         print_table(comparison.heads_frame()[_HEAD_COLUMNS].head(top))

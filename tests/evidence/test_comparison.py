@@ -52,6 +52,21 @@ def test_passages_that_only_one_recites_are_gained_and_lost(pair, compared):
         )
 
 
+def test_gains_and_losses_are_shown_as_text(compared):
+    losses, gains = compared.changes("losses"), compared.changes("gains", 2)
+    assert set(losses["id"]) >= {"a-0", "a-1", "a-2"}
+    assert (losses["em_b"] < losses["em_a"]).all()
+    assert len(gains) == 2
+    assert (gains["em_b"] > gains["em_a"]).all()
+    row = compared.names.index(gains["id"][0])
+    ids = compared.ids[row].tolist()
+    shown = gains["text"][0].partition(" | ")
+    assert shown[0].endswith(f"<{ids[9]}>")  # these models have no tokenizer
+    assert shown[2] == "".join(f"<{i}>" for i in ids[10:])
+    with pytest.raises(InputError, match="kind"):
+        compared.changes("ties")
+
+
 def test_the_change_of_a_head_is_that_of_two_ablations(pair, compared):
     a, b, paragraphs = pair
     effects = [mc.ablate_heads(m, paragraphs, **QUIET).samples["nll"] for m in (a, b)]

@@ -17,6 +17,7 @@ from memcircuits.base.heads import Head
 from memcircuits.base.statistics import benjamini_hochberg, bootstrap_interval, group_means
 from memcircuits.data.token_text import row_text
 from memcircuits.data.tokens import TokenizerLike
+from memcircuits.measure.snippets import passage_text, snippet
 from memcircuits.results.provenance import Provenance
 from memcircuits.results.result import Result
 from memcircuits.results.score_map import ScoreMap
@@ -168,6 +169,26 @@ class Comparison(Result, kind="comparison"):
         frame["group"] = self.groups.numpy()
         order = frame["em_change"].abs().sort_values(ascending=False, kind="stable").index
         return frame.loc[order].reset_index(drop=True)
+
+    def changes(self, kind: Literal["gains", "losses"], n: int = 10) -> pd.DataFrame:
+        """The paragraphs of which b recites more, or fewer, tokens than a, as text.
+
+        Columns `id, passage, em_a, em_b, text`, the largest changes first, at most `n` rows. In
+        `text` a bar stands between the end of the prefix and the continuation.
+
+        Raises:
+            InputError: for another kind.
+        """
+        one_of("kind", kind, ("gains", "losses"))
+        frame = self.to_frame()
+        changed = frame["em_change"] > 0 if kind == "gains" else frame["em_change"] < 0
+        frame = frame.loc[changed, ["id", "passage", "em_a", "em_b"]].head(n)
+        row_of = {name: row for row, name in enumerate(self.names)}
+        texts = [
+            passage_text(self.ids[row_of[name]].tolist(), self.n_prefix, 0, self.model)
+            for name in frame["id"]
+        ]
+        return frame.assign(text=list(map(snippet, texts))).reset_index(drop=True)
 
     def heads_frame(self) -> pd.DataFrame:
         """One row per head, the largest changes first.
