@@ -41,6 +41,7 @@ from memcircuits.commands import (
     transplant,
     unigrams,
     unlearn,
+    work,
 )
 from memcircuits.commands.usage_errors import Command, Group
 
@@ -60,7 +61,8 @@ def _as_typer_command(command: Callable[..., None]) -> Callable[..., None]:
 
     @functools.wraps(command)
     def safe_command(*args: Any, **kwargs: Any) -> None:
-        with common.errors_in_one_line(options):
+        verbose = bool(kwargs.get("verbose"))
+        with common.errors_in_one_line(options), work.saying_work(verbose):
             command(*args, **kwargs)
 
     return safe_command

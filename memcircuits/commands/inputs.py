@@ -30,9 +30,11 @@ from memcircuits.commands.options import (
     TextColumn,
     TrustRemoteCode,
     TxtOption,
+    Verbose,
     existing,
 )
 from memcircuits.commands.output import say
+from memcircuits.commands.work import count_work
 
 if TYPE_CHECKING:
     from memcircuits.data.bos import Bos
@@ -83,6 +85,7 @@ class Inputs:
     revision: Revision = None
     trust_remote_code: TrustRemoteCode = False
     quiet: Quiet = False
+    verbose: Verbose = False
 
     @property
     def progress(self) -> bool:
@@ -109,11 +112,11 @@ class Inputs:
 
     @property
     def typed(self) -> str:
-        """These options as they are typed, without those that have their default and --quiet."""
+        """These options as they are typed, without defaults, --quiet and --verbose."""
         parts = []
         for entry in dataclasses.fields(self):
             value, option = getattr(self, entry.name), "--" + entry.name.replace("_", "-")
-            if value == entry.default or entry.name == "quiet":
+            if value == entry.default or entry.name in ("quiet", "verbose"):
                 continue
             parts += [option] if value is True else [option, shlex.quote(str(value))]
         return " ".join(parts)
@@ -207,7 +210,9 @@ def load(name: str, quiet: bool, option: str = "--model", **loading: Any) -> Any
     refuse_misspelt(option, name)
     say(f"loading {name}", quiet)
     with naming(option, "model"):
-        return load_model(name, **loading)
+        model = load_model(name, **loading)
+    count_work(model, name)
+    return model
 
 
 def load_twin(inputs: Inputs, name: str | None) -> Any:

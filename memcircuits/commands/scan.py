@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from memcircuits.commands.inputs import Inputs
+from memcircuits.commands.inputs import Inputs, load
 from memcircuits.commands.options import Json
 from memcircuits.commands.output import Answer, print_notes, print_table, say, say_written
 from memcircuits.commands.scan_options import CorpusOptions, ExtractionOptions
@@ -102,20 +102,20 @@ def _scan_corpus(
     }
     shard = options.shard()
     loading = inputs.loading | _device_of_process(inputs, options)
-    say(f"loading {inputs.model}", inputs.quiet)
-    load = functools.partial(mc.load_model, inputs.model, **loading)
     if options.engine == "ray":
         from memcircuits.measure.corpus.on_ray import scan_with_ray
 
         if shard != (0, 1):
             raise mc.InputError("--num-shards", shard[1], "with Ray, give --workers instead")
         arguments |= {"workers": options.workers, "address": options.ray_address}
-        folder = scan_with_ray(load, corpus, out, **arguments)
+        say(f"loading {inputs.model}", inputs.quiet)
+        loader = functools.partial(mc.load_model, inputs.model, **loading)
+        folder = scan_with_ray(loader, corpus, out, **arguments)
         tokenizer = None
     else:
         from memcircuits.measure.corpus.scan import scan_to_disk
 
-        model = load()
+        model = load(inputs.model, inputs.quiet, **loading)
         tokenizer = model.tokenizer
         folder = scan_to_disk(model, corpus, out, shard=shard, **arguments)
     if json:

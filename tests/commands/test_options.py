@@ -125,6 +125,15 @@ def test_the_command_that_is_named_next_works(chapters: Path, tmp_path: Path) ->
     assert (tmp_path / "heads" / "report.html").is_file()
 
 
+def test_verbose_says_how_often_the_model_ran(chapters: Path, tmp_path: Path) -> None:
+    """A scan runs the model once on each of the eight windows, in memory and to a folder."""
+    for where in ([], ["--out", str(tmp_path / "scan")]):
+        result = run(chapters, "scan", "--stride", "22", "--verbose", *where)
+        assert result.exit_code == 0, result.output
+        assert ": 8.0 forward passes of one row of tokens" in result.stderr
+    assert "forward passes" not in run(chapters, "scan", "--stride", "22").stderr
+
+
 @pytest.mark.parametrize(
     ("arguments", "says"),
     [
