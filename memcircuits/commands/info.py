@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from memcircuits.base.errors import InputError
 from memcircuits.commands.inputs import load
 from memcircuits.commands.options import (
     Continuation,
@@ -47,8 +48,9 @@ def info(
         typer.Option("--plan", help="Also time the pieces of each analysis: what would it cost?"),
     ] = False,
     plan_paragraphs: Annotated[
-        int, typer.Option(min=1, help="With --plan: number of paragraphs that are scanned.")
-    ] = 400,
+        int | None,
+        typer.Option(min=1, help="With --plan: number of paragraphs that are scanned, else 400."),
+    ] = None,
     max_paragraphs: MaxParagraphs = 100,
     quiet: Quiet = False,
 ) -> None:
@@ -59,6 +61,8 @@ def info(
 
     Example: memcircuits info EleutherAI/pythia-70m
     """
+    if plan_paragraphs is not None and not costs:
+        raise InputError("--plan-paragraphs", plan_paragraphs, "it is for --plan, not given")
     loaded = load(
         model if name is None else name,
         quiet,
@@ -80,7 +84,7 @@ def info(
             adapt(loaded),
             n_prefix=n_prefix,
             n_continuation=n_continuation,
-            n_paragraphs=plan_paragraphs,
+            n_paragraphs=plan_paragraphs or 400,
             n_measured=max_paragraphs,
         )
     if json:

@@ -88,3 +88,9 @@ def test_lengths_that_do_not_fit_are_refused(tmp_path):
     outcome = CliRunner().invoke(app, ["info", str(folder), "--plan", "--n-prefix", "5000"])
     assert outcome.exit_code == 2
     assert "tokens fit" in outcome.stderr
+
+
+def test_paragraphs_without_a_plan_are_refused():
+    outcome = CliRunner().invoke(app, ["info", "--plan-paragraphs", "50"])
+    assert outcome.exit_code == 2
+    assert "--plan-paragraphs: 50; it is for --plan" in outcome.stderr
