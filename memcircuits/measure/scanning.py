@@ -45,6 +45,8 @@ from memcircuits.results.result import Result
 if TYPE_CHECKING:
     import pandas as pd
 
+_SHORT = 5  # tokens of a continuation, below which chance alone recites
+
 
 @dataclass(frozen=True)
 class Scan(ParagraphMeasures, Result, kind="scan"):
@@ -291,8 +293,18 @@ def scan(
     if written:
         metadata["em_as_written"] = tuple(map(written.get, range(len(paragraphs))))
     notes = (*paragraphs.notes, *comparison(result.em, written, paragraphs.n_continuation))
-    notes = (*result.notes, *notes)
+    notes = (*result.notes, *notes, *_about_short(paragraphs.n_continuation))
     return dataclasses.replace(result, metadata=metadata, notes=notes, tokenizer=tokenizer)
+
+
+def _about_short(n_continuation: int) -> tuple[str, ...]:
+    """A note where the greedy choice is often right without any memory of the text."""
+    if n_continuation >= _SHORT:
+        return ()
+    return (
+        f"{n_continuation} tokens of continuation are often right by chance: compare with text "
+        "that the model cannot have seen",
+    )
 
 
 def has_finite_scores(

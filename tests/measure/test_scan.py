@@ -110,3 +110,11 @@ def test_saved_scans_load_equal(neo, tmp_path):
 def test_paragraphs_that_the_model_cannot_take(neo, ids, says):
     with pytest.raises(mc.InputError, match=says):
         mc.scan(neo, ids)
+
+
+def test_a_short_continuation_is_named(neo):
+    ids = zoo.random_ids(3, 20)
+    short, long = (mc.Paragraphs.from_tokens(ids, n_prefix=n) for n in (16, 15))
+    notes = mc.scan(neo, short, progress=False).notes
+    assert any("4 tokens of continuation are often right by chance" in note for note in notes)
+    assert not any("by chance" in note for note in mc.scan(neo, long, progress=False).notes)
