@@ -1,11 +1,12 @@
 """Write docs/pretrained.md, docs/pretrained.json and a picture: python docs/make_pretrained.py.
 
-Three parts, each a module of `pretrained_page`: `recited`, what Gemma 3 270M recites of
+Four parts, each a module of `pretrained_page`: `recited`, what Gemma 3 270M recites of
 public-domain texts; `heads`, what that depends on; `planted`, every analysis on SmolLM2-135M with
-paragraphs written into it. Naming parts measures them again and keeps the others; with `--text`
-nothing is measured, and the page is written from the JSON. Both models come out of packages
-(340 MB, the extra `gguf`); the picture needs the extra `dev` and Chromium. The parts take two to
-five minutes of one core each.
+paragraphs written into it; `forgotten`, one of these paragraphs unlearned and audited. Naming
+parts measures them again and keeps the others; with `--text` nothing is measured, and the page is
+written from the JSON. Both models come out of packages (340 MB, the extra `gguf`); the picture
+needs the extra `dev` and Chromium. The parts take two to five minutes of one core each, and
+`forgotten` longer.
 """
 
 from __future__ import annotations
@@ -21,7 +22,7 @@ import torch
 from memcircuits.base.io import write_atomically
 
 DOCS = Path(__file__).parent
-PARTS = ("recited", "heads", "planted")
+PARTS = ("recited", "heads", "planted", "forgotten")
 HEAD = """# A pretrained model
 
 What one small pretrained model recites of texts that are on very many pages of the web, and every

@@ -46,3 +46,27 @@ def test_both_texts_are_measured_passage_by_passage(maker, tmp_path, monkeypatch
     known, control = (recited.windows_of(organism, name, 6) for name in ("known", "control"))
     assert not set(known.metadata["group"]) & set(control.metadata["group"])
     assert torch.equal(known[:1].ids, recited.windows_of(organism, "known", 10_000)[:1].ids)
+
+
+def test_the_edit_of_a_planted_paragraph_is_audited(maker, monkeypatch):
+    """On the organism, at the surface only: the rows are those of the audit."""
+    forgotten = importlib.import_module("pretrained_page.forgotten")
+    module = importlib.import_module("pretrained_page.planted").example()
+    lengths = {"n_prefix": 12, "n_continuation": 8}
+    fields = {"LENGTHS": lengths, "WHERE": "L3.attn", "smollm2": lambda: "organism"}
+    for name, value in fields.items():
+        monkeypatch.setattr(module, name, value)
+    monkeypatch.setattr(forgotten, "example", lambda: module)
+    for name, value in {"ARMS": ("surface",), "ATTACKS": 1, "STEPS": 1}.items():
+        monkeypatch.setattr(forgotten, name, value)
+    measured = json.loads(json.dumps(forgotten.measure(), allow_nan=False))
+    surface = measured["arms"]["surface"]
+    unedited, edited, unplanted = surface["measures"]["em"]
+    assert unedited == 8
+    assert max(edited, unplanted) < 8
+    assert surface["measures"]["depth"][0] == 0
+    assert surface["measures"]["depth"][2] == 1
+    lines = forgotten.text(measured)
+    assert lines[0] == "## Forgetting one of them"
+    (row,) = [line for line in lines if line.startswith("| EM from the own prefix")]
+    assert row.endswith(f"| {unedited:.3g} | {edited:.3g} | {unplanted:.3g} |")

@@ -6,6 +6,11 @@ import json
 import shutil
 from pathlib import Path
 
+import torch
+
+from memcircuits.editing.masks import Candidates
+from memcircuits.models.registry import adapt
+
 DOCS = Path(__file__).parents[1] / "docs"
 
 
@@ -55,13 +60,45 @@ def test_a_rival_has_the_settings_that_forget_at_the_least_harm(monkeypatch):
     from unlearning_page import front
 
     runs = {}
-    for name, (objective, (rate, weight), _) in front.tuning().items():
-        is_first = (rate, weight) == (front.RATES[0], front.WEIGHTS[0])
+    for name, (rival, settings, _) in front.tuning().items():
+        first = front.RIVALS[rival].grid[0]
         for i in range(front.N_TUNED):
-            # One rival forgets with every setting, the other with none.
-            em = (3, 2) if objective == "nll" else (20, 30)
-            kl = 0.1 * rate * weight if objective == "nll" else 0.3 - 0.2 * is_first
-            runs[f"{name}/{i}"] = {"em_attacked": em[is_first], "kl": kl}
+            # One rival forgets with every setting, the others with none.
+            em = (20, 3) if rival == "nll" else (30, 20)
+            kl = 0.1 * (1 + front.RIVALS[rival].grid.index(settings)) if rival == "nll" else 0.3
+            runs[f"{name}/{i}"] = {"em_attacked": em[settings == first], "kl": kl}
     chosen = front.chosen_settings(runs)
-    assert chosen["nll"] == (front.RATES[0], front.WEIGHTS[0])
-    assert chosen["npo"] != (front.RATES[0], front.WEIGHTS[0])
+    assert chosen == {name: rival.grid[0] for name, rival in front.RIVALS.items()}
+    runs = {name: run | {"em_attacked": 4} for name, run in runs.items()}
+    assert front.chosen_settings(runs)["nll"] == front.RIVALS["nll"].grid[0]
+
+
+def test_all_of_the_curvature_is_the_matrix_and_little_of_it_the_sharpest_pair(monkeypatch):
+    monkeypatch.syspath_prepend(DOCS)
+    from unlearning_page.removal import of_much_curvature
+
+    generator = torch.Generator().manual_seed(0)
+    matrix = torch.randn(3, 2, generator=generator, dtype=torch.float64)
+    moments = torch.diag(torch.tensor([1.0, 5.0, 2.0])), torch.diag(torch.tensor([3.0, 1.0]))
+    torch.testing.assert_close(of_much_curvature(matrix, *moments, 1.0), matrix)
+    kept = of_much_curvature(matrix, *moments, 15 / 32)  # the products are 15 6 5 3 2 1
+    expected = torch.zeros_like(matrix)
+    expected[1, 0] = matrix[1, 0]
+    torch.testing.assert_close(kept, expected)
+    kept = of_much_curvature(matrix, *moments, 16 / 32)
+    expected[2, 0] = matrix[2, 0]
+    torch.testing.assert_close(kept, expected)
+
+
+def test_a_subnet_lacks_the_weights_of_the_smallest_scores(monkeypatch, neo):
+    monkeypatch.syspath_prepend(DOCS)
+    from unlearning_page.removal import write_subnet
+
+    mask = Candidates.of(adapt(neo), components=["W_in"]).choose(1.0, None, "all")
+    original = [weight.values[0].clone() for weight in mask.weights]
+    scores = [torch.arange(old.numel(), dtype=torch.float32).view_as(old) for old in original]
+    with mask.restored():
+        write_subnet(mask, original, [-score for score in scores], 0.25)
+        for weight, old, score in zip(mask.weights, original, scores, strict=True):
+            is_kept = score >= old.numel() // 4
+            assert torch.equal(weight.values[0], old * is_kept)

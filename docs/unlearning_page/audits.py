@@ -58,9 +58,7 @@ def measure(n: int, folder: Path, out: Path) -> None:
         for arm, name in ARMS.items():
 
             def audit(target: mc.Paragraphs = target, name: str = f"{name}-{i}") -> EditAudit:
-                make = front.arms(dict.fromkeys(front.RIVALS, (1.0, 1.0)))[
-                    name.partition("-")[0]
-                ].make
+                make = front.arms()[name.rpartition("-")[0]].make
                 return mc.audit_edit(
                     s.model,
                     edits.get(name, lambda: make(target)),

@@ -1,9 +1,4 @@
-"""Depth against harm: deep unlearning, parts of it left out, and rivals.
-
-The rivals are written from their papers and have our number of steps, decay of the learning rate,
-fraction of the weights and texts to keep. Their learning rates and KL weights are chosen on
-paragraphs that are not reported.
-"""
+"""Depth against harm: deep unlearning, parts of it left out, and rivals."""
 
 from __future__ import annotations
 
@@ -18,20 +13,16 @@ from torch import Tensor
 import memcircuits as mc
 from memcircuits.editing.audits.measures import draw_attacks
 from memcircuits.editing.edit import Edit
-from memcircuits.editing.recipe import DEEP, STOEHR_2024, ForgettingTerm, Recipe
+from memcircuits.editing.recipe import DEEP, STOEHR_2024
 from memcircuits.measure.continuation import continuation_log_probs, kl_divergence
 from memcircuits.models.adapter import Adapter
 from unlearning_page.numbers import interval, read, table
+from unlearning_page.rivals import RIVALS, Settings, unlearned
 from unlearning_page.setting import SEED, setting
 
 TITLE = "Depth against harm"
 N_TUNED, N_REPORTED, N_ATTACKS = 1, 3, 5
-WEIGHTS = (100.0, 1000.0)  # of the KL, for rivals
-RATES = (3e-5, 1e-4)
-RIVALS: Mapping[ForgettingTerm, str] = {
-    "nll": "the paper's objective: likelihood down, KL",
-    "npo": "negative preference optimization, KL",
-}
+FRACTIONS = (0.1, 0.01, 0.001)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -43,91 +34,76 @@ class Arm:
 
 
 def deep(**options: Any) -> Callable[[mc.Paragraphs], Edit]:
-    """Deep unlearning with other options; `kl_weight` and `curvature` are the recipe's."""
-    of_recipe = {name: options.pop(name) for name in ("kl_weight", "curvature") if name in options}
+    """Deep unlearning with other options; `curvature` is the recipe's."""
+    recipe = dataclasses.replace(DEEP, curvature=options.pop("curvature", DEEP.curvature))
 
     def make(target: mc.Paragraphs) -> Edit:
         s = setting()
         given = options | ({"twin": s.twin} if options.get("twin") else {})
-        recipe = dataclasses.replace(DEEP, **of_recipe)
         return mc.unlearn(s.model, target, s.given, recipe=recipe, progress=False, **given)
 
     return make
 
 
-def rival(objective: ForgettingTerm, rate: float, weight: float) -> Callable[..., Edit]:
-    recipe = Recipe(
-        steps=DEEP.steps,
-        objective=objective,
-        learning_rate=rate,
-        kl_weight=weight,
-        control_batch=2 * DEEP.control_batch,
-        decay=True,
-    )
-    return lambda target: _unlearned(target, recipe, setting().given_to_rivals, fraction=1.0)
+def published(target: mc.Paragraphs) -> Edit:
+    """The paper's recipe, with a larger rate: at its own, no text is forgotten."""
+    recipe = dataclasses.replace(STOEHR_2024, learning_rate=1e-4)
+    return unlearned(target, recipe, setting().given[:13], mask="all")
 
 
-def _unlearned(
-    target: mc.Paragraphs, recipe: Recipe, control: mc.Paragraphs, **options: Any
-) -> Edit:
-    """An edit without a stop: EM below 0 is never reached, and there is no budget."""
-    unlimited: dict[str, Any] = {"em_below": 0.0, "kl_budget": float("inf"), "progress": False}
-    return mc.unlearn(setting().model, target, control, recipe=recipe, **{**unlimited, **options})
+def surface(target: mc.Paragraphs) -> Edit:
+    s = setting()
+    return mc.unlearn(s.model, target, s.given, depth="surface", progress=False)
 
 
-def arms(settings: Mapping[str, tuple[float, float]]) -> dict[str, Arm]:
-    """Every arm by name, with the rivals at the rates and weights chosen for them."""
+def arms(settings: Mapping[str, Settings] | None = None) -> dict[str, Arm]:
+    """Every arm by name, with the rivals at the settings chosen for them, if these are given."""
     found = {
         "deep": Arm("deep", deep()),
         "twin": Arm("deep, the twin given", deep(twin=True)),
         "plain": Arm("deep, not whitened", deep(curvature="none")),
     }
-    for objective, label in RIVALS.items():
-        rate, weight = settings[objective]
-        found[objective] = Arm(
-            f"{label} (lr {rate:g}, KL weight {weight:g})", rival(objective, rate, weight)
-        )
-    published = dataclasses.replace(STOEHR_2024, learning_rate=1e-4)
-    found["published"] = Arm(
-        "the paper's recipe as published, all weights, lr 1e-4",
-        lambda target: _unlearned(target, published, setting().given[:13], mask="all"),
-    )
-    found["surface"] = Arm(
-        'depth="surface", 0.1 % of the weights',
-        lambda target: mc.unlearn(
-            setting().model, target, setting().given, depth="surface", progress=False
-        ),
-    )
+    for fraction in FRACTIONS:
+        label = f"deep, {100 * fraction:g} % of the weights"
+        found[f"deep-{fraction:g}"] = Arm(label, deep(fraction=fraction))
+    for name, chosen in (settings or {}).items():
+        found[name] = rival_arm(name, chosen)
+    found["published"] = Arm("the paper's recipe as published, all weights, lr 1e-4", published)
+    found["surface"] = Arm('depth="surface", 0.1 % of the weights', surface)
     return found
 
 
-def tuning() -> dict[str, tuple[ForgettingTerm, tuple[float, float], Arm]]:
-    """The runs that choose the rivals' learning rates and KL weights."""
+def rival_arm(name: str, settings: Settings) -> Arm:
+    rival = RIVALS[name]
+    return Arm(rival.described(settings), lambda target: rival.make(target, *settings))
+
+
+def tuning() -> dict[str, tuple[str, Settings, Arm]]:
+    """The runs that choose the rivals' settings: name -> rival, settings, arm."""
     return {
-        f"tuning-{objective}-{rate:g}-{weight:g}": (
-            objective,
-            (rate, weight),
-            Arm(label, rival(objective, rate, weight)),
+        f"tuning-{name}-{'-'.join(f'{x:g}' for x in settings)}": (
+            name,
+            settings,
+            rival_arm(name, settings),
         )
-        for objective, label in RIVALS.items()
-        for rate in RATES
-        for weight in WEIGHTS
+        for name, rival in RIVALS.items()
+        for settings in rival.grid
     }
 
 
-def chosen_settings(runs: Mapping[str, dict[str, Any]]) -> dict[str, tuple[float, float]]:
-    """For each rival the rate and weight that bring the attacked EM below 5 at the least KL.
+def chosen_settings(runs: Mapping[str, dict[str, Any]]) -> dict[str, Settings]:
+    """For each rival the settings that bring the attacked EM below 5 at the least KL.
 
     Where none do, those with the smallest attacked EM.
     """
-    best: dict[str, tuple[tuple[float, float], tuple[float, float]]] = {}
-    for name, (objective, tried, _) in tuning().items():
+    best: dict[str, tuple[tuple[float, float], Settings]] = {}
+    for name, (rival, tried, _) in tuning().items():
         mine = read(runs, name)
         em = max(run["em_attacked"] for run in mine)
         cost = (max(em, 5.0), sum(run["kl"] for run in mine))
-        if objective not in best or cost < best[objective][0]:
-            best[objective] = (cost, tried)
-    return {objective: tried for objective, (_, tried) in best.items()}
+        if rival not in best or cost < best[rival][0]:
+            best[rival] = (cost, tried)
+    return {rival: tried for rival, (_, tried) in best.items()}
 
 
 def run(arm: Arm, target: mc.Paragraphs, kept: Path | None = None) -> dict[str, Any]:
@@ -189,21 +165,27 @@ def section(runs: Mapping[str, dict[str, Any]]) -> str:
         [label, *(interval((run[key] for run in mine), n) for key, (_, n) in COLUMNS.items())]
         for label, mine in rows_of(runs)
     ]
-    first = read(runs, "deep")
+    n = len(read(runs, "deep"))
     head = ["edit of one paragraph", *(title for title, _ in COLUMNS.values())]
-    rates, weights = (" and ".join(f"{x:g}" for x in values) for values in (RATES, WEIGHTS))
     return (
-        f"\n{len(first)} paragraphs of the second half, each forgotten by itself in every way. "
-        f"Attacked EM is the largest over {first[0]['n_attacks']} prefixes. Every edit but the "
+        f"\n{n} paragraphs of the second half, each forgotten by itself in every way. Attacked EM "
+        f"is the largest over {read(runs, 'deep')[0]['n_attacks']} prefixes. Every edit but the "
         "published recipe is given the same texts to keep, and may change all weights of the "
-        "blocks where no fraction is named. The rivals take as many steps as deep unlearning; "
-        f"their learning rates were chosen among {rates}, and their KL weights among {weights}, on "
-        f"{N_TUNED} paragraph of the first half, by the KL at which the attacked EM falls below 5. "
+        "blocks where nothing else is said. The rivals that descend take as many steps as deep "
+        f"unlearning. Each rival's settings, {_grids()}, were chosen on {N_TUNED} paragraph of the "
+        "first half, by the KL at which the attacked EM falls below 5, or else by the attacked EM. "
+        "K-FAC removal is one edit for all texts and is meant to forget every recitation, so that "
+        "the last column is no harm of it. "
         "The last line is the model that was trained without these paragraphs, as if it were an "
         "edit: what it differs by on other text is the chance of another training.\n\n"
         f"{table(head, rows)}\n"
         "\n![Remembered bits left against the KL on unseen controls](pictures/unlearning.png)\n"
     )
+
+
+def _grids() -> str:
+    smallest, largest = (f(len(rival.grid) for rival in RIVALS.values()) for f in (min, max))
+    return f"{smallest} to {largest} choices"
 
 
 def rows_of(

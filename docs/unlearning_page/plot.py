@@ -10,15 +10,16 @@ import plotly.graph_objects as go
 
 from memcircuits.display.figures.style import MARKERS, styled
 from memcircuits.display.palette import SERIES
-from unlearning_page.front import RIVALS
 from unlearning_page.numbers import read
+from unlearning_page.rivals import RIVALS
 
 PICTURE = Path(__file__).parents[1] / "pictures" / "unlearning.png"
 SHORT = {
     "deep": "deep",
     "twin": "deep, the twin given",
+    "deep-0.01": "deep, 1 % of the weights",
     "plain": "deep, not whitened",
-    **{name: label.partition(",")[0].partition(":")[0] for name, label in RIVALS.items()},
+    **{name: rival.label.partition(",")[0].partition(":")[0] for name, rival in RIVALS.items()},
     "published": "the paper's recipe as published",
     "surface": "surface",
     "never": "never trained on it",
@@ -42,7 +43,7 @@ def plot(runs: Mapping[str, dict[str, Any]]) -> None:
             },
         )
     figure.update_xaxes(type="log", title="KL on unseen controls (nats/token)")
-    figure.update_yaxes(title="remembered bits left (share)", range=[-0.3, 1.05])
+    figure.update_yaxes(title="remembered bits left (share)", range=[-1, 1.05])
     title = "Forgetting one paragraph: what is left, and what it costs"
     styled(figure, title=title, width=900, height=440)
     beside = {"orientation": "v", "x": 1.02, "y": 1, "xanchor": "left", "yanchor": "top"}

@@ -16,9 +16,7 @@ from memcircuits.base.errors import InputError
 Out = Annotated[Path, typer.Option(file_okay=False, help="Folder for the files that are written.")]
 Json = Annotated[bool, typer.Option("--json", help="Print JSON instead of a table.")]
 Quiet = Annotated[bool, typer.Option("--quiet", "-q", help="Print no progress on stderr.")]
-Verbose = Annotated[
-    bool, typer.Option("--verbose", help="Say at the end how often the model ran.")
-]
+Verbose = Annotated[bool, typer.Option("--verbose", help="Say at the end how often the model ran.")]
 Seed = Annotated[int, typer.Option(min=0, max=2**31 - 1, help="Seed of all random draws.")]
 Top = Annotated[int, typer.Option(min=1, help="Number of rows printed.")]
 

@@ -1,6 +1,12 @@
 """The objective of deep unlearning: answer like a model that never saw the text, from any entry.
 
-    mean over entries of KL(reference || current)  +  kl_weight * KL(original || current) to keep
+    mean over entries of KL(reference || current) + token_weight * |memory|
+    + kl_weight * KL(original || current) to keep
+
+The memory of a true token is by how much its log-probability is larger than the reference's. KL
+alone leaves half of it: the true token is one of thousands to it, and of little weight where the
+reference does not expect it. Both signs count, so that no token becomes less likely than it is to a
+model that never saw the text, which would tell that something was removed.
 
 The entries of a target are its own prefix and, drawn anew at each step, attacked ones
 (`memcircuits.editing.attacks`). The reference (`memcircuits.editing.references`) has a distribution
@@ -21,7 +27,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
-from jaxtyping import Float
+from jaxtyping import Float, Int
 from torch import Tensor
 
 from memcircuits.data.paragraphs import Paragraphs
@@ -49,6 +55,7 @@ class DeepObjective(Objective):
         kept: texts to keep, and the unedited model's distributions on them.
         held_out: controls that nothing but the KL budget sees.
         kl_budget: nats/token on `held_out`; infinity: no limit.
+        token_weight: of the memory of the true tokens, see the module's text.
         kl_weight: of the KL of the texts to keep.
         control_batch: of these texts in each step.
         em_below: a target is forgotten if fewer tokens are recited from every entry.
@@ -63,6 +70,7 @@ class DeepObjective(Objective):
     kept: Sequence[ReferenceDistribution]
     held_out: ReferenceDistribution
     kl_budget: float
+    token_weight: float
     kl_weight: float
     control_batch: int
     em_below: float
@@ -142,8 +150,9 @@ class DeepObjective(Objective):
             logits = continuation_logits(self.adapter, entries, batch)
             rows = torch.arange(len(entries))[batch] % len(self.memorized)
             reference = self.reference[rows].to(logits.device)
-            loss = kl_divergence(reference, logits.float().log_softmax(-1)).mean(-1)
-            scores = read_continuation(logits, entries.continuation[batch].to(logits.device))
+            true = entries.continuation[batch].to(logits.device)
+            loss = self._distance(reference, logits.float().log_softmax(-1), true)
+            scores = read_continuation(logits, true)
             gradient = None
             if with_gradient:
                 part = loss.sum() / n_rows
@@ -161,6 +170,16 @@ class DeepObjective(Objective):
                 if total is not None and gradient is not None:
                     total += gradient
         return torch.cat(losses), {"nll": torch.cat(nll), "em": torch.cat(em)}, total
+
+    def _distance(
+        self,
+        reference: Float[Tensor, "batch pos d_vocab"],
+        log_p: Float[Tensor, "batch pos d_vocab"],
+        true: Int[Tensor, "batch pos"],
+    ) -> Float[Tensor, " batch"]:
+        """KL(reference || current) and the weighted memory, a mean over positions, nats/token."""
+        memory = (log_p - reference).gather(-1, true[..., None])[..., 0]
+        return (kl_divergence(reference, log_p) + self.token_weight * memory.abs()).mean(-1)
 
     def _keeping_gradient(self, mask: Mask) -> Float[Tensor, " weight"]:
         """Gradient of the KL of a random batch of each set of texts to keep, a mean over sets."""

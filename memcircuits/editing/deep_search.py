@@ -55,6 +55,7 @@ def find_deep_edit(
         kept=[editor.seen, ReferenceDistribution.of(adapter, own, budget)],
         held_out=editor.held_out,
         kl_budget=math.inf if options.kl_budget is None else options.kl_budget,
+        token_weight=recipe.token_weight,
         kl_weight=recipe.kl_weight,
         control_batch=recipe.control_batch,
         em_below=options.em_below,

@@ -70,6 +70,8 @@ class Recipe:
             and `em_below=0` take all at once).
         learning_rate: of Adam, in units of weight.
         kl_weight: of the KL (nats/token) beside the forgetting term, with Adam.
+        token_weight: in the forgetting term `reference`, of the distance of the true tokens'
+            log-probabilities from the reference's.
         control_batch: controls in each step of Adam.
         decay: let the learning rate of Adam fall to 0 as a cosine.
     """
@@ -84,6 +86,7 @@ class Recipe:
     one_by_one: bool = False
     learning_rate: float = 1e-5
     kl_weight: float = 500.0
+    token_weight: float = 0.0
     control_batch: int = 10
     decay: bool = False
 
@@ -105,7 +108,8 @@ DEEP = Recipe(
     objective="reference",
     curvature="inputs",
     learning_rate=1e-4,
-    kl_weight=120.0,
+    kl_weight=400.0,
+    token_weight=1.0,
     control_batch=8,
     decay=True,
 )

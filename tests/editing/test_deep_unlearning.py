@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import math
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -11,6 +12,7 @@ import torch
 import memcircuits as mc
 from memcircuits.base.errors import InputError
 from memcircuits.editing.attacks import ATTACKS
+from memcircuits.editing.deep_objective import DeepObjective
 from memcircuits.editing.recipe import DEEP
 from memcircuits.editing.references import DRAWS, N_TRUE, proxy_log_probs
 from memcircuits.editing.unlearning_objective import ReferenceDistribution
@@ -19,7 +21,7 @@ from memcircuits.models.registry import adapt
 from tests.helpers import models as zoo
 from tests.helpers.editing import CONTROL, same_state, state_of
 
-STRONG = dataclasses.replace(DEEP, steps=12, learning_rate=8e-2, kl_weight=1.0)
+STRONG = dataclasses.replace(DEEP, steps=12, learning_rate=8e-2, kl_weight=1.0, token_weight=0.0)
 DEEPLY = {"recipe": STRONG, "fraction": 1.0, "progress": False}
 
 
@@ -109,6 +111,36 @@ def test_with_a_twin_the_model_comes_nearer_to_it(neo):
     assert edit.provenance.options["twin"]
     with edit.apply(model):
         assert distance() < 0.7 * before
+
+
+def test_the_distance_counts_the_true_tokens_beside_the_whole_distribution():
+    p = torch.tensor([[[0.5, 0.25, 0.25], [0.1, 0.8, 0.1]]])
+    q = torch.tensor([[[0.25, 0.5, 0.25], [0.2, 0.6, 0.2]]])
+    true = torch.tensor([[1, 1]])
+    kl = (p * (p / q).log()).sum(-1)
+    memory = torch.tensor([[math.log(2), math.log(0.8 / 0.6)]])  # one above p, one below
+
+    def distance(weight):
+        fields = SimpleNamespace(token_weight=weight)
+        return DeepObjective._distance(fields, p.log(), q.log(), true)
+
+    torch.testing.assert_close(distance(0.0), kl.mean(-1))
+    torch.testing.assert_close(distance(3.0), (kl + 3 * memory).mean(-1))
+
+
+def test_fewer_bits_are_left_when_the_true_tokens_count(neo):
+    model, targets = neo
+    twin = zoo.bridge("gpt_neo", seed=1)
+
+    def bits_left(weight):
+        recipe = dataclasses.replace(STRONG, token_weight=weight, learning_rate=2e-2)
+        edit = mc.unlearn(model, targets, CONTROL, twin=twin, **DEEPLY | {"recipe": recipe})
+        with edit.apply(model):
+            nll = mc.scan(model, targets, progress=False).nll
+        return float((never - nll).abs().mean())
+
+    never = mc.scan(twin, targets, progress=False).nll
+    assert bits_left(1.0) < bits_left(0.0)
 
 
 def test_a_fraction_of_the_weights_changes_and_no_other(neo):
