@@ -52,7 +52,8 @@ def test_several_targets_are_forgotten_one_by_one(neo_edit):
     # The KL is that of all turns together, on the controls held out by the same seed.
     _, held = split_control(CONTROL, seed=0)
     kl = float(edit_divergence(model, result, held).mean())
-    assert float(result.history["kl"][-1]) == pytest.approx(kl, rel=1e-4)
+    # So small a KL of float32 log-probabilities is exact to about 1e-7 on any processor.
+    assert float(result.history["kl"][-1]) == pytest.approx(kl, rel=1e-4, abs=1e-7)
     alone = mc.unlearn(model, memorized[:1], CONTROL, **FORGET)
     assert alone.n_masked == n
     rate = result.history["em"]
@@ -137,7 +138,8 @@ def test_edit_gives_prefixes_another_continuation():
         fraction=0.2,
         kl_budget=0.5,
         progress=False,
-        recipe=dataclasses.replace(NATURAL_GRADIENT, steps=200, step_kl=3e-3),
+        # Longer steps end, on some processors, where no step lowers the loss.
+        recipe=dataclasses.replace(NATURAL_GRADIENT, steps=200, step_kl=1e-3),
     )
     assert result.stopped == "em"
     new = mc.Paragraphs(torch.cat([memorized.prefix, wanted.continuation], 1), 10)
