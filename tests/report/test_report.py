@@ -335,7 +335,7 @@ def test_the_command_in_the_report_is_one_that_exists(neo):
 CHANGE_NO_NUMBER = {
     "--compare-controls",
     *("--engine", "--workers", "--ray-address"),
-    *("--out", "--top", "--json", "--quiet", "--help", "--strict"),
+    *("--out", "--top", "--json", "--quiet", "--verbose", "--help", "--strict"),
 }
 LOAD_ONLY = {"--device", "--device-map", "--trust-remote-code"}  # the reader's own machine decides
 
