@@ -227,6 +227,29 @@ def _highest(scores: Float[Tensor, " head"], k: int) -> Bool[Tensor, " head"]:
     return is_highest
 
 
+def decoys_named(trials: Trials) -> pd.DataFrame:
+    """How often a decoy ranks first: the damaged head, or the one that holds the controls.
+
+    Returns:
+        Columns `localizer, trials, damaged, holder`: fractions of the trials, with `_low`, `_high`.
+    """
+    import pandas as pd
+
+    named: dict[str, list[list[bool]]] = {}
+    for trial in _planted(trials, "decoys"):
+        for result in trial.results:
+            is_first = [result.first == decoy for decoy in trial.decoys]
+            named.setdefault(result.localizer, []).append(is_first)
+    rows: list[dict[str, Any]] = []
+    for name, of_trials in named.items():
+        row: dict[str, Any] = {"localizer": name, "trials": len(of_trials)}
+        for column, hits in zip(("damaged", "holder"), zip(*of_trials, strict=True), strict=True):
+            row[column] = sum(hits) / len(hits)
+            row[f"{column}_low"], row[f"{column}_high"] = wilson(row[column], len(hits))
+        rows.append(row)
+    return pd.DataFrame(rows)
+
+
 def holders_accuracy(trials: Trials) -> pd.DataFrame:
     """How often a paragraph is attributed to the head that it was planted through.
 

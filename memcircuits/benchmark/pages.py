@@ -17,6 +17,7 @@ import jinja2
 from memcircuits.base.io import write_atomically
 from memcircuits.benchmark.leaderboard import (
     combinations,
+    decoys_named,
     deletions,
     given_away,
     holders_accuracy,
@@ -32,6 +33,9 @@ if TYPE_CHECKING:
     import pandas as pd
 
     from memcircuits.display.pages import Page
+
+DECOYS = {"damaged": "the damaged head", "holder": "the head that holds the controls"}
+"""Headings of the columns of `decoys_named`."""
 
 _TEMPLATES = Path(__file__).parent / "templates"
 
@@ -182,6 +186,13 @@ def _tables(trials: Trials, frame: pd.DataFrame) -> dict[str, pd.DataFrame]:
         table["others - targets"] = [
             _with_interval(row, "difference") for row in deleted.to_dict("records")
         ]
+        tables[title] = table
+    decoys = decoys_named(trials)
+    if len(decoys):
+        title = f"Decoys: share of {decoys['trials'].iloc[0]} trials in which one is ranked first"
+        table = pd.DataFrame({"localizer": decoys["localizer"]})
+        for column, heading in DECOYS.items():
+            table[heading] = [_with_interval(row, column) for row in decoys.to_dict("records")]
         tables[title] = table
     combined = combinations(trials)
     if len(combined):

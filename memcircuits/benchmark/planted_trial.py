@@ -1,7 +1,8 @@
 """A planted trial: plant paragraphs in a random place, and ask every localizer where they are.
 
 1. Draw a place of the trial's kind, the paragraphs to plant, controls for the localizers, and
-   anchors that keep the model's other predictions unchanged.
+   anchors that keep the model's other predictions unchanged. In a trial of the kind `decoys`,
+   change two other heads (`memcircuits.benchmark.decoys`).
 2. Plant (`memcircuits.editing.planting`). A place that cannot hold the text makes a failed trial,
    which is reported but enters no mean.
 3. Inside the planted model run every localizer that can score the units of this kind, count its
@@ -12,8 +13,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import time
 from collections.abc import Sequence
+from functools import partial
 
 import torch
 from jaxtyping import Bool, Float
@@ -21,6 +24,7 @@ from torch import Tensor
 
 from memcircuits.base.errors import InputError
 from memcircuits.base.heads import Head
+from memcircuits.benchmark.decoys import decoys
 from memcircuits.benchmark.localizers import localize, localizers_of
 from memcircuits.benchmark.metrics import metrics
 from memcircuits.benchmark.paragraph_pool import ParagraphPool
@@ -76,46 +80,65 @@ def planted_trial(
     generator = torch.Generator().manual_seed(seed)
     adapter = adapt(pool.model)
     where, components = _random_place(adapter, kind, generator)
+    where, decoy_heads = (where[:1], where[1:]) if kind == "decoys" else (where, [])
     targets, control, reference, anchors = (
         _cut_continuation(group, _CONTINUATION_TOKENS.get(kind))
         for group in pool.draw(generator, n_paragraphs, N_CONTROLS, N_REFERENCE)
     )
+    steps = _PLANTING_STEPS_WEIGHTS if kind == "weights" else _PLANTING_STEPS
+    trial = partial(PlantedTrial, seed=seed, where=where, decoys=decoy_heads)
     start = time.perf_counter()
-    try:
-        planted = plant(
-            pool.model,
-            targets,
-            where=where,
-            components=components,
-            control=anchors,
-            steps=_PLANTING_STEPS_WEIGHTS if kind == "weights" else _PLANTING_STEPS,
-            keep_norms=kind == "head-same-norm",
-            seed=seed,
-            progress=False,
-        )
-    except InputError as error:
-        return PlantedTrial(seed=seed, where=where, failed=str(error), results=[])
-    summary = PlantingSummary(
-        steps=len(planted.history["em"]) - 1,
-        kl=float(planted.history["kl"][planted.kept]),
-        seconds=time.perf_counter() - start,
-    )
-    unit = UNIT_OF_KIND[kind]
-    truth = truth_of(adapter, planted, unit)
-    results, deletions = [], []
-    with planted.apply(pool.model):
-        others = _still_recited(adapter, pool.recited, generator) if deletion else None
+    with contextlib.ExitStack() as changes:
+        try:
+            if decoy_heads:
+                changed = decoys(adapter, *decoy_heads, control, anchors, steps=steps, seed=seed)
+                changes.enter_context(changed)
+                anchors = anchors + control  # what the holder of the controls holds stays
+            planted = plant(
+                pool.model,
+                targets,
+                where=where,
+                components=components,
+                control=anchors,
+                steps=steps,
+                keep_norms=kind == "head-same-norm",
+                seed=seed,
+                progress=False,
+            )
+        except InputError as error:
+            return trial(failed=str(error), results=[])
+        seconds = time.perf_counter() - start
+        changes.enter_context(planted.apply(pool.model))
         task = LocalizationTask(
             pool.model, targets, control, pool.unigrams, seed, planted, reference
         )
-        for name in _names(unit, localizers):
-            result, scores = _score(task, name, unit, truth)
-            results.append(result)
-            if others is not None and kind == "head":
-                deletions.append(_delete_first(task, name, scores, others))
-    return PlantedTrial(
-        seed=seed, where=where, failed=None, planted=summary, results=results, deletions=deletions
+        deletion = deletion and kind == "head"
+        others = _still_recited(adapter, pool.recited, generator) if deletion else None
+        results, deletions = _ask(task, UNIT_OF_KIND[kind], localizers, others)
+    summary = PlantingSummary(
+        steps=len(planted.history["em"]) - 1,
+        kl=float(planted.history["kl"][planted.kept]),
+        seconds=seconds,
     )
+    return trial(failed=None, planted=summary, results=results, deletions=deletions)
+
+
+def _ask(
+    task: LocalizationTask,
+    unit: Unit,
+    localizers: Sequence[str] | None,
+    others: Paragraphs | None,
+) -> tuple[list[LocalizerScore], list[DeletionScore]]:
+    """Scores of every localizer, and with `others` what is left without its first head."""
+    assert task.planted is not None
+    truth = truth_of(task.adapter, task.planted, unit)
+    results, deletions = [], []
+    for name in _names(unit, localizers):
+        result, scores = _score(task, name, unit, truth)
+        results.append(result)
+        if others is not None:
+            deletions.append(_delete_first(task, name, scores, others))
+    return results, deletions
 
 
 def _random_place(
@@ -129,6 +152,8 @@ def _random_place(
             return [heads[order[0]]], None
         case "two-heads":
             return [heads[i] for i in order[:2]], None
+        case "decoys":  # the place, the damaged head, the holder of the controls
+            return [heads[i] for i in order[:3]], None
         case "values":
             return [heads[order[0]]], ("W_V",)
         case "queries-keys":
@@ -173,7 +198,12 @@ def _score(
     fields["wall"] = time.perf_counter() - start
     if unit == "head":
         fields["scores"] = [round(score, 6) for score in scores.tolist()]
+        fields["first"] = str(_first_head(task.adapter, scores))
     return LocalizerScore.model_validate(fields), scores
+
+
+def _first_head(adapter: Adapter, scores: Float[Tensor, " head"]) -> Head:
+    return Head(*divmod(int(scores.argmax()), adapter.n_heads))
 
 
 def scores_of(task: LocalizationTask, name: str, unit: Unit) -> Float[Tensor, " unit"]:
@@ -211,7 +241,7 @@ def _delete_first(
     task: LocalizationTask, name: str, scores: Float[Tensor, " head"], others: Paragraphs
 ) -> DeletionScore:
     """EM of the targets and of other recited paragraphs without the head ranked first."""
-    head = Head(*divmod(int(scores.argmax()), task.adapter.n_heads))
+    head = _first_head(task.adapter, scores)
     targets_em, others_em = (
         float(_em_without(task.adapter, paragraphs, head).mean()) / paragraphs.n_continuation
         for paragraphs in (task.targets, others)

@@ -49,6 +49,7 @@ class LocalizerScore(_Schema):
         forwards: cost, in forward passes of one paragraph.
         wall: cost in seconds.
         scores: the score of each head; absent for other units.
+        first: the head with the highest score; absent for other units.
     """
 
     localizer: str
@@ -62,6 +63,7 @@ class LocalizerScore(_Schema):
     forwards: float
     wall: float = 0.0
     scores: list[float] | None = None
+    first: str | None = None
 
     @model_validator(mode="after")
     def _heads_have_scores(self) -> LocalizerScore:
@@ -104,6 +106,7 @@ class PlantedTrial(Trial):
     Attributes:
         seed: seed of all draws.
         where: the places, as `plant` takes them.
+        decoys: heads that were changed before, see `memcircuits.benchmark.decoys`.
         failed: why the paragraphs could not be planted there, or None.
         planted: how planting went; None if it failed.
         results: one entry for each localizer; empty if planting failed.
@@ -112,6 +115,7 @@ class PlantedTrial(Trial):
 
     seed: int | None = None
     where: list[str]
+    decoys: list[str] = []
     failed: str | None
     planted: PlantingSummary | None = None
     results: list[LocalizerScore] = []

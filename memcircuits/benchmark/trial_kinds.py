@@ -1,10 +1,12 @@
 """The kinds of trial, how many trials of each kind there are, and which units each scores.
 
-A trial of nine kinds plants paragraphs in random weights of one sort; the sort decides the units
+A trial of ten kinds plants paragraphs in random weights of one sort; the sort decides the units
 (`memcircuits.benchmark.units`) that localizers score. `values` plants through W_V of one head only
 and `queries-keys` through its W_Q and W_K only. `head-same-norm` holds the norm of every matrix of
-the head, so that the head cannot be told from its weights. `neuron-outputs` plants through the
-output weights of neurons only (Chang et al. 2024, "INJ"). Three further kinds ask other questions:
+the head, so that the head cannot be told from its weights. In `decoys` two other heads are changed
+first (`memcircuits.benchmark.decoys`): one is damaged, one holds the controls. `neuron-outputs`
+plants through the output weights of neurons only (Chang et al. 2024, "INJ"). Three further kinds
+ask other questions:
 
 * `holders`: six paragraphs are planted through six heads of one model; each is to be attributed to
   its own head.
@@ -27,6 +29,7 @@ PlantedKind = Literal[
     "head",
     "head-same-norm",
     "two-heads",
+    "decoys",
     "values",
     "queries-keys",
     "block",
@@ -46,6 +49,7 @@ UNIT_OF_KIND: Mapping[PlantedKind, Unit] = {
     "head": "head",
     "head-same-norm": "head",
     "two-heads": "head",
+    "decoys": "head",
     "values": "head",
     "queries-keys": "head",
     "block": "block",
@@ -59,6 +63,7 @@ N_TRIALS: Mapping[TrialKind, int] = {
     "head": 72,
     "head-same-norm": 30,
     "two-heads": 8,
+    "decoys": 12,
     "values": 8,
     "queries-keys": 3,
     "block": 8,
@@ -75,6 +80,7 @@ N_QUICK_TRIALS: Mapping[TrialKind, int] = {
     "head": 5,
     "head-same-norm": 2,
     "two-heads": 1,
+    "decoys": 1,
     "values": 2,
     "block": 1,
     "neurons": 1,

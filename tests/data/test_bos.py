@@ -164,7 +164,10 @@ def test_a_scan_to_disk_gives_the_numbers_of_a_scan(tmp_path):
 def test_results_say_when_texts_were_read_otherwise_than_in_training():
     model = as_bridge(zoo.hf_model("llama"), tokenizer("<1> $A"), name="tiny")
     texts = [" ".join(f"<{token}>" for token in range(first, first + 8)) for first in (5, 13)]
-    lengths = {"n_prefix": 3, "n_continuation": 5}  # fewer than five tokens have a note of their own
+    lengths = {
+        "n_prefix": 3,
+        "n_continuation": 5,
+    }  # fewer than five tokens have a note of their own
     read = {bos: Paragraphs.from_texts(texts, model, bos=bos, **lengths) for bos in ("auto", False)}
     assert mc.scan(model, read["auto"], progress=False).notes == ()
     (note,) = mc.scan(model, read[False], progress=False).notes
