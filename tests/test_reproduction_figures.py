@@ -395,8 +395,8 @@ MATRICES = ("W_Q", "W_K", "W_V", "W_O", "W_in", "W_out")
 @pytest.mark.parametrize(("job", "fraction"), [("unlearn", 0.001), ("edit", 0.01), ("unlearn", 0)])
 def test_the_authors_optimizer(study, plain, job, fraction):
     """The whole of it in plain PyTorch: Adam with decay, gradients outside the mask zero."""
-    clean, twins = study.pairs
-    target, seen = (clean if job == "unlearn" else twins)[0], study.control[:3]
+    clean, corrupted = study.pairs
+    target, seen = (clean if job == "unlearn" else corrupted)[0], study.control[:3]
     parameters = [m.weight for name in MATRICES for m in modules(plain, name)]
     original = [p.detach().clone() for p in parameters]
     with torch.no_grad():
@@ -463,17 +463,17 @@ def test_filters():
 
 def test_pairs_of_a_file(study):
     memorized = study.memorized
-    twins = memorized.ids[[2, 0, 1]].clone()
-    twins[0, 4] = (twins[0, 4] + 1) % 101  # one prefix token: a twin, if its text differs
-    twins[0, PREFIX + 3 :] = (twins[0, PREFIX + 3 :] + 1) % 101
-    twins[1, 4:6] = (twins[1, 4:6] + 1) % 101  # two: none
-    twins[1, PREFIX:] = (twins[1, PREFIX:] + 1) % 101
-    twins[2, 7] = (twins[2, 7] + 1) % 101  # the same continuation: none
-    clean, corrupted = given_pairs(memorized, mc.Paragraphs.from_tokens(twins, n_prefix=PREFIX))
+    changed = memorized.ids[[2, 0, 1]].clone()
+    changed[0, 4] = (changed[0, 4] + 1) % 101  # one prefix token, and another text
+    changed[0, PREFIX + 3 :] = (changed[0, PREFIX + 3 :] + 1) % 101
+    changed[1, 4:6] = (changed[1, 4:6] + 1) % 101  # two: none
+    changed[1, PREFIX:] = (changed[1, PREFIX:] + 1) % 101
+    changed[2, 7] = (changed[2, 7] + 1) % 101  # the same continuation: none
+    clean, corrupted = given_pairs(memorized, mc.Paragraphs.from_tokens(changed, n_prefix=PREFIX))
     assert torch.equal(clean.ids, memorized.ids[2:3])
     facts = {key: value[0] for key, value in corrupted.metadata.items()}
     assert facts == {
-        "position": 4, "replacement": int(twins[0, 4]), "em": 3, "first_impacted": 3
+        "position": 4, "replacement": int(changed[0, 4]), "em": 3, "first_impacted": 3
     }  # fmt: skip
     with pytest.raises(mc.InputError, match="--perturbed"):
         given_pairs(memorized, memorized)

@@ -97,7 +97,7 @@ def readings() -> dict[str, Any]:
 
 
 def _estimand(model: Any, effects: Mapping[str, HeadEffects], estimand: Any) -> dict[str, Any]:
-    """The first head of a way to score heads, and how many stand out."""
+    """The first head of a way to score heads, and how many are significant."""
     trained, untrained = effects["memorized"], effects[estimand.against]
     above, below = significant_heads(trained, untrained, estimand, seed=SEED)
     first = _name(model, score_heads(trained, untrained, estimand))

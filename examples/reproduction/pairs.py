@@ -1,4 +1,4 @@
-"""Memorized paragraphs and their perturbed twins (PMP): found here, or those of a file."""
+"""Memorized paragraphs and their corrupted versions (PMP): found here, or those of a file."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ def given_pairs(memorized: mc.Paragraphs, perturbed: mc.Paragraphs) -> CleanCorr
     continuations are those of the file.
 
     Raises:
-        InputError: if lengths differ or no paragraph has a twin with another continuation.
+        InputError: if lengths differ or no paragraph has a version with another continuation.
     """
     if (memorized.n_prefix, memorized.ids.shape[1]) != (perturbed.n_prefix, perturbed.ids.shape[1]):
         raise mc.InputError("--perturbed", repr(perturbed), f"give paragraphs like {memorized!r}")
@@ -37,22 +37,22 @@ def given_pairs(memorized: mc.Paragraphs, perturbed: mc.Paragraphs) -> CleanCorr
     for i, ids in enumerate(memorized.ids):
         one_token = (prefixes != ids[:n]).sum(-1) == 1
         another_text = (perturbed.continuation != ids[n:]).any(-1)
-        twins = (one_token & another_text).nonzero().flatten().tolist()
-        if twins:
+        found = (one_token & another_text).nonzero().flatten().tolist()
+        if found:
             clean.append(i)
-            rows.append(twins[0])
+            rows.append(found[0])
     if not clean:
         remedy = "none is a memorized paragraph with one prefix token replaced"
         raise mc.InputError("--perturbed", f"{len(perturbed)} paragraphs", remedy)
-    originals, twins_of = memorized[clean], perturbed[rows]
-    position = (twins_of.ids != originals.ids)[:, :n].long().argmax(-1)
-    differs = twins_of.continuation != originals.continuation
+    originals, corrupted = memorized[clean], perturbed[rows]
+    position = (corrupted.ids != originals.ids)[:, :n].long().argmax(-1)
+    differs = corrupted.continuation != originals.continuation
     first = differs.long().argmax(-1)
     columns = {
         "position": position,
-        "replacement": twins_of.ids[torch.arange(len(clean)), position],
+        "replacement": corrupted.ids[torch.arange(len(clean)), position],
         "em": first,  # greedy text of the perturbed prefix equals the clean one up to here
         "first_impacted": first,
     }
     metadata = {name: tuple(values.tolist()) for name, values in columns.items()}
-    return CleanCorrupted(originals, dataclasses.replace(twins_of, metadata=metadata))
+    return CleanCorrupted(originals, dataclasses.replace(corrupted, metadata=metadata))

@@ -1,4 +1,4 @@
-"""Activation patching between memorized paragraphs and their perturbed twins."""
+"""Activation patching between memorized paragraphs and their corrupted versions."""
 
 from __future__ import annotations
 

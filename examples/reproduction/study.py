@@ -79,7 +79,7 @@ class Study:
 
     Attributes:
         given: the paragraphs to be sorted into memorized ones and others.
-        perturbed_given: perturbed twins of memorized paragraphs; None: they are searched for.
+        perturbed_given: corrupted versions of memorized paragraphs; None: they are searched for.
         filters: what `given` and `controls` have passed.
         n_dropped: paragraphs that did not pass.
         controls: more paragraphs, not memorized; None if there are none but those of `given`.
@@ -213,7 +213,7 @@ class Study:
 
     @cached_property
     def pairs(self) -> CleanCorrupted:
-        """The memorized and their perturbed twins (the paper's PMP)."""
+        """The memorized and their corrupted versions (the paper's PMP)."""
         if self.perturbed_given is not None:
             return given_pairs(self.memorized, self.perturbed_given)
         return found_pairs(self.model, self.memorized, self.perturbed)

@@ -45,14 +45,14 @@ def fine_tuning(study: Study) -> Outcome:
         raise CannotRun(f"{len(controls)} controls; an edit is given {SEEN}, others judge it")
     seen = controls[:SEEN]
     unseen = greedy_continuations(study.model, controls[SEEN:], **study.options)
-    clean, twins = study.pairs
+    clean, corrupted = study.pairs
     n = min(study.edits, len(clean))
     arms: dict[str, tuple[Tensor, Tensor]] = {"no edit": edited_em(study, n, unseen, None)}
     for job, mask in PRINTED:
         name = f"{job}, " + {"all": "all weights"}.get(mask, f"{mask} 0.1 %")
         arms[name] = edited_em(study, n, unseen, (job, mask, seen))
     for name, (job, fraction) in PUBLISHED.items():
-        targets = clean if job == "unlearn" else twins
+        targets = clean if job == "unlearn" else corrupted
         em = []
         for i in range(n):
             with published_edit(study, targets[i], seen[:10], job=job, fraction=fraction):
@@ -75,7 +75,7 @@ def edited_em(
     study: Study, n: int, unseen: mc.Paragraphs, arm: tuple[str, str, mc.Paragraphs] | None
 ) -> tuple[Tensor, Tensor]:
     """EM after each of `n` edits by the paper's recipe; exactly the masked weights change."""
-    clean, twins = study.pairs
+    clean, corrupted = study.pairs
     em = []
     for i in range(n):
         change: Any = contextlib.nullcontext()
@@ -86,7 +86,7 @@ def edited_em(
             if job == "unlearn":
                 edit = mc.unlearn(study.model, clean[i], seen, em_below=0.0, **options)
             else:
-                edit = mc.edit(study.model, clean[i], twins[i], seen, **options)
+                edit = mc.edit(study.model, clean[i], corrupted[i], seen, **options)
             change = edit.apply(study.model)
         with change:
             em.append([scan_em(study, group) for group in (clean[i], unseen)])

@@ -162,12 +162,12 @@ def contrast(study: Study) -> Outcome:
             "against ten controls).",
         )
     ]
-    twins = study.pairs.corrupted
-    editing = mc.parameter_gradients(study.model, twins, average="paragraph", **study.options)
+    corrupted = study.pairs.corrupted
+    editing = mc.parameter_gradients(study.model, corrupted, average="paragraph", **study.options)
     best = top_head(editing.per_head(n_heads))
     told = "+NLL of the perturbed paragraphs; again the KL term has no gradient"
     rows.append(
-        row("head with the largest gradient, editing", "", str(best), len(twins), note=told)
+        row("head with the largest gradient, editing", "", str(best), len(corrupted), note=told)
     )
     title = "Editing: largest |gradient| of each component"
     charts.append(component_map(title, editing.values, "gradient", editing.units, told))

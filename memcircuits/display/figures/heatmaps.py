@@ -109,7 +109,7 @@ def attention_pattern(
         raise InputError("values", f"shape {array.shape}", f"give [{n}, {n}], one row per token")
     names = [escaped(visible(token, 16, tell=False)) for token in tokens]
     future = np.triu(np.ones((n, n), dtype=bool), 1)
-    tips = [[f"{names[q]} ({q}) looks at {names[k]} ({k})" for k in range(n)] for q in range(n)]
+    tips = [[f"{names[q]} ({q}) attends to {names[k]} ({k})" for k in range(n)] for q in range(n)]
     figure = go.Figure(
         go.Heatmap(
             z=np.where(future & (array == 0), np.nan, array),  # later tokens cannot be seen
@@ -127,8 +127,8 @@ def attention_pattern(
         figure.add_vline(x=n_prefix - 0.5, line=PREFIX_END)
     labelled = list(range(0, n, max(1, n // 25)))
     axis = {"tickvals": labelled, "ticktext": [names[i] for i in labelled], "showgrid": False}
-    figure.update_xaxes(title_text="token looked at", tickangle=-60, **axis)
-    figure.update_yaxes(title_text="token that looks", autorange="reversed", **axis)
+    figure.update_xaxes(title_text="key token", tickangle=-60, **axis)
+    figure.update_yaxes(title_text="query token", autorange="reversed", **axis)
     return styled(figure, title=title, width=760, height=740)
 
 
