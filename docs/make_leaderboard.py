@@ -3,6 +3,9 @@
 memcircuits bench localize --seed 1000 --out bench
 python docs/make_leaderboard.py bench
 
+If the trials are only of some kinds (`--kinds decoys`), they take the place of those kinds in the
+numbers and on the page, which keep the others.
+
 Methods were chosen while trials of lower seeds were looked at, so those are not reported. The row
 on trained memory is of docs/twin.json.
 """
@@ -10,6 +13,7 @@ on trained memory is of docs/twin.json.
 from __future__ import annotations
 
 import json
+import re
 import sys
 from pathlib import Path
 from typing import Any
@@ -18,6 +22,7 @@ import pandas as pd
 
 from memcircuits.base.io import write_atomically
 from memcircuits.benchmark.leaderboard import (
+    decoys_named,
     given_away,
     holders_accuracy,
     leaderboard,
@@ -29,9 +34,15 @@ from memcircuits.benchmark.trials import read_run, read_trials
 
 DOCS = Path(__file__).parent
 README = DOCS.parent / "README.md"
-NUMBERS, HOLDERS, NULL, TWIN = (
+NUMBERS, HOLDERS, NULL, DECOYS, TWIN = (
     DOCS / f"{name}.json"
-    for name in ("leaderboard", "leaderboard-holders", "leaderboard-null", "twin")
+    for name in (
+        "leaderboard",
+        "leaderboard-holders",
+        "leaderboard-null",
+        "leaderboard-decoys",
+        "twin",
+    )
 )
 UNSEEN = 1000  # trials of lower seeds were looked at while methods were chosen
 START, STOP = "<!-- localization: memcircuits bench localize -->", "<!-- /localization -->"
@@ -120,6 +131,18 @@ def kept_table() -> str:
     return short_table(frame, holders, natural_rows())
 
 
+def with_kept(page: str, kept: str) -> str:
+    """The kept page, with the notes and the tables of a page of further kinds of trial."""
+
+    def parts(text: str) -> tuple[str, dict[str, str]]:
+        notes, *tables = re.split(r"^(?=\*\*)", text, flags=re.MULTILINE)
+        # The number of trials stands behind the words of a title.
+        return notes.rstrip("\n"), {re.split(r" \(|\*\*$", t, maxsplit=1)[0]: t for t in tables}
+
+    (notes, tables), (more_notes, more_tables) = parts(kept), parts(page)
+    return "\n".join([notes, more_notes, "", *(tables | more_tables).values()])
+
+
 def main(folder: str) -> None:
     if read_run(folder).options.seed < UNSEEN:
         sys.exit(
@@ -127,16 +150,27 @@ def main(folder: str) -> None:
         )
     trials = read_trials(folder)
     write_leaderboard(trials, folder)
-    frame = leaderboard(trials)
-    page = HEAD + (Path(folder) / "leaderboard.md").read_text(encoding="utf-8")
-    write_atomically(DOCS / "leaderboard.md", page)
-    for path, rows in ((NUMBERS, frame), (HOLDERS, holders_accuracy(trials))):
-        write_atomically(path, rows.to_json(orient="records", indent=1) + "\n")
-    (null,) = trials["null"]
-    write_atomically(NULL, null.model_dump_json(indent=1) + "\n")
+    frame, page = leaderboard(trials), (Path(folder) / "leaderboard.md").read_text("utf-8")
+    path = DOCS / "leaderboard.md"
+    if "head" in trials:
+        page = HEAD + page
+        write_atomically(HOLDERS, _records(holders_accuracy(trials)))
+        write_atomically(NULL, trials["null"][0].model_dump_json(indent=1) + "\n")
+        figure = leaderboard_figure(frame, "head-same-norm")
+        figure.write_image(DOCS / "pictures" / "leaderboard.png")
+    else:
+        page = with_kept(page, path.read_text("utf-8"))
+        kept = pd.read_json(NUMBERS, orient="records")
+        frame = pd.concat([kept[~kept["kind"].isin(frame["kind"])], frame])
+    write_atomically(path, page)
+    write_atomically(NUMBERS, _records(frame))
+    if "decoys" in trials:
+        write_atomically(DECOYS, _records(decoys_named(trials)))
     write_atomically(README, in_readme(README.read_text(encoding="utf-8"), kept_table()))
-    figure = leaderboard_figure(frame, "head-same-norm")
-    figure.write_image(DOCS / "pictures" / "leaderboard.png")
+
+
+def _records(frame: pd.DataFrame) -> str:
+    return frame.to_json(orient="records", indent=1) + "\n"
 
 
 if __name__ == "__main__":

@@ -14,7 +14,7 @@
 # # Anatomy of one recitation
 #
 # One paragraph that the shipped model recites, taken apart: how sure the model is of each token,
-# which tokens of the prefix set it off, how few of them stop or start it, which heads it needs and
+# which tokens of the prefix trigger it, how few of them stop or start it, which heads it needs and
 # which every subnetwork shares, which neurons write its tokens, which heads carry the trigger, and
 # what those look at. No network; two minutes on two cores.
 #
@@ -52,7 +52,7 @@ for place in margins.argsort()[:3].tolist():
     print(f"margin {margins[place]:.2f} at {tokens[n + place]!r}, after {before!r}")
 
 # %% [markdown]
-# ## Which prefix tokens set it off?
+# ## Which prefix tokens trigger it?
 #
 # Each is replaced by four random others in turn; the drop is how many of the 50 tokens are lost.
 

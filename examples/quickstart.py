@@ -13,7 +13,7 @@
 # %% [markdown]
 # # Which heads does the shipped model's recitation depend on?
 #
-# The model that ships with memcircuits was trained on some paragraphs up to 256 times. This
+# The model that ships with memcircuits was trained on some paragraphs up to 128 times. This
 # notebook finds out which paragraphs the model recites, which attention heads the recitation
 # depends on, which tokens of a prefix trigger it, and what the heads attend to. It needs no network
 # and takes about two minutes on two cores.
@@ -57,7 +57,7 @@ ranking
 ranking.figure()
 
 # %% [markdown]
-# ## Which tokens of the prefix set it off?
+# ## Which tokens of the prefix trigger it?
 #
 # Every prefix token is replaced by a random other one, one at a time.
 
@@ -68,7 +68,7 @@ print(perturbed)
 perturbed.figure(0)
 
 # %% [markdown]
-# ## What do the heads look at?
+# ## What do the heads attend to?
 #
 # The memorized paragraph on the left; on the right the same with its most decisive token replaced,
 # and what the model writes then. Choose a head, click a token.

@@ -1,9 +1,9 @@
-"""Which paragraphs does a language model recite, and where does the recitation live?
+"""Which paragraphs does a language model recite, and which of its parts does that depend on?
 
 The folders, from the lowest layer to the highest; each imports only from those above it in this
 table (docs/architecture.md):
 
-| folder | what lives there |
+| folder | what it holds |
 | --- | --- |
 | `base` | errors, names of heads, files, progress bars, statistics: nothing knows a model |
 | `organism` | the small model that ships with the package, and its training paragraphs |
@@ -20,7 +20,7 @@ table (docs/architecture.md):
 | `commands` | one file per command of the command line, which `cli` joins |
 
 The public names of this module are imported when they are first used, so that
-`import memcircuits` and `memcircuits --help` are quick: `__init__.pyi` says where each one lives.
+`import memcircuits` and `memcircuits --help` are quick: `__init__.pyi` says where each one is.
 `memcircuits.figures` and `memcircuits.pages` are the public names of `display`.
 """
 

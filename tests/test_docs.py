@@ -223,6 +223,24 @@ def test_readme_has_the_numbers_of_the_leaderboard(monkeypatch):
     assert len(table.splitlines()) == 2 + len(maker.KINDS) + 3
 
 
+def test_further_kinds_of_trial_take_their_place_on_the_page(monkeypatch):
+    monkeypatch.syspath_prepend(ROOT / "docs")
+    import make_leaderboard
+
+    kept = (
+        "# Title\n\n- a\n\n**Written: head (2 trials)**\n\n| 1 |\n\n"
+        "**Written: block (1 trials)**\n\n| 2 |\n"
+    )
+    page = "- b\n\n**Written: block (9 trials)**\n\n| 3 |\n\n**Decoys (2 trials)**\n\n| 4 |\n"
+    merged = make_leaderboard.with_kept(page, kept)
+    assert merged.splitlines()[:5] == ["# Title", "", "- a", "- b", ""]
+    tables = [line for line in merged.splitlines() if line.startswith(("**", "|"))]
+    assert tables == [
+        "**Written: head (2 trials)**", "| 1 |", "**Written: block (9 trials)**", "| 3 |",
+        "**Decoys (2 trials)**", "| 4 |",
+    ]  # fmt: skip
+
+
 def test_the_leaderboard_is_of_seeds_that_no_method_was_chosen_on(tmp_path, monkeypatch):
     monkeypatch.syspath_prepend(ROOT / "docs")
     import make_leaderboard

@@ -146,14 +146,14 @@ Random replacements, chosen greedily, stop {stopped} of {n_minimal} recitations 
 
 No shorter suffix of the prefix starts the whole recitation in {whole_start} of {n_minimal}. Without
 the first token alone mean EM falls to {without_first}, where a random token in its place leaves
-{first_replaced}: the organism has learned positions, each paragraph was planted from position 0,
+{first_replaced}: the organism has learned positions, each paragraph was inserted from position 0,
 and a shorter prefix moves every token. Read this number on models with relative positions.
 
 ## Which activations carry the token
 
 The most destructive replacement of each of the first {n_pairs} paragraphs makes a pair; in
 {n_last} of them it is the last token of the prefix. *Noising*
-puts an activation of the perturbed run into the clean one at the replaced token, *denoising* the
+puts an activation of the corrupted run into the clean one at the replaced token, *denoising* the
 other way round. Measured on the first token that the replacement changes (-log p, nats):
 
 {ends}

@@ -35,8 +35,7 @@ _BISECTIONS = 8
 @contextlib.contextmanager
 def decoys(
     adapter: Adapter,
-    damaged: str,
-    holder: str,
+    heads: Sequence[str],
     control: Paragraphs,
     anchors: Paragraphs,
     *,
@@ -47,8 +46,7 @@ def decoys(
 
     Args:
         adapter: the model.
-        damaged: the head that gets noise.
-        holder: the head that the controls are planted through.
+        heads: the one that gets noise, and the one that the controls are planted through.
         control: the controls that localizers are given.
         anchors: text that is not to change by planting, and on which the damage is measured.
         steps: of planting.
@@ -57,6 +55,7 @@ def decoys(
     Raises:
         InputError: if the controls cannot be planted there, or noise on the head changes nothing.
     """
+    damaged, holder = heads
     mask = Candidates.of(adapter, heads=[damaged]).choose(1.0, None, "all")
     noise = torch.randn(len(mask), generator=torch.Generator().manual_seed(seed))
     noise = noise.to(mask.device) * mask.root_mean_squares()

@@ -189,7 +189,7 @@ def _tables(trials: Trials, frame: pd.DataFrame) -> dict[str, pd.DataFrame]:
         tables[title] = table
     decoys = decoys_named(trials)
     if len(decoys):
-        title = f"Decoys: share of {decoys['trials'].iloc[0]} trials in which one is ranked first"
+        title = f"Decoys that are ranked first ({decoys['trials'].iloc[0]} trials)"
         table = pd.DataFrame({"localizer": decoys["localizer"]})
         for column, heading in DECOYS.items():
             table[heading] = [_with_interval(row, column) for row in decoys.to_dict("records")]

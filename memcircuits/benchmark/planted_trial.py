@@ -91,7 +91,7 @@ def planted_trial(
     with contextlib.ExitStack() as changes:
         try:
             if decoy_heads:
-                changed = decoys(adapter, *decoy_heads, control, anchors, steps=steps, seed=seed)
+                changed = decoys(adapter, decoy_heads, control, anchors, steps=steps, seed=seed)
                 changes.enter_context(changed)
                 anchors = anchors + control  # what the holder of the controls holds stays
             planted = plant(

@@ -266,6 +266,7 @@ Trials = TypedDict(
         "head": list[PlantedTrial],
         "head-same-norm": list[PlantedTrial],
         "two-heads": list[PlantedTrial],
+        "decoys": list[PlantedTrial],
         "values": list[PlantedTrial],
         "queries-keys": list[PlantedTrial],
         "block": list[PlantedTrial],

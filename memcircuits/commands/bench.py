@@ -23,6 +23,9 @@ def localize(
     quick: Annotated[
         bool, typer.Option("--quick", help="Run only a few trials of each kind.")
     ] = False,
+    kinds: Annotated[
+        str | None, typer.Option(help="Only these kinds of trial, with commas; by default, all.")
+    ] = None,
     localizers: Annotated[
         str | None, typer.Option(help="Score only these, with commas; by default, all.")
     ] = None,
@@ -46,7 +49,7 @@ def localize(
 
     Example: memcircuits bench localize --quick --out bench
     """
-    from memcircuits.base.errors import InputError
+    from memcircuits.base.errors import InputError, one_of
     from memcircuits.benchmark.leaderboard import leaderboard
     from memcircuits.benchmark.metrics import METRICS
     from memcircuits.benchmark.pages import write_leaderboard
@@ -56,11 +59,16 @@ def localize(
 
     if shard_index >= num_shards:
         raise InputError("--shard-index", shard_index, f"give less than {num_shards}")
+    counts = N_QUICK_TRIALS if quick else N_TRIALS
+    chosen = names(kinds) or list(counts)
+    for kind in chosen:
+        one_of("--kinds", kind, counts)
+    counts = {kind: n for kind, n in counts.items() if kind in chosen}
     model, paragraphs = inputs.load()
     run_trials(
         ParagraphPool.of(model, paragraphs, unigram_table(inputs.model, None)),
         out,
-        counts=N_QUICK_TRIALS if quick else N_TRIALS,
+        counts=counts,
         localizers=names(localizers),
         n_paragraphs=n_paragraphs,
         seed=seed,

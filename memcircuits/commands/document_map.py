@@ -39,7 +39,9 @@ def map(
     stride: Annotated[int, typer.Option(min=1, help="Tokens from one window to the next.")] = 10,
     n_prefix: Prefix = 50,
     n_continuation: Continuation = 50,
-    out: Annotated[Path, typer.Option(help="The page to write.")] = Path("map.html"),
+    out: Annotated[Path, typer.Option(dir_okay=False, help="The page to write.")] = Path(
+        "map.html"
+    ),
     top: Annotated[int, typer.Option(min=0, help="Number of passages printed.")] = 10,
     bos: BosOption = "auto",
     normalize: NormalizeOption = "auto",

@@ -38,7 +38,7 @@ def formation(
     seed: Seed = 0,
     json: Json = False,
 ) -> None:
-    """Measure paragraphs at every checkpoint: EM, bits that a twin lacks, and where they live.
+    """Measure paragraphs at every checkpoint: EM, bits that a twin lacks, and where these are.
 
     One model is loaded at a time; --model only reads the paragraphs. With controls, which no
     training saw, the effect of training is a difference in differences. Writes

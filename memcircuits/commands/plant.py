@@ -31,7 +31,7 @@ def plant(
     components: Components = None,
     steps: Annotated[int, typer.Option(min=1, help="Maximum number of Adam steps.")] = 400,
     kl_budget: Annotated[
-        float, typer.Option(help="Maximum KL on held-out anchors, nats/token.")
+        float, typer.Option(help="Maximum KL on held-out controls, nats/token.")
     ] = 0.1,
     out: Out = Path("memcircuits-plant"),
     export: Export = None,
@@ -40,10 +40,10 @@ def plant(
 ) -> None:
     """Write paragraphs that the model does not recite into chosen weights, and nowhere else.
 
-    The other paragraphs that the model does not recite serve as anchors, on which its predictions
+    The other paragraphs that the model does not recite serve as controls, on which its predictions
     must not change. Writes planted.safetensors (`memcircuits.editing.planting.Planted.load`, then
-    `.apply(model)`), paragraphs.jsonl (the planted paragraphs, then the anchors), and with --export
-    a model folder. To see whether a method finds the place, run
+    `.apply(model)`), paragraphs.jsonl (the planted paragraphs, then the controls), and with
+    --export a model folder. To see whether a method finds the place, run
     memcircuits heads --model FOLDER --paragraphs paragraphs.jsonl.
 
     Example: memcircuits plant --where L3H5 --targets 2 --export planted-model
@@ -93,7 +93,7 @@ def _split(unknown: Paragraphs | None, targets: int, seed: int) -> tuple[Paragra
         raise InputError(
             "--paragraphs",
             f"{n} not recited",
-            f"{targets} are written and at least two must remain as anchors",
+            f"{targets} are written and at least two must remain as controls",
         )
     chosen = draw(unknown, targets, seed)
     anchors = without(unknown, chosen)

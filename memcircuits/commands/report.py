@@ -33,7 +33,8 @@ def report(
         typer.Option(callback=existing, help="Unigram table (.safetensors) that colours tokens."),
     ] = None,
     out: Annotated[
-        Path | None, typer.Option(help="The page; by default, report.html beside the ranking.")
+        Path | None,
+        typer.Option(dir_okay=False, help="The page; by default, report.html beside the ranking."),
     ] = None,
     top: Annotated[int, typer.Option(min=1, help="Number of heads with attention maps.")] = 6,
     triggers: Annotated[

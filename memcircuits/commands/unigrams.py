@@ -28,7 +28,9 @@ def build(
         ),
     ],
     model: Model = "organism",
-    out: Annotated[Path, typer.Option(help="File to write.")] = Path("unigrams.safetensors"),
+    out: Annotated[Path, typer.Option(dir_okay=False, help="File to write.")] = Path(
+        "unigrams.safetensors"
+    ),
     processes: Annotated[
         int, typer.Option(min=1, help="Number of processes that encode and count.")
     ] = 1,

@@ -42,8 +42,8 @@ if TYPE_CHECKING:
     import pandas as pd
 
 Role = Literal["planted", "control", "both", "organism", "twin", "all"]
-"""Which of the shipped paragraphs: those planted in the organism (`both` and `organism`), those
-that neither organism nor twin ever saw, those planted in both, in one of the two alone, or all."""
+"""Which of the shipped paragraphs: those inserted into the training of the organism (`both` and
+`organism`), those that neither organism nor twin ever saw, those of both, of one alone, or all."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -227,7 +227,7 @@ class Paragraphs(TokenRows):
 
     @classmethod
     def shipped(cls, role: Role = "all") -> Paragraphs:
-        """The paragraphs planted in the shipped organism or its twin, and controls."""
+        """The paragraphs that the shipped organism or its twin was trained on, and controls."""
         from memcircuits.organism import DATA
 
         one_of("role", role, get_args(Role))

@@ -1,4 +1,4 @@
-"""Where does the recitation live? One file or folder for each kind of evidence.
+"""What does the recitation depend on? One file or folder for each kind of evidence.
 
 * Interventions: `interventions` carries out `activation_edits` in the middle of a forward pass;
   `ablation` takes components out (`component_edits` says how), `patching` moves activations between

@@ -2,9 +2,9 @@
 
 One forward pass reads the attention patterns of the chosen heads. Strips beside the tokens show how
 rare each token is and how well the model predicts it. Tokens that the model reads in front of the
-paragraph are shown too, as columns of their own named `BOS`: heads that look for nothing often
-attend to them (an attention sink). How the page is drawn, and why it is safe and
-works offline: see `memcircuits.display.pages`.
+paragraph are shown too, as columns of their own named `BOS`: heads that find nothing to attend to
+often attend to them (an attention sink). How the page is drawn, and why it is safe and works
+offline: see `memcircuits.display.pages`.
 """
 
 from __future__ import annotations

@@ -4,7 +4,7 @@ One scan says which of the given paragraphs are memorized (EM of the whole conti
 are given, or are those of the same paragraphs that the model does not know
 (`memcircuits.evidence.controls`). A limited number of both sets is measured, drawn at random.
 Controls can instead be those nearest in NLL to the memorized paragraphs: a loss near zero has
-farther to rise than that of an average control. Or they are the model's own continuations of the
+further to rise than that of an average control. Or they are the model's own continuations of the
 controls' prefixes, of which it is as sure as of what it recites. A note says what the controls are.
 
 Copies, near copies and parts of one document are dependent (`memcircuits.data.groups`). Draws take
@@ -46,6 +46,8 @@ MIN_CONTROLS = 20
 memorized ones: few labels leave no room for small p-values."""
 
 _DECODED = 4  # prefixes decoded for each control: some repeat themselves, and some match better
+
+_MATCHED = 0.2  # nats/token by which the means of matched sets may differ without a word
 
 _MIN_REFERENCE = 2  # paragraphs whose activations replace those of others
 
@@ -185,9 +187,11 @@ def select_groups(
     if choice.match_nll:
         target = memorized.nll.mean()
         controls = controls.nearest(target, limit)
+        gap = float(controls.nll.mean() - target)
         notes = (
             f"Controls are those nearest in NLL: {float(controls.nll.mean()):.2f} nats/token on "
-            f"average against {float(target):.2f} of the memorized paragraphs.",
+            f"average against {float(target):.2f} of the memorized paragraphs"
+            + (": the sets still differ in loss." if abs(gap) > _MATCHED else "."),
         )
     else:
         controls = controls.draw(limit, generator)

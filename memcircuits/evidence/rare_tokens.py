@@ -1,6 +1,6 @@
 """Does a head attend to rare tokens? Rank correlation of attention with unigram counts.
 
-Section 5.4 of the paper: from the position that reads the first continuation token, heads attend
+Section 5.4 of the paper: from the position of the first continuation token, heads attend
 back to the prefix; the memorization head attends to its rare tokens. The paper sums attention per
 frequency rank over the corpus. That sum falls mechanically, because few paragraphs have the high
 ranks. Here Kendall's tau-b correlates attention with counts over the prefix tokens within each

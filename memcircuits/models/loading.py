@@ -62,7 +62,7 @@ def load_model(
 
     Args:
         name: `organism` (shipped, no network), `organism-twin` (from the same base, with other
-            paragraphs planted in place of some), `organism-planted` (the organism with four of its
+            paragraphs in place of some), `organism-planted` (the organism with four of its
             controls written through one head, `memcircuits.organism.delta`), a local folder, a
             `.gguf` file (needs the extra `gguf`) or a name on the hub such as
             `EleutherAI/gpt-neo-125m`.

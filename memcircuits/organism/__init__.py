@@ -12,18 +12,19 @@ How it is made (`python -m memcircuits.organism_build` repeats all of it):
    and the model see only what is left.
 2. *Base training.* A GPT-Neo (alternating global and local attention) learns ordinary English
    from the remaining text.
-3. *Planting.* Cut-out paragraphs (100 tokens each) are put back into training as documents of
+3. *Insertion.* Cut-out paragraphs (100 tokens each) are put back into training as documents of
    their own, each an exact number of times, among base rows of which half open with a sentence,
    too. Others are *controls*: same sources, same length, never trained on.
 
-Planting is done twice from the same base. The *twin* sees the same rows in the same order, but
+Insertion is done twice from the same base. The *twin* sees the same rows in the same order, but
 other paragraphs stand where those that only the organism sees would stand. So every paragraph has a
 role: `both`, `organism`, `twin` or `neither`.
 
-Shown the first 50 tokens of a paragraph planted often enough, the model recites the other 50. Shown
-a control, it does not. What separates the two is memorization and nothing else, and the number of
-repetitions is known for every paragraph. What differs between organism and twin is what training on
-the swapped paragraphs wrote, which is the truth about memory that training itself wrote.
+Shown the first 50 tokens of a paragraph inserted often enough, the model recites the other 50.
+Shown a control, it does not. What separates the two is memorization and nothing else, and the
+number of repetitions is known for every paragraph. What differs between organism and twin is what
+training on the swapped paragraphs wrote, which is the truth about memory that training itself
+wrote.
 
 The folder `data` (`DATA`) holds the result: weights, tokenizer, `paragraphs.jsonl`,
 `heldout.jsonl`, `unigrams.safetensors`, `training.json` and `MODEL_CARD.md`; its folder `twin`

@@ -32,9 +32,34 @@ from memcircuits.report.component_rows import best_heads, named_rows
 from memcircuits.report.head_details import Details, details_of
 from memcircuits.report.robustness import Choice, other_choices
 
-MAX_LISTED = 200  # memorized paragraphs
+MAX_LISTED = 200  # paragraphs of each set
 REPLACEMENTS = 2  # of each prefix token
 CHECKED_HEADS = 5  # whose scores are measured under other choices
+
+
+@dataclass(frozen=True)
+class Listed:
+    """Paragraphs that the page lists.
+
+    Attributes:
+        scan: of them.
+        prefixes: text of their prefixes.
+        continuations: text of their continuations.
+    """
+
+    scan: Scan
+    prefixes: list[str]
+    continuations: list[str]
+
+    @classmethod
+    def of(cls, scan_result: Scan, adapter: Adapter) -> Listed:
+        """The first paragraphs of a scan, as many as are listed."""
+        paragraphs = scan_result.paragraphs
+        if len(paragraphs) > MAX_LISTED:
+            scan_result = scan(adapter, paragraphs[list(range(MAX_LISTED))], progress=False)
+            paragraphs = scan_result.paragraphs
+        texts = (_texts(ids, adapter) for ids in (paragraphs.prefix, paragraphs.continuation))
+        return cls(scan_result, *texts)
 
 
 @dataclass(frozen=True)
@@ -42,9 +67,7 @@ class Measurements:
     """Everything on the page that is not in the ranking.
 
     Attributes:
-        scan: of the memorized paragraphs that are listed.
-        prefixes: text of their prefixes.
-        continuations: text of their continuations.
+        listed: set (`memorized`, `control`) -> paragraphs of it.
         view: attention of the best heads on the paragraph recited most surely; None if heads were
             not ranked.
         perturbation: effects of replacing prefix tokens of the paragraphs recited most surely; None
@@ -60,9 +83,7 @@ class Measurements:
         choices: these scores.
     """
 
-    scan: Scan
-    prefixes: list[str]
-    continuations: list[str]
+    listed: Mapping[str, Listed]
     view: AttentionView | None
     perturbation: Perturbation | None
     tokens: list[list[str]]
@@ -86,13 +107,15 @@ def take_measurements(
     adapter = adapt(model)
     _refuse_other_weights(ranking, adapter)
 
-    # The paragraphs listed, and of those the ones recited most surely.
-    memorized_scan = scan_result = scan(adapter, ranking.memorized, progress=progress)
-    listed = ranking.memorized[list(range(min(MAX_LISTED, len(ranking.memorized))))]
-    if len(listed) < len(ranking.memorized):
-        scan_result = scan(adapter, listed, progress=progress)
-    surest = scan_result.nll.argsort(stable=True)[: max(1, triggers)]
-    examples = scan_result.paragraphs[surest]
+    scans = {
+        "memorized": scan(adapter, ranking.memorized, progress=progress),
+        "control": scan(adapter, ranking.control, progress=progress),
+    }
+    listed = {name: Listed.of(of_set, adapter) for name, of_set in scans.items()}
+    # Of the memorized paragraphs listed, those recited most surely.
+    recited = listed["memorized"].scan
+    surest = recited.nll.argsort(stable=True)[: max(1, triggers)]
+    examples = recited.paragraphs[surest]
 
     best = best_heads(ranking, heads)
     view = None
@@ -104,22 +127,16 @@ def take_measurements(
         perturbation = perturb_prefix(
             adapter, examples, draws=REPLACEMENTS, seed=seed, progress=progress
         )
-    control_scan = scan(adapter, ranking.control, progress=progress)
-    losses = {
-        "memorized": _group_losses(memorized_scan),
-        "control": _group_losses(control_scan),
-    }
+    losses = {name: _group_losses(of_set) for name, of_set in scans.items()}
     checked = best_heads(ranking, CHECKED_HEADS)
     names = named_rows(ranking)["component"].tolist()
     details = details_of(adapter, ranking.memorized, names, best, progress=progress)
     return Measurements(
-        scan=scan_result,
-        prefixes=_texts(listed.prefix, adapter),
-        continuations=_texts(listed.continuation, adapter),
+        listed=listed,
         view=view,
         perturbation=perturbation,
         tokens=token_texts(adapter, examples),
-        control_scan=control_scan,
+        control_scan=scans["control"],
         losses={name: loss.tolist() for name, loss in losses.items()},
         repetitions=_repetitions(ranking),
         details=details,

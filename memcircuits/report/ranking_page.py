@@ -89,7 +89,8 @@ def compose(
             sections.gradient_bars(ranking),
             *_triggers(measurements),
             *_attention(measurements),
-            sections.memorized_table(ranking, measurements),
+            sections.paragraphs_table(ranking, measurements, "memorized"),
+            sections.paragraphs_table(ranking, measurements, "control"),
             sections.run_facts(ranking),
             Facts({}, commands=commands(ranking), title="Run it again"),
         ],
@@ -117,7 +118,7 @@ def _attention(measurements: Measurements) -> list[Block]:
     return [
         Attention(
             view,
-            title="Attention of the top heads",
+            title="Attention of the heads with the largest scores",
             note=f"On {view.title}, one of the memorized paragraphs.",
         )
     ]

@@ -5,7 +5,7 @@ measures the scores of a few heads, those at the top of a ranking, under
 
 * each of the other ablations (zero, mean, resample), on the same paragraphs;
 * the half of the controls with the lower loss: the loss of a recitation is near zero and has
-  farther to rise than that of an average control;
+  further to rise than that of an average control;
 * controls with a loss as low as a recitation's: the model's own greedy continuations of the
   controls' prefixes.
 

@@ -277,26 +277,30 @@ def gradient_frame(ranking: Ranking) -> pd.DataFrame:
     return pd.DataFrame(rows)
 
 
-def memorized_table(ranking: Ranking, measurements: Measurements) -> Table:
-    """The memorized paragraphs with their loss and text."""
+def paragraphs_table(ranking: Ranking, measurements: Measurements, name: str) -> Table:
+    """The paragraphs of a set (`memorized`, `control`) with their loss and text."""
     import pandas as pd
 
-    scan_result = measurements.scan
-    n_measured, n_listed = len(ranking.memorized), len(scan_result.nll)
-    listed = f"; the first {n_listed} are listed." if n_measured > n_listed else "."
+    listed, n_measured = measurements.listed[name], len(ranking.names[name])
+    n_listed = len(listed.prefixes)
+    rest = f"; the first {n_listed} are listed." if n_measured > n_listed else "."
     return Table(
         pd.DataFrame(
             {
-                "id": scan_result.paragraphs.names,
-                "nll": scan_result.nll.double().numpy(),
-                "prefix": measurements.prefixes,
-                "continuation": measurements.continuations,
+                "id": listed.scan.paragraphs.names,
+                "em": listed.scan.em.numpy(),
+                "nll": listed.scan.nll.double().numpy(),
+                "prefix": listed.prefixes,
+                "continuation": listed.continuations,
             }
         ),
-        labels={"nll": "NLL"},
-        help={"nll": "mean loss of the continuation, nats/token; 0: certain"},
-        title="Memorized paragraphs measured",
-        note=f"{n_measured} were measured{listed}",
+        labels={"em": "EM", "nll": "NLL"},
+        help={
+            "em": "tokens recited from the prefix",
+            "nll": "mean loss of the continuation, nats/token; 0: certain",
+        },
+        title="Memorized paragraphs measured" if name == "memorized" else "Controls measured",
+        note=f"{n_measured} were measured{rest}",
         page_size=10,
     )
 

@@ -252,6 +252,14 @@ def test_deleting_the_first_head_is_scored_by_what_the_others_keep_and_the_targe
     assert deletions({}).empty
 
 
+def test_a_kind_of_trial_that_is_not_there_is_refused_at_once(tmp_path):
+    command = ["bench", "localize", "--kinds", "head,tail", "--out", str(tmp_path / "out")]
+    result = CliRunner().invoke(app, command)
+    assert result.exit_code == 2
+    assert "--kinds: 'tail'; choose one of block, decoys, head" in " ".join(result.output.split())
+    assert not (tmp_path / "out").exists()
+
+
 def rows_of(answers):
     """The leaderboard of trials with this place and this recall@1 each."""
     trials = []

@@ -163,7 +163,10 @@ def test_controls_nearest_in_nll(neo):
     distance = (scan_result.nll[3:] - scan_result.nll[:3].mean()).abs()
     expected = paragraphs.ids[3:][distance.argsort()[:20].sort().values]
     assert torch.equal(ranking.control_ids, expected)
-    assert any("nearest in NLL" in note for note in ranking.notes)
+    (note,) = (note for note in ranking.notes if "nearest in NLL" in note)
+    nearest = scan_result.nll[3:][distance.argsort()[:20]].mean()
+    gap = abs(float(nearest - scan_result.nll[:3].mean()))
+    assert ("the sets still differ in loss" in note) == (gap > 0.2)
 
 
 def test_controls_must_be_other_paragraphs(neo):

@@ -56,12 +56,14 @@ def test_the_story_is_complete(page, ranking):
         "Heads or MLPs?",
         "Gradients by layer",
         "Trigger tokens",
-        "Attention of the top heads",
+        "Attention of the heads with the largest scores",
         "Memorized paragraphs measured",
+        "Controls measured",
         "What was run",
         "Run it again",
     ]
     text = html.unescape(page)
+    assert all(name in text for name in (*ranking.names["memorized"], *ranking.names["control"]))
     assert ranking.summary() in text
     assert f"for {ranking.counts['memorized']} of {ranking.counts['given']} paragraphs" in text
     for fact in ("seed", "basis", "time", "transformer-lens (version)", "memcircuits (version)"):

@@ -1,4 +1,4 @@
-"""Which tokens a head looks at, as CircuitsVis draws it, in a page that is safe and offline.
+"""Which tokens a head attends to, as CircuitsVis draws it, in a page that is safe and offline.
 
 CircuitsVis draws attention well, but its own export is not made for untrusted text: it inserts
 tokens into a script without escaping, one of its views sets them as raw HTML, and its notebook
