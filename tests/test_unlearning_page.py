@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import shutil
 from pathlib import Path
+from types import SimpleNamespace
 
 import torch
 
@@ -37,7 +38,7 @@ def test_the_audit_comes_first(monkeypatch):
 
     models = ("unedited", "edited", "reference")
     numbers = {
-        model: {"mean": i + 0.25, "max": 2.0, "low": 0.0, "high": 3.0}
+        model: {"mean": i + 0.25, "min": 0.5, "max": 2.0, "low": 0.0, "high": 3.0}
         for i, model in enumerate(models)
     }
     arm = {
@@ -45,14 +46,34 @@ def test_the_audit_comes_first(monkeypatch):
         "trained": {"other text": numbers},
         "harm": {name: {"before": 0.0, "after": numbers["edited"]} for name in audits.HARM},
         "verdicts": {"hidden": 2, "weakened": 1},
+        "n": 3,
+        "n_attacks": 21,
     }
-    record = {"n": 3, "seed": 1, "n_attacks": 21, "arms": dict.fromkeys(audits.ARMS, arm)}
-    text = audits.section(record)
+    text = audits.section(
+        {"seed": 1, "arms": dict.fromkeys(audits.ARMS, arm) | {"deep": arm | {"n": 9}}}
+    )
     cells = "0.25 [0, 3] | 1.25 [0, 3] | 1.25 [0, 3] | 1.25 [0, 3] | 2.25 [0, 3]"
     assert text.count(cells) == len(audits.MEASURES) + 1
     assert "2 hidden; 1 weakened" in text
+    assert "| paragraphs |  | 9 | 3 | 9 | 3 | 9 |" in text
+    assert "The worst of the 9 paragraphs that were forgotten deeply: 2 tokens" in text
+    assert "a depth of 0.50." in text
     page = (DOCS / "unlearning.md").read_text("utf-8")
     assert page.index(f"## {audits.TITLE}") < page.index("## Depth against harm")
+
+
+def test_audits_are_kept_one_by_one_and_summed_up(tmp_path, monkeypatch):
+    monkeypatch.syspath_prepend(DOCS)
+    from unlearning_page import audits
+    from unlearning_page.numbers import unpack
+
+    kept = json.loads((DOCS / audits.NAME).read_text("utf-8"))
+    assert audits.summary(kept["audits"]) == kept["arms"]
+    monkeypatch.setattr(audits, "setting", lambda: SimpleNamespace(fingerprint=kept["weights"]))
+    unpack(kept["audits"], tmp_path / "audited")
+    audits.save(tmp_path, tmp_path / audits.NAME)
+    assert json.loads((tmp_path / audits.NAME).read_text("utf-8")) == kept
+    assert audits.jobs(1, 2) == [("surface", 0), ("deep", 0), ("deep, twin given", 0), ("deep", 1)]
 
 
 def test_a_rival_has_the_settings_that_forget_at_the_least_harm(monkeypatch):

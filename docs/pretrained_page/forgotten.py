@@ -43,7 +43,12 @@ def measure() -> dict[str, Any]:
     model, twin = mc.load_model(source), mc.load_model(source)
     written = mc.Paragraphs.from_texts(module.texts(module.WRITTEN), model, **module.LENGTHS)
     control = mc.Paragraphs.from_texts(module.texts(module.CONTROLS), model, **module.LENGTHS)
-    passages = module.texts(CONTROL.read_text("utf-8"))
+    n_tokens = sum(module.LENGTHS.values())
+    passages = [
+        text
+        for text in module.texts(CONTROL.read_text("utf-8"))
+        if len(model.tokenizer.encode(text)) >= n_tokens
+    ]
     unseen = mc.Paragraphs.from_texts(passages, model, **module.LENGTHS)
     options: dict[str, Any] = {"control": control, "steps": 150, "kl_budget": 2.0}
     planted = mc.plant(model, written, where=module.WHERE, progress=False, **options)

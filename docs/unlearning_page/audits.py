@@ -2,7 +2,8 @@
 
 Paragraphs that only the organism was trained on, and that it recites, are forgotten one at a time:
 at the surface, deeply, and deeply with the twin as reference. The recipes were chosen on the first
-half of these paragraphs; audited are some of the second half.
+half of these paragraphs; audited are the first of the second half, more of them where they are
+forgotten deeply.
 """
 
 from __future__ import annotations
@@ -20,11 +21,13 @@ from memcircuits.base.io import write_atomically
 from memcircuits.base.statistics import bootstrap_interval
 from memcircuits.editing.audits.result import UNITS, EditAudit
 from unlearning_page import front
+from unlearning_page.numbers import collect
 from unlearning_page.setting import SEED, setting
 
 TITLE = "Erased, or hidden?"
 NAME = "unlearning-audits.json"
 STEPS = 3  # of relearning
+MODELS = ("unedited", "edited", "reference")
 ARMS = {"surface": "surface", "deep": "deep", "deep, twin given": "twin"}
 """From the title of an arm to its name among those of the front."""
 MEASURES = {
@@ -45,69 +48,95 @@ HARM = {
 }
 
 
-def measure(n: int, folder: Path, out: Path) -> None:
-    """Audit `n` paragraphs in every arm, as far as that is not done, and write the numbers.
+def jobs(n: int, n_deep: int) -> list[tuple[str, int]]:
+    """Arm and number of every paragraph to audit: `n` in each arm, `n_deep` in that of `deep`."""
+    counts = {arm: max(n, n_deep) if arm == "deep" else n for arm in ARMS}
+    return [(arm, i) for i in range(max(counts.values())) for arm in ARMS if i < counts[arm]]
 
-    The numbers are written after each paragraph. `folder` keeps audits and edits.
-    """
+
+def perform(arm: str, i: int, folder: Path) -> None:
+    """Audit one paragraph in one arm, unless that is done; `folder` keeps audits and edits."""
+    name = ARMS[arm]
+    path = folder / "audited" / f"{name}/{i}.json"
+    if path.exists():
+        return
     s = setting()
-    kept, audits = Kept(folder / "audits"), {arm: list[EditAudit]() for arm in ARMS}
-    edits = Kept(folder / "edits")
-    for i in range(n):
-        target = s.targets[[i]]
-        for arm, name in ARMS.items():
+    target = s.targets[[i]]
 
-            def audit(target: mc.Paragraphs = target, name: str = f"{name}-{i}") -> EditAudit:
-                make = front.arms()[name.rpartition("-")[0]].make
-                return mc.audit_edit(
-                    s.model,
-                    edits.get(name, lambda: make(target)),
-                    target,
-                    s.unseen,
-                    s.twin,
-                    others=s.others,
-                    relearning_steps=STEPS,
-                    progress=False,
-                )
+    def audit() -> EditAudit:
+        edit = Kept(folder / "edits").get(f"{name}-{i}", lambda: front.arms()[name].make(target))
+        return mc.audit_edit(
+            s.model,
+            edit,
+            target,
+            s.unseen,
+            s.twin,
+            others=s.others,
+            relearning_steps=STEPS,
+            progress=False,
+        )
 
-            audits[arm].append(kept.get(f"{name}-{i}", audit))
-        numbers = {"seed": SEED, "n": i + 1, "n_attacks": audits["deep"][0].n_attacks}
-        numbers |= {"weights": s.fingerprint}
-        found = {arm: _summary(of_arm) for arm, of_arm in audits.items()}
-        write_atomically(out, json.dumps(numbers | {"arms": found}, indent=1) + "\n")
+    values = values_of(Kept(folder / "audits").get(f"{name}-{i}", audit))
+    path.parent.mkdir(parents=True, exist_ok=True)
+    write_atomically(path, json.dumps(values))
 
 
-def _summary(audits: Sequence[EditAudit]) -> dict[str, Any]:
-    """Every measure of the three models, harm and verdicts, over the paragraphs."""
-    frames = [audit.to_frame().set_index("measure") for audit in audits]
-    models = ("unedited", "edited", "reference")
-    measures = {
-        name: {m: _statistics([float(frame.loc[name, m]) for frame in frames]) for m in models}
-        for name in MEASURES
+def save(folder: Path, out: Path) -> None:
+    """Write the numbers of all audits, one audit a line, and their summary."""
+    audits = collect(folder / "audited")
+    lines = [f"  {json.dumps(name)}: {json.dumps(audit)}" for name, audit in audits.items()]
+    head = {"seed": SEED, "weights": setting().fingerprint, "arms": summary(audits)}
+    text = json.dumps(head, indent=1).removesuffix("\n}")
+    write_atomically(out, text + ',\n "audits": {\n' + ",\n".join(lines) + "\n }\n}\n")
+
+
+def values_of(audit: EditAudit) -> dict[str, Any]:
+    """What the page needs of one audit."""
+    frame = audit.to_frame().set_index("measure")
+    return {
+        "measures": {name: {m: float(frame.loc[name, m]) for m in MODELS} for name in MEASURES},
+        "trained": {
+            text: {m: float(values[k, -1].mean()) for k, m in enumerate(MODELS)}
+            for text, values in audit.relearning.items()
+        },
+        "harm": {name: [float(side.float().mean()) for side in audit.harm[name]] for name in HARM},
+        "verdict": audit.verdict,
+        "n_attacks": audit.n_attacks,
     }
-    trained = {
-        text: {
-            m: _statistics([float(audit.relearning[text][k, -1].mean()) for audit in audits])
-            for k, m in enumerate(models)
+
+
+def summary(audits: Mapping[str, Any]) -> dict[str, Any]:
+    """Every measure of the three models, harm and verdicts, over the paragraphs of each arm."""
+    found = {}
+    for arm, name in ARMS.items():
+        mine = [audit for key, audit in audits.items() if key.rpartition("/")[0] == name]
+        verdicts = [audit["verdict"] for audit in mine]
+        found[arm] = {
+            "n": len(mine),
+            "n_attacks": mine[0]["n_attacks"],
+            **{
+                kind: {
+                    key: {m: _statistics([audit[kind][key][m] for audit in mine]) for m in MODELS}
+                    for key in mine[0][kind]
+                }
+                for kind in ("measures", "trained")
+            },
+            "harm": {
+                key: {
+                    "before": mine[0]["harm"][key][0],
+                    "after": _statistics([audit["harm"][key][1] for audit in mine]),
+                }
+                for key in HARM
+            },
+            "verdicts": {verdict: verdicts.count(verdict) for verdict in dict.fromkeys(verdicts)},
         }
-        for text in audits[0].relearning
-    }
-    harm = {
-        name: {
-            "before": float(audits[0].harm[name][0].float().mean()),
-            "after": _statistics([float(audit.harm[name][1].float().mean()) for audit in audits]),
-        }
-        for name in HARM
-    }
-    verdicts = [audit.verdict for audit in audits]
-    counts = {verdict: verdicts.count(verdict) for verdict in dict.fromkeys(verdicts)}
-    return {"measures": measures, "trained": trained, "harm": harm, "verdicts": counts}
+    return found
 
 
 def _statistics(values: Sequence[float]) -> dict[str, float]:
-    """Mean, largest value, and for several values the 95 % interval of the mean."""
+    """Mean, smallest and largest value, and for several values the 95 % interval of the mean."""
     tensor = torch.tensor(values)
-    found = {"mean": float(tensor.mean()), "max": float(tensor.max())}
+    found = {"mean": float(tensor.mean()), "min": float(tensor.min()), "max": float(tensor.max())}
     if len(values) > 1:
         low, high = bootstrap_interval(tensor, seed=SEED).tolist()
         found |= {"low": low, "high": high}
@@ -116,33 +145,47 @@ def _statistics(values: Sequence[float]) -> dict[str, float]:
 
 def section(numbers: Mapping[str, Any]) -> str:
     """The text of the section, from the numbers."""
-    arms, n = numbers["arms"], numbers["n"]
-    first = arms["surface"]
+    arms = numbers["arms"]
+    deep = arms["deep"]
+    # The unedited model and the twin are shown on the paragraphs of the arm that has most.
     head = ["", "units", "unedited", *arms, "twin"]
-    rows = [
-        [label, UNITS.get(name, "tokens"), *_of_models(arms, first, "measures", name)]
+    rows = [["paragraphs", "", *(str(a["n"]) for a in (deep, *arms.values(), deep))]]
+    rows += [
+        [label, UNITS.get(name, "tokens"), *_of_models(arms, deep, "measures", name)]
         for name, label in MEASURES.items()
     ]
     rows += [
-        [f"EM after {STEPS} steps on {text}", "tokens", *_of_models(arms, first, "trained", text)]
-        for text in first["trained"]
+        [f"EM after {STEPS} steps on {text}", "tokens", *_of_models(arms, deep, "trained", text)]
+        for text in deep["trained"]
     ]
     harm = [
         [
             label,
-            f"{first['harm'][name]['before']:.3g}",
+            f"{deep['harm'][name]['before']:.3g}",
             *[_cell(a["harm"][name]["after"]) for a in arms.values()],
         ]
         for name, label in HARM.items()
     ]
-    verdicts = [_verdicts(arm["verdicts"]) for arm in arms.values()]
-    harm.append(["verdict", "", *verdicts])
+    harm.append(["verdict", "", *(_verdicts(arm["verdicts"]) for arm in arms.values())])
     tables = (_table(head, rows), _table(["what else changed", "unedited", *arms], harm))
     return (
-        f"\n{n} paragraphs of the second half were forgotten one at a time and audited by "
-        "`mc.audit_edit` against the twin, which never saw them: depth 0 is the unedited model, 1 "
-        f"the twin. {numbers['n_attacks']} attacked prefixes each. Numbers: `{NAME}`.\n\n"
-        f"{tables[0]}\n\n{tables[1]}\n"
+        "\nThe first paragraphs of the second half, as many as the table says, were forgotten one at "
+        "a time and audited by `mc.audit_edit` against the twin, which never saw them: depth 0 is "
+        f"the unedited model, 1 the twin. {deep['n_attacks']} attacked prefixes each. Numbers, of "
+        f"each paragraph too: `{NAME}`.\n\n{tables[0]}\n{_extremes(deep)}\n\n{tables[1]}\n"
+    )
+
+
+def _extremes(deep: Mapping[str, Any]) -> str:
+    """The worst of the paragraphs that were forgotten deeply, which means hide."""
+    measures = deep["measures"]
+    worst = [f"{measures[m]['edited']['max']:.0f}" for m in ("em_attacked", "em_int8")]
+    longest = f"{measures['longest_run']['edited']['max']:.0f}"
+    least = f"{measures['depth']['edited']['min']:.2f}"
+    return (
+        f"\nThe worst of the {deep['n']} paragraphs that were forgotten deeply: {worst[0]} tokens "
+        f"from an attacked prefix, {worst[1]} with weights of 8 bits, a run of {longest} tokens "
+        f"from some entry, a depth of {least}."
     )
 
 
