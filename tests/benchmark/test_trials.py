@@ -9,6 +9,7 @@ import torch
 from typer.testing import CliRunner
 
 import memcircuits as mc
+from memcircuits.benchmark import other_trials
 from memcircuits.benchmark.leaderboard import (
     combinations,
     deletions,
@@ -298,13 +299,14 @@ def test_intervals_of_trials_in_the_same_places_cover_only_by_places():
     assert covered["by trials"] < 75
 
 
-def test_holders_are_among_the_heads_that_were_planted(pool):
+def test_holders_are_among_the_heads_that_were_planted(pool, monkeypatch):
+    monkeypatch.setattr(other_trials, "_N_HOLDERS", 3)  # six need minutes
     trial = holders_trial(pool, 0)
-    assert trial.planted == len(trial.em) <= 6
+    assert trial.planted == len(trial.em) == 3
     recited = sum(tokens == 3 for tokens in trial.em)
     assert [a.method for a in trial.assigned] == ["exact"] * recited + ["screen"] * recited
     holders = {a.holder for a in trial.assigned}
-    assert len(holders) == recited
+    assert len(holders) == recited > 0
 
 
 def test_the_null_draws_two_sets_that_differ_in_loss(pool, monkeypatch):

@@ -151,6 +151,7 @@ OPTIONS: dict[str, tuple[str, ...]] = {
     "--recover": ("-1", "x", "1.5"),
     "--heldout": PATHS,
     "--planted": ("0", "-1", "x", "1.5"),
+    "--kinds": ("", "tail", "head,tail"),
     "--localizers": ("", "guess", "oracle,,"),
     "--where": ("", "L9H9", "L1", "L1.x", "neurons:2", "weights:x", "L1H2,,", "é"),
     "--steps": ("0", "-1", "x"),
