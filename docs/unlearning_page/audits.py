@@ -169,10 +169,10 @@ def section(numbers: Mapping[str, Any]) -> str:
     harm.append(["verdict", "", *(_verdicts(arm["verdicts"]) for arm in arms.values())])
     tables = (_table(head, rows), _table(["what else changed", "unedited", *arms], harm))
     return (
-        "\nThe first paragraphs of the second half, as many as the table says, were forgotten one at "
-        "a time and audited by `mc.audit_edit` against the twin, which never saw them: depth 0 is "
-        f"the unedited model, 1 the twin. {deep['n_attacks']} attacked prefixes each. Numbers, of "
-        f"each paragraph too: `{NAME}`.\n\n{tables[0]}\n{_extremes(deep)}\n\n{tables[1]}\n"
+        "\nThe first paragraphs of the second half, as many as the table says, were forgotten one "
+        "at a time and audited by `mc.audit_edit` against the twin, which never saw them: depth 0 "
+        f"is the unedited model, 1 the twin. {deep['n_attacks']} attacked prefixes each. Numbers, "
+        f"of each paragraph too: `{NAME}`.\n\n{tables[0]}\n{_extremes(deep)}\n\n{tables[1]}\n"
     )
 
 
