@@ -50,8 +50,9 @@ def main() -> None:
         save(collect(work), numbers)
         plot(collect(work))
         audited = [(*job, given.work) for job in audits.jobs(given.audits, given.deep)]
-        finish("audits", audits.perform, audited, workers)
-        audits.save(given.work, out)
+        if audited:
+            finish("audits", audits.perform, audited, workers)
+            audits.save(given.work, out)
     write(numbers)
 
 

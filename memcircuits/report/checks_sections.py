@@ -80,7 +80,7 @@ def robustness_bars(measurements: Measurements) -> list[Block]:
             note="Does the score depend on how a head is removed, and on what it is compared with? "
             "A head that memorization needs keeps a score above zero in each bar. "
             f"Losses in nats/token: {losses}; recitations "
-            f"{float(measurements.listed['memorized'].scan.nll.mean()):.2f}.",
+            f"{float(measurements.scans['memorized'].nll.mean()):.2f}.",
         )
     ]
 
@@ -108,10 +108,8 @@ def control_table(measurements: Measurements) -> Table:
     """What the two sets are: how well they are recited, their loss, how often they were trained."""
     import pandas as pd
 
-    sets = {
-        "memorized": measurements.listed["memorized"].scan,
-        "controls": measurements.control_scan,
-    }
+    scans = measurements.scans
+    sets = {"memorized": scans["memorized"], "controls": scans["control"]}
     rows = [
         {"set": name, **_composition(scan), **measurements.repetitions.get(name, {})}
         for name, scan in sets.items()

@@ -38,42 +38,17 @@ CHECKED_HEADS = 5  # whose scores are measured under other choices
 
 
 @dataclass(frozen=True)
-class Listed:
-    """Paragraphs that the page lists.
-
-    Attributes:
-        scan: of them.
-        prefixes: text of their prefixes.
-        continuations: text of their continuations.
-    """
-
-    scan: Scan
-    prefixes: list[str]
-    continuations: list[str]
-
-    @classmethod
-    def of(cls, scan_result: Scan, adapter: Adapter) -> Listed:
-        """The first paragraphs of a scan, as many as are listed."""
-        paragraphs = scan_result.paragraphs
-        if len(paragraphs) > MAX_LISTED:
-            scan_result = scan(adapter, paragraphs[list(range(MAX_LISTED))], progress=False)
-            paragraphs = scan_result.paragraphs
-        texts = (_texts(ids, adapter) for ids in (paragraphs.prefix, paragraphs.continuation))
-        return cls(scan_result, *texts)
-
-
-@dataclass(frozen=True)
 class Measurements:
     """Everything on the page that is not in the ranking.
 
     Attributes:
-        listed: set (`memorized`, `control`) -> paragraphs of it.
+        scans: set (`memorized`, `control`) -> scan of its paragraphs.
+        texts: set -> prefixes and continuations of the paragraphs that are listed, the first ones.
         view: attention of the best heads on the paragraph recited most surely; None if heads were
             not ranked.
         perturbation: effects of replacing prefix tokens of the paragraphs recited most surely; None
             if not asked for.
         tokens: text of the tokens of those paragraphs.
-        control_scan: of the controls.
         losses: set -> loss of each independent group of its paragraphs, nats/token.
         repetitions: set -> how many of its paragraphs were trained on, and the most repetitions of
             one, where that is known.
@@ -83,11 +58,11 @@ class Measurements:
         choices: these scores.
     """
 
-    listed: Mapping[str, Listed]
+    scans: Mapping[str, Scan]
+    texts: Mapping[str, tuple[list[str], list[str]]]
     view: AttentionView | None
     perturbation: Perturbation | None
     tokens: list[list[str]]
-    control_scan: Scan
     losses: Mapping[str, list[float]]
     repetitions: Mapping[str, Mapping[str, int]]
     details: Details
@@ -111,10 +86,9 @@ def take_measurements(
         "memorized": scan(adapter, ranking.memorized, progress=progress),
         "control": scan(adapter, ranking.control, progress=progress),
     }
-    listed = {name: Listed.of(of_set, adapter) for name, of_set in scans.items()}
     # Of the memorized paragraphs listed, those recited most surely.
-    recited = listed["memorized"].scan
-    surest = recited.nll.argsort(stable=True)[: max(1, triggers)]
+    recited = scans["memorized"]
+    surest = recited.nll[:MAX_LISTED].argsort(stable=True)[: max(1, triggers)]
     examples = recited.paragraphs[surest]
 
     best = best_heads(ranking, heads)
@@ -132,11 +106,11 @@ def take_measurements(
     names = named_rows(ranking)["component"].tolist()
     details = details_of(adapter, ranking.memorized, names, best, progress=progress)
     return Measurements(
-        listed=listed,
+        scans=scans,
+        texts={name: _listed(of_set.paragraphs, adapter) for name, of_set in scans.items()},
         view=view,
         perturbation=perturbation,
         tokens=token_texts(adapter, examples),
-        control_scan=scans["control"],
         losses={name: loss.tolist() for name, loss in losses.items()},
         repetitions=_repetitions(ranking),
         details=details,
@@ -180,6 +154,13 @@ def _refuse_other_weights(ranking: Ranking, adapter: Adapter) -> None:
             f"weights {given}",
             f"the ranking is of weights {measured} ({name}): give those",
         )
+
+
+def _listed(paragraphs: Paragraphs, adapter: Adapter) -> tuple[list[str], list[str]]:
+    """Prefixes and continuations of the paragraphs that are listed."""
+    sides = (paragraphs.prefix, paragraphs.continuation)
+    prefixes, continuations = (_texts(ids[:MAX_LISTED], adapter) for ids in sides)
+    return prefixes, continuations
 
 
 def _texts(ids: Int[Tensor, "paragraph pos"], adapter: Adapter) -> list[str]:

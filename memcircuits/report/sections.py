@@ -281,17 +281,18 @@ def paragraphs_table(ranking: Ranking, measurements: Measurements, name: str) ->
     """The paragraphs of a set (`memorized`, `control`) with their loss and text."""
     import pandas as pd
 
-    listed, n_measured = measurements.listed[name], len(ranking.names[name])
-    n_listed = len(listed.prefixes)
+    scan_result, n_measured = measurements.scans[name], len(ranking.names[name])
+    prefixes, continuations = measurements.texts[name]
+    n_listed = len(prefixes)
     rest = f"; the first {n_listed} are listed." if n_measured > n_listed else "."
     return Table(
         pd.DataFrame(
             {
-                "id": listed.scan.paragraphs.names,
-                "em": listed.scan.em.numpy(),
-                "nll": listed.scan.nll.double().numpy(),
-                "prefix": listed.prefixes,
-                "continuation": listed.continuations,
+                "id": scan_result.paragraphs.names[:n_listed],
+                "em": scan_result.em[:n_listed].numpy(),
+                "nll": scan_result.nll[:n_listed].double().numpy(),
+                "prefix": prefixes,
+                "continuation": continuations,
             }
         ),
         labels={"em": "EM", "nll": "NLL"},
