@@ -249,3 +249,23 @@ def test_the_leaderboard_is_of_seeds_that_no_method_was_chosen_on(tmp_path, monk
     (tmp_path / "run.json").write_text(json.dumps(run))
     with pytest.raises(SystemExit, match="run them with 1000"):
         make_leaderboard.main(str(tmp_path))
+
+
+def test_the_page_of_models_keeps_the_versions_and_states_the_largest_difference(tmp_path):
+    from tests.matrix.page import write
+
+    def section(version, *rows):
+        table = ["| architecture | model | scan | edit |", "| --- | --- | --- | --- |", *rows]
+        refused = ["Also loaded: A.", "", "| refused at load | reason |", "| --- | --- |"]
+        return "\n".join([f"## transformer-lens {version}", "", *table, "", *refused, ""])
+
+    page = tmp_path / "matrix.md"
+    write(page, "3.9.0", section("3.9.0", "| neo | raw | 2e-06 | 1e-07 c |"))
+    write(
+        page, "4.3.0", section("4.3.0", "| neo | raw | 9e-07 | ran |", "| b | raw | 0e+00 | ran |")
+    )
+    text = page.read_text()
+    assert "| scan | 2e-06 | 0e+00 |" in text
+    assert "| edit | 1e-07 c | ran |" in text
+    write(page, "3.9.0", section("3.9.0", "| neo | raw | 2e-06 | 1e-07 c |"))
+    assert page.read_text() == text

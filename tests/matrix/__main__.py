@@ -8,7 +8,6 @@ versions stay as they are.
 from __future__ import annotations
 
 import importlib.metadata
-from pathlib import Path
 
 import memcircuits as mc
 from memcircuits.base.errors import UnsupportedModel
@@ -18,21 +17,11 @@ from tests.helpers import ROOT
 from tests.helpers import models as zoo
 from tests.matrix.cases import variants
 from tests.matrix.compare import ANALYSES, compared
-
-_INTRODUCTION = """# Architectures x analyses
-
-Tiny random models of every architecture, each analysis on each class of TransformerLens model.
-A number is the largest difference from plain transformers with hand-written PyTorch hooks and
-autograd (exact matches are equal to those of `generate`): in nats per token or probability, for
-gradients relative to the largest. Where folding gives weights another meaning it is the difference
-from the other class in the same basis (marked c), and `ran` where there is no other class. Written
-by `python -m tests.matrix`, once for each version of transformer-lens.
-"""
+from tests.matrix.page import write
 
 
-def table() -> str:
+def table(version: str) -> str:
     """The section of the installed transformer-lens."""
-    version = importlib.metadata.version("transformer-lens")
     lines = [
         f"## transformer-lens {version}",
         "",
@@ -53,7 +42,7 @@ def table() -> str:
 
 
 def other_lines() -> list[str]:
-    """What became of the architectures that are tried in less detail (tests/test_architectures)."""
+    """What became of the architectures that are tried in less detail (tests/models)."""
     works, refused = [], []
     for name in (*zoo.OTHERS, *zoo.REFUSED):
         source = zoo.other(name)
@@ -82,20 +71,7 @@ def other_lines() -> list[str]:
     ]
 
 
-def write(path: Path) -> None:
-    """Replace the section of the installed version, keep the others."""
-    sections: dict[str, str] = {}
-    if path.is_file():
-        for part in path.read_text(encoding="utf-8").split("\n## ")[1:]:
-            sections[part.splitlines()[0]] = f"## {part.strip()}\n"
-    own = table()
-    sections[own.splitlines()[0].removeprefix("## ")] = own
-    path.parent.mkdir(exist_ok=True)
-    parts = [_INTRODUCTION, *(sections[key] for key in sorted(sections))]
-    path.write_text("\n".join(parts), encoding="utf-8")
-
-
 if __name__ == "__main__":
-    target = ROOT / "docs" / "matrix.md"
-    write(target)
+    target, installed = ROOT / "docs" / "matrix.md", importlib.metadata.version("transformer-lens")
+    write(target, installed, table(installed))
     print(target)
