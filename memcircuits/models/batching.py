@@ -45,7 +45,7 @@ def rows_that_fit(
         n_pos: tokens per row.
         n_logits: positions unembedded per row.
         memory_budget: maximum bytes per batch; by default a third of the free memory, on CPUs at
-            most 64 MiB for each layer that is held and 256 MiB in all.
+            most 64 MiB of one layer's tensors and 256 MiB in all.
         backward: whether a backward pass follows, which needs the activations of all layers.
 
     Raises:
@@ -57,11 +57,14 @@ def rows_that_fit(
     size = torch.finfo(adapter.dtype).bits // 8
     residual = n_pos * (6 * adapter.d_model + 3 * d_mlp) * size
     attention = 3 * adapter.n_heads * n_pos * n_pos * 4
-    layers = adapter.n_layers if backward else 1
-    budget = memory_budget if memory_budget is not None else default_budget(adapter.device)
-    if memory_budget is None and adapter.device.type == "cpu":
-        budget = min(budget, layers * CPU_LAYER)
-    return max(1, budget // (layers * (residual + attention) + _logit_bytes(adapter, n_logits)))
+    layer = residual + attention
+    row = layer * (adapter.n_layers if backward else 1) + _logit_bytes(adapter, n_logits)
+    if memory_budget is not None:
+        return max(1, memory_budget // row)
+    rows = default_budget(adapter.device) // row
+    if adapter.device.type == "cpu":
+        rows = min(rows, CPU_LAYER // layer)
+    return max(1, rows)
 
 
 def logits_that_fit(adapter: Adapter, n_logits: int, memory_budget: int | None = None) -> int:
