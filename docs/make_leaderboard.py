@@ -29,7 +29,12 @@ from memcircuits.benchmark.leaderboard import (
     leaderboard_figure,
 )
 from memcircuits.benchmark.pages import write_leaderboard
-from memcircuits.benchmark.trial_kinds import RANKINGS, TEXT_BLIND, UNIT_OF_KIND
+from memcircuits.benchmark.trial_kinds import (
+    COMPONENT_RANKING,
+    RANKINGS,
+    TEXT_BLIND,
+    UNIT_OF_KIND,
+)
 from memcircuits.benchmark.trials import read_run, read_trials
 
 DOCS = Path(__file__).parent
@@ -63,9 +68,14 @@ KINDS = {
     "neurons": "1 % of the neurons",
     "neuron-outputs": "what 1 % of the neurons write",
 }
-OURS = {"head": RANKINGS[0], "block": "zero-ablation", "neuron": "attribution"}
+OURS = {
+    "head": RANKINGS[0],
+    "block": "zero-ablation",
+    "component": COMPONENT_RANKING,
+    "neuron": "attribution",
+}
 """What ranks these units in the package: of blocks and neurons, `find_memorization_components`."""
-NO_RIVALS = {*RANKINGS, *TEXT_BLIND, "oracle", "random"}
+NO_RIVALS = {*RANKINGS, COMPONENT_RANKING, *TEXT_BLIND, "oracle", "random"}
 
 
 def short_table(frame: pd.DataFrame, holders: pd.DataFrame, natural: pd.DataFrame) -> str:

@@ -1,4 +1,4 @@
-"""Localizers that multiply the activation of every head or neuron by a gate.
+"""Localizers that multiply the activation of every head, MLP or neuron by a gate.
 
 A gate of 1 leaves a unit as it is, a gate of 0 removes its output. Attribution is the first-order
 estimate of the rise of the NLL when one gate closes (targets minus controls); integrated gradients
@@ -21,7 +21,7 @@ from memcircuits.benchmark.units import LocalizationTask, Unit
 from memcircuits.data.paragraphs import Paragraphs
 from memcircuits.evidence.gradients.activations import activation_gradients
 from memcircuits.evidence.subnetworks.hard_concrete import initial_log_odds, train_gates
-from memcircuits.evidence.subnetworks.mean_ablation import MeanAblation
+from memcircuits.evidence.subnetworks.mean_ablation import GatedSite, MeanAblation
 from memcircuits.measure.continuation import score_continuation
 from memcircuits.models.adapter import Adapter
 from memcircuits.models.hooks import hook_name
@@ -29,15 +29,24 @@ from memcircuits.models.hooks import hook_name
 _IG_STEPS = 8  # of integrated gradients
 
 
-def _hook_name(unit: Unit, layer: int) -> str:
-    return hook_name("z" if unit == "head" else "post", layer)
+_SITES: dict[Unit, tuple[GatedSite, ...]] = {
+    "head": ("z",),
+    "component": ("z", "mlp_out"),
+    "neuron": ("post",),
+}
+
+
+def _places(adapter: Adapter, unit: Unit) -> list[tuple[GatedSite, int]]:
+    """What is gated, in the order of the scores: sites, and within them layers."""
+    return [(site, layer) for site in _SITES[unit] for layer in range(adapter.n_layers)]
 
 
 def _open_gates(adapter: Adapter, unit: Unit) -> list[Float[Tensor, " unit"]]:
-    """Gates of 1 for the heads or neurons of each layer."""
+    """Gates of 1 for the units of each place."""
     sizes = [
-        adapter.n_heads if unit == "head" else adapter.weight(layer, "W_out").values.shape[1]
-        for layer in range(adapter.n_layers)
+        {"z": adapter.n_heads, "mlp_out": 1}.get(site)
+        or adapter.weight(layer, "W_out").values.shape[1]
+        for site, layer in _places(adapter, unit)
     ]
     return [torch.ones(n, device=adapter.device, dtype=adapter.dtype) for n in sizes]
 
@@ -47,11 +56,14 @@ def _gated_nll(
 ) -> Float[Tensor, ""]:
     """Mean NLL (nats/token) with every unit's activation multiplied by its gate."""
 
-    def multiply(layer: int) -> Callable[[Tensor], Tensor]:
-        shape = (1, 1, -1, 1) if unit == "head" else (1, 1, -1)
-        return lambda activation: activation * gates[layer].view(shape)
+    def multiply(site: GatedSite, gate: Float[Tensor, " unit"]) -> Callable[[Tensor], Tensor]:
+        shape = (1, 1, -1, 1) if site == "z" else (1, 1, -1)
+        return lambda activation: activation * gate.view(shape)
 
-    edit = {_hook_name(unit, layer): multiply(layer) for layer in range(adapter.n_layers)}
+    edit = {
+        hook_name(site, layer): multiply(site, gate)
+        for (site, layer), gate in zip(_places(adapter, unit), gates, strict=True)
+    }
     return score_continuation(adapter, paragraphs, edit=edit).nll.mean()
 
 
@@ -98,7 +110,7 @@ def by_activation_gradient(task: LocalizationTask, unit: Unit) -> Float[Tensor, 
     def add(layer: int) -> Callable[[Tensor], Tensor]:
         return lambda activation: activation + shifts[layer]
 
-    edit = {_hook_name(unit, layer): add(layer) for layer in range(adapter.n_layers)}
+    edit = {hook_name("post", layer): add(layer) for layer in range(adapter.n_layers)}
     with adapter.preserving_state(), torch.enable_grad():
         nll = score_continuation(adapter, targets, edit=edit).nll.mean()
         grads = torch.autograd.grad(nll, shifts)
@@ -115,7 +127,7 @@ def by_hard_concrete(task: LocalizationTask, unit: Unit) -> Float[Tensor, " unit
     adapter, generator = task.adapter, task.generator
     sets = (task.targets, task.control)
     with adapter.preserving_state():
-        ablation = MeanAblation(adapter, task.control, ("z" if unit == "head" else "post",))
+        ablation = MeanAblation(adapter, task.control, _SITES[unit])
 
         def loss(gates: Float[Tensor, "set unit"]) -> Float[Tensor, " set"]:
             nll = []

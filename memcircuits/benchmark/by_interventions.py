@@ -1,4 +1,4 @@
-"""Localizers that intervene on heads or blocks, and one that reads attention.
+"""Localizers that intervene on heads, MLPs or blocks, and one that reads attention.
 
 Ablation silences a unit and reads the rise of the NLL, of the targets minus of the controls: what
 harms all paragraphs alike is not specific to the targets. Mean and resample ablation take means and
@@ -43,7 +43,11 @@ def by_ablation(mode: Mode, task: LocalizationTask, unit: Unit) -> Float[Tensor,
         ablation = Ablation(task.model, paragraphs, mode=mode, reference=reference, seed=task.seed)
         return ablation.effects(heads, progress=False)[..., 0].mean(0)
 
-    return mean_effect(task.targets) - mean_effect(task.control)
+    of_heads = mean_effect(task.targets) - mean_effect(task.control)
+    if unit == "head":
+        return of_heads
+    of_blocks = _block_effects(task, task.targets) - _block_effects(task, task.control)
+    return torch.cat([of_heads, of_blocks[1::2]])
 
 
 def _block_effects(task: LocalizationTask, paragraphs: Paragraphs) -> Float[Tensor, " block"]:

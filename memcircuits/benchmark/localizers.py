@@ -2,9 +2,9 @@
 
 A localizer takes a `LocalizationTask` (a model, target paragraphs, controls) and returns one score
 per unit, higher for units that it considers more responsible. Units are *heads*, *blocks* (a
-layer's attention or MLP), MLP *neurons* and single *weights*. Where a method can compare targets
-with controls, the score is the difference: a unit that all paragraphs need does not hold the
-targets.
+layer's attention or MLP), *components* (heads and MLPs), MLP *neurons* and single *weights*. Where
+a method can compare targets with controls, the score is the difference: a unit that all paragraphs
+need does not hold the targets.
 
 | family | localizers |
 | --- | --- |
@@ -73,7 +73,8 @@ def localize(task: LocalizationTask, name: str, unit: Unit = "head") -> Float[Te
         task: model and paragraphs.
         name: name of the localizer (`LOCALIZERS`).
         unit: `head` ([layer, head] flattened), `block` (each layer's attention, then its MLP),
-            `neuron` (layer by layer) or `weight` (matrix by matrix, as `Adapter.weights`).
+            `component` (all heads, then the MLPs), `neuron` (layer by layer) or `weight` (matrix by
+            matrix, as `Adapter.weights`).
 
     Returns:
         One score per unit, float32, on the CPU.
@@ -101,10 +102,10 @@ _LOCALIZERS = (
     Localizer("gradient-fisher", UNITS, by_fisher),
     Localizer("gradient-x-weight", UNITS, by_product),
     Localizer("activation-gradient", ("head", "neuron"), by_activation_gradient),
-    Localizer("attribution", ("head", "neuron"), by_attribution),
-    Localizer("integrated-gradients", ("head", "neuron"), by_integrated_gradients),
-    Localizer("hard-concrete", ("head", "neuron"), by_hard_concrete),
-    Localizer("zero-ablation", ("head", "block"), partial(by_ablation, "zero")),
+    Localizer("attribution", ("head", "component", "neuron"), by_attribution),
+    Localizer("integrated-gradients", ("head", "component", "neuron"), by_integrated_gradients),
+    Localizer("hard-concrete", ("head", "component", "neuron"), by_hard_concrete),
+    Localizer("zero-ablation", ("head", "block", "component"), partial(by_ablation, "zero")),
     Localizer("mean-ablation", ("head",), partial(by_ablation, "mean")),
     Localizer("resample-ablation", ("head",), partial(by_ablation, "resample")),
     Localizer("exact-patching", ("head",), partial(by_patching, "exact")),

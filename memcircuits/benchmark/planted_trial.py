@@ -35,6 +35,7 @@ from memcircuits.benchmark.schemas import (
     PlantingSummary,
 )
 from memcircuits.benchmark.trial_kinds import (
+    COMPONENT_RANKING,
     N_CONTROLS,
     N_REFERENCE,
     RANKINGS,
@@ -44,7 +45,11 @@ from memcircuits.benchmark.trial_kinds import (
 from memcircuits.benchmark.units import LocalizationTask, Unit, count_forwards, truth_of
 from memcircuits.data.paragraphs import Paragraphs
 from memcircuits.editing.planting import plant
-from memcircuits.evidence.find_components import find_memorization_heads
+from memcircuits.evidence.find_components import (
+    HEADS_AND_MLPS,
+    find_memorization_components,
+    find_memorization_heads,
+)
 from memcircuits.measure.continuation import score_continuation
 from memcircuits.models.adapter import Adapter
 from memcircuits.models.hooks import hook_name
@@ -162,6 +167,9 @@ def _random_place(
             layer = int(torch.randint(adapter.n_layers, (), generator=generator))
             side = ("attn", "mlp")[int(torch.randint(2, (), generator=generator))]
             return [f"L{layer}.{side}"], None
+        case "head-and-mlp":
+            layer = int(torch.randint(adapter.n_layers, (), generator=generator))
+            return [heads[order[0]], f"L{layer}.mlp"], None
         case "neurons":
             return ["neurons:0.01"], None
         case "neuron-outputs":
@@ -180,11 +188,12 @@ def _cut_continuation(paragraphs: Paragraphs, n: int | None) -> Paragraphs:
 
 def _names(unit: Unit, localizers: Sequence[str] | None) -> list[str]:
     """The localizers to run, in the order of the tables before sorting."""
-    names = [*RANKINGS, *localizers_of(unit)] if unit == "head" else localizers_of(unit)
+    own = {"head": RANKINGS, "component": (COMPONENT_RANKING,)}.get(unit, ())
+    names = [*own, *localizers_of(unit)]
     if localizers is not None:
         return [name for name in names if name in localizers]
-    # Zero ablation of heads is the score of the first ranking: it runs only where it is asked for.
-    return [name for name in names if unit != "head" or name != "zero-ablation"]
+    # Zero ablation is the score of our own ranking: it runs beside it only where it is asked for.
+    return [name for name in names if not own or name != "zero-ablation"]
 
 
 def _score(
@@ -208,6 +217,18 @@ def _first_head(adapter: Adapter, scores: Float[Tensor, " head"]) -> Head:
 
 def scores_of(task: LocalizationTask, name: str, unit: Unit) -> Float[Tensor, " unit"]:
     """The scores of a localizer, or of one of the package's own rankings."""
+    if name == COMPONENT_RANKING:
+        score = find_memorization_components(
+            task.model,
+            task.targets,
+            units=HEADS_AND_MLPS,
+            control=task.control,
+            unigrams=task.unigrams,
+            draws=200,
+            seed=task.seed,
+            progress=False,
+        ).score
+        return torch.cat([score[:, :-1].flatten(), score[:, -1]])  # the last column is the MLPs'
     if name not in RANKINGS:
         return localize(task, name, unit)
     ranking = find_memorization_heads(

@@ -270,6 +270,7 @@ Trials = TypedDict(
         "values": list[PlantedTrial],
         "queries-keys": list[PlantedTrial],
         "block": list[PlantedTrial],
+        "head-and-mlp": list[PlantedTrial],
         "neurons": list[PlantedTrial],
         "neuron-outputs": list[PlantedTrial],
         "weights": list[PlantedTrial],

@@ -1,10 +1,11 @@
 """The kinds of trial, how many trials of each kind there are, and which units each scores.
 
-A trial of ten kinds plants paragraphs in random weights of one sort; the sort decides the units
+A trial of eleven kinds plants paragraphs in random weights of one sort; the sort decides the units
 (`memcircuits.benchmark.units`) that localizers score. `values` plants through W_V of one head only
 and `queries-keys` through its W_Q and W_K only. `head-same-norm` holds the norm of every matrix of
 the head, so that the head cannot be told from its weights. In `decoys` two other heads are changed
-first (`memcircuits.benchmark.decoys`): one is damaged, one holds the controls. `neuron-outputs`
+first (`memcircuits.benchmark.decoys`): one is damaged, one holds the controls. `head-and-mlp`
+spreads the paragraph over a head and the MLP of a layer, both drawn at random. `neuron-outputs`
 plants through the output weights of neurons only (Chang et al. 2024, "INJ"). Three further kinds
 ask other questions:
 
@@ -33,6 +34,7 @@ PlantedKind = Literal[
     "values",
     "queries-keys",
     "block",
+    "head-and-mlp",
     "neurons",
     "neuron-outputs",
     "weights",
@@ -53,6 +55,7 @@ UNIT_OF_KIND: Mapping[PlantedKind, Unit] = {
     "values": "head",
     "queries-keys": "head",
     "block": "block",
+    "head-and-mlp": "component",
     "neurons": "neuron",
     "neuron-outputs": "neuron",
     "weights": "weight",
@@ -67,6 +70,7 @@ N_TRIALS: Mapping[TrialKind, int] = {
     "values": 8,
     "queries-keys": 3,
     "block": 8,
+    "head-and-mlp": 12,
     "neurons": 5,
     "neuron-outputs": 12,
     "weights": 2,
@@ -83,6 +87,7 @@ N_QUICK_TRIALS: Mapping[TrialKind, int] = {
     "decoys": 1,
     "values": 2,
     "block": 1,
+    "head-and-mlp": 1,
     "neurons": 1,
     "holders": 1,
     "null": 50,
@@ -91,6 +96,9 @@ N_QUICK_TRIALS: Mapping[TrialKind, int] = {
 
 RANKINGS = ("find_memorization_heads", "find_memorization_heads (screen)")
 """The package's own ranking by its two methods, scored beside the localizers of heads."""
+
+COMPONENT_RANKING = "find_memorization_components"
+"""The package's own ranking of heads and MLPs, scored beside the localizers of components."""
 
 TEXT_BLIND = ("weight-norm", "norm-in-layer")
 """Localizers that read no text: where they find the place, planting gives it away."""

@@ -40,7 +40,13 @@ from memcircuits.benchmark.other_trials import holders_trial, null_trial, stabil
 from memcircuits.benchmark.paragraph_pool import ParagraphPool
 from memcircuits.benchmark.planted_trial import planted_trial
 from memcircuits.benchmark.schemas import SCHEMAS, Run, Trial, Trials
-from memcircuits.benchmark.trial_kinds import N_TRIALS, RANKINGS, TRIAL_KINDS, TrialKind
+from memcircuits.benchmark.trial_kinds import (
+    COMPONENT_RANKING,
+    N_TRIALS,
+    RANKINGS,
+    TRIAL_KINDS,
+    TrialKind,
+)
 from memcircuits.models.registry import adapt
 from memcircuits.results.provenance import Provenance
 
@@ -81,7 +87,7 @@ def run_trials(
     at_least("n_paragraphs", n_paragraphs, 1)
     at_least("seed", seed, 0)
     for name in localizers or ():
-        one_of("localizers", name, (*RANKINGS, *LOCALIZERS))
+        one_of("localizers", name, (*RANKINGS, COMPONENT_RANKING, *LOCALIZERS))
     folder = Path(folder)
     _refuse_other_run(folder, _describe_run(pool, n_paragraphs, seed, localizers))
     schedule = [

@@ -1,9 +1,10 @@
-"""What localizers score: heads, blocks, neurons or weights of a model.
+"""What localizers score: heads, blocks, components, neurons or weights of a model.
 
 `LocalizationTask` is the input of every localizer, `truth_of` the correct answer, `pool_scores`
 the way from scores of single weights to scores of units, and `count_forwards` the common measure of
-cost. Scores are flat: heads by layer and head, blocks by layer (attention, then MLP), neurons by
-layer, weights matrix by matrix in the order of `Adapter.weights`.
+cost. Scores are flat: heads by layer and head, blocks by layer (attention, then MLP), components as
+all heads and then the MLP of each layer, neurons by layer, weights matrix by matrix in the order of
+`Adapter.weights`.
 """
 
 from __future__ import annotations
@@ -25,8 +26,9 @@ from memcircuits.models.adapter import Adapter, Model
 from memcircuits.models.registry import adapt
 from memcircuits.models.weights import HEAD_COMPONENTS
 
-Unit = Literal["head", "block", "neuron", "weight"]
-"""The parts of a model that are scored; a block is a layer's attention or its MLP."""
+Unit = Literal["head", "block", "component", "neuron", "weight"]
+"""The parts of a model that are scored; a block is a layer's attention or its MLP, a component is a
+head or the MLP of a layer."""
 
 UNITS: tuple[Unit, ...] = get_args(Unit)
 
@@ -93,15 +95,16 @@ def scatter_planted(
 
 def truth_of(adapter: Adapter, planted: Planted, unit: Unit) -> Bool[Tensor, " unit"]:
     """Which units hold a planted weight, in the order of `localize`."""
-    if unit == "head" and planted.truth.heads:
-        # Heads that share keys and values with a planted head have planted weights, too, but
-        # the text was to be held by the named heads.
-        is_planted = torch.zeros(adapter.n_layers, adapter.n_heads, dtype=torch.bool)
-        for head in planted.truth.heads:
-            is_planted[head.layer, head.head] = True
-        return is_planted.flatten()
     ones = {name: torch.ones(len(indices)) for name, indices in planted.indices.items()}
     is_written = scatter_planted(adapter, planted, ones)
+    if unit in ("head", "component") and planted.truth.heads:
+        # Heads that share keys and values with a planted head have planted weights, too, but
+        # the text was to be held by the named heads.
+        is_planted = pool_scores(adapter, is_written, unit, "max") > 0
+        is_planted[: adapter.n_layers * adapter.n_heads] = False
+        for head in planted.truth.heads:
+            is_planted[head.layer * adapter.n_heads + head.head] = True
+        return is_planted
     if unit == "neuron":
         # All weights of a planted neuron in the written matrices are written; planting in random
         # weights writes single weights of most neurons.
@@ -131,7 +134,7 @@ def pool_scores(
     by_layer: dict[int, list[tuple[str, Tensor]]] = {i: [] for i in range(adapter.n_layers)}
     for weight, matrix in zip(adapter.weights(), scores, strict=True):
         by_layer[weight.layer].append((weight.component, matrix.abs().float().cpu()))
-    pooled = []
+    pooled, pooled_mlps = [], []
     for matrices in by_layer.values():
         # Keys and values of grouped-query models count for every head of their group.
         attention = [
@@ -144,15 +147,17 @@ def pool_scores(
             for component, matrix in matrices
             if component not in HEAD_COMPONENTS
         ]
-        if unit == "head":
+        if unit in ("head", "component"):
             pooled.append(_pool(torch.cat(attention, 1), pooling))
+            if unit == "component":
+                pooled_mlps.append(_pool(torch.cat(mlp, 1).flatten()[None], pooling))
         elif unit == "neuron":
             pooled.append(_pool(torch.cat(mlp, 1), pooling))
         else:
             for block in (attention, mlp):
                 weights = torch.cat([matrix.flatten() for matrix in block])
                 pooled.append(_pool(weights[None], pooling))
-    return torch.cat(pooled)
+    return torch.cat(pooled + pooled_mlps)
 
 
 def _pool(scores: Float[Tensor, "unit weight"], pooling: Pooling) -> Float[Tensor, " unit"]:

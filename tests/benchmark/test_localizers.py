@@ -48,6 +48,7 @@ def sizes(adapter):
     return {
         "head": adapter.n_layers * adapter.n_heads,
         "block": 2 * adapter.n_layers,
+        "component": adapter.n_layers * (adapter.n_heads + 1),
         "neuron": mlp,
         "weight": sum(w.values.numel() for w in weights),
     }
@@ -120,6 +121,9 @@ def test_the_truth(task):
     )
     named = truth_of(adapter, one, "head").view(adapter.n_layers, adapter.n_heads)
     assert named.nonzero().tolist() == [[2, 1]]
+    components = truth_of(adapter, one, "component")
+    place_of_mlp = adapter.n_layers * adapter.n_heads + 1
+    assert components.nonzero()[:, 0].tolist() == [2 * adapter.n_heads + 1, place_of_mlp]
 
 
 @pytest.mark.parametrize("unit", UNITS)

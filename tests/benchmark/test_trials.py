@@ -28,6 +28,8 @@ from memcircuits.cli import app
 from memcircuits.evidence.ablation import Ablation
 from tests.helpers import models as zoo
 
+pytestmark = pytest.mark.any_version
+
 COUNTS = {"head": 1, "block": 2, "null": 10, "stability": 1}
 
 

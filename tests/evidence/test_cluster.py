@@ -19,6 +19,8 @@ from memcircuits.evidence.cluster import Cluster, _tasks
 from tests.helpers import models as zoo
 from tests.helpers.local_ray import local_ray
 
+pytestmark = pytest.mark.any_version
+
 pytest.importorskip("ray", reason="the extra `ray` is not installed")
 
 load = functools.partial(zoo.bridge, "gpt_neo")

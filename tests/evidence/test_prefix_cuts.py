@@ -14,6 +14,8 @@ from memcircuits.evidence.prefix_cuts.covering import Cut, covering_sequences
 from memcircuits.models.registry import adapt
 from tests.helpers import models as zoo
 
+pytestmark = pytest.mark.any_version
+
 
 @pytest.fixture(scope="module")
 def organism():

@@ -21,6 +21,8 @@ from tests.helpers import models as zoo
 from tests.helpers.decoding import PlainModel, em_of
 from tests.helpers.document import N_PASSAGES, long_map, words
 
+pytestmark = pytest.mark.any_version
+
 LENGTHS = {"n_prefix": 10, "n_continuation": 12, "progress": False}
 
 

@@ -21,6 +21,8 @@ from tests.helpers import models as zoo
 from tests.helpers.local_ray import local_ray
 from tests.measure.test_scan_to_disk import OPTIONS, parts_of
 
+pytestmark = pytest.mark.any_version
+
 ray = pytest.importorskip("ray", reason="the extra `ray` is not installed")
 
 

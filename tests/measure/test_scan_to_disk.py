@@ -25,6 +25,8 @@ from tests.data.test_formats import FAULTS
 from tests.helpers import corpus_job
 from tests.helpers import models as zoo
 
+pytestmark = pytest.mark.any_version
+
 OPTIONS = {
     "windows": corpus_job.WINDOWS,
     "part_records": corpus_job.PART_RECORDS,

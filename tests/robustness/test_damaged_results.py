@@ -24,6 +24,8 @@ from memcircuits.models.loading import load_model
 from memcircuits.results.result import Result
 from tests.helpers.saved import RESULTS
 
+pytestmark = pytest.mark.any_version
+
 SOME = ("Scan", "ScoreMap", "ParameterGradients", "Ranking")
 
 

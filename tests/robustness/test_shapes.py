@@ -7,6 +7,8 @@ import pytest
 
 from tests.helpers import ROOT
 
+pytestmark = pytest.mark.any_version
+
 
 @pytest.mark.parametrize("name", ["gpt_neo", "llama"])
 def test_annotated_shapes_hold_in_every_analysis(name):

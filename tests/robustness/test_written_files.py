@@ -16,6 +16,8 @@ from memcircuits.models.loading import load_model
 from memcircuits.results.result import Result
 from tests.helpers.commands import known_options
 
+pytestmark = pytest.mark.any_version
+
 
 @pytest.mark.parametrize("name", ["a b", "ü/模", "../sideways", "-x", "a;b|c", "x" * 100, "..."])
 def test_results_are_written_where_they_were_asked_for(results, tmp_path, name):

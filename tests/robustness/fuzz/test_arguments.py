@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 import numpy as np
+import pytest
 import torch
 
 import memcircuits as mc
@@ -12,6 +13,8 @@ from memcircuits.base.errors import InputError
 from memcircuits.editing.recipe import Recipe
 from tests.helpers import models as zoo
 from tests.helpers.fuzz import COUNTS, TIMES, TRIED
+
+pytestmark = pytest.mark.any_version
 
 CALLS: dict[str, dict[str, tuple[Any, ...]]] = {
     "scan": {"batch_size": (0, -1, "2", 1.5)},

@@ -20,6 +20,8 @@ from tests.helpers import models as zoo
 from tests.helpers.commands import known_options
 from tests.helpers.fuzz import COUNTS, TRIED, jsonl
 
+pytestmark = pytest.mark.any_version
+
 
 @pytest.fixture
 def stub(bridge, results, tmp_path, monkeypatch):

@@ -20,6 +20,8 @@ from memcircuits.base.errors import InputError
 from tests.helpers import models as zoo
 from tests.helpers.fuzz import COUNTS, jsonl, only_input_errors, spoil
 
+pytestmark = pytest.mark.any_version
+
 
 def written_by(write: Callable[[Path], Any]) -> Callable[[Path], bytes]:
     """The bytes of a file that a library writes."""

@@ -5,6 +5,8 @@ from __future__ import annotations
 import random
 from typing import Any
 
+import pytest
+
 import memcircuits as mc
 from memcircuits.benchmark.pages import write_leaderboard
 from memcircuits.benchmark.paragraph_pool import ParagraphPool
@@ -13,6 +15,8 @@ from memcircuits.data.windows import Windows
 from memcircuits.measure.corpus.scan import scan_to_disk
 from tests.helpers import models as zoo
 from tests.helpers.fuzz import COUNTS, jsonl, only_input_errors, spoiled_folder
+
+pytestmark = pytest.mark.any_version
 
 
 def test_spoiled_scan_folders(bridge, tmp_path):

@@ -11,6 +11,8 @@ from memcircuits.results.result import Result
 from tests.helpers.fuzz import COUNTS, only_input_errors, spoil
 from tests.helpers.saved import FILES, RESULTS
 
+pytestmark = pytest.mark.any_version
+
 
 @pytest.mark.parametrize("name", FILES)
 def test_spoiled_results(results, tmp_path, name):

@@ -1,6 +1,10 @@
 """The last file of this folder: counts what the others tried, and prints it under `-rP`."""
 
+import pytest
+
 from tests.helpers.fuzz import COUNTS, TRIED
+
+pytestmark = pytest.mark.any_version
 
 
 def test_the_promised_number():
