@@ -13,11 +13,11 @@ controls (`memcircuits.benchmark.localizers`), and compares its scores with the 
 Kinds of place: `head`, `head-same-norm` (the norms of its matrices are held), `two-heads`, `decoys`
 (a head, beside one that is damaged and one that holds the controls), `values` (only W_V of a head,
 5 tokens to recite), `queries-keys` (only its W_Q and W_K, 2 tokens), `block` (a layer's attention
-or MLP), `neurons` (1 % of them), `neuron-outputs` (what 1 % of them write) and `weights` (0.1 %).
-`holders` plants six paragraphs through six heads of one model, each to be
-attributed to its own head, with the other five as controls. `null` asks the opposite question: of
-paragraphs that do not differ, how often does a ranking call a head significant? `stability` is the
-rank agreement between the halves of a set of paragraphs.
+or MLP), `head-and-mlp` (one of each, in any layers), `neurons` (1 % of them), `neuron-outputs`
+(what 1 % of them write) and `weights` (0.1 %). `holders` plants six paragraphs through six heads of
+one model, each to be attributed to its own head, with the other five as controls. `null` asks the
+opposite question: of paragraphs that do not differ, how often does a ranking call a head
+significant? `stability` is the rank agreement between the halves of a set of paragraphs.
 
 A trial is one file, written whole or not at all, so an interrupted run continues where it stopped.
 """
