@@ -1,7 +1,9 @@
 """Localizers that multiply the activation of every head, MLP or neuron by a gate.
 
 A gate of 1 leaves a unit as it is, a gate of 0 removes its output. Attribution is the first-order
-estimate of the rise of the NLL when one gate closes (targets minus controls); integrated gradients
+estimate of the rise of the NLL when one gate closes (targets minus controls);
+`log-odds-attribution` is the same of the fall of log(p / (1 - p)), which still has a slope where a
+recited token's p is near 1 and its NLL is flat. Integrated gradients
 (Sundararajan et al. 2017) average that estimate over the way from all gates closed to all open;
 hard concrete gates (Louizos et al. 2018) are trained to convergence, in 100 steps, to close the
 half of the units that the continuation needs least, once for the targets and once for the controls
@@ -12,9 +14,10 @@ no gates: it reads the largest gradient in a unit's activation at any position.
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from typing import Literal, TypeAlias
 
 import torch
-from jaxtyping import Float
+from jaxtyping import Float, Int
 from torch import Tensor
 
 from memcircuits.benchmark.units import LocalizationTask, Unit
@@ -22,7 +25,11 @@ from memcircuits.data.paragraphs import Paragraphs
 from memcircuits.evidence.gradients.activations import activation_gradients
 from memcircuits.evidence.subnetworks.hard_concrete import initial_log_odds, train_gates
 from memcircuits.evidence.subnetworks.mean_ablation import GatedSite, MeanAblation
-from memcircuits.measure.continuation import score_continuation
+from memcircuits.measure.continuation import (
+    continuation_logits,
+    read_continuation,
+    score_continuation,
+)
 from memcircuits.models.adapter import Adapter
 from memcircuits.models.hooks import hook_name
 
@@ -51,10 +58,39 @@ def _open_gates(adapter: Adapter, unit: Unit) -> list[Float[Tensor, " unit"]]:
     return [torch.ones(n, device=adapter.device, dtype=adapter.dtype) for n in sizes]
 
 
-def _gated_nll(
-    adapter: Adapter, paragraphs: Paragraphs, unit: Unit, gates: Sequence[Float[Tensor, " unit"]]
+Measure: TypeAlias = Callable[
+    [Float[Tensor, "paragraph pos d_vocab"], Int[Tensor, "paragraph pos"]],
+    Float[Tensor, " paragraph"],
+]
+"""A number for each paragraph from the logits and the true tokens of its continuation."""
+
+
+def _nll(
+    logits: Float[Tensor, "paragraph pos d_vocab"], tokens: Int[Tensor, "paragraph pos"]
+) -> Float[Tensor, " paragraph"]:
+    return read_continuation(logits, tokens).nll
+
+
+def _minus_log_odds(
+    logits: Float[Tensor, "paragraph pos d_vocab"], tokens: Int[Tensor, "paragraph pos"]
+) -> Float[Tensor, " paragraph"]:
+    """Minus the mean of log(p / (1 - p)) over the true tokens, nats/token.
+
+    From the logits: 1 - p of a recited token is rounded to 0.
+    """
+    logits, true = logits.float(), tokens[..., None]
+    others = logits.scatter(-1, true, -torch.inf).logsumexp(-1)
+    return (others - logits.gather(-1, true)[..., 0]).mean(-1)
+
+
+def _gated(
+    adapter: Adapter,
+    paragraphs: Paragraphs,
+    unit: Unit,
+    gates: Sequence[Float[Tensor, " unit"]],
+    measure: Measure,
 ) -> Float[Tensor, ""]:
-    """Mean NLL (nats/token) with every unit's activation multiplied by its gate."""
+    """Mean of a measure with every unit's activation multiplied by its gate."""
 
     def multiply(site: GatedSite, gate: Float[Tensor, " unit"]) -> Callable[[Tensor], Tensor]:
         shape = (1, 1, -1, 1) if site == "z" else (1, 1, -1)
@@ -64,30 +100,39 @@ def _gated_nll(
         hook_name(site, layer): multiply(site, gate)
         for (site, layer), gate in zip(_places(adapter, unit), gates, strict=True)
     }
-    return score_continuation(adapter, paragraphs, edit=edit).nll.mean()
+    logits = continuation_logits(adapter, paragraphs, edit=edit)
+    return measure(logits, paragraphs.continuation.to(logits.device)).mean()
 
 
 def _gate_gradient(
-    task: LocalizationTask, paragraphs: Paragraphs, unit: Unit, openness: float
+    task: LocalizationTask,
+    paragraphs: Paragraphs,
+    unit: Unit,
+    *,
+    openness: float = 1.0,
+    measure: Measure = _nll,
 ) -> Float[Tensor, " unit"]:
-    """Gradient of the mean NLL in every gate, at gates that all equal `openness`."""
+    """Gradient of a measure in every gate, at gates that all equal `openness`."""
     gates = [(gate * openness).requires_grad_() for gate in _open_gates(task.adapter, unit)]
     with task.adapter.preserving_state(), torch.enable_grad():
-        nll = _gated_nll(task.adapter, paragraphs, unit, gates)
-        return torch.cat(torch.autograd.grad(nll, gates))
+        mean = _gated(task.adapter, paragraphs, unit, gates, measure)
+        return torch.cat(torch.autograd.grad(mean, gates))
 
 
-def by_attribution(task: LocalizationTask, unit: Unit) -> Float[Tensor, " unit"]:
-    """Estimated rise of the NLL when a gate closes, of the targets minus of the controls."""
+def by_attribution(
+    measured: Literal["nll", "log-odds"], task: LocalizationTask, unit: Unit
+) -> Float[Tensor, " unit"]:
+    """Estimated harm when a gate closes, of the targets minus of the controls."""
+    measure = {"nll": _nll, "log-odds": _minus_log_odds}[measured]
     # Closing a gate changes it by -1, which turns targets - controls around.
-    on_control = _gate_gradient(task, task.control, unit, 1.0)
-    return on_control - _gate_gradient(task, task.targets, unit, 1.0)
+    on_control = _gate_gradient(task, task.control, unit, measure=measure)
+    return on_control - _gate_gradient(task, task.targets, unit, measure=measure)
 
 
 def by_integrated_gradients(task: LocalizationTask, unit: Unit) -> Float[Tensor, " unit"]:
     """The targets' gradient in the gates, averaged from all closed to all open (midpoint rule)."""
     levels = [(i + 0.5) / _IG_STEPS for i in range(_IG_STEPS)]
-    gradients = [_gate_gradient(task, task.targets, unit, level) for level in levels]
+    gradients = [_gate_gradient(task, task.targets, unit, openness=level) for level in levels]
     return -torch.stack(gradients).mean(0)
 
 

@@ -10,7 +10,8 @@ need does not hold the targets.
 | --- | --- |
 | gradients of weights | `gradient-max` (the paper), `gradient-mean`, `gradient-l2`,
   `gradient-fisher` (scaled by the Fisher information of the controls), `gradient-x-weight` |
-| gradients of activations | `activation-gradient`, `attribution`, `integrated-gradients` |
+| gradients of activations | `activation-gradient`, `attribution`, `log-odds-attribution` (not
+  flat where the recitation is certain), `integrated-gradients` |
 | ablation | `zero-ablation`, `mean-ablation`, `resample-ablation` |
 | patching between clean and corrupted prompts | `exact-patching`, `attribution-patching` |
 | attention | `rare-token-attention` |
@@ -102,7 +103,12 @@ _LOCALIZERS = (
     Localizer("gradient-fisher", UNITS, by_fisher),
     Localizer("gradient-x-weight", UNITS, by_product),
     Localizer("activation-gradient", ("head", "neuron"), by_activation_gradient),
-    Localizer("attribution", ("head", "component", "neuron"), by_attribution),
+    Localizer("attribution", ("head", "component", "neuron"), partial(by_attribution, "nll")),
+    Localizer(
+        "log-odds-attribution",
+        ("head", "component", "neuron"),
+        partial(by_attribution, "log-odds"),
+    ),
     Localizer("integrated-gradients", ("head", "component", "neuron"), by_integrated_gradients),
     Localizer("hard-concrete", ("head", "component", "neuron"), by_hard_concrete),
     Localizer("zero-ablation", ("head", "block", "component"), partial(by_ablation, "zero")),

@@ -14,8 +14,10 @@ from memcircuits.benchmark.units import (
     pool_scores,
     truth_of,
 )
+from memcircuits.measure.continuation import continuation_logits
 from memcircuits.models.registry import adapt
 from tests.helpers import models as zoo
+from tests.helpers.gradients import double_bridge
 
 LOCALIZERS_AND_UNITS = [
     (name, unit) for name, localizer in LOCALIZERS.items() for unit in localizer.units
@@ -67,6 +69,7 @@ def test_one_finite_score_per_unit_the_same_for_the_same_seed(task, name, unit):
     assert adapter.fingerprint() == before
 
 
+@pytest.mark.any_version
 @pytest.mark.parametrize("name", ["llama", "neox"])
 def test_other_architectures(name):
     model = zoo.bridge(name)
@@ -177,6 +180,37 @@ def test_work_is_counted_in_forward_passes(neo):
     with count_forwards(adapter) as cost:
         pass
     assert cost["forwards"] == 0
+
+
+def test_log_odds_attribution_is_the_slope_of_a_gate():
+    """In float64: head L1H2, and the MLP of layer 1, which a gate of 1 - 1e-5 makes smaller."""
+    model = double_bridge("gpt2")
+    adapter, step = adapt(model), 1e-5
+    sets = [
+        mc.Paragraphs.from_tokens(zoo.random_ids(n, 13, n), n_prefix=10) for n in (2, 3)
+    ]  # targets, controls
+    scores = localize(LocalizationTask(model, *sets), "log-odds-attribution", "component").double()
+
+    def log_odds(paragraphs, edit):
+        with adapter.preserving_state(), torch.no_grad():
+            logits = continuation_logits(adapter, paragraphs, edit=edit)
+        p = logits.softmax(-1).gather(-1, paragraphs.continuation[..., None])
+        return (p / (1 - p)).log().mean()
+
+    def smaller_head(z):
+        z = z.clone()
+        z[:, :, 2] *= 1 - step
+        return z
+
+    edits = {
+        adapter.n_heads + 2: {"blocks.1.attn.hook_z": smaller_head},
+        adapter.n_layers * adapter.n_heads + 1: {
+            "blocks.1.hook_mlp_out": lambda out: (1 - step) * out
+        },
+    }
+    for place, edit in edits.items():
+        harm = [(log_odds(rows, {}) - log_odds(rows, edit)) / step for rows in sets]
+        assert float(scores[place]) == pytest.approx(float(harm[0] - harm[1]), rel=1e-3)
 
 
 def test_bad_names(task):

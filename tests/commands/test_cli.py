@@ -353,6 +353,7 @@ def test_ctrl_c_is_status_130(options, monkeypatch):
     assert result.exit_code == 130
 
 
+@pytest.mark.any_version
 @pytest.mark.parametrize("command", ["scan --json", "scan", "info"])
 def test_a_closed_pipe_ends_a_command_without_a_message(command, options):
     """As in `memcircuits scan | head`: the reader has enough, which is no error to speak of."""

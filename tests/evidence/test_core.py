@@ -162,6 +162,7 @@ def test_effective_size_is_within_three_points_and_one_less_is_not(neo, written)
             assert size == 1 or accuracy(size - 1, seed) < 1 - 0.03
 
 
+@pytest.mark.any_version
 def test_the_head_of_the_planted_organism_is_in_every_core():
     model = mc.load_model("organism-planted", device="cpu")
     scan = mc.scan(model, mc.Paragraphs.shipped("control"))

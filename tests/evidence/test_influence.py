@@ -117,6 +117,7 @@ def test_own_influence_per_step_is_the_largest_of_its_column():
     assert result.teachers()["own_rank"].tolist() == [1, 1, 1, 1]
 
 
+@pytest.mark.any_version
 def test_the_near_copy_of_a_recitation_is_named_as_its_teacher():
     """Candidates: copies of recitations with every twentieth token replaced, and other texts.
 

@@ -126,6 +126,7 @@ def test_evidence_has_every_head_and_columns_that_sort(page, ranking):
     assert table.count('<th scope="col"') == table.count("<button") == 16
 
 
+@pytest.mark.any_version
 def test_10_000_paragraphs_make_no_megabytes_of_rows(neo, ranking):
     big = zoo.random_ids(600, 22)
     counts = {**ranking.counts, "given": 10_000, "memorized": 600}

@@ -15,6 +15,8 @@ from memcircuits.results.result import Result
 from tests.helpers import models as zoo
 from tests.helpers.calls import CALLS
 
+pytestmark = pytest.mark.any_version
+
 
 def test_the_same_seed_gives_the_same_bits(tmp_path):
     """On fresh models, in any state of the global generators; another seed differs."""

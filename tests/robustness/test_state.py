@@ -170,6 +170,7 @@ def test_an_exception_anywhere_leaves_nothing_behind(used, call):
     pull()
 
 
+@pytest.mark.any_version
 @pytest.mark.parametrize("analysis", matrix.ANALYSES)
 def test_memory_that_runs_out_once_changes_no_number(used, analysis):
     """The batch that did not fit is halved and done again."""
