@@ -68,11 +68,11 @@ for i, name in enumerate(targets.names):
 # ## Beside shallower edits
 #
 # `depth="surface"` changes a thousandth of the weights and stops as soon as the target is
-# recited for fewer than 5 tokens. It costs less, and mostly blocks the first tokens. Two arms follow
-# the paper's recipe: all weights, and as many as the surface edit, those with the largest gradient
-# (`docs/unlearning.md` has more arms). All are measured on 24 controls that no edit was given: the
-# KL along what the model writes there by itself, how many of those 50 tokens it still writes, and
-# the perplexity of text.
+# recited for fewer than 5 tokens. It costs less, and mostly blocks the first tokens. Two arms
+# follow the paper's recipe: all weights, and as many as the surface edit, those with the largest
+# gradient (`docs/unlearning.md` has more arms). All are measured on 24 controls that no edit was
+# given: the KL along what the model writes there by itself, how many of those 50 tokens it still
+# writes, and the perplexity of text.
 # `em_attacked` is the largest EM of the targets under their own prefix and some with a few tokens
 # replaced; `others` are other paragraphs that the model recites: an edit may cut them, too.
 
