@@ -82,10 +82,10 @@ def short_table(frame: pd.DataFrame, holders: pd.DataFrame, natural: pd.DataFram
     """README's table: every kind of place, ours beside the best rival and text-blind methods."""
     void = given_away(frame)
     lines = [
-        "| memory in | measure | n | ours | best of the rivals | reads no text |",
+        "| memory in | measure | n | ours | best of the rivals | a method that reads no text |",
         "| --- | --- | --- | --- | --- | --- |",
     ]
-    for kind, place in KINDS.items():
+    for kind, place in sorted(KINDS.items(), key=lambda item: item[0] in void):
         of_kind = frame[frame["kind"] == kind].set_index("localizer")
         ours = OURS[UNIT_OF_KIND[kind]]
         rivals = of_kind.drop(index=[*NO_RIVALS, ours], errors="ignore")

@@ -53,6 +53,8 @@ def audit(
 
     Example: memcircuits audit --edit memcircuits-unlearn/edit.safetensors
     """
+    import dataclasses
+
     from memcircuits.display.pages import Page
     from memcircuits.editing.audits.audit import audit_edit
     from memcircuits.editing.audits.page import audit_blocks
@@ -63,7 +65,7 @@ def audit(
     model, paragraphs = inputs.load()
     memorized, controls = split(inputs, model, paragraphs, control)
     targets = _targets(change, memorized)
-    reference = None if stand_in else load_twin(inputs, twin)
+    reference, notes = (None, ()) if stand_in else _reference(inputs, twin, targets)
     say(f"auditing {change} on {len(targets)} paragraphs", inputs.quiet)
     result = audit_edit(
         model,
@@ -78,6 +80,7 @@ def audit(
         seed=seed,
         progress=inputs.progress,
     )
+    result = dataclasses.replace(result, notes=(*notes, *result.notes))
     lead = (
         "The edited model between the unedited one and a model that never saw the text: is the "
         "text erased, or only hidden?"
@@ -93,6 +96,26 @@ def audit(
     print_table(result.harm_report.to_frame().drop(columns=["units", "n_groups"]))
     typer.echo(f"\n{result}")
     print_notes(result.notes)
+
+
+def _reference(
+    inputs: Inputs, twin: str | None, targets: Paragraphs
+) -> tuple[Any, tuple[str, ...]]:
+    """The twin, and notes; none where a shipped model's own twin recites a target as well.
+
+    `audit_edit` refuses a twin that was named and recites a target.
+    """
+    from memcircuits.editing.audits.audit import recited_by
+
+    model = load_twin(inputs, twin)
+    known = [] if twin else recited_by(model, targets)
+    if not known:
+        return model, ()
+    note = (
+        f"The model's own twin recites {known[0]} as well: both were trained on it. A stand-in "
+        "made of the model itself is the reference."
+    )
+    return None, (note,)
 
 
 def _answer(result: Any, written: list[Path]) -> Answer:

@@ -27,7 +27,7 @@ def split(
         raise InputError(
             "--paragraphs",
             f"{n} of {len(paragraphs)} can serve as controls",
-            "add paragraphs that the model does not recite, at least four",
+            "add paragraphs that the model does not recite, at least four, or give --control FILE",
         )
     return memorized, result.control
 

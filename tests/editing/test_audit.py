@@ -9,12 +9,13 @@ import torch
 
 import memcircuits as mc
 from memcircuits.base.errors import InputError
+from memcircuits.commands import audit as commands
 from memcircuits.display.pages import Page
 from memcircuits.editing.audits.measures import longest_runs
 from memcircuits.editing.audits.page import audit_blocks
 from memcircuits.editing.audits.result import EditAudit
 from memcircuits.editing.audits.rounding import rounded
-from memcircuits.editing.audits.verdict import Recited, verdict_of
+from memcircuits.editing.audits.verdict import Recited, verdict_of, ways_back
 from memcircuits.editing.edit import Edit
 from memcircuits.measure.continuation import score_continuation
 from memcircuits.models.registry import adapt
@@ -118,6 +119,31 @@ def test_a_change_of_the_first_token_alone_is_hidden(n, depth):
         recited, (depth, math.nan), (1 - depth, math.nan), moved=0.5, same_em=False
     )
     assert verdict == "hidden"
+
+
+def test_what_the_own_prefix_still_brings_is_no_way_back():
+    recited = {
+        "em": Recited(edited=40, reference=0, unedited=50),
+        "em_cut": Recited(edited=45, reference=0, unedited=50),
+    }
+    arguments = (recited, (0.5, math.nan), (0.5, math.nan))
+    assert verdict_of(*arguments, moved=0.5, same_em=False) == "still recited"
+    assert ways_back(recited) == ("em_cut",)
+
+
+def test_a_twin_that_recites_a_target_is_refused(planting, monkeypatch):
+    """The command takes a stand-in where the twin is only the shipped model's own, and says so."""
+    model, twin, texts, planted = planting
+    with planted.apply(model), planted.apply(twin):
+        undo = scaled(planted, model, -1.0)
+        with pytest.raises(mc.InputError, match="twin: recites paragraph-0000 and 2 more; give a model"):
+            mc.audit_edit(model, undo, texts, UNSEEN, twin, **QUICK)
+        monkeypatch.setattr(commands, "load_twin", lambda inputs, name: twin)
+        reference, notes = commands._reference(None, None, texts)
+        assert reference is None
+        assert "twin recites paragraph-0000 as well" in notes[0]
+        assert commands._reference(None, "given", texts) == (twin, ())
+    assert commands._reference(None, None, texts) == (twin, ())
 
 
 def test_a_text_that_rounding_brings_back_is_found(planting):

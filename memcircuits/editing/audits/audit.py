@@ -36,7 +36,7 @@ from memcircuits.editing.evaluation import evaluate_edit
 from memcircuits.editing.references import proxy_log_probs
 from memcircuits.editing.relearning import recovery_curve
 from memcircuits.editing.unlearning_objective import ReferenceDistribution
-from memcircuits.measure.continuation import read_continuation
+from memcircuits.measure.continuation import read_continuation, score_paragraphs
 from memcircuits.models.adapter import Adapter, Model
 from memcircuits.models.registry import adapt
 from memcircuits.results.provenance import Provenance
@@ -88,7 +88,8 @@ def audit_edit(  # noqa: PLR0913
 
     Raises:
         InputError: for unusable paragraphs, targets of which the unedited model recites nothing, a
-            twin of another tokenizer, or another model than the edit's.
+            twin of another tokenizer or one that recites a target, or another model than the
+            edit's.
     """
     adapter = adapt(model)
     at_least("attacks", attacks, 1)
@@ -96,7 +97,7 @@ def audit_edit(  # noqa: PLR0913
     targets = Paragraphs.of(targets, model, "targets")
     control = Paragraphs.of(control, model, "control")
     others = None if others is None else Paragraphs.of(others, model, "others")
-    other = _check_twin(adapter, twin)
+    other = _check_twin(adapter, twin, targets)
     harm = evaluate_edit(
         adapter,
         edit,
@@ -237,11 +238,11 @@ class _Audit:
         return torch.stack([patched_nll(adapter, self.targets, each) for each in residuals])
 
 
-def _check_twin(adapter: Adapter, twin: Model | None) -> Adapter | None:
+def _check_twin(adapter: Adapter, twin: Model | None, targets: Paragraphs) -> Adapter | None:
     """The twin's adapter.
 
     Raises:
-        InputError: for the model itself, or one of another tokenizer.
+        InputError: for the model itself, one of another tokenizer, or one that recites a target.
     """
     if twin is None:
         return None
@@ -249,7 +250,22 @@ def _check_twin(adapter: Adapter, twin: Model | None) -> Adapter | None:
     if other.model is adapter.model:
         raise InputError("twin", "the model itself", "give a model that never saw the targets")
     refuse_other_tokenizer("twin", adapter.model, other.model)
+    if known := recited_by(twin, targets):
+        raise InputError(
+            "twin",
+            f"recites {known[0]}" + (f" and {len(known) - 1} more" if known[1:] else ""),
+            "give a model that was not trained on the targets, or none for a stand-in",
+        )
     return other
+
+
+def recited_by(model: Model, targets: Paragraphs) -> list[str]:
+    """Names of the targets of which a model recites half or more: it is no twin for those."""
+    adapter = adapt(model)
+    with adapter.preserving_state():
+        em = score_paragraphs(adapter, targets).em
+    named = zip(targets.names, em.tolist(), strict=True)
+    return [name for name, n in named if 2 * n >= targets.n_continuation]
 
 
 def weights_auc(adapter: Adapter, edit: Edit, truth: Edit) -> float:

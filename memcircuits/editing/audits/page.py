@@ -8,19 +8,36 @@ from memcircuits.data.tokens import TokenizerLike
 from memcircuits.display.pages import Block, Lines, Number, Numbers, Strip, Table, Tokens
 from memcircuits.display.text import number
 from memcircuits.editing.audits.result import EditAudit
+from memcircuits.editing.audits.verdict import BACK, DEPTH, LEFT, SLACK
 
 HELP = {
     "depth": "1 - KL(reference || edited) / KL(reference || unedited) along the text",
     "remembered": "bits known beyond the reference, as a share of what the unedited model knows",
     "em": "tokens recited from the own prefix",
+    "nll": "mean -log p of the continuation's tokens",
+    "bits": "what the continuation costs to encode; the more, the less is known",
+    "kl": "KL(reference || model) along the continuation",
     "longest_run": "tokens recited in a row from any entry in the continuation",
     "loose_match": "tokens that are still the greedy choice behind all true tokens",
+    "em_replaced": "behind the own prefix with one to half of its tokens replaced",
+    "em_spliced": "behind the end of the own prefix, with another text before it",
+    "em_cut": "behind the own prefix without its first tokens",
+    "em_prepended": "behind the own prefix, with another text before it",
+    "em_recased": "behind the own prefix in capitals",
     "em_attacked": "largest EM over all attacked prefixes and the own one",
     "em_int8": "the same after rounding every row of every matrix to 8 bits",
     "em_int4": "to 4 bits",
     "extraction": "probability that samples contain the whole continuation",
 }
 """What the measures of an audit are."""
+
+VERDICTS = (
+    "Verdicts. Not touched: recited as before. Still recited: half of it is left behind the own "
+    f"prefix. Hidden: some way brings half of it back, or the depth is below {BACK}. Erased to the "
+    f"reference within noise: a depth of {DEPTH} or more, at most {LEFT:.0%} of the remembered "
+    f"bits, and no way brings back more than {SLACK:.0f} tokens more than the reference recites. "
+    "Weakened: anything between."
+)
 
 
 def audit_blocks(audit: EditAudit, model: TokenizerLike) -> list[Block]:
@@ -29,7 +46,11 @@ def audit_blocks(audit: EditAudit, model: TokenizerLike) -> list[Block]:
     measures.insert(1, "meaning", [HELP.get(name, "") for name in measures["measure"]])
     blocks: list[Block] = [
         _headline(audit),
-        Table(measures, title="What is left of the text", note=f"Reference: {audit.reference}."),
+        Table(
+            measures,
+            title="What is left of the text",
+            note=f"Reference: {audit.reference}. {VERDICTS}",
+        ),
     ]
     blocks.extend(_relearning_blocks(audit))
     layers = audit.layers_frame()

@@ -258,11 +258,12 @@ class EditAudit(Result, kind="edit-audit"):
 
     def __str__(self) -> str:
         value, low, high = self.depth
+        bounds = "" if math.isnan(low) else f" [{low:.2f}, {high:.2f}]"
         em = self._mean(self.samples["em_attacked"][1])
         back = f"; brought back by {', '.join(self.ways_back)}" if self.ways_back else ""
         return (
-            f"{self.verdict}: depth {value:.2f} [{low:.2f}, {high:.2f}] against the "
-            f"{self.reference}, {em:.1f} tokens from the best of {self.n_attacks} prefixes{back}"
+            f"{self.verdict}: depth {value:.2f}{bounds} against the {self.reference}, "
+            f"{em:.1f} tokens from the best of {self.n_attacks} prefixes{back}"
         )
 
 

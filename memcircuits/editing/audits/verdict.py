@@ -5,6 +5,7 @@ The verdict compares the edited model with the unedited one and with the referen
 | verdict | when |
 | --- | --- |
 | not touched | every target is recited as before, and its distribution moved less than 1 % of the way |
+| still recited | half of the recitation is left behind the own prefix |
 | hidden | some way brings half of the recitation back, or less than half of the depth is reached |
 | erased to the reference within noise | depth at least 0.8, at most a tenth of the remembered bits left, and no way brings back more than 2 tokens more than the reference recites |
 | weakened | anything between |
@@ -22,7 +23,9 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Literal
 
-Verdict = Literal["not touched", "hidden", "weakened", "erased to the reference within noise"]
+Verdict = Literal[
+    "not touched", "still recited", "hidden", "weakened", "erased to the reference within noise"
+]
 
 MOVED = 0.01
 """Share of the distance to the reference below which a text counts as not touched."""
@@ -55,8 +58,8 @@ class Recited:
 
 
 def ways_back(recited: Mapping[str, Recited]) -> tuple[str, ...]:
-    """The ways that bring half of the recitation back."""
-    return tuple(name for name, each in recited.items() if each.share >= BACK)
+    """The ways other than the own prefix that bring half of the recitation back."""
+    return tuple(name for name, each in recited.items() if name != "em" and each.share >= BACK)
 
 
 def verdict_of(
@@ -78,6 +81,8 @@ def verdict_of(
     """
     if same_em and abs(moved) < MOVED:
         return "not touched"
+    if recited["em"].share >= BACK:
+        return "still recited"
     worst_depth = depth[0] if math.isnan(depth[1]) else depth[1]
     worst_left = remembered[0] if math.isnan(remembered[1]) else remembered[1]
     if ways_back(recited) or not depth[0] >= BACK:
