@@ -36,7 +36,14 @@ def map(
         Path, typer.Argument(callback=existing, help="Text file: a book, a source file, a page.")
     ],
     model: Model = "organism",
-    stride: Annotated[int, typer.Option(min=1, help="Tokens from one window to the next.")] = 10,
+    stride: Annotated[
+        int | None,
+        typer.Option(
+            min=1,
+            help="Tokens from one window to the next; by default 1 for texts of up to 1,000 "
+            "tokens, else 10.",
+        ),
+    ] = None,
     n_prefix: Prefix = 50,
     n_continuation: Continuation = 50,
     out: Annotated[Path, typer.Option(dir_okay=False, help="The page to write.")] = Path(

@@ -194,7 +194,8 @@ def _print_folder(
     n_continuation, stride = (folder.manifest["windows"][k] for k in ("n_continuation", "stride"))
     if totals["windows"] and stride is not None:
         recited = folder.table(columns=["em"], filters=[("em", ">=", n_continuation // 2)])
-        _say_missed(recited["em"].to_numpy(), n_continuation, stride)
+        n_prefix = folder.manifest["windows"]["n_prefix"]
+        _say_missed(recited["em"].to_numpy(), n_prefix, n_continuation, stride)
     if top and totals["windows"]:
         typer.echo("\nThe longest recitations (end of the prefix | continuation):")
         print_table(folder.longest(top, tokenizer))
@@ -203,7 +204,7 @@ def _print_folder(
 def _say_next(inputs: Inputs, em: Any, n_continuation: int) -> None:
     """The command to run next, on stderr: it repeats the paths that were typed."""
     if inputs.paragraphs is not None and inputs.stride is not None:
-        _say_missed(em, n_continuation, inputs.stride)
+        _say_missed(em, inputs.n_prefix, n_continuation, inputs.stride)
     if (em == n_continuation).any():
         say(f"Next: memcircuits heads {inputs.typed}".rstrip(), inputs.quiet)
     elif inputs.paragraphs is not None and inputs.stride is None:
@@ -212,19 +213,24 @@ def _say_next(inputs: Inputs, em: Any, n_continuation: int) -> None:
         say(f"Next: try other windows with {remedy}", inputs.quiet)
 
 
-def _say_missed(em: Any, n_continuation: int, stride: int) -> None:
+def _say_missed(em: Any, n_prefix: int, n_continuation: int, stride: int) -> None:
     """What may begin between the windows, which lie `stride` tokens apart."""
-    from memcircuits.measure.recitation_statistics import borders_on_recitation
+    from memcircuits.measure.recitation_statistics import (
+        borders_on_recitation,
+        missed_between_windows,
+    )
 
+    if stride == 1:
+        return
     partly = int(borders_on_recitation(em, n_continuation, stride).sum())
-    if partly:
-        windows = "1 window is" if partly == 1 else f"{partly:,} windows are"
-        typer.echo(
-            f"{windows} recited nearly in full. A recited passage may begin between two windows, "
-            f"which lie {stride} tokens apart; --stride 1 finds it, and where passages are "
-            "paragraphs of their own, --txt paragraph does, too.",
-            err=True,
-        )
+    windows = "1 window is" if partly == 1 else f"{partly:,} windows are"
+    nearly = f"{windows} recited nearly in full. " if partly else ""
+    missed = missed_between_windows(n_prefix + n_continuation, stride)
+    typer.echo(
+        f"{nearly}{missed} --stride 1 finds all; where passages are paragraphs of their own, "
+        "--txt paragraph does, too.",
+        err=True,
+    )
 
 
 def _answer(result: Scan, written: list[Path]) -> Answer:

@@ -107,6 +107,14 @@ def borders_on_recitation(
     return (em >= least) & (em < n_continuation) & (stride > 1)
 
 
+def missed_between_windows(length: int, stride: int) -> str:
+    """A sentence: which recited passages windows of `length` tokens may miss."""
+    return (
+        f"Windows begin every {stride} tokens: a recited passage of {length} tokens is found only "
+        f"where a window begins with it, one of {length + stride - 1} or more always."
+    )
+
+
 def by_repetitions(frame: pd.DataFrame) -> pd.DataFrame:
     """The duplication curve (figure 2): EM and NLL against times seen in training.
 

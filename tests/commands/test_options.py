@@ -210,7 +210,11 @@ def test_a_misspelt_shipped_model_is_named(words: list[str], says: str) -> None:
 def test_a_scan_says_what_may_begin_between_its_windows(
     stride: int, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    scan._say_missed(np.array([0, 11, 12, 12]), 12, stride)
+    scan._say_missed(np.array([0, 11, 12, 12]), 10, 12, stride)
     said = capsys.readouterr().err
     assert ("1 window is recited nearly in full" in said) == (stride > 1)
-    assert ("7 tokens apart; --stride 1 finds it" in said) == (stride > 1)
+    assert ("every 7 tokens: a recited passage of 22 tokens is" in said) == (stride > 1)
+    scan._say_missed(np.array([0, 0, 12]), 10, 12, stride)
+    said = capsys.readouterr().err
+    assert ("one of 28 or more always. --stride 1 finds all" in said) == (stride > 1)
+    assert "nearly" not in said

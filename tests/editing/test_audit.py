@@ -136,7 +136,9 @@ def test_a_twin_that_recites_a_target_is_refused(planting, monkeypatch):
     model, twin, texts, planted = planting
     with planted.apply(model), planted.apply(twin):
         undo = scaled(planted, model, -1.0)
-        with pytest.raises(mc.InputError, match="twin: recites paragraph-0000 and 2 more; give a model"):
+        with pytest.raises(
+            mc.InputError, match="twin: recites paragraph-0000 and 2 more; give a model"
+        ):
             mc.audit_edit(model, undo, texts, UNSEEN, twin, **QUICK)
         monkeypatch.setattr(commands, "load_twin", lambda inputs, name: twin)
         reference, notes = commands._reference(None, None, texts)

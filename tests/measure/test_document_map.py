@@ -106,20 +106,37 @@ def test_planted_paragraphs_of_the_organism_are_marked_and_controls_are_not():
         assert place <= span.start < span.end <= place + len(part)
 
 
+def test_short_texts_have_a_window_at_every_token_and_others_say_what_may_be_missed(
+    neo, monkeypatch
+):
+    text = words(mc.Paragraphs(zoo.random_ids(3, 22), 10))
+    short = mc.document_map(neo, text, **LENGTHS)
+    assert short.starts.tolist() == list(range(3 * 22 - 21))
+    assert not any("Windows begin" in note for note in short.notes)
+    monkeypatch.setattr("memcircuits.measure.document.mapping.SHORT_TEXT", 65)
+    long = mc.document_map(neo, text, **LENGTHS)
+    assert long.stride == 10
+    assert any("one of 31 or more always" in note for note in long.notes)
+
+
 def test_a_map_goes_on_where_it_stopped(neo, tmp_path, monkeypatch):
     text = words(mc.Paragraphs(zoo.random_ids(30, 22), 10))
     monkeypatch.setattr("memcircuits.measure.document.mapping._WINDOWS_PER_ROW", 16)
-    whole = mc.document_map(neo, text, folder=tmp_path / "whole", batch_size=8, **LENGTHS)
+    whole = mc.document_map(
+        neo, text, folder=tmp_path / "whole", batch_size=8, stride=10, **LENGTHS
+    )
     parts = sorted((tmp_path / "whole" / "parts").iterdir())
     assert len(parts) == 5  # four rows of windows, and the one that ends with the text
     before = {part.name: part.stat().st_mtime_ns for part in parts}
     parts[2].unlink()
-    again = mc.document_map(neo, text, folder=tmp_path / "whole", batch_size=8, **LENGTHS)
+    again = mc.document_map(
+        neo, text, folder=tmp_path / "whole", batch_size=8, stride=10, **LENGTHS
+    )
     after = {part.name: part.stat().st_mtime_ns for part in parts}
     assert [name for name in before if before[name] != after[name]] == [parts[2].name]
     pd.testing.assert_frame_equal(again.to_frame(), whole.to_frame())
     with pytest.raises(mc.InputError, match="holds a scan with other"):
-        mc.document_map(neo, text + " <1>", folder=tmp_path / "whole", **LENGTHS)
+        mc.document_map(neo, text + " <1>", folder=tmp_path / "whole", stride=10, **LENGTHS)
 
 
 def test_windows_have_the_numbers_of_a_scan_behind_the_same_tokens(neo, text):

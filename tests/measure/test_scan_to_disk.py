@@ -394,6 +394,20 @@ def test_command_in_a_job_array_with_more_jobs_than_parts(command, tmp_path):
     assert "96 windows of 100 rows" in outcome.stdout
 
 
+def test_a_folder_of_other_files_is_no_place_for_a_scan(neo, tmp_path):
+    """From then on it would be read as that scan, without the files that were there."""
+    corpus, texts = tmp_path / "corpus.jsonl", tmp_path / "texts"
+    corpus_job.write_corpus(corpus, 4)
+    texts.mkdir()
+    (texts / "chapter.txt").write_text("<1> <2>")
+    with pytest.raises(mc.InputError, match=r"texts holds chapter.txt and no scan; give a new or"):
+        scan_to_disk(neo, corpus, texts, **OPTIONS)
+    assert [path.name for path in texts.iterdir()] == ["chapter.txt"]
+    (texts / "chapter.txt").unlink()
+    (texts / ".hidden").touch()
+    assert scan_to_disk(neo, corpus, texts, **OPTIONS).complete
+
+
 @pytest.mark.slow
 def test_processes_started_together_share_a_scan(command, whole, tmp_path):
     """`accelerate launch`, as on a machine with two GPUs: both write one folder at once."""

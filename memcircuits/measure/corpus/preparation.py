@@ -85,9 +85,7 @@ def prepare_scan(
     sources = tuple(listing.sources)
     _check_readable(sources)
     folder = Path(out)
-    if folder.exists() and not folder.is_dir():
-        raise InputError("out", folder.name, "it is a file; give a folder")
-
+    _check_folder(folder, sources)
     plan = Plan(
         sources,
         windows,
@@ -116,6 +114,28 @@ def prepare_scan(
     plan = dataclasses.replace(plan, batch_size=size)
     _check_parts(folder, plan, shard, resume)
     return folder, plan
+
+
+def _check_folder(folder: Path, sources: tuple[Source, ...]) -> None:
+    """Raise `InputError` unless the folder is new, empty or a scan's; its only source may be there.
+
+    A folder of texts that also held a scan would from then on be read as that scan.
+    """
+    if not folder.exists():
+        return
+    if not folder.is_dir():
+        raise InputError("out", folder.name, "it is a file; give a folder")
+    given = Path(sources[0].path).resolve() if len(sources) == 1 else None
+    others = sorted(
+        path.name
+        for path in folder.iterdir()
+        if not path.name.startswith(".") and path.resolve() != given
+    )
+    # Looked for last: another shard writes the manifest before anything else.
+    if others and not (folder / "manifest.json").is_file():
+        raise InputError(
+            "out", f"{folder.name} holds {others[0]} and no scan", "give a new or an empty folder"
+        )
 
 
 def _check_shard(shard: tuple[int, int]) -> None:

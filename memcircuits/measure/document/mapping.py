@@ -41,13 +41,16 @@ from memcircuits.measure.corpus.folder import ScanFolder
 from memcircuits.measure.corpus.parts import ON_REQUEST
 from memcircuits.measure.corpus.scan import scan_to_disk
 from memcircuits.measure.document.document_map import DocumentMap
-from memcircuits.measure.recitation_statistics import borders_on_recitation
+from memcircuits.measure.recitation_statistics import borders_on_recitation, missed_between_windows
 from memcircuits.measure.sampling import Sampler
 from memcircuits.models.adapter import Adapter, Model
 from memcircuits.models.registry import adapt
 from memcircuits.results.provenance import Provenance
 
 _WINDOWS_PER_ROW = 256
+SHORT_TEXT = 1000
+"""Tokens of a text in which a map begins a window at every token, unless it is told otherwise."""
+
 _MEASURES = ("em", "nll", "log_prob", "loose_match", "extraction_strength")
 
 
@@ -56,7 +59,7 @@ def document_map(  # noqa: PLR0913
     model: Model,
     text_or_file: str | os.PathLike[str],
     *,
-    stride: int = 10,
+    stride: int | None = None,
     n_prefix: int = 50,
     n_continuation: int = 50,
     bos: Bos = "auto",
@@ -73,7 +76,8 @@ def document_map(  # noqa: PLR0913
         model: the model.
         text_or_file: a text, or the path of a text file of any length.
         stride: tokens from one window to the next; around windows that are recited nearly in full,
-            windows begin at every token.
+            windows begin at every token. By default 1 for texts of up to `SHORT_TEXT` tokens, and
+            10 for longer ones, where a note says what may be missed.
         n_prefix: tokens that are given.
         n_continuation: tokens that have to be recited.
         bos: tokens in front of every window, as in `Paragraphs.from_texts`.
@@ -98,8 +102,10 @@ def document_map(  # noqa: PLR0913
         4
     """
     adapter = adapt(model)
-    windows = Windows(n_prefix, n_continuation, stride)
     document = read_document(text_or_file, adapter, normalize=normalize)
+    if stride is None:
+        stride = 1 if len(document.ids) <= SHORT_TEXT else 10
+    windows = Windows(n_prefix, n_continuation, stride)
     if len(document.ids) < windows.length:
         raise InputError(
             "text_or_file",
@@ -252,6 +258,8 @@ def _map_of(
         bos=scanned.bos,
         reading_options={} if normalize == "auto" else {"normalize": normalize},
     )
+    stride = windows.stride or 1
+    missed = [missed_between_windows(windows.length, stride)] if stride > 1 else []
     options = {"document": document.name, "stride": windows.stride, "sampler": scanned.sampler}
     return DocumentMap(
         name=document.name,
@@ -260,9 +268,9 @@ def _map_of(
         token_ends=document.ends,
         n_prefix=windows.n_prefix,
         n_continuation=windows.n_continuation,
-        stride=windows.stride or 1,
+        stride=stride,
         starts=starts,
         measures={name: torch.from_numpy(v.copy()) for name, v in scanned.measures.items()},
         provenance=Provenance.of(adapter, {"windows": paragraphs}, **options),
-        notes=(*scanned.notes, *reading_notes([document.changes])),
+        notes=(*scanned.notes, *missed, *reading_notes([document.changes])),
     )
