@@ -95,11 +95,14 @@ def _page(result: Counterfactual, model: Any, rows: list[int]) -> Page:
                 "known": "bits that the twin knows beyond that",
                 "remembered": "bits that only the model knows",
                 "unexplained": "bits that the model does not know",
+                "kind": "of recited paragraphs: recite (in the training text more than five "
+                "times), reconstruct (a template), recollect (rare); unknown without a column of "
+                "repetitions",
             },
         )
     )
     lead = (
-        "How many bits of each continuation this model knows because it saw the text: what a twin, "
-        "which did not see it, does not know."
+        "How many bits of each continuation this model knows and its twin does not. Where the twin "
+        "was not trained on the text, the model knows them because it saw the text."
     )
     return Page("What is remembered", blocks, lead)

@@ -106,7 +106,7 @@ class Counterfactual(Result, kind="counterfactual"):
 
     @property
     def kinds(self) -> list[str]:
-        """`recite`, `reconstruct` or `recollect` for paragraphs recited in full, else empty."""
+        """Of paragraphs recited in full, see `recitation_kind`; empty for others."""
         column = next((name for name in REPETITION_COLUMNS if name in self.metadata), None)
         duplicates = self.metadata[column] if column else [None] * len(self.names)
         n = self.log_prob.shape[1]
@@ -223,19 +223,27 @@ class Counterfactual(Result, kind="counterfactual"):
         return figures.token_bits(frame, PARTS, title=title)
 
     def block(self, model: TokenizerLike, index: int = 0) -> Tokens:
-        """The paragraph as a block of a page, its continuation coloured by remembered bits."""
+        """The paragraph as a block of a page, its continuation coloured by remembered bits.
+
+        The colours of all paragraphs of the result are the same.
+        """
         from memcircuits.display.pages import Strip, Tokens
 
         bits = self.remembered[index]
+        finite = self.remembered[self.remembered.isfinite()]
+        most = max(float(finite.max()), 1e-6) if len(finite) else 1.0
+        n, em, twin_em = len(bits), int(self.em[index]), int(self.twin_em[index])
+        as_well = " The twin recites it as well." if twin_em == n else ""
         values = [math.nan] * self.n_prefix + bits.where(bits.isfinite(), torch.nan).tolist()
         return Tokens(
             self.paragraphs.tokens(model, index),
-            Strip(values, "bits"),
+            Strip(values, "bits", limits=(0.0, most)),
             "remembered",
             self.n_prefix,
-            title=f"What is remembered of {self.names[index]}",
-            note="Bits of each token that the model knows and its twin, which was not trained on "
-            "the paragraph, does not.",
+            title=f"{self.names[index]}: {float(bits[bits.isfinite()].double().sum()):.1f} bits remembered; EM {em} "
+            f"of {n}, twin {twin_em}",
+            note="Bits of each token that the model knows and its twin does not; without colour: "
+            f"none, or the twin knows the token better.{as_well}",
         )
 
     def __str__(self) -> str:

@@ -21,8 +21,8 @@ from collections.abc import Sequence
 from itertools import pairwise
 from typing import Literal
 
-RecitationKind = Literal["recite", "reconstruct", "recollect"]
-"""Why a paragraph may be memorized."""
+RecitationKind = Literal["recite", "reconstruct", "recollect", "unknown"]
+"""Why a paragraph may be memorized; unknown where only the number of copies could tell."""
 
 Template = Literal["repeating", "incrementing", ""]
 """The template that a paragraph follows; empty for none."""
@@ -39,13 +39,14 @@ def recitation_kind(duplicates: float | None, template: Template) -> RecitationK
     """The kind of a memorized paragraph.
 
     Args:
-        duplicates: copies in the training data; None where that is not known, which never counts as
-            highly duplicated.
+        duplicates: copies in the training data; None where that is not known.
         template: see `template_of`.
     """
     if duplicates is not None and duplicates > HIGHLY_DUPLICATED:
         return "recite"
-    return "reconstruct" if template else "recollect"
+    if template:
+        return "reconstruct"
+    return "unknown" if duplicates is None else "recollect"
 
 
 def template_of(ids: Sequence[int], text: str = "") -> Template:

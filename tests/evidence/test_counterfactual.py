@@ -203,3 +203,4 @@ def test_the_kind_of_a_recitation():
     assert recitation_kind(5, "repeating") == "reconstruct"
     assert recitation_kind(None, "incrementing") == "reconstruct"
     assert recitation_kind(1, "") == "recollect"
+    assert recitation_kind(None, "") == "unknown"

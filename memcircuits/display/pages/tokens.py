@@ -25,19 +25,29 @@ class Strip:
 
     NaN means undefined (the first token has no log-probability) and stays uncoloured. A
     log-probability is read from zero downwards: `reverse` gives the lowest value the darkest
-    colour.
+    colour. `limits` are the values of the lightest and the darkest colour, where several strips are
+    to be compared; by default the smallest and the largest number.
     """
 
     values: Sequence[float]
     units: str = ""
     reverse: bool = False
+    limits: tuple[float, float] | None = None
 
     def levels(self) -> list[int | None]:
         """The colour level of each token."""
-        values = -array(self.values) if self.reverse else array(self.values)
-        finite = values[np.isfinite(values)]
-        low, high = (float(finite.min()), float(finite.max())) if finite.size else (0.0, 1.0)
+        values, (low, high) = array(self.values), self.ends() or (0.0, 1.0)
+        if self.reverse:
+            values, low, high = -values, -high, -low
         return [level(float(value), low, high) for value in values]
+
+    def ends(self) -> tuple[float, float] | None:
+        """The smallest and the largest value of the colours; None without a number."""
+        values = array(self.values)
+        finite = values[np.isfinite(values)]
+        if not finite.size:
+            return None
+        return self.limits or (float(finite.min()), float(finite.max()))
 
     def check(self, name: str, n_tokens: int) -> None:
         """Refuse a strip that does not fit its tokens.
@@ -135,9 +145,8 @@ class Tokens(Block):
 
 def strip_scale(strip: Strip) -> list[str]:
     """The values at the light and at the dark end of a strip's colours, as text."""
-    values = array(strip.values)
-    finite = values[np.isfinite(values)]
-    if not finite.size:
+    ends = strip.ends()
+    if ends is None:
         return [UNKNOWN, UNKNOWN]
-    ends = [short(float(finite.min())), short(float(finite.max()))]
-    return ends[::-1] if strip.reverse else ends
+    shown = [short(end) for end in ends]
+    return shown[::-1] if strip.reverse else shown
