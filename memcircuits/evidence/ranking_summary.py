@@ -128,4 +128,7 @@ def _outside_heads(levels: Mapping[str, Float[Tensor, " quantity"]]) -> list[str
     if not 0 <= share <= 1:  # one of the two costs controls more
         return [f"{text}."]
     between = "" if math.isnan(low) else f" [{100 * low:.0f}, {100 * high:.0f}]"
-    return [f"{text}: {100 * share:.0f} %{between} of the sum lies outside heads."]
+    return [
+        f"{text}: {100 * share:.0f} %{between} of the sum lies outside heads. As sums and joint "
+        "effects differ, this is not the one share of heads or MLPs."
+    ]

@@ -64,10 +64,13 @@ def lead(ranking: Ranking) -> str:
     best = next((part for part in order if ranking.significant[ranking.grid.place(part)]), None)
     if best is None:
         return f"{recited} No single {_noun(ranking)} is significant for them."
-    lost = -float(ranking.evidence["em_memorized"][ranking.grid.place(best)])
+    place = ranking.grid.place(best)
+    lost = -float(ranking.evidence["em_memorized"][place])
+    rise = {name: float(ranking.evidence[f"ablation_{name}"][place]) for name in ranking.names}
     return (
-        f"{recited} It depends most on {_described(best)}: without it, {lost:.1f} of the {n} "
-        "tokens are no longer recited, on average."
+        f"{recited} It depends most on {_described(best)}: without it, {lost:.3g} of the {n} "
+        "tokens are no longer recited, on average. The loss rises by "
+        f"{rise['memorized']:.2f} nats/token, and that of controls by {rise['control']:.2f}."
     )
 
 
@@ -177,6 +180,7 @@ def score_map(ranking: Ranking) -> Heatmap:
         name="score",
         units=ranking.score_units,
         marks=ranking.significant[:, :n_heads],
+        diverging=True,
         marks_mean="significant (q < 0.05)",
         col_label="head" if "head" in ranking.units else "part of the layer",
         col_names=columns[:n_heads],
@@ -201,7 +205,8 @@ def levels_table(ranking: Ranking) -> Table:
             "joint": "the score of removing all of them at once",
             "interaction": "joint minus sum: parts that stand in for each other, or that work on "
             "what another one wrote, make it differ from 0",
-            "share": "the sum as a share of that of all heads and MLPs",
+            "share": "the sum as a share of that of all heads and MLPs; as sum and joint effect "
+            "differ, neither is the one share of a level",
         },
         title="Heads or MLPs?",
         note="How much of what distinguishes recitations from controls lies outside heads.",
