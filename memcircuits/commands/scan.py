@@ -252,7 +252,7 @@ def _print_scan(result: Scan, top: int, said: Iterable[str]) -> None:
 
     print_notes(note for note in result.notes if note not in said)
     if top:
-        typer.echo("The longest recitations (end of the prefix | continuation):")
+        typer.echo("The longest recitations (end of the prefix | continuation; whole: --html):")
         print_table(result.longest(top))
     n = len(result.names)
     if n > top:

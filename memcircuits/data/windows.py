@@ -201,8 +201,8 @@ def _windows_of_row(
             raise TooShort(f"its continuation has {n_behind} tokens; use n_continuation={n_behind}")
         ids = ids[: first + length]
     if len(ids) < first + length:
-        needed = f"{first + length} are needed; use smaller lengths or remove the row"
-        raise TooShort(f"it has {len(ids)} tokens, {needed}")
+        needed = f"{first + length} are needed; use a smaller n_prefix or n_continuation"
+        raise TooShort(f"it has {len(ids)} tokens, {needed}, or remove the row")
     if d_vocab is not None and max(ids) >= d_vocab:
         outside = f"token id {max(ids)} lies outside the vocabulary of {d_vocab}"
         raise Unusable(f"{outside}: were the ids made by another tokenizer?")

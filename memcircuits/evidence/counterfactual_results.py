@@ -232,6 +232,7 @@ class Counterfactual(Result, kind="counterfactual"):
         bits = self.remembered[index]
         finite = self.remembered[self.remembered.isfinite()]
         most = max(float(finite.max()), 1e-6) if len(finite) else 1.0
+        total = float(bits[bits.isfinite()].double().sum())
         n, em, twin_em = len(bits), int(self.em[index]), int(self.twin_em[index])
         as_well = " The twin recites it as well." if twin_em == n else ""
         values = [math.nan] * self.n_prefix + bits.where(bits.isfinite(), torch.nan).tolist()
@@ -240,8 +241,8 @@ class Counterfactual(Result, kind="counterfactual"):
             Strip(values, "bits", limits=(0.0, most)),
             "remembered",
             self.n_prefix,
-            title=f"{self.names[index]}: {float(bits[bits.isfinite()].double().sum()):.1f} bits remembered; EM {em} "
-            f"of {n}, twin {twin_em}",
+            title=f"{self.names[index]}: {total:.1f} bits remembered; EM {em} of {n}, twin "
+            f"{twin_em}",
             note="Bits of each token that the model knows and its twin does not; without colour: "
             f"none, or the twin knows the token better.{as_well}",
         )

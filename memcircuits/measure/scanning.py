@@ -204,9 +204,11 @@ class Scan(ParagraphMeasures, Result, kind="scan"):
         """The longest recitations as text: columns `id, em, nll, text`, at most `n` rows.
 
         In `text` a bar stands between the end of the prefix and the continuation. Ties go to the
-        lower NLL.
+        lower NLL. With a sampler also `samples`, with decoding also `similarity` (`to_frame`).
         """
-        frame = self.to_frame()[["id", "em", "nll"]]
+        asked = {"samples": self.token_sampled, "similarity": self.similarity}
+        on_request = [name for name, measured in asked.items() if measured is not None]
+        frame = self.to_frame()[["id", "em", "nll", *on_request]]
         frame = frame.sort_values(["em", "nll"], ascending=[False, True], kind="stable").head(n)
         rows = [
             passage_text(self.ids[row].tolist(), self.n_prefix, int(em), self.tokenizer)

@@ -61,7 +61,7 @@ def comparison_page(comparison: Comparison, texts: Sequence[str]) -> Page:
     if comparison.has_heads:
         blocks += [_map(comparison), _heads(comparison)]
     return Page(
-        title=f"{b} against {a}",
+        title=f"From {a} to {b}",
         lead=_lead(comparison),
         blocks=[*blocks, _facts(comparison)],
         footer="Made by memcircuits.",
@@ -130,7 +130,7 @@ def _passages(comparison: Comparison, texts: Sequence[str]) -> Table:
     if any(texts):
         text_of = dict(zip(comparison.names, texts, strict=True))
         frame["continuation"] = [" ".join(text_of[name].split()) for name in frame["id"]]
-    changed = frame[frame["passage"].isin(["gained", "lost"])]
+    changed = pd.concat([frame[frame["passage"] == kind] for kind in ("gained", "lost")])
     n_changed = len(changed)
     shown = pd.concat([changed, frame.drop(changed.index)])
     return Table(
@@ -138,7 +138,7 @@ def _passages(comparison: Comparison, texts: Sequence[str]) -> Table:
         labels={"em_a": "EM, a", "em_b": "EM, b", "em_change": "ΔEM", "nll_change": "ΔNLL"},
         help=_PASSAGE_HELP,
         title="Passages",
-        note=f"The {n_changed:,} gained and lost first, then the others by the change of EM.",
+        note=f"The {n_changed:,} gained and then lost first, then the others by the change of EM.",
         page_size=15,
     )
 
