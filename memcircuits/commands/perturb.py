@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, TypeAlias
@@ -26,6 +27,7 @@ if TYPE_CHECKING:
 
     from memcircuits.data.paragraphs import Paragraphs
     from memcircuits.data.unigrams import UnigramTable
+    from memcircuits.display.pages import Page
     from memcircuits.evidence.triggers.minimal_sets import MinimalSets
     from memcircuits.evidence.triggers.perturbation import Perturbation
 
@@ -64,8 +66,9 @@ def perturb(
 
     Printed are the tokens without which most is lost, then means, and what such tokens have in
     common. Controls are compared with the model's own continuation of their prefix. Writes a result
-    per set and replacement, and figure 3 of the paper (means, and the first memorized paragraph).
-    Costs a forward pass per paragraph, prefix token, draw and replacement.
+    per set and replacement, figure 3 of the paper (means), and triggers.html: the prefixes, their
+    tokens coloured by what replacing them costs. Costs a forward pass per paragraph, prefix token,
+    draw and replacement.
 
     Example: memcircuits perturb --replacement random,frequency,neighbor,second --max-paragraphs 60
     """
@@ -93,7 +96,7 @@ def perturb(
         for name, group in sets.items()
         if len(group) < _FEW
     ]
-    written = _write(results, out)
+    written = [*_write(results, out), _page(results, model, top).save(out / "triggers.html")]
     written += [
         result.save(out / f"minimal-sets-{name}.safetensors") for name, result in minimal.items()
     ]
@@ -239,7 +242,7 @@ def _print(
 
 
 def _write(results: PerturbationsOf, out: Path) -> list[Path]:
-    """The results, and two pages per replacement: the means, and the first paragraph."""
+    """The results, and the means for each replacement."""
     import pandas as pd
 
     from memcircuits.base.io import write_atomically
@@ -252,14 +255,35 @@ def _write(results: PerturbationsOf, out: Path) -> list[Path]:
     for kind in dict.fromkeys(kind for _, kind in results):
         of_kind = {name: result for (name, other), result in results.items() if other == kind}
         curves = pd.concat([result.curves().assign(set=name) for name, result in of_kind.items()])
-        pages = {
-            f"perturbation-{kind}.html": figures.perturbation_curves(
-                curves, title=f"{kind} replacement, mean over paragraphs"
-            ),
-            f"perturbation-{kind}-first.html": next(iter(of_kind.values())).figure(0),
-        }
-        written += [
-            write_atomically(out / name, figure.to_html(include_plotlyjs=True))
-            for name, figure in pages.items()
-        ]
+        figure = figures.perturbation_curves(
+            curves, title=f"{kind} replacement, mean over paragraphs"
+        )
+        page = figure.to_html(include_plotlyjs=True)
+        written.append(write_atomically(out / f"perturbation-{kind}.html", page))
     return written
+
+
+def _page(results: PerturbationsOf, model: Any, top: int) -> Page:
+    """The first `top` paragraphs of each set and replacement, coloured, and the means."""
+    from memcircuits.display.pages import Block, Page, Strip, Table, Tokens
+    from memcircuits.models.registry import adapt
+
+    blocks: list[Block] = [Table(_drops(results), title="Mean EM lost by replacing one token")]
+    for (name, kind), result in results.items() if adapt(model).tokenizer is not None else ():
+        n = result.ids.shape[1] - result.n_prefix
+        blocks += [
+            Tokens(
+                result.paragraphs.tokens(model, i),
+                Strip([*result.em_drop[i].tolist(), *[math.nan] * n], "tokens", limits=(0, n)),
+                "EM lost",
+                result.n_prefix,
+                title=f"{result.names[i]} ({name}): EM {int(result.baseline_em[i])} of {n}, "
+                f"{kind} replacement",
+            )
+            for i in range(min(top, len(result.names)))
+        ]
+    lead = (
+        "Each token of a prefix is replaced by another one, alone. The darker it is, the more "
+        "tokens of the continuation are then no longer recited, up to the first mistake."
+    )
+    return Page("Which prefix tokens trigger the recitation?", blocks, lead)

@@ -107,7 +107,8 @@ def _sets(counts: Mapping[str, int]) -> str:
     """What was compared."""
     measured, controls = counts["measured"], counts["measured_control"]
     n_controls = "as many" if controls == measured else str(controls)
-    sets = f"{measured} memorized paragraphs against {n_controls} controls"
+    paragraphs = "1 memorized paragraph" if measured == 1 else f"{measured} memorized paragraphs"
+    sets = f"{paragraphs} against {n_controls} controls"
     groups = _groups(counts)
     if groups != (measured, controls):
         sets += f", in {groups[0]} and {groups[1]} independent groups"

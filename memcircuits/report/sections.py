@@ -100,8 +100,8 @@ def overview(ranking: Ranking) -> str:
     first = named_rows(ranking).iloc[0]["component"]
     n_significant = int(ranking.significant.sum())
     if not n_significant:
-        return f"{text}; nothing is significant; the largest score has {first}"
-    return f"{text}; {n_significant} significant; the largest score has {first}"
+        return f"{text}; nothing is significant; the largest score is that of {first}"
+    return f"{text}; {n_significant} significant; the largest score is that of {first}"
 
 
 def headline_numbers(ranking: Ranking) -> Numbers:

@@ -203,7 +203,10 @@ def test_perturb_measures_controls_against_their_own_continuation(options, tmp_p
     assert worst["token"].startswith("<")
     assert worst["em_lost"] == max(r["em_lost"] for r in data["tokens"] if r["set"] == "memorized")
     assert "3 memorized paragraphs: 30 passes" in result.stderr
-    assert "position" in (out / "perturbation-random-first.html").read_text()
+    page = (out / "triggers.html").read_text()
+    # In the contents and above each paragraph.
+    assert page.count("EM 12 of 12, second replacement") == 2 * 6
+    assert "EM lost" in page
 
 
 def test_patch_goes_both_ways(options, tmp_path):
