@@ -56,7 +56,8 @@ def compare_controls(
         InputError: as `find_memorization_components`.
 
     Example:
-        >>> table = compare_controls(model, memorized, control=control, progress=False)
+        >>> options = {"control": control, "units": ["mlp"], "progress": False}
+        >>> table = compare_controls(model, memorized, **options)
         >>> list(table["controls"])
         ['texts', 'texts nearest in NLL', 'own text', 'own text, interaction']
     """

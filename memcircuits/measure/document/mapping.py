@@ -97,7 +97,7 @@ def document_map(  # noqa: PLR0913
 
     Example:
         >>> text = "\n\n".join(memorized.texts(model) + control.texts(model))
-        >>> mapped = mc.document_map(model, text, stride=2)
+        >>> mapped = mc.document_map(model, text, stride=10)
         >>> len(mapped.spans)
         4
     """
