@@ -302,9 +302,9 @@ def test_intervals_of_trials_in_the_same_places_cover_only_by_places():
 
 
 def test_holders_are_among_the_heads_that_were_planted(pool, monkeypatch):
-    monkeypatch.setattr(other_trials, "_N_HOLDERS", 2)  # six need minutes
+    monkeypatch.setattr(other_trials, "_N_HOLDERS", 3)  # six need minutes
     trial = holders_trial(pool, 0)
-    assert trial.planted == len(trial.em) == 2
+    assert trial.planted == len(trial.em) == 3
     recited = sum(tokens == 3 for tokens in trial.em)
     assert [a.method for a in trial.assigned] == ["exact"] * recited + ["screen"] * recited
     holders = {a.holder for a in trial.assigned}
