@@ -49,7 +49,8 @@ def audit(
 
     Attacked prefixes, entries in the middle, rounded weights and training on other text: what
     brings the text back, and how far is the edited model from the twin? Give the same --paragraphs
-    and --control as to unlearn. Writes audit.safetensors and audit.html.
+    and --control as to unlearn; the time grows with the controls. Writes audit.safetensors and
+    audit.html.
 
     Example: memcircuits audit --edit memcircuits-unlearn/edit.safetensors
     """
