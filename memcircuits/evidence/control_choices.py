@@ -56,8 +56,9 @@ def compare_controls(
         InputError: as `find_memorization_components`.
 
     Example:
-        >>> options = {"control": control, "units": ["mlp"], "progress": False}
-        >>> table = compare_controls(model, memorized, **options)
+        >>> table = compare_controls(
+        ...     model, memorized, control=control, units=["mlp"], progress=False
+        ... )
         >>> list(table["controls"])
         ['texts', 'texts nearest in NLL', 'own text', 'own text, interaction']
     """
