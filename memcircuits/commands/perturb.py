@@ -96,16 +96,17 @@ def perturb(
         for name, group in sets.items()
         if len(group) < _FEW
     ]
-    written = [*_write(results, out), _page(results, model, top).save(out / "triggers.html")]
-    written += [
-        result.save(out / f"minimal-sets-{name}.safetensors") for name, result in minimal.items()
-    ]
     tables = {
         "tokens": _tokens(results, model),
         "drop": _drops(results),
         "causes": _causes(results, table),
         **{f"minimal_sets_{name}": result.to_frame() for name, result in minimal.items()},
     }
+    page = _page(results, tables["drop"], model, top)
+    written = [*_write(results, out), page.save(out / "triggers.html")]
+    written += [
+        result.save(out / f"minimal-sets-{name}.safetensors") for name, result in minimal.items()
+    ]
     if json:
         Answer(
             "perturb",
@@ -263,13 +264,14 @@ def _write(results: PerturbationsOf, out: Path) -> list[Path]:
     return written
 
 
-def _page(results: PerturbationsOf, model: Any, top: int) -> Page:
+def _page(results: PerturbationsOf, drops: pd.DataFrame, model: Any, top: int) -> Page:
     """The first `top` paragraphs of each set and replacement, coloured, and the means."""
     from memcircuits.display.pages import Block, Page, Strip, Table, Tokens
     from memcircuits.models.registry import adapt
 
-    blocks: list[Block] = [Table(_drops(results), title="Mean EM lost by replacing one token")]
-    for (name, kind), result in results.items() if adapt(model).tokenizer is not None else ():
+    blocks: list[Block] = [Table(drops, title="Mean EM lost by replacing one token")]
+    shown = {} if adapt(model).tokenizer is None else results
+    for (name, kind), result in shown.items():
         n = result.ids.shape[1] - result.n_prefix
         blocks += [
             Tokens(

@@ -31,6 +31,7 @@ from memcircuits.editing.audits.measures import (
     recased,
 )
 from memcircuits.editing.audits.result import EditAudit
+from memcircuits.editing.audits.verdict import BACK
 from memcircuits.editing.edit import Edit
 from memcircuits.editing.evaluation import evaluate_edit
 from memcircuits.editing.references import proxy_log_probs
@@ -265,7 +266,7 @@ def recited_by(model: Model, targets: Paragraphs) -> list[str]:
     with adapter.preserving_state():
         em = score_paragraphs(adapter, targets).em
     named = zip(targets.names, em.tolist(), strict=True)
-    return [name for name, n in named if 2 * n >= targets.n_continuation]
+    return [name for name, n in named if n >= BACK * targets.n_continuation]
 
 
 def weights_auc(adapter: Adapter, edit: Edit, truth: Edit) -> float:
