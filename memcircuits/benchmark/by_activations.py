@@ -3,7 +3,8 @@
 A gate of 1 leaves a unit as it is, a gate of 0 removes its output. Attribution is the first-order
 estimate of the rise of the NLL when one gate closes (targets minus controls);
 `log-odds-attribution` is the same of the fall of log(p / (1 - p)), which still has a slope where a
-recited token's p is near 1 and its NLL is flat. Integrated gradients
+recited token's p is near 1 and its NLL is flat; `attn-lrp` is the relevance of a unit for the true
+tokens' logits (`memcircuits.benchmark.relevance`). Integrated gradients
 (Sundararajan et al. 2017) average that estimate over the way from all gates closed to all open;
 hard concrete gates (Louizos et al. 2018) are trained to convergence, in 100 steps, to close the
 half of the units that the continuation needs least, once for the targets and once for the controls
@@ -13,13 +14,14 @@ no gates: it reads the largest gradient in a unit's activation at any position.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Literal, TypeAlias
 
 import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
+from memcircuits.benchmark.relevance import attn_lrp
 from memcircuits.benchmark.units import LocalizationTask, Unit
 from memcircuits.data.paragraphs import Paragraphs
 from memcircuits.evidence.gradients.activations import activation_gradients
@@ -31,7 +33,7 @@ from memcircuits.measure.continuation import (
     score_continuation,
 )
 from memcircuits.models.adapter import Adapter
-from memcircuits.models.hooks import hook_name
+from memcircuits.models.hooks import ActivationEdit, hook_name
 
 _IG_STEPS = 8  # of integrated gradients
 
@@ -83,23 +85,33 @@ def _minus_log_odds(
     return (others - logits.gather(-1, true)[..., 0]).mean(-1)
 
 
+def _minus_logit(
+    logits: Float[Tensor, "paragraph pos d_vocab"], tokens: Int[Tensor, "paragraph pos"]
+) -> Float[Tensor, " paragraph"]:
+    return -logits.float().gather(-1, tokens[..., None])[..., 0].mean(-1)
+
+
 def _gated(
     adapter: Adapter,
     paragraphs: Paragraphs,
     unit: Unit,
     gates: Sequence[Float[Tensor, " unit"]],
     measure: Measure,
+    rules: Mapping[str, ActivationEdit],
 ) -> Float[Tensor, ""]:
-    """Mean of a measure with every unit's activation multiplied by its gate."""
+    """Mean of a measure with every unit's activation multiplied by its gate.
 
-    def multiply(site: GatedSite, gate: Float[Tensor, " unit"]) -> Callable[[Tensor], Tensor]:
+    `rules` are edits of activations, made before the gates.
+    """
+
+    def multiply(site: GatedSite, layer: int, gate: Float[Tensor, " unit"]) -> ActivationEdit:
         shape = (1, 1, -1, 1) if site == "z" else (1, 1, -1)
-        return lambda activation: activation * gate.view(shape)
+        rule = rules.get(hook_name(site, layer), lambda activation: activation)
+        return lambda activation: rule(activation) * gate.view(shape)
 
-    edit = {
-        hook_name(site, layer): multiply(site, gate)
-        for (site, layer), gate in zip(_places(adapter, unit), gates, strict=True)
-    }
+    edit = dict(rules)
+    for (site, layer), gate in zip(_places(adapter, unit), gates, strict=True):
+        edit[hook_name(site, layer)] = multiply(site, layer, gate)
     logits = continuation_logits(adapter, paragraphs, edit=edit)
     return measure(logits, paragraphs.continuation.to(logits.device)).mean()
 
@@ -111,11 +123,12 @@ def _gate_gradient(
     *,
     openness: float = 1.0,
     measure: Measure = _nll,
+    rules: Mapping[str, ActivationEdit] | None = None,
 ) -> Float[Tensor, " unit"]:
     """Gradient of a measure in every gate, at gates that all equal `openness`."""
     gates = [(gate * openness).requires_grad_() for gate in _open_gates(task.adapter, unit)]
     with task.adapter.preserving_state(), torch.enable_grad():
-        mean = _gated(task.adapter, paragraphs, unit, gates, measure)
+        mean = _gated(task.adapter, paragraphs, unit, gates, measure, rules or {})
         return torch.cat(torch.autograd.grad(mean, gates))
 
 
@@ -127,6 +140,16 @@ def by_attribution(
     # Closing a gate changes it by -1, which turns targets - controls around.
     on_control = _gate_gradient(task, task.control, unit, measure=measure)
     return on_control - _gate_gradient(task, task.targets, unit, measure=measure)
+
+
+def by_relevance(task: LocalizationTask, unit: Unit) -> Float[Tensor, " unit"]:
+    """Relevance for the true tokens' logits, of the targets minus of the controls (AttnLRP)."""
+    with attn_lrp(task.adapter) as rules:
+        on_targets, on_control = (
+            _gate_gradient(task, paragraphs, unit, measure=_minus_logit, rules=rules)
+            for paragraphs in (task.targets, task.control)
+        )
+    return on_control - on_targets
 
 
 def by_integrated_gradients(task: LocalizationTask, unit: Unit) -> Float[Tensor, " unit"]:

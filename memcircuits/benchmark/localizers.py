@@ -11,7 +11,7 @@ need does not hold the targets.
 | gradients of weights | `gradient-max` (the paper), `gradient-mean`, `gradient-l2`,
   `gradient-fisher` (scaled by the Fisher information of the controls), `gradient-x-weight` |
 | gradients of activations | `activation-gradient`, `attribution`, `log-odds-attribution` (not
-  flat where the recitation is certain), `integrated-gradients` |
+  flat where the recitation is certain), `attn-lrp`, `integrated-gradients` |
 | ablation | `zero-ablation`, `mean-ablation`, `resample-ablation` |
 | patching between clean and corrupted prompts | `exact-patching`, `attribution-patching` |
 | attention | `rare-token-attention` |
@@ -38,6 +38,7 @@ from memcircuits.benchmark.by_activations import (
     by_attribution,
     by_hard_concrete,
     by_integrated_gradients,
+    by_relevance,
 )
 from memcircuits.benchmark.by_interventions import by_ablation, by_attention, by_patching
 from memcircuits.benchmark.by_weights import (
@@ -109,6 +110,7 @@ _LOCALIZERS = (
         ("head", "component", "neuron"),
         partial(by_attribution, "log-odds"),
     ),
+    Localizer("attn-lrp", ("head", "component", "neuron"), by_relevance),
     Localizer("integrated-gradients", ("head", "component", "neuron"), by_integrated_gradients),
     Localizer("hard-concrete", ("head", "component", "neuron"), by_hard_concrete),
     Localizer("zero-ablation", ("head", "block", "component"), partial(by_ablation, "zero")),
