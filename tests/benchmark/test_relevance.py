@@ -74,11 +74,8 @@ def relevance(model, paragraphs):
 
     blocks = model.transformer.h
     handles = [
-        *(
-            b.attn.c_proj.register_forward_pre_hook(lambda m, args: keep(m, args[0]))
-            for b in blocks
-        ),
-        *(b.mlp.register_forward_hook(lambda m, _, out: keep(m, out)) for b in blocks),
+        *(b.attn.c_proj.register_forward_pre_hook(lambda _, args: keep(args[0])) for b in blocks),
+        *(b.mlp.register_forward_hook(lambda _, __, out: keep(out)) for b in blocks),
     ]
     logits = model(paragraphs.ids[:, :-1]).logits[:, paragraphs.n_prefix - 1 :]
     logits.gather(-1, paragraphs.continuation[..., None]).mean().backward()
