@@ -212,6 +212,21 @@ def test_command_line_page_is_current():
             assert option in page, f"{name} {option}: run the command named in docs/cli.md"
 
 
+def test_numbers_that_prose_repeats_are_those_of_the_code():
+    from memcircuits.editing.audits import verdict
+    from memcircuits.measure.document.mapping import SHORT_TEXT
+
+    table = (ROOT / "docs" / "concepts.md").read_text("utf-8").partition("## Erased or hidden")[2]
+    assert f"moved less than {verdict.MOVED * 100:.0f} %" in table
+    assert f"the depth is below {verdict.BACK}" in table
+    assert f"a depth of at least {verdict.DEPTH}" in table
+    assert f"no way brings back more than {verdict.SLACK:.0f} tokens more" in table
+    assert verdict.LEFT == 0.1
+    assert "at most a tenth of the remembered bits" in table
+    for page in ("cli.md", "howto.md", "recipes.md"):
+        assert f"{SHORT_TEXT:,} tokens" in (ROOT / "docs" / page).read_text("utf-8")
+
+
 def test_readme_has_the_numbers_of_the_leaderboard(monkeypatch):
     monkeypatch.syspath_prepend(ROOT / "docs")
     import make_leaderboard as maker

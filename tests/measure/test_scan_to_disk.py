@@ -79,6 +79,21 @@ def test_rows_equal_a_scan_in_memory(whole, neo):
     assert frame["ids"][12].tolist() == rows[1, 44:66].tolist()
 
 
+def test_the_longest_recitations_have_the_columns_of_a_scan_in_memory(whole, corpus, neo, tmp_path):
+    assert list(whole.longest(3)) == ["id", "em", "nll", "text"]
+    on_request = {"sampler": mc.Sampler(temperature=0.7), "near_verbatim": True}
+    folder = scan_to_disk(neo, corpus, tmp_path / "out", **OPTIONS, **on_request)
+    longest = folder.longest(5, neo)
+    ids = torch.tensor(np.stack(folder.to_frame()["ids"].tolist()))
+    names = folder.to_frame()["id"].tolist()
+    paragraphs = mc.Paragraphs.from_tokens(ids, n_prefix=10, names=names)
+    expected = mc.scan(neo, paragraphs, **on_request, progress=False).longest(5)
+    assert list(longest) == list(expected) == ["id", "em", "nll", "samples", "similarity", "text"]
+    assert longest["id"].tolist() == expected["id"].tolist()
+    np.testing.assert_allclose(longest["samples"], expected["samples"], rtol=1e-3)
+    np.testing.assert_allclose(longest["similarity"], expected["similarity"], rtol=1e-6)
+
+
 def test_unusable_rows_are_kept_with_their_reasons(whole):
     bad = whole.quarantine()
     assert [row["where"] for row in bad] == [f"corpus.jsonl, line {n}" for n in (8, 10, 58, 60)]

@@ -183,7 +183,7 @@ class ScanFolder:
         return Paragraphs(ids, n_prefix, tuple(table["id"].to_pylist()), metadata, bos)
 
     def longest(self, n: int = 10, model: TokenizerLike | None = None) -> pd.DataFrame:
-        """The longest recitations as text: columns `id, em, nll, text`, as `Scan.longest`.
+        """The longest recitations as text, with the columns of `Scan.longest`.
 
         One part is in memory at a time.
 
@@ -194,11 +194,17 @@ class ScanFolder:
         import pandas as pd
         import pyarrow.parquet as pq
 
-        best = pd.DataFrame({"id": [], "em": [], "nll": [], "ids": []})
+        written = pq.read_schema(self.parts[0]).names if self.parts else []
+        on_request = [name for name in ("sampled_log_prob", "similarity") if name in written]
+        columns = ["id", "em", "nll", *on_request]
+        best = pd.DataFrame({name: [] for name in (*columns, "ids")})
         for part in self.parts:
-            rows = pq.read_table(part, columns=["id", "em", "nll", "ids"]).to_pandas()
+            rows = pq.read_table(part, columns=[*columns, "ids"]).to_pandas()
             rows = rows if best.empty else pd.concat([best, rows], ignore_index=True)
             best = rows.sort_values(["em", "nll"], ascending=[False, True], kind="stable").head(n)
+        if "sampled_log_prob" in best:
+            drawn = best.pop("sampled_log_prob").to_numpy(float)
+            best.insert(3, "samples", samples_needed(drawn, 0.9))
         n_prefix = self.manifest["windows"]["n_prefix"]
         texts = [
             snippet(passage_text(ids.tolist(), n_prefix, int(em), model))
