@@ -29,6 +29,7 @@ from memcircuits.evidence.subnetworks.hard_concrete import initial_log_odds, tra
 from memcircuits.evidence.subnetworks.mean_ablation import GatedSite, MeanAblation
 from memcircuits.measure.continuation import (
     continuation_logits,
+    log_odds,
     read_continuation,
     score_continuation,
 )
@@ -76,13 +77,7 @@ def _nll(
 def _minus_log_odds(
     logits: Float[Tensor, "paragraph pos d_vocab"], tokens: Int[Tensor, "paragraph pos"]
 ) -> Float[Tensor, " paragraph"]:
-    """Minus the mean of log(p / (1 - p)) over the true tokens, nats/token.
-
-    From the logits: 1 - p of a recited token is rounded to 0.
-    """
-    logits, true = logits.float(), tokens[..., None]
-    others = logits.scatter(-1, true, -torch.inf).logsumexp(-1)
-    return (others - logits.gather(-1, true)[..., 0]).mean(-1)
+    return -log_odds(logits, tokens)
 
 
 def _minus_logit(

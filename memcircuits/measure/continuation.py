@@ -11,7 +11,8 @@ Every analysis comes through here, from the whole to the part:
 * `score_continuation` scores one batch, `continuation_logits` and `continuation_log_probs` give
   its logits and log-probabilities;
 * `run_to_continuation` is the forward pass itself, for callers that also read activations;
-* `read_continuation` turns logits into scores, `kl_divergence` compares two distributions.
+* `read_continuation` turns logits into scores, `log_odds` into scores that are not flat where a
+  token is certain; `kl_divergence` compares two distributions.
 
 The vocabulary is by far the longest axis: after the matrix products, reading the logits is what
 takes time. `read_continuation` therefore works on blocks that stay in the processor's cache.
@@ -183,6 +184,19 @@ def read_continuation(
         blocks.append((-nll.view(block_targets.shape), greedy == block_targets, margin))
     log_prob, correct, margin = (torch.cat(parts) for parts in zip(*blocks, strict=True))
     return Continuation(log_prob, correct, margin)
+
+
+def log_odds(
+    logits: Float[Tensor, "batch pos d_vocab"], targets: Int[Tensor, "batch pos"]
+) -> Float[Tensor, " batch"]:
+    """Mean of log(p / (1 - p)) of `targets`, nats/token.
+
+    Where p is near 1 the NLL is flat, and log-odds are not. They are read from the logits, because
+    1 - p is rounded to 0 there.
+    """
+    logits, targets = logits.float(), targets[..., None]
+    others = logits.scatter(-1, targets, -torch.inf).logsumexp(-1)
+    return (logits.gather(-1, targets)[..., 0] - others).mean(-1)
 
 
 def kl_divergence(

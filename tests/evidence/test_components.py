@@ -16,11 +16,13 @@ from memcircuits.evidence.component_scores import score_components
 from memcircuits.evidence.control_choices import compare_controls
 from memcircuits.evidence.controls import own_continuations, repetitions
 from memcircuits.evidence.ranking import Ranking
-from memcircuits.measure.continuation import score_continuation
+from memcircuits.measure.continuation import continuation_logits, score_continuation
 from memcircuits.measure.decoding import greedy_continuations
+from memcircuits.models.hooks import hook_name
 from memcircuits.models.loading import as_bridge
 from memcircuits.models.registry import adapt
 from tests.helpers import models as zoo
+from tests.helpers.gradients import double_bridge
 from tests.helpers.oracle import Plain
 
 QUIET = {"progress": False, "draws": 20}
@@ -308,6 +310,29 @@ def test_screened_neurons_say_what_they_may_miss(neo):
     assert ranking.levels == {}
     with pytest.raises(mc.InputError, match="no heads were ranked"):
         ranking.top(1)
+
+
+def test_neurons_are_ablated_for_the_slope_of_their_log_odds(neo):
+    """In float64, by automatic differentiation of log(p / (1 - p)) in a gate on every neuron."""
+    model, paragraphs = double_bridge("gpt_neo"), zoo.mixed(neo, n=4)
+    adapter, falls = adapt(model), []
+    for group in (paragraphs[:4], paragraphs[4:]):
+        d_mlp = adapter.weight(0, "W_out").values.shape[1]
+        gates = torch.ones(adapter.n_layers, d_mlp, dtype=torch.float64, requires_grad=True)
+        edit = {
+            hook_name("post", i): lambda post, gate=gate: post * gate
+            for i, gate in enumerate(gates)
+        }
+        with adapter.preserving_state(), torch.enable_grad():
+            p = continuation_logits(adapter, group, edit=edit).softmax(-1)
+            p = p.gather(-1, group.continuation[..., None])
+            falls += torch.autograd.grad((p / (1 - p)).log().mean(), gates)
+    best = (falls[0] - falls[1]).flatten().topk(32).indices
+    sets = [Ablation(model, group, mode="zero") for group in (paragraphs[:4], paragraphs[4:])]
+    effects = measure_effects(*sets, ComponentGrid.of(adapter, ("neuron",)), progress=False)
+    assert len(effects.components) == 36  # four are drawn at random
+    chosen = {(neuron.layer, neuron.neuron) for neuron in effects.components}
+    assert {divmod(int(i), d_mlp) for i in best} <= chosen
 
 
 def test_neurons_estimates_equal_their_gradient(any_bridge):
