@@ -71,7 +71,7 @@ N_TRIALS: Mapping[TrialKind, int] = {
     "queries-keys": 3,
     "block": 8,
     "head-and-mlp": 12,
-    "neurons": 5,
+    "neurons": 20,
     "neuron-outputs": 12,
     "weights": 2,
     "holders": 5,
