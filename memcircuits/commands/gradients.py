@@ -18,6 +18,7 @@ if TYPE_CHECKING:
     import pandas as pd
 
     from memcircuits.data.paragraphs import Paragraphs
+    from memcircuits.display.pages import Page
     from memcircuits.evidence.gradients.activations import ActivationGradients
     from memcircuits.evidence.gradients.parameters import ParameterGradients
 
@@ -67,7 +68,7 @@ def gradients(
 ) -> None:
     """Gradients of memorized and control paragraphs per layer, matrix and head.
 
-    Writes gradients-SET.safetensors, or activations-SET.safetensors, for each set.
+    Writes gradients.html and, for each set, gradients-SET.safetensors (or activations-SET).
 
     Example: memcircuits gradients --average paragraph --per-loss
     """
@@ -85,6 +86,8 @@ def gradients(
     }
     kind = "activations" if options.activations else "gradients"
     written = [result.save(out / f"{kind}-{name}.safetensors") for name, result in results.items()]
+    if of_weights:
+        written.append(_page(of_weights).save(out / "gradients.html"))
     tables = {name: _largest_over_positions(result) for name, result in of_activations.items()}
     tables |= {name: result.to_frame() for name, result in of_weights.items()}
     tables = {
@@ -120,6 +123,30 @@ def _of_weights(
         return {"contrastive": result}
     shared |= {"average": options.average, "per_loss": options.per_loss}
     return {name: mc.parameter_gradients(model, group, **shared) for name, group in groups.items()}
+
+
+def _page(results: Mapping[str, ParameterGradients]) -> Page:
+    """A map of layers and matrices for each set."""
+    import torch
+
+    from memcircuits.display.pages import Heatmap, Page
+
+    maps = [
+        Heatmap(
+            torch.stack([of_heads.amax(1) for of_heads in result.values.values()], 1),
+            name="gradient, the largest over heads",
+            units=result.units,
+            col_label="matrix",
+            col_names=list(result.values),
+            title=f"{name}: {result}, loss {result.loss:.4g} nats/token",
+        )
+        for name, result in results.items()
+    ]
+    lead = (
+        "Gradients say where a small step would change the loss, not where a text is stored. A set "
+        "with a smaller loss has smaller gradients for that reason alone; --per-loss divides by it."
+    )
+    return Page("Gradients of the loss", maps, lead)
 
 
 def _of_activations(
