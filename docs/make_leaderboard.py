@@ -63,6 +63,8 @@ KINDS = {
     "head": "one head",
     "head-same-norm": "one head, norms kept",
     "two-heads": "two heads",
+    "decoys": "one head, beside two decoys",
+    "head-and-mlp": "a head and an MLP together",
     "values": "the values of one head (5 tokens)",
     "block": "the attention or the MLP of a layer",
     "neurons": "1 % of the neurons",
@@ -72,9 +74,10 @@ OURS = {
     "head": RANKINGS[0],
     "block": "zero-ablation",
     "component": COMPONENT_RANKING,
-    "neuron": "attribution",
+    "neuron": "log-odds-attribution",
 }
-"""What ranks these units in the package: of blocks and neurons, `find_memorization_components`."""
+"""What ranks these units in the package: of blocks `find_memorization_components`, which ablates
+neurons that log-odds attribution puts first."""
 NO_RIVALS = {*RANKINGS, COMPONENT_RANKING, *TEXT_BLIND, "oracle", "random"}
 
 
