@@ -83,8 +83,8 @@ def audit(
     )
     result = dataclasses.replace(result, notes=(*notes, *result.notes))
     lead = (
-        "The edited model between the unedited one and a model that never saw the text: is the "
-        "text erased, or only hidden?"
+        "The edited model between the unedited one and a reference, the "
+        f"{result.reference}: is the text erased, or only hidden?"
     )
     page = Page("Erased, or hidden?", audit_blocks(result, model), lead)
     written = [result.save(out / "audit.safetensors"), page.save(out / "audit.html")]

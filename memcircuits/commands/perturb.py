@@ -285,7 +285,8 @@ def _page(results: PerturbationsOf, drops: pd.DataFrame, model: Any, top: int) -
             for i in range(min(top, len(result.names)))
         ]
     lead = (
-        "Each token of a prefix is replaced by another one, alone. The darker it is, the more "
-        "tokens of the continuation are then no longer recited, up to the first mistake."
+        "Each token of a prefix is replaced by another one, alone. The nearer it is to the "
+        "upper end of the scale, the more tokens of the continuation are then no longer recited, "
+        "up to the first mistake."
     )
     return Page("Which prefix tokens trigger the recitation?", blocks, lead)

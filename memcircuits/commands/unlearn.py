@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import shlex
 from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
@@ -97,6 +98,9 @@ def unlearn(
         search.pop("kl_budget", None)
         tables["noise"] = _noise(task, mask, search)
     report_edit(edit, task, inputs, out=out, export=options.export, json=json, tables=tables)
+    control = f"--control {shlex.quote(str(options.control))} " if options.control else ""
+    typed = f"{inputs.typed} {control}".lstrip()
+    say(f"Next: memcircuits audit {typed}--edit {out / 'edit.safetensors'}", inputs.quiet)
 
 
 def _edits_of_other_masks(

@@ -187,9 +187,10 @@ def score_map(ranking: Ranking) -> Heatmap:
         cell_names=[row[:n_heads] for row in names],
         title="Every head" if ranking.units == ("head",) else "Every part",
         note="Rows are layers, the first at the bottom; columns are the heads of a layer"
-        + (", and apart its MLP or the whole layer. " if apart else ". ")
-        + "The stronger the orange, the more the recitation depends on it; blue: removing it harms "
-        "controls more. Click a cell to open it below; arrow keys move between cells.",
+        + (", and apart the other parts, with a scale of their own. " if apart else ". ")
+        + "The nearer a cell is to the upper end of its scale, the more the recitation depends on "
+        "it; below zero, removing it harms controls more. Click a cell to open it below; arrow "
+        "keys move between cells.",
         **apart,
     )
 

@@ -92,8 +92,8 @@ def trigger_frame(perturbation: Perturbation, texts: Sequence[Sequence[str]]) ->
 def _introduction(perturbation: Perturbation) -> str:
     return (
         "Which tokens of the prefix trigger the recitation? Each was replaced by a random other "
-        f"token ({perturbation.em.shape[2]} draws), one at a time; the stronger the colour of a "
-        "token, the more of the continuation is lost. "
+        f"token ({perturbation.em.shape[2]} draws), one at a time; the nearer a "
+        "token is to the upper end of the scale, the more of the continuation is lost. "
     )
 
 

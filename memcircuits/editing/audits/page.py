@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 
 from memcircuits.data.tokens import TokenizerLike
-from memcircuits.display.pages import Block, Lines, Number, Numbers, Strip, Table, Tokens
+from memcircuits.display.pages import Block, Lines, Number, Numbers, Prose, Strip, Table, Tokens
 from memcircuits.display.text import number
 from memcircuits.editing.audits.result import EditAudit
 from memcircuits.editing.audits.verdict import BACK, DEPTH, LEFT, SLACK
@@ -52,6 +52,8 @@ def audit_blocks(audit: EditAudit, model: TokenizerLike) -> list[Block]:
             note=f"Reference: {audit.reference}. {VERDICTS}",
         ),
     ]
+    if audit.notes:
+        blocks.append(Prose(list(audit.notes), title="Notes"))
     blocks.extend(_relearning_blocks(audit))
     layers = audit.layers_frame()
     if layers is not None:
@@ -67,6 +69,12 @@ def audit_blocks(audit: EditAudit, model: TokenizerLike) -> list[Block]:
 
 def _relearning_blocks(audit: EditAudit) -> list[Lines]:
     frame = audit.relearning_frame()
+    note = (
+        "The reference is a model that never saw the text: an edit that erased it needs as many "
+        "steps."
+        if "reference" in set(frame["set"])
+        else "The reference has no curve: it is a stand-in, not a model that can be trained."
+    )
     return [
         Lines(
             frame[frame["trained_on"] == text],
@@ -79,8 +87,7 @@ def _relearning_blocks(audit: EditAudit) -> list[Lines]:
             y_label="EM of the targets",
             units="tokens",
             title=f"Training on {text}",
-            note="The reference is a model that never saw the text: an edit that erased it needs "
-            "as many steps.",
+            note=note,
         )
         for text in audit.relearning
     ]
@@ -108,12 +115,13 @@ def _text_blocks(audit: EditAudit, model: TokenizerLike, index: int = 0) -> list
     tokens = audit.paragraphs.tokens(model, index)
     titles = ("before the edit", "after the edit", f"of the {audit.reference}")
     blocks: list[Block] = []
+    lowest = float(audit.token_log_prob[:, index].min())
     for title, log_prob in zip(titles, audit.token_log_prob[:, index].tolist(), strict=True):
         values = [math.nan] * audit.n_prefix + log_prob
         blocks.append(
             Tokens(
                 tokens,
-                Strip(values, "nats", reverse=True),
+                Strip(values, "nats", reverse=True, limits=(lowest, 0.0)),
                 "log p",
                 audit.n_prefix,
                 title=f"{audit.names[index]}, {title}",

@@ -206,7 +206,8 @@ def _map(comparison: Comparison) -> Heatmap:
         hover=hover,
         title="Every head",
         note="Rows are layers, the first at the bottom. Orange: the head matters more in b; blue: "
-        "it matters more in a. The stronger the colour, the larger the change.",
+        "it matters more in a; the nearer to an end of the scale, the larger the change."
+        + ("" if bool(comparison.significant.any()) else " No change is significant."),
     )
 
 
