@@ -153,7 +153,12 @@ def with_kept(page: str, kept: str) -> str:
         return notes.rstrip("\n"), {re.split(r" \(|\*\*$", t, maxsplit=1)[0]: t for t in tables}
 
     (notes, tables), (more_notes, more_tables) = parts(kept), parts(page)
-    return "\n".join([notes, more_notes, "", *(tables | more_tables).values()])
+    again = tuple(f"- {title.split()[-1]}: " for title in more_tables if "Written" in title)
+    of_others = [line for line in notes.splitlines() if not line.startswith(again)]
+    new = [line for line in more_notes.splitlines() if line not in of_others]
+    # What adds up the evidence of several localizers is about single heads.
+    chosen = {title: t for title, t in more_tables.items() if "Evidence added up" not in title}
+    return "\n".join([*of_others, *new, "", *(tables | chosen).values()])
 
 
 def main(folder: str) -> None:

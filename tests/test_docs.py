@@ -243,10 +243,11 @@ def test_further_kinds_of_trial_take_their_place_on_the_page(monkeypatch):
     import make_leaderboard
 
     kept = (
-        "# Title\n\n- a\n\n**Written: head (2 trials)**\n\n| 1 |\n\n"
+        "# Title\n\n- a\n- block: it was void\n\n**Written: head (2 trials)**\n\n| 1 |\n\n"
         "**Written: block (1 trials)**\n\n| 2 |\n"
     )
-    page = "- b\n\n**Written: block (9 trials)**\n\n| 3 |\n\n**Decoys (2 trials)**\n\n| 4 |\n"
+    page = "- a\n- b\n\n**Written: block (9 trials)**\n\n| 3 |\n\n**Decoys (2 trials)**\n\n| 4 |\n"
+    page += "\n**Evidence added up (of these trials)**\n\n| 5 |\n"
     merged = make_leaderboard.with_kept(page, kept)
     assert merged.splitlines()[:5] == ["# Title", "", "- a", "- b", ""]
     tables = [line for line in merged.splitlines() if line.startswith(("**", "|"))]
