@@ -15,7 +15,8 @@ no gates: it reads the largest gradient in a unit's activation at any position.
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from typing import Literal, TypeAlias
+from functools import partial
+from typing import TypeAlias
 
 import torch
 from jaxtyping import Float, Int
@@ -28,9 +29,9 @@ from memcircuits.evidence.gradients.activations import activation_gradients
 from memcircuits.evidence.subnetworks.hard_concrete import initial_log_odds, train_gates
 from memcircuits.evidence.subnetworks.mean_ablation import GatedSite, MeanAblation
 from memcircuits.measure.continuation import (
+    Measured,
     continuation_logits,
-    log_odds,
-    read_continuation,
+    harm,
     score_continuation,
 )
 from memcircuits.models.adapter import Adapter
@@ -68,16 +69,7 @@ Measure: TypeAlias = Callable[
 """A number for each paragraph from the logits and the true tokens of its continuation."""
 
 
-def _nll(
-    logits: Float[Tensor, "paragraph pos d_vocab"], tokens: Int[Tensor, "paragraph pos"]
-) -> Float[Tensor, " paragraph"]:
-    return read_continuation(logits, tokens).nll
-
-
-def _minus_log_odds(
-    logits: Float[Tensor, "paragraph pos d_vocab"], tokens: Int[Tensor, "paragraph pos"]
-) -> Float[Tensor, " paragraph"]:
-    return -log_odds(logits, tokens)
+_nll: Measure = partial(harm, "nll")
 
 
 def _minus_logit(
@@ -128,10 +120,10 @@ def _gate_gradient(
 
 
 def by_attribution(
-    measured: Literal["nll", "log-odds"], task: LocalizationTask, unit: Unit
+    measured: Measured, task: LocalizationTask, unit: Unit
 ) -> Float[Tensor, " unit"]:
     """Estimated harm when a gate closes, of the targets minus of the controls."""
-    measure = {"nll": _nll, "log-odds": _minus_log_odds}[measured]
+    measure = partial(harm, measured)
     # Closing a gate changes it by -1, which turns targets - controls around.
     on_control = _gate_gradient(task, task.control, unit, measure=measure)
     return on_control - _gate_gradient(task, task.targets, unit, measure=measure)

@@ -38,9 +38,7 @@ def attn_lrp(adapter: Adapter) -> Iterator[dict[str, ActivationEdit]]:
     Yields:
         Edits for `Adapter.run`, by activation name, that make the rest follow theirs.
     """
-    handles = [
-        norm.register_forward_hook(_norm_rule(norm), with_kwargs=True) for norm in _norms(adapter)
-    ]
+    handles = [norm.register_forward_hook(_norm_rule(norm)) for norm in _norms(adapter)]
     try:
         yield {
             name: edit
@@ -100,8 +98,8 @@ def _norm_rule(norm: nn.Module) -> Callable[..., Tensor]:
     """A hook that writes a norm's output as a multiple of its (centred) input, plus its bias."""
     centres, bias = _centring(norm)
 
-    def rewrite(_: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], y: Tensor) -> Tensor:
-        x = args[0] if args else next(iter(kwargs.values()))
+    def rewrite(_: nn.Module, inputs: tuple[Tensor, ...], y: Tensor) -> Tensor:
+        x = inputs[0]
         x = x - x.mean(-1, keepdim=True) if centres else x
         return _multiple(x, y - bias) + bias
 

@@ -143,8 +143,8 @@ def _page(results: Mapping[str, ParameterGradients]) -> Page:
         for name, result in results.items()
     ]
     lead = (
-        "Gradients say where a small step would change the loss, not where a text is stored. A set "
-        "with a smaller loss has smaller gradients for that reason alone; --per-loss divides by it."
+        "Gradients say where a small step would change the loss, not where a text is stored. "
+        "Without --per-loss, a set with a smaller loss has smaller gradients for that reason alone."
     )
     return Page("Gradients of the loss", maps, lead)
 

@@ -100,7 +100,8 @@ def unlearn(
     report_edit(edit, task, inputs, out=out, export=options.export, json=json, tables=tables)
     control = f"--control {shlex.quote(str(options.control))} " if options.control else ""
     typed = f"{inputs.typed} {control}".lstrip()
-    say(f"Next: memcircuits audit {typed}--edit {out / 'edit.safetensors'}", inputs.quiet)
+    file = shlex.quote(str(out / "edit.safetensors"))
+    say(f"Next: memcircuits audit {typed}--edit {file}", inputs.quiet)
 
 
 def _edits_of_other_masks(

@@ -48,16 +48,13 @@ from memcircuits.base.progress import bar
 from memcircuits.base.statistics import finite_mean
 from memcircuits.evidence.ablation import Ablation
 from memcircuits.evidence.component_grid import ComponentGrid, RankedUnit
-from memcircuits.measure.continuation import continuation_logits, log_odds, read_continuation
+from memcircuits.measure.continuation import Measured, continuation_logits, harm
 from memcircuits.models.batching import map_batches, rows_that_fit
 from memcircuits.models.hooks import Site, hook_name
 from memcircuits.results.score_map import largest
 
 Method: TypeAlias = Literal["exact", "screen"]
 """Ablate every component exactly, or estimate all effects and ablate the best exactly."""
-
-Measured: TypeAlias = Literal["nll", "log-odds"]
-"""What a first-order estimate is made of."""
 
 PILOT = 16
 """Maximum number of paragraphs of each set that estimates are made on."""
@@ -188,10 +185,13 @@ class Estimates:
 
     def neurons(self, k: int) -> list[Component]:
         """The `k` neurons whose ablation costs the most log-odds by their slopes."""
-        slopes = self.scores(self._slopes(0.0, "log-odds"))
-        scores = torch.full_like(slopes, torch.nan)
         columns = self._grid.columns("neuron")
-        scores[:, columns] = slopes[:, columns]
+        slopes = self._slopes(0.0, "log-odds")
+        scores = torch.full((self._grid.n_layers, self._grid.width), torch.nan)
+        # Neurons alone: a row with the NaN of an MLP, which has no slope, would be left out.
+        scores[:, columns] = self.scores(
+            {name: rows[..., columns] for name, rows in slopes.items()}
+        )
         return self._largest(scores, k)
 
     def random_others(self, among: Sequence[Component]) -> list[Component]:
@@ -281,8 +281,9 @@ def attributions(
         with torch.enable_grad():
             edit = {name: move(name) for name in all_names}
             logits = continuation_logits(adapter, paragraphs, rows[batch], edit=edit)
-            harm = _harm(measured, logits, paragraphs.continuation[rows[batch]].to(logits.device))
-            gradients = torch.autograd.grad(harm.sum(), [moved[name] for name in all_names])
+            targets = paragraphs.continuation[rows[batch]].to(logits.device)
+            total = harm(measured, logits, targets).sum()
+            gradients = torch.autograd.grad(total, [moved[name] for name in all_names])
         of_name = {
             name: (gradient * change[name]).float().sum((1, 3) if gradient.ndim == 4 else 1)
             for name, gradient in zip(all_names, gradients, strict=True)
@@ -299,17 +300,6 @@ def attributions(
         bar(len(rows), "attribution", progress=progress) as progress_bar,
     ):
         return map_batches(len(rows), size, attribute_batch, progress_bar.update)
-
-
-def _harm(
-    measured: Measured,
-    logits: Float[Tensor, "batch pos d_vocab"],
-    targets: Int[Tensor, "batch pos"],
-) -> Float[Tensor, " batch"]:
-    """What rises with harm, nats/token."""
-    return (
-        read_continuation(logits, targets).nll if measured == "nll" else -log_odds(logits, targets)
-    )
 
 
 def _rest(name: str, activation: Tensor) -> tuple[int, ...]:

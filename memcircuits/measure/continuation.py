@@ -22,6 +22,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from typing import Literal, TypeAlias
 
 import torch
 from jaxtyping import Bool, Float, Int
@@ -32,6 +33,9 @@ from memcircuits.measure.sampling import Sampler
 from memcircuits.models.adapter import Adapter, Run
 from memcircuits.models.batching import map_batches, rows_that_fit
 from memcircuits.models.hooks import ActivationEdit
+
+Measured: TypeAlias = Literal["nll", "log-odds"]
+"""What a first-order estimate of harm is made of."""
 
 _VOCAB_BLOCK = 256  # tokens
 _CACHED_LOGITS = 2**22
@@ -197,6 +201,17 @@ def log_odds(
     logits, targets = logits.float(), targets[..., None]
     others = logits.scatter(-1, targets, -torch.inf).logsumexp(-1)
     return (logits.gather(-1, targets)[..., 0] - others).mean(-1)
+
+
+def harm(
+    measured: Measured,
+    logits: Float[Tensor, "batch pos d_vocab"],
+    targets: Int[Tensor, "batch pos"],
+) -> Float[Tensor, " batch"]:
+    """What rises when the recitation is harmed: the NLL, or minus the log-odds; nats/token."""
+    if measured == "nll":
+        return read_continuation(logits, targets).nll
+    return -log_odds(logits, targets)
 
 
 def kl_divergence(

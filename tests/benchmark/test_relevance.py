@@ -117,9 +117,8 @@ def test_no_logit_changes_and_no_hook_stays(name):
 
 
 @pytest.mark.parametrize("name", ["llama", "gemma2", "qwen3"])
-def test_the_gradient_without_attention_is_linear(name):
-    """With norms and neurons as multiples of their inputs, an MLP's output is its activation times
-    its gradient: of a function that is linear at every point, Euler's identity holds."""
+def test_without_attention_all_relevance_comes_from_the_stream(name):
+    """Norms and MLPs only scale then: the logits are the stream times their gradient in it."""
     model = double_bridge(name)
     adapter = adapt(model)
     stream = "blocks.0.hook_resid_pre"

@@ -337,7 +337,6 @@ def test_the_null_draws_two_sets_that_differ_in_loss(pool, monkeypatch):
 def test_quick_benchmark_on_the_organism(tmp_path):
     """`memcircuits bench localize --quick`: the ranking beats chance by a wide margin."""
     options = ["--kinds", "head,holders", "--out", str(tmp_path), "--json", "--quiet"]
-    options += ["--localizers", "find_memorization_heads,attribution,gradient-max,oracle,random"]
     result = CliRunner().invoke(app, ["bench", "localize", "--quick", *options])
     assert result.exit_code == 0, result.output
     rows = json.loads(result.stdout)["tables"]["leaderboard"]

@@ -31,10 +31,11 @@ def run(tmp_path_factory):
         for name, ids in zip(paragraphs.names, paragraphs.ids.tolist(), strict=True):
             file.write(json.dumps({"id": name, "ids": ids}) + "\n")
 
-    def call(*arguments: str, as_json: bool = True):
+    def call(*arguments: str, as_json: bool = True, quiet: bool = True):
         shared = ["--model", folder / "model", "--paragraphs", folder / "paragraphs.jsonl"]
-        lengths = ["--n-prefix", "10", "--n-continuation", "12", "--quiet", *["--json"] * as_json]
-        words = [*arguments, *map(str, shared), *lengths]
+        lengths = ["--n-prefix", "10", "--n-continuation", "12"]
+        shown = [*["--quiet"] * quiet, *["--json"] * as_json]
+        words = [*arguments, *map(str, shared), *lengths, *shown]
         return CliRunner().invoke(app, words, catch_exceptions=False)
 
     return call
@@ -141,10 +142,12 @@ def test_unlearn_command_says_what_it_edited_and_why_it_ended(run, tmp_path):
 
 
 def test_unlearning_is_deep_by_default(run, tmp_path):
-    result = run("unlearn", "--out", str(tmp_path))
+    result = run("unlearn", "--out", str(tmp_path), quiet=False)
     assert result.exit_code == 0
     options = Edit.load(tmp_path / "edit.safetensors").provenance.options
     assert options["recipe"]["objective"] == "reference"
+    assert "Next: memcircuits audit --model " in result.stderr
+    assert f"--edit {tmp_path / 'edit.safetensors'}" in result.stderr
 
 
 def test_edit_command(run, tmp_path):

@@ -53,8 +53,7 @@ def assert_same(shared, alone):
     ids=["zero", "resample", "mean", "screen"],
 )
 def test_workers_find_what_one_process_finds(neo, options):
-    workers = 1 if options else 2  # each takes ten seconds to start
-    assert_same(rank(neo, Cluster(load, workers=workers), **options), rank(neo, None, **options))
+    assert_same(rank(neo, Cluster(load, workers=2), **options), rank(neo, None, **options))
 
 
 @pytest.mark.parametrize("rows", [1, 5, 100])

@@ -312,7 +312,8 @@ def test_screened_neurons_say_what_they_may_miss(neo):
         ranking.top(1)
 
 
-def test_neurons_are_ablated_for_the_slope_of_their_log_odds(neo):
+@pytest.mark.parametrize("units", [("neuron",), UNITS], ids=["alone", "others"])
+def test_neurons_are_ablated_for_the_slope_of_their_log_odds(neo, units):
     """In float64, by automatic differentiation of log(p / (1 - p)) in a gate on every neuron."""
     model, paragraphs = double_bridge("gpt_neo"), zoo.mixed(neo, n=4)
     adapter, falls = adapt(model), []
@@ -329,9 +330,9 @@ def test_neurons_are_ablated_for_the_slope_of_their_log_odds(neo):
             falls += torch.autograd.grad((p / (1 - p)).log().mean(), gates)
     best = (falls[0] - falls[1]).flatten().topk(32).indices
     sets = [Ablation(model, group, mode="zero") for group in (paragraphs[:4], paragraphs[4:])]
-    effects = measure_effects(*sets, ComponentGrid.of(adapter, ("neuron",)), progress=False)
-    assert len(effects.components) == 36  # four are drawn at random
-    chosen = {(neuron.layer, neuron.neuron) for neuron in effects.components}
+    effects = measure_effects(*sets, ComponentGrid.of(adapter, units), progress=False)
+    chosen = {(part.layer, part.neuron) for part in effects.components if part.unit == "neuron"}
+    assert len(chosen) == 36  # four are drawn at random
     assert {divmod(int(i), d_mlp) for i in best} <= chosen
 
 

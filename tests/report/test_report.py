@@ -128,12 +128,12 @@ def test_evidence_has_every_head_and_columns_that_sort(page, ranking):
 
 @pytest.mark.any_version
 def test_10_000_paragraphs_make_no_megabytes_of_rows(neo, ranking):
-    big = zoo.random_ids(250, 22)
-    counts = {**ranking.counts, "given": 10_000, "memorized": 250}
-    names = {**ranking.names, "memorized": tuple(f"p{i}" for i in range(250))}
+    big = zoo.random_ids(600, 22)
+    counts = {**ranking.counts, "given": 10_000, "memorized": 600}
+    names = {**ranking.names, "memorized": tuple(f"p{i}" for i in range(600))}
     many = dataclasses.replace(ranking, memorized_ids=big, names=names, counts=counts)
     page = ranking_page(many, neo, progress=False).render()
-    assert "250 of 10,000 paragraphs" in page
+    assert "600 of 10,000 paragraphs" in page
     assert "the first 200 are listed" in page
     assert page.count("<tr>") < 300
     assert len(page.encode()) < 2_000_000
