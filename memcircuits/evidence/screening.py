@@ -22,11 +22,11 @@ paragraphs. If another component's estimate then ranks among the first ten, that
 until the first ten are all exact. A few components drawn at random are ablated as well: their
 errors say how many of those that were not ablated may belong among the first ten.
 
-Neurons are always screened, as a model has tens of thousands: some at random are ablated, each by
-itself, those that ablation would cost most log(p / (1 - p)) by its slope at the model as it is, and
-the largest all together. These log-odds are not flat where p is near 1; of the neurons that hold a
-planted paragraph their slope finds more than that of the loss (`memcircuits bench localize`, kind
-`neurons`).
+Neurons are always screened, as a model has tens of thousands. Those whose ablation costs most
+log(p / (1 - p)), by its slope at the model as it is, are ablated, each by itself, and so are some
+drawn at random; the largest are ablated together, too. These log-odds are not flat where p is near
+1: of the neurons that hold a planted paragraph their slope finds more than that of the loss
+(`memcircuits bench localize`, kind `neurons`).
 
 Sources: attribution patching, Nanda 2023; its failures and the check by sampling, Kramar et al.
 2024 (arXiv 2403.00745); gradients along the way, Sundararajan et al. 2017 (arXiv 1703.01365) and,
