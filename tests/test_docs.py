@@ -29,19 +29,30 @@ CODE = {
 }
 
 
+N_RANKED = 8  # memorized paragraphs, and controls, in the rankings of these pages
+
+
 @pytest.fixture
 def fewer_shipped(monkeypatch):
-    """A part of what was planted: code is run to see that it runs, not for its numbers."""
+    """A part of what is shipped, and rankings of few: code is run to see that it runs."""
     import memcircuits as mc
+    from memcircuits.evidence import find_components, groups
 
     whole, every = mc.Paragraphs.shipped, {"both": 12, "organism": 12, "twin": 12, "neither": 1}
+    select_groups = find_components.select_groups
 
     def sample(role="all"):
         paragraphs = whole(role)
         roles = enumerate(paragraphs.metadata["role"])
         return paragraphs[[i for i, role in roles if i % every[role] == 0]]
 
+    def few(*arguments, max_paragraphs=None, **options):
+        n = min(max_paragraphs or N_RANKED, N_RANKED)
+        return select_groups(*arguments, max_paragraphs=n, **options)
+
     monkeypatch.setattr(mc.Paragraphs, "shipped", staticmethod(sample))
+    monkeypatch.setattr(find_components, "select_groups", few)
+    monkeypatch.setattr(groups, "MIN_CONTROLS", N_RANKED)
 
 
 @pytest.mark.slow

@@ -8,6 +8,8 @@ import torch
 from torch import Tensor
 
 import memcircuits as mc
+from memcircuits.evidence.patching.attribution import effects_by_position
+from memcircuits.evidence.patching.context import PatchingContext
 from memcircuits.evidence.patching.results import PatchMap
 from memcircuits.evidence.patching.sweeps import patch_layers
 from memcircuits.models.hooks import HEAD_SITES
@@ -16,7 +18,7 @@ from reproduction.statistics import mean, top_head
 from reproduction.study import CHECKED, Outcome, Study, experiment, row
 
 METRIC = "first_impacted"
-FEW = slice(0, 4)  # pairs of the sweeps over positions
+FEW, SOME = slice(0, 4), slice(0, 16)  # pairs of the sweeps over positions, and over layers
 DIRECTIONS = {
     "perturbed into memorized": "the paper's first direction: does the recitation need it?",
     "memorized into perturbed": (
@@ -107,7 +109,7 @@ def layer_outputs(study: Study, site: Any) -> Tensor:
     """Effect of one layer's output at the perturbed token, [pair, layer], nats."""
     clean, corrupted = study.pairs
     effects = []
-    for i, position in enumerate(corrupted.metadata["position"]):
+    for i, position in enumerate(corrupted.metadata["position"][SOME]):
         options = {"site": site, "positions": [position], "metric": METRIC, **study.options}
         result = patch_layers(study.model, clean[i], corrupted[i], **options)
         effects.append(result.samples[METRIC][0, :, 0])
@@ -139,7 +141,13 @@ def head_by_position(study: Study) -> Tensor:
     """Effect of each head's queries at each prefix position, [layer, head, pos]."""
     clean, corrupted = study.pairs.clean[FEW], study.pairs.corrupted[FEW]
     adapter, n_prefix = study.adapter, clean.n_prefix
-    method: Any = study.patching
+    if study.patching == "attribution":
+        context = PatchingContext.of(study.model, clean, corrupted, METRIC, "noising", None)
+        with adapter.preserving_state():
+            by_position = effects_by_position(
+                context.with_chosen_metric_only(), "q", study.memory_budget
+            )
+        return by_position[:, :, :n_prefix].mean(0).transpose(1, 2)
     effects = torch.zeros(adapter.n_layers, adapter.n_heads, n_prefix)
     # Before the first perturbed token both runs are the same, and no patch has an effect.
     for position in range(min(corrupted.metadata["position"]), n_prefix):
@@ -150,9 +158,6 @@ def head_by_position(study: Study) -> Tensor:
             site="q",
             positions=[position],
             metric=METRIC,
-            method=method,
-            check=CHECKED,
-            seed=study.seed,
             **study.options,
         ).values
     return effects

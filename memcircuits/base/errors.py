@@ -34,9 +34,14 @@ class InputError(ValueError):
         self.argument = argument
         self._parts = (argument, text, remedy)
 
-    def about(self, argument: str) -> Self:
-        """The same error with another name of the argument."""
-        return type(self)(argument, *self._parts[1:])
+    @property
+    def remedy(self) -> str:
+        """What to do."""
+        return self._parts[2]
+
+    def about(self, argument: str, remedy: str | None = None) -> Self:
+        """The same error with another name of the argument, and perhaps another remedy."""
+        return type(self)(argument, self._parts[1], self.remedy if remedy is None else remedy)
 
     def __reduce__(self) -> tuple[Any, ...]:
         """Pickle the three parts, so that errors of worker processes arrive complete."""

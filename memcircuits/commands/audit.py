@@ -12,7 +12,7 @@ from memcircuits.commands.inputs import Inputs, load_twin
 from memcircuits.commands.options import Control, Json, Out, Seed, Twin
 from memcircuits.commands.output import Answer, print_notes, print_table, say, say_written
 from memcircuits.commands.selection import (
-    draw,
+    draw_targets,
     heldout_text,
     kept_and_unseen,
     split,
@@ -59,13 +59,14 @@ def audit(
     from memcircuits.display.pages import Page
     from memcircuits.editing.audits.audit import audit_edit
     from memcircuits.editing.audits.page import audit_blocks
+    from memcircuits.editing.audits.verdict import MEANINGS
     from memcircuits.editing.edit import Edit
 
     with naming("--edit", "path"):
         change = Edit.load(edit)
     model, paragraphs = inputs.load()
     memorized, controls = split(inputs, model, paragraphs, control)
-    targets = _targets(change, memorized)
+    targets = _targets(inputs, change, memorized)
     reference, notes = (None, ()) if stand_in else _reference(inputs, twin, targets)
     say(f"auditing {change} on {len(targets)} paragraphs", inputs.quiet)
     result = audit_edit(
@@ -96,6 +97,7 @@ def audit(
     typer.echo("\nwhat else changed:")
     print_table(result.harm_report.to_frame().drop(columns=["units", "n_groups"]))
     typer.echo(f"\n{result}")
+    typer.echo(f"{result.verdict} means: {MEANINGS[result.verdict]}.")
     print_notes(result.notes)
 
 
@@ -143,7 +145,7 @@ def _answer(result: Any, written: list[Path]) -> Answer:
     )
 
 
-def _targets(edit: Edit, memorized: Paragraphs) -> Paragraphs:
+def _targets(inputs: Inputs, edit: Edit, memorized: Paragraphs) -> Paragraphs:
     """The memorized paragraphs that the edit was made for, drawn as `unlearn` drew them.
 
     Raises:
@@ -152,7 +154,8 @@ def _targets(edit: Edit, memorized: Paragraphs) -> Paragraphs:
     from memcircuits.base.errors import InputError
 
     made_for = edit.provenance.paragraphs.get("memorized", {})
-    targets = draw(memorized, made_for.get("n", 0) or 1, edit.provenance.options.get("seed", 0))
+    n, seed = made_for.get("n", 0) or 1, edit.provenance.options.get("seed", 0)
+    targets = draw_targets(inputs, memorized, n, seed)
     if targets.hash != made_for.get("hash"):
         raise InputError(
             "--paragraphs",

@@ -6,6 +6,7 @@ import contextlib
 import dataclasses
 import functools
 import inspect
+import re
 from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
@@ -80,6 +81,18 @@ def naming(option: str, *arguments: str) -> Iterator[None]:
         raise error.about(option) from None
 
 
+def _as_typed(remedy: str, options: Mapping[str, str]) -> str:
+    """A remedy that speaks of options, not of arguments: `--n-prefix 20`, not `n_prefix=20`.
+
+    Arguments of one word, such as `seed`, are also words of sentences and stay as they are.
+    """
+    for argument, option in options.items():
+        if "_" in argument and option.startswith("--"):
+            remedy = re.sub(rf"\b{argument}=", f"{option} ", remedy)
+            remedy = re.sub(rf"\b{argument}\b", option, remedy)
+    return remedy
+
+
 @contextlib.contextmanager
 def errors_in_one_line(options: Mapping[str, str]) -> Iterator[None]:
     """Turn expected failures into one line on stderr: exit 2 for bad input, 130 for Ctrl-C.
@@ -98,7 +111,8 @@ def errors_in_one_line(options: Mapping[str, str]) -> Iterator[None]:
         from memcircuits.base.errors import InputError
 
         if isinstance(error, InputError):
-            error = error.about(options.get(error.argument, error.argument))
+            argument = options.get(error.argument, error.argument)
+            error = error.about(argument, _as_typed(error.remedy, options))
         elif not isinstance(error, (MemoryError, OSError)):
             raise
         text = " ".join(str(error).split()) or type(error).__name__

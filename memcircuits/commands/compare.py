@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import shlex
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
@@ -11,7 +12,7 @@ import typer
 from memcircuits.commands.common import naming
 from memcircuits.commands.inputs import Inputs, load
 from memcircuits.commands.options import Json, Out, Seed, Top
-from memcircuits.commands.output import Answer, print_notes, print_table, say_written
+from memcircuits.commands.output import Answer, print_notes, print_table, say, say_written
 
 if TYPE_CHECKING:
     from memcircuits.evidence.comparisons.result import Comparison
@@ -52,6 +53,7 @@ def compare(
     import memcircuits as mc
 
     saved = [_saved(value) for value in (a, b)]
+    models: list[Any] = []
     options: dict[str, Any] = {"seed": seed, "progress": inputs.progress}
     if any(result is not None for result in saved):
         pair = [
@@ -71,6 +73,9 @@ def compare(
         _answer(comparison, written).print_json()
     else:
         _print(comparison, top)
+        if models:
+            exchanged = f"--model {shlex.quote(b)} --twin {shlex.quote(a)} --units head,mlp,layer"
+            say(f"Next, where they differ: memcircuits transplant {exchanged}", inputs.quiet)
     say_written(written, inputs.quiet)
 
 
@@ -147,7 +152,9 @@ def _print(comparison: Comparison, top: int) -> None:
             "losses": int((change < 0).sum()),
         }
         for kind, count in kinds.items():
-            typer.echo(f"\nLargest {kind} of EM, of {count:,} paragraphs:")
+            typer.echo(
+                f"\nLargest {kind} of EM; {count:,} paragraphs have one, in part or in full:"
+            )
             print_table(comparison.changes(kind, top))
     if comparison.has_heads:
         typer.echo("\nHeads with the largest change of the score (nats/token), 95 % interval:")

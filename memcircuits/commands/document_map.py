@@ -76,6 +76,11 @@ def map(
 
     if out.suffix != ".html":
         raise mc.InputError("--out", out.name, "give a name that ends with .html")
+    if file.is_dir():
+        remedy = (
+            "give one text file; memcircuits scan --paragraphs FOLDER --stride 1 reads a folder"
+        )
+        raise mc.InputError("FILE", f"{file.name} is a folder", remedy)
     sampler = extraction.sampler()
     loading: dict[str, Any] = {"device": device, "dtype": dtype, "revision": revision}
     loaded = load(model, quiet, trust_remote_code=trust_remote_code, **loading)
@@ -118,5 +123,6 @@ def map(
         shown = passages[_PRINTED].head(top)
         if len(shown):
             print_table(shown)
+            typer.echo("probability: that one sample is the whole continuation of some window")
         print_notes(mapped.notes)
     say_written(written, quiet)

@@ -137,6 +137,7 @@ class Inputs:
         from memcircuits.data.paragraphs import Paragraphs
 
         self.check_paragraphs_given()
+        self.check_file(self.paragraphs)
         model = load(self.model, self.quiet, **self.loading)
         if self.paragraphs is not None:
             return model, self.read(self.paragraphs, model, strict=paired or self.strict)
@@ -167,6 +168,16 @@ class Inputs:
         for note in paragraphs.notes:
             typer.echo(f"{option}: {note}", err=True)
         return paragraphs
+
+    def check_file(self, path: Path | None, option: str = "--paragraphs") -> None:
+        """Refuse a file that cannot be read before the model is loaded."""
+        if path is None:
+            return
+        from memcircuits.data.reading import check_file
+
+        columns = self.reading["columns"]
+        with naming(option, "paragraphs"):
+            check_file(path, columns, txt=self.txt, strided=self.stride is not None)
 
     def check_paragraphs_given(self) -> None:
         """Raise `InputError` if the shipped paragraphs would be used where they do not fit.

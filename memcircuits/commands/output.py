@@ -2,8 +2,9 @@
 
 Every command that has `--json` prints one object of the same form, an `Answer`, described by
 `output.schema.json` beside this module. Tables are set by rich in as many columns as fit: the width
-of the terminal, and 80 characters in a pipe or a file. Columns that do not fit are named below the
-table. Heads are written as options take them, `L0H5`.
+of the terminal, and 80 characters in a pipe or a file, or what the variable COLUMNS says. A column
+`text`, the last, is always shown; columns that do not fit are named below the table. Heads are
+written as options take them, `L0H5`.
 """
 
 from __future__ import annotations
@@ -12,6 +13,7 @@ import dataclasses
 import io
 import json
 import math
+import os
 import sys
 import textwrap
 from collections.abc import Iterable, Mapping, Sequence
@@ -33,7 +35,7 @@ if TYPE_CHECKING:
 SCHEMA = "memcircuits.command/1"
 
 PIPED_WIDTH = 80
-_SHORTEST_TEXT = 24  # characters to which the last column of a table may be cut
+_SHORTEST_TEXT = 20  # characters to which the last column of a table may be cut
 _GAP = 2
 
 
@@ -139,7 +141,7 @@ def print_table(frame: pd.DataFrame) -> None:
     """
     from rich.console import Console
 
-    width = Console().width if sys.stdout.isatty() else PIPED_WIDTH
+    width = Console().width if sys.stdout.isatty() else _piped_width()
     frame = with_heads(frame)
     cells = {str(name): [_cell(value) for value in frame[name]] for name in frame.columns}
     shown = _that_fit(cells, width)
@@ -150,6 +152,12 @@ def print_table(frame: pd.DataFrame) -> None:
     left_out = ", ".join(name for name in cells if name not in shown)
     if left_out:
         typer.echo(textwrap.fill(f"Not shown: {left_out} (--json has all columns).", width))
+
+
+def _piped_width() -> int:
+    """The columns of a pipe or a file: what COLUMNS says, as in other programs, else 80."""
+    given = os.environ.get("COLUMNS", "")
+    return max(int(given), PIPED_WIDTH // 2) if given.isdigit() else PIPED_WIDTH
 
 
 def _cell(value: Any) -> str:
@@ -166,16 +174,24 @@ def _cell(value: Any) -> str:
 
 
 def _that_fit(cells: Mapping[str, Sequence[str]], width: int) -> dict[str, list[str]]:
-    """The first columns that fit into the width; the last of them may be cut."""
+    """The first columns that fit into the width; the last of them may be cut.
+
+    Where there is a column `text`, the width that it needs at least is kept for it.
+    """
     from rich.cells import cell_len, set_cell_size
 
     shown: dict[str, list[str]] = {}
     available = width
+    reserved = _SHORTEST_TEXT + _GAP if "text" in cells else 0
     for name, column in cells.items():
         natural = max(map(cell_len, (name, *column)))
-        if natural <= available:
+        if name == "text":
+            reserved = 0
+        if natural <= available - reserved:
             shown[name] = list(column)
             available -= natural + _GAP
+            continue
+        if reserved:
             continue
         if not shown or available >= max(_SHORTEST_TEXT, cell_len(name)):
             shown[name] = [

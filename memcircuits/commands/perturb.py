@@ -35,6 +35,8 @@ if TYPE_CHECKING:
     """By set and replacement."""
 
 _FEW = 10  # intervals over fewer paragraphs are rough and mislead
+_LISTED = 200  # tokens in the table of the page
+_TOKEN_COLUMNS = ["id", "token", "position", "em_lost", "em", "set", "replacement"]
 
 
 @dataclass(frozen=True)
@@ -102,7 +104,7 @@ def perturb(
         "causes": _causes(results, table),
         **{f"minimal_sets_{name}": result.to_frame() for name, result in minimal.items()},
     }
-    page = _page(results, tables["drop"], model, top)
+    page = _page(results, tables, model, top)
     written = [*_write(results, out), page.save(out / "triggers.html")]
     written += [
         result.save(out / f"minimal-sets-{name}.safetensors") for name, result in minimal.items()
@@ -226,11 +228,10 @@ def _causes(results: PerturbationsOf, table: UnigramTable) -> pd.DataFrame:
 def _print(
     tables: dict[str, pd.DataFrame], minimal: dict[str, MinimalSets], notes: list[str], top: int
 ) -> None:
-    tokens = tables["tokens"]
-    # Of every paragraph the token that costs most.
-    tokens = tokens.drop_duplicates(["set", "replacement", "id"]).head(top)
-    typer.echo("The token of each paragraph whose replacement costs most (tokens of EM lost):")
-    print_table(tokens[["id", "token", "position", "em_lost", "em", "set", "replacement"]])
+    most, n_each = _most_needed(tables["tokens"], top)
+    of_each = "The token" if n_each == 1 else f"The {n_each} tokens"
+    typer.echo(f"{of_each} of each paragraph whose replacement costs most (tokens of EM lost):")
+    print_table(most[_TOKEN_COLUMNS])
     typer.echo("\nMean EM drop per replaced token, with 95 % intervals over paragraphs:")
     print_table(tables["drop"])
     typer.echo("\nWhy a token matters (tokens of EM per standard deviation, others held fixed):")
@@ -240,6 +241,14 @@ def _print(
     for name, result in minimal.items():
         typer.echo(f"{name}: {result}")
     print_notes(notes)
+
+
+def _most_needed(tokens: pd.DataFrame, top: int) -> tuple[pd.DataFrame, int]:
+    """The tokens that cost most, as many of each paragraph as make `top` rows, and how many."""
+    runs = tokens.groupby(["set", "replacement", "id"], sort=False)
+    n_each = max(1, top // max(1, runs.ngroups))
+    most = runs.head(n_each)
+    return (most.head(top) if n_each == 1 else most), n_each
 
 
 def _write(results: PerturbationsOf, out: Path) -> list[Path]:
@@ -264,12 +273,21 @@ def _write(results: PerturbationsOf, out: Path) -> list[Path]:
     return written
 
 
-def _page(results: PerturbationsOf, drops: pd.DataFrame, model: Any, top: int) -> Page:
+def _page(results: PerturbationsOf, tables: dict[str, pd.DataFrame], model: Any, top: int) -> Page:
     """The first `top` paragraphs of each set and replacement, coloured, and the means."""
     from memcircuits.display.pages import Block, Page, Strip, Table, Tokens
     from memcircuits.models.registry import adapt
 
-    blocks: list[Block] = [Table(drops, title="Mean EM lost by replacing one token")]
+    most, _ = _most_needed(tables["tokens"].query("em_lost > 0"), _LISTED)
+    blocks: list[Block] = [
+        Table(tables["drop"], title="Mean EM lost by replacing one token"),
+        Table(
+            most[_TOKEN_COLUMNS],
+            labels={"em_lost": "tokens lost", "em": "EM then"},
+            title="Tokens that cost most",
+            page_size=15,
+        ),
+    ]
     shown = {} if adapt(model).tokenizer is None else results
     for (name, kind), result in shown.items():
         n = result.ids.shape[1] - result.n_prefix

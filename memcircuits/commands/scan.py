@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import functools
 import os
-from collections.abc import Iterable
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -14,14 +13,11 @@ from memcircuits.commands.inputs import Inputs, load
 from memcircuits.commands.options import Json
 from memcircuits.commands.output import Answer, print_notes, print_table, say, say_written
 from memcircuits.commands.scan_options import CorpusOptions, ExtractionOptions
+from memcircuits.commands.scan_printing import print_scan, say_missed, say_next, totals_by_role
 
 if TYPE_CHECKING:
-    import pandas as pd
-
     from memcircuits.measure.corpus.folder import ScanFolder
     from memcircuits.measure.scanning import Scan
-
-_MOST_SAMPLES = 1e12  # more samples than anybody draws: not told apart
 
 
 def scan(
@@ -72,8 +68,8 @@ def scan(
     if json:
         _answer(result, written).print_json()
     else:
-        _print_scan(result, top, said=paragraphs.notes)
-        _say_next(inputs, result.em.numpy(), result.token_correct.shape[1])
+        print_scan(inputs, result, top, said=paragraphs.notes)
+        say_next(inputs, result.em.numpy(), result.token_correct.shape[1])
     say_written(written, inputs.quiet)
 
 
@@ -195,98 +191,23 @@ def _print_folder(
     if totals["windows"] and stride is not None:
         recited = folder.table(columns=["em"], filters=[("em", ">=", n_continuation // 2)])
         n_prefix = folder.manifest["windows"]["n_prefix"]
-        _say_missed(recited["em"].to_numpy(), n_prefix, n_continuation, stride)
+        say_missed(recited["em"].to_numpy(), n_prefix, n_continuation, stride)
     if top and totals["windows"]:
         typer.echo("\nThe longest recitations (end of the prefix | continuation):")
         print_table(folder.longest(top, tokenizer))
 
 
-def _say_next(inputs: Inputs, em: Any, n_continuation: int) -> None:
-    """The command to run next, on stderr: it repeats the paths that were typed."""
-    if inputs.paragraphs is not None and inputs.stride is not None:
-        _say_missed(em, inputs.n_prefix, n_continuation, inputs.stride)
-    if (em == n_continuation).any():
-        say(f"Next: memcircuits heads {inputs.typed}".rstrip(), inputs.quiet)
-    elif inputs.paragraphs is not None and inputs.stride is None:
-        every = inputs.n_prefix + inputs.n_continuation
-        remedy = f"--stride {max(1, every // 10)}, or a shorter --n-continuation"
-        say(f"Next: try other windows with {remedy}", inputs.quiet)
-
-
-def _say_missed(em: Any, n_prefix: int, n_continuation: int, stride: int) -> None:
-    """What may begin between the windows, which lie `stride` tokens apart."""
-    from memcircuits.measure.recitation_statistics import (
-        borders_on_recitation,
-        missed_between_windows,
-    )
-
-    if stride == 1:
-        return
-    partly = int(borders_on_recitation(em, n_continuation, stride).sum())
-    windows = "1 window is" if partly == 1 else f"{partly:,} windows are"
-    nearly = f"{windows} recited nearly in full. " if partly else ""
-    missed = missed_between_windows(n_prefix + n_continuation, stride)
-    typer.echo(
-        f"{nearly}{missed} --stride 1 finds all; where passages are paragraphs of their own, "
-        "--txt paragraph does, too.",
-        err=True,
-    )
-
-
 def _answer(result: Scan, written: list[Path]) -> Answer:
+    from memcircuits.measure.sampling import MOST_SAMPLES
+
     frame = result.to_frame()
-    frame["samples"] = frame["samples"].where(frame["samples"] <= _MOST_SAMPLES)
+    frame["samples"] = frame["samples"].where(frame["samples"] <= MOST_SAMPLES)
     return Answer(
         "scan",
         summary=str(result),
         values={"n_continuation": result.token_correct.shape[1], "n_prefix": result.n_prefix},
-        tables={"groups": _groups(frame), "paragraphs": frame},
+        tables={"groups": totals_by_role(frame), "paragraphs": frame},
         notes=result.notes,
         files=written,
         provenance=result.provenance,
     )
-
-
-def _print_scan(result: Scan, top: int, said: Iterable[str]) -> None:
-    from memcircuits.measure.recitation_statistics import REPETITION_COLUMNS
-
-    print_notes(note for note in result.notes if note not in said)
-    if top:
-        typer.echo("The longest recitations (end of the prefix | continuation; whole: --html):")
-        print_table(result.longest(top))
-    n = len(result.names)
-    if n > top:
-        typer.echo(f"... {n:,} passages; more with --top {n}, all columns with --json")
-    if any(key in result.metadata for key in REPETITION_COLUMNS):
-        typer.echo("\nBy the number of times seen in training:")
-        print_table(result.by_repetitions())
-    typer.echo("")
-    for row in _groups(result.to_frame()).to_dict("records"):
-        near = f", {row['near_verbatim']} near-verbatim" if "near_verbatim" in row else ""
-        typer.echo(
-            f"{row['group']}: {row['n']:,} passages, {row['memorized']:,} memorized, mean EM "
-            f"{row['em']:.2f}, mean NLL {row['nll']:.3f} nats/token{near}"
-        )
-
-
-def _groups(frame: pd.DataFrame) -> pd.DataFrame:
-    """Counts and means over all passages and, where known, per role."""
-    import pandas as pd
-
-    groups = {"all": frame}
-    if "role" in frame:
-        groups |= dict(iter(frame.groupby("role")))
-    rows = []
-    for name, group in groups.items():
-        row = {
-            "group": str(name),
-            "n": len(group),
-            "memorized": int(group["memorized"].sum()),
-            "em": float(group["em"].mean()),
-            "max_em": int(group["em"].max()),
-            "nll": float(group["nll"].mean()),
-        }
-        if "near_verbatim" in group:
-            row["near_verbatim"] = int(group["near_verbatim"].sum())
-        rows.append(row)
-    return pd.DataFrame(rows)

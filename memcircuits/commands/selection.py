@@ -13,6 +13,9 @@ if TYPE_CHECKING:
     from memcircuits.measure.scanning import Scan
 
 
+_OWN_ROLE = {"organism": "organism", "organism-twin": "twin"}  # what only this model was given
+
+
 def split(
     inputs: Inputs, model: Any, paragraphs: Paragraphs, control: Path | None = None
 ) -> tuple[Paragraphs, Paragraphs]:
@@ -55,6 +58,19 @@ def draw(paragraphs: Paragraphs, n: int, seed: int) -> Paragraphs:
     import torch
 
     return paragraphs.sample(n, torch.Generator().manual_seed(seed))
+
+
+def draw_targets(inputs: Inputs, memorized: Paragraphs, n: int, seed: int) -> Paragraphs:
+    """`n` memorized paragraphs to edit, drawn by the seed.
+
+    Of the shipped ones they are drawn from those that the model's twin was not trained on, if there
+    are so many: the twin is then the reference of an audit.
+    """
+    role = _OWN_ROLE.get(inputs.model)
+    if inputs.paragraphs is None and role is not None:
+        own = [i for i, each in enumerate(memorized.metadata["role"]) if each == role]
+        memorized = memorized[own] if len(own) >= n else memorized
+    return draw(memorized, n, seed)
 
 
 def without(paragraphs: Paragraphs, excluded: Paragraphs) -> Paragraphs | None:

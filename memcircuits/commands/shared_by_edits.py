@@ -18,7 +18,7 @@ from memcircuits.commands.inputs import Inputs
 from memcircuits.commands.options import Components, Control, Export, Heads, Seed, existing
 from memcircuits.commands.output import Answer, print_notes, print_table, say, say_written
 from memcircuits.commands.selection import (
-    draw,
+    draw_targets,
     heldout_text,
     kept_and_unseen,
     names,
@@ -157,7 +157,7 @@ class EditTask:
                 "all of them are edited",
                 err=True,
             )
-        targets = draw(memorized, options.targets, options.seed)
+        targets = draw_targets(inputs, memorized, options.targets, options.seed)
         kept, others = kept_and_unseen(without(memorized, targets))
         return cls(
             model=model,

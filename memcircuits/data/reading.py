@@ -19,7 +19,7 @@ from torch import Tensor
 from memcircuits.base.errors import InputError
 from memcircuits.data.formats.listing import list_files
 from memcircuits.data.formats.records import EMPTY, BadRow, Columns, Row
-from memcircuits.data.formats.sources import read_rows
+from memcircuits.data.formats.sources import read_chunks, read_rows
 from memcircuits.data.formats.text import Txt
 from memcircuits.data.metadata import columns_of
 from memcircuits.data.normalizing import (
@@ -85,6 +85,24 @@ def read_file(
     named = {part: name for part, name in vars(columns).items() if name is not None}
     chosen = {"columns": named, "stride": windows.stride, "txt": None if txt == "auto" else txt}
     return _with_options(reading, {key: value for key, value in chosen.items() if value})
+
+
+def check_file(path: str | os.PathLike[str], columns: Columns, *, txt: Txt, strided: bool) -> None:
+    """Refuse a file of which no tokenizer can read the first rows, such as for a wrong column.
+
+    Nothing is encoded, so a mistake is told before a model is loaded.
+
+    Raises:
+        InputError: if there is nothing to read, or the first rows of a file all have one fault.
+    """
+    if os.fspath(path).startswith("hf:"):
+        return
+    listing = list_files(path, columns, txt=txt, strided=strided)
+    chunk = next(read_chunks(listing.sources[0]), None) if len(listing.sources) == 1 else None
+    rows = [] if chunk is None else list(chunk.rows())
+    reasons = {row.reason if isinstance(row, BadRow) else "" for row in rows}
+    if len(reasons) == 1 and not reasons & {"", EMPTY}:
+        raise InputError("paragraphs", rows[0].where, reasons.pop())
 
 
 def read_texts(
@@ -165,7 +183,10 @@ def _read_rows(
     cuts = cut(rows, model, windows, normalize=normalize, bos=bos)
     problems = [row for row in cuts.bad if row.reason != EMPTY]
     if problems and (strict or not len(cuts.ids)):
-        raise InputError(argument, problems[0].where, problems[0].reason)
+        where = problems[0].where
+        if not strict and len(problems) > 1:
+            where = f"none of {len(rows):,} rows can be used; {where}"
+        raise InputError(argument, where, problems[0].reason)
     unusable = next((f"{row.where}, {row.reason}" for row in cuts.bad if not row.short), "")
     counts = row_counts(len(rows), cuts)
     of_files = argument == "paragraphs"

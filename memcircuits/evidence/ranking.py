@@ -333,7 +333,15 @@ class Ranking(Result, kind="ranking"):
     def summary(self) -> str:
         """Which components are significant, and how much lies outside heads."""
         order = self.top_components(self.score.numel())
-        return summary(self.grid, order, self.significant, self.counts, self.levels)
+        return summary(
+            self.grid,
+            order,
+            self.significant,
+            self.counts,
+            self.levels,
+            self.score,
+            self.evidence["ablation_control"],
+        )
 
     def _model_or(self, model: Model | None) -> Model:
         """The model given, or else the one that the ranking was computed from."""

@@ -24,6 +24,9 @@ from torch import Tensor
 
 from memcircuits.base.errors import InputError, at_least, fraction, positive
 
+MOST_SAMPLES = 1e12
+"""More samples than anybody draws: larger numbers are not told apart."""
+
 _BLOCK = 2**24  # logits that are sorted at once
 
 
@@ -52,11 +55,18 @@ class Sampler:
 
     def __post_init__(self) -> None:
         if self.temperature == 0:
-            raise InputError("temperature", 0, "that is greedy decoding, of which EM tells")
+            remedy = "that is greedy decoding, which EM measures already: give more than 0"
+            raise InputError("temperature", 0, remedy)
         positive("temperature", self.temperature)
         if self.top_k is not None:
             at_least("top_k", self.top_k, 1)
         fraction("top_p", self.top_p)
+
+    def __str__(self) -> str:
+        parts = [f"temperature {self.temperature:g}"]
+        parts += [] if self.top_k is None else [f"top-k {self.top_k}"]
+        parts += [] if self.top_p == 1 else [f"top-p {self.top_p:g}"]
+        return ", ".join(parts)
 
     @property
     def is_plain(self) -> bool:

@@ -25,7 +25,10 @@ from memcircuits.display.pages import (
     Scatter,
     Table,
 )
+from memcircuits.measure.near_verbatim import NEAR_VERBATIM
+from memcircuits.measure.overlapping_windows import are_windows
 from memcircuits.measure.recitation_statistics import REPETITION_COLUMNS, em_ranges
+from memcircuits.measure.sampling import MOST_SAMPLES, Sampler
 from memcircuits.measure.snippets import passage_text
 
 if TYPE_CHECKING:
@@ -44,13 +47,12 @@ _SEEN = (0, 1, 2, 8, 32, 128)  # lower ends of the groups of repetitions
 def scan_page(scan: Scan, tokenizer: TokenizerLike | None) -> Page:
     """The page of a scan; without a tokenizer, texts are shown as token ids."""
     frame = _with_kinds(scan)
-    order = frame.sort_values(["em", "nll"], ascending=[False, True], kind="stable").index
-    shown = order[:_MAX_PASSAGES]
-    places = {row: f"#passage-{i}" for i, row in enumerate(shown.tolist())}
+    shown = scan.longest_rows(_MAX_PASSAGES)
+    places = {row: f"#passage-{i}" for i, row in enumerate(shown)}
     blocks: list[Block] = [
         _headline_numbers(scan, frame),
         _how_to_read(scan),
-        _passages(scan, frame, shown.tolist(), tokenizer),
+        _passages(scan, frame, shown, tokenizer),
         _em_distribution(scan, frame),
         _em_against_nll(scan, frame, places),
         *_repetitions(scan),
@@ -62,10 +64,23 @@ def scan_page(scan: Scan, tokenizer: TokenizerLike | None) -> Page:
     return Page(
         title=f"What {scan.provenance.model['name']} recites",
         lead=f"Given the first {scan.n_prefix} tokens, this model writes the next {n_continuation} "
-        f"word for word for {n:,} of {len(frame):,} passages.",
+        f"word for word for {n:,} of {len(frame):,} {_noun(scan)}{_in_places(scan)}.",
         blocks=blocks,
         footer="Made by memcircuits.",
     )
+
+
+def _noun(scan: Scan) -> str:
+    """What was scanned, in the plural."""
+    return "windows" if are_windows(scan.names) else "passages"
+
+
+def _in_places(scan: Scan) -> str:
+    """In how many places memorized windows lie, where some overlap."""
+    n, places = int(scan.is_memorized.sum()), scan.n_places
+    if n == places:
+        return ""
+    return f", which overlap and lie in {places:,} place{'s' if places > 1 else ''}"
 
 
 def kinds_of(scan: Scan) -> list[str]:
@@ -104,10 +119,45 @@ def _how_to_read(scan: Scan) -> Prose:
             f"else. EM (exact match, also called prefix-match length) is the number of tokens of "
             f"the true continuation that greedy decoding writes before it differs, from 0 to {n}. "
             "NLL is the mean loss of the true continuation in nats/token; 0 means certain.",
+            *about_measures(scan),
+            *about_windows(scan),
             *scan.notes,
         ],
         title="How to read it",
     )
+
+
+def about_measures(scan: Scan) -> list[str]:
+    """What is said of each passage beside EM and NLL, where it was measured."""
+    said = []
+    if scan.token_sampled is not None:
+        said.append(
+            f"Samples: how many must be drawn ({_sampler(scan)}) until the whole continuation is "
+            "one of them with probability 0.9."
+        )
+    if scan.greedy is not None:
+        said.append(
+            "Similarity: 1 minus the edits per token that turn the greedy continuation into the "
+            f"true one; from {NEAR_VERBATIM:g} on, a passage counts as {NEARLY}."
+        )
+    return said
+
+
+def about_windows(scan: Scan) -> list[str]:
+    """What a name with @ means, where passages are windows of documents."""
+    if not are_windows(scan.names):
+        return []
+    return [
+        "Passages are windows of documents: the number behind @ is the token at which a window "
+        "begins. Of windows that overlap the best is listed; `memcircuits map FILE` joins those of "
+        "one file and names lines."
+    ]
+
+
+def _sampler(scan: Scan) -> str:
+    """How samples are drawn, in words."""
+    options = scan.provenance.options.get("sampler")
+    return str(Sampler(**options) if options else Sampler())
 
 
 def _passages(
@@ -131,17 +181,25 @@ def _passages(
         passages,
         scan.token_correct.shape[1],
         len(frame),
-        title="The passages",
+        title=f"The {_noun(scan)}",
         note="What was given is grey; what is recited is underlined; the true text goes on plain."
         + ("" if tokenizer is not None else " Token ids, because the model has no tokenizer."),
     )
 
 
 def _details(scan: Scan, row: int) -> str:
-    """What the metadata says about a passage, as far as it is short."""
+    """What else was measured of a passage, and what the metadata says, as far as it is short."""
+    measured = []
+    if scan.token_sampled is not None:
+        samples = float(scan.samples_needed()[row])
+        measured = [f"{samples:,.0f} samples" if samples <= MOST_SAMPLES else "no sample finds it"]
+    if (similarity := scan.similarity) is not None:
+        measured.append(f"similarity {float(similarity[row]):.2f}")
     known = {key: scan.metadata[key][row] for key in ("role", "source") if key in scan.metadata}
     times = _repetitions_of(scan.metadata, row)
     parts = [str(value) for value in known.values() if value is not None and len(str(value)) < 60]
+    own = [(key, scan.metadata[key][row]) for key in scan.own_columns]
+    parts = [*measured, *parts, *(f"{key} {value}" for key, value in own if value is not None)]
     return "; ".join(parts + ([f"seen {times:,} times in training"] if times is not None else []))
 
 
@@ -273,6 +331,7 @@ def _facts(scan: Scan) -> Facts:
         "precision": f"{model['dtype']} on {model['device']}",
         "passages (hash of their tokens)": paragraphs["hash"],
         "tokens": f"{scan.n_prefix} of prefix + {scan.token_correct.shape[1]}",
+        **({} if scan.token_sampled is None else {"samples drawn": _sampler(scan)}),
         **{f"{name} (version)": version for name, version in versions.items()},
     }
     return Facts(items, title="What was run")

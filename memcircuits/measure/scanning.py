@@ -24,12 +24,14 @@ from memcircuits.base.errors import InputError, at_least
 from memcircuits.base.progress import bar
 from memcircuits.base.torch_state import plain_torch
 from memcircuits.data.groups import GROUP_COLUMN
+from memcircuits.data.metadata import own_columns
 from memcircuits.data.paragraphs import Paragraphs, ParagraphsLike
 from memcircuits.data.tokens import TokenizerLike
 from memcircuits.display.html_table import table_html
 from memcircuits.measure.as_written import comparison, em_as_written
 from memcircuits.measure.continuation import Continuation, score_paragraphs
 from memcircuits.measure.near_verbatim import decoded_where_unknown
+from memcircuits.measure.overlapping_windows import best_apart, count_places
 from memcircuits.measure.paragraph_measures import ParagraphMeasures
 from memcircuits.measure.recitation_statistics import (
     REPETITION_COLUMNS,
@@ -200,16 +202,44 @@ class Scan(ParagraphMeasures, Result, kind="scan"):
 
         return scan_page(self, self.tokenizer if model is None else model).save(Path(path))
 
+    @property
+    def own_columns(self) -> list[str]:
+        """Metadata that the paragraphs' file gives about each, in short values."""
+        return own_columns(self.metadata)
+
+    @property
+    def n_places(self) -> int:
+        """Number of places that are recited in full; overlapping windows are one place."""
+        n_continuation = self.token_correct.shape[1]
+        rows = self.is_memorized.nonzero().flatten().tolist()
+        return count_places(self.names, self.ids, n_continuation, rows)
+
+    def longest_rows(self, n: int) -> list[int]:
+        """Rows of at most `n` longest recitations, of which none overlaps a better one."""
+        frame = self.to_frame()[["em", "nll"]]
+        order = frame.sort_values(["em", "nll"], ascending=[False, True], kind="stable").index
+        n_continuation = self.token_correct.shape[1]
+        return best_apart(self.names, self.ids, n_continuation, order.tolist(), n)
+
     def longest(self, n: int = 10) -> pd.DataFrame:
         """The longest recitations as text: columns `id, em, nll, text`, at most `n` rows.
 
         In `text` a bar stands between the end of the prefix and the continuation. Ties go to the
-        lower NLL. With a sampler also `samples`, with decoding also `similarity` (`to_frame`).
+        lower NLL. Of overlapping windows of one document the best is listed. With a sampler also
+        `samples`, with decoding also `similarity` (`to_frame`), and before `text` the `own_columns`
+        of the paragraphs.
         """
         asked = {"samples": self.token_sampled, "similarity": self.similarity}
         on_request = [name for name, measured in asked.items() if measured is not None]
-        frame = self.to_frame()[["id", "em", "nll", *on_request]]
-        frame = frame.sort_values(["em", "nll"], ascending=[False, True], kind="stable").head(n)
+        frame = self.to_frame()
+        columns = [
+            "id",
+            "em",
+            "nll",
+            *on_request,
+            *(key for key in self.own_columns if key in frame),
+        ]
+        frame = frame.loc[self.longest_rows(n), columns]
         rows = [
             passage_text(self.ids[row].tolist(), self.n_prefix, int(em), self.tokenizer)
             for row, em in zip(frame.index.tolist(), frame["em"], strict=True)

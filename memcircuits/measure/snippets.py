@@ -8,7 +8,7 @@ from typing import NamedTuple
 from memcircuits.data.token_text import token_labels
 from memcircuits.data.tokens import TokenizerLike
 
-_GIVEN = 24  # characters of the prefix in a snippet
+_GIVEN = 16  # characters of the prefix in a snippet
 _SNIPPET = 120
 
 
@@ -38,15 +38,15 @@ def passage_text(
     )
 
 
-def snippet(text: PassageText) -> str:
-    """One line: the end of the prefix, a bar, and the beginning of the continuation.
+def snippet(text: PassageText, *, whole: bool = False) -> str:
+    """One line: the end of the prefix, a bar, and the beginning of the continuation, or all of it.
 
     Example:
-        >>> snippet(PassageText("When in the Course of", " human events", " it becomes"))
-        'When in the Course of | human events it becomes'
+        >>> snippet(PassageText("the Course of", " human events", " it becomes"))
+        'the Course of | human events it becomes'
     """
     given = " ".join(text.prefix.split())
     if len(given) > _GIVEN:
         given = "…" + given[-_GIVEN:]
     continuation = " ".join((text.recited + text.remainder).split())
-    return f"{given} | {continuation[:_SNIPPET]}"
+    return f"{given} | {continuation if whole else continuation[:_SNIPPET]}"

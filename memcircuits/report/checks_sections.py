@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from memcircuits.display.pages import Bars, Block, Prose, Scatter, Table, code
+from memcircuits.display.text import number
 from memcircuits.report.component_rows import named_rows
 
 if TYPE_CHECKING:
@@ -14,11 +15,15 @@ if TYPE_CHECKING:
     from memcircuits.measure.scanning import Scan
     from memcircuits.report.measurements import Measurements
 
-N_INTERVALS = 12
+N_INTERVALS = 10
 """Components whose interval is drawn."""
 
 MAX_POINTS = 1500
 """Components whose effects are drawn against each other, the best ones."""
+
+
+FAR = 3.0
+"""A mark so many times as far out as the next one is not drawn but named."""
 
 
 def interval_bars(ranking: Ranking) -> Bars:
@@ -40,7 +45,7 @@ def interval_bars(ranking: Ranking) -> Bars:
 
 def effect_scatter(ranking: Ranking) -> Scatter:
     """The effect of each part on memorized paragraphs against that on controls."""
-    rows = named_rows(ranking).head(MAX_POINTS)
+    rows, outside = _within_reach(named_rows(ranking).head(MAX_POINTS))
     rows["href"] = "#" + rows["component"]
     rows["significance"] = rows["significant"].map({True: "significant", False: "not significant"})
     return Scatter(
@@ -53,10 +58,31 @@ def effect_scatter(ranking: Ranking) -> Scatter:
         x_label="effect on controls (nats/token)",
         y_label="effect on memorized (nats/token)",
         title="Memorized against control",
+        diagonal=True,
         note="How much the loss rises without each part. The score is the height of a mark above "
-        "the line of equal effects; a part that all text needs lies far to the right. A mark "
-        "opens its part.",
+        "the dashed line of equal effects; a part that all text needs lies far to the right. A "
+        f"mark opens its part.{outside}",
     )
+
+
+def _within_reach(rows: pd.DataFrame) -> tuple[pd.DataFrame, str]:
+    """The rows without one or two whose effects would press all other marks together."""
+    reach = rows[["ablation_control", "ablation_memorized"]].abs().max(axis=1)
+    order = reach.sort_values(ascending=False).index
+    for n in (2, 1):
+        if len(rows) > n + 2 and reach[order[n - 1]] > FAR * reach[order[n]]:
+            far = rows.loc[order[:n]]
+            names = " and ".join(
+                f"{part} ({number(control)} on controls, {number(memorized)} on memorized)"
+                for part, control, memorized in zip(
+                    far["component"],
+                    far["ablation_control"],
+                    far["ablation_memorized"],
+                    strict=True,
+                )
+            )
+            return rows.drop(far.index), f" Beyond the frame: {names}."
+    return rows, ""
 
 
 def robustness_bars(measurements: Measurements) -> list[Block]:
@@ -119,7 +145,7 @@ def control_table(measurements: Measurements) -> Table:
         labels={"nll": "mean NLL", "nll_low": "lowest NLL", "em": "mean EM"},
         help={
             "em": "continuation tokens reproduced before the first mistake",
-            "partly recited": "paragraphs of which more than two tokens are reproduced before the "
+            "EM above 2": "paragraphs of which more than two tokens are reproduced before the "
             "first mistake",
             "greedy tokens": "share of continuation tokens that are the model's first choice, "
             "given the true tokens before them; a high share means half-memorized text",
@@ -138,7 +164,7 @@ def _composition(scan: Scan) -> dict[str, float]:
     return {
         "paragraphs": len(scan.nll),
         "em": float(scan.em.float().mean()),
-        "partly recited": int((scan.em > 2).sum()),
+        "EM above 2": int((scan.em > 2).sum()),
         "greedy tokens": float(scan.loose_match.mean()),
         "nll": float(scan.nll.mean()),
         "nll_low": float(scan.nll.min()),

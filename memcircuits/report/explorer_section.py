@@ -34,6 +34,7 @@ def explorer(ranking: Ranking, measurements: Measurements) -> Explorer:
             effects=_effects(ranking, row) if index < n_with_effects else {},
             top_tokens=details.top_tokens.get(row["component"], ()),
             on_paragraphs=details.on_paragraphs.get(row["component"], ()),
+            attends=row["unit"] == "head",
         )
         for index, row in enumerate(rows)
     }
@@ -47,11 +48,20 @@ def explorer(ranking: Ranking, measurements: Measurements) -> Explorer:
         first_query=details.paragraphs.n_given - 1,
         losses=measurements.losses,
         units=ranking.score_units,
-        missing="Of this component fewer paragraphs are on the page, to keep it small; "
+        few=_few(measurements),
+        missing="Of this head fewer paragraphs are on the page, to keep it small; "
         "ranking.attention(paragraph) and mc.attention_view show any.",
         title="One part at a time",
         note="Click a cell of the map, or a name in a table, to open it here. " + details.note,
     )
+
+
+def _few(measurements: Measurements) -> str:
+    """Why a component has one score alone."""
+    if not measurements.choices:
+        return ""
+    heads = ", ".join(map(str, measurements.heads))
+    return f"Other ablations and controls were measured for the best heads alone: {heads}."
 
 
 def _facts(row: dict[Any, Any]) -> dict[str, str]:

@@ -32,7 +32,7 @@ N_TOKENS = 8
 MAX_PARAGRAPHS = 100
 """Maximum number of paragraphs whose attention is on the page."""
 
-BUDGET = 600_000
+BUDGET = 500_000
 """Bytes for the attention of the heads that are not among the best."""
 
 

@@ -50,7 +50,8 @@ def _controls(ranking: Ranking) -> tuple[str, str]:
         return "the model's own text", "what the model writes by itself after other beginnings"
     if options["control"] == "given":
         return "given", "the other paragraphs that were given to compare with"
-    return "hardly recited", "paragraphs of which it writes at most a fifth"
+    left_out = "those that it half knows and, where that is recorded, those that it was trained on"
+    return "not known", f"paragraphs of which it writes at most a fifth, without {left_out}"
 
 
 def lead(ranking: Ranking) -> str:
@@ -210,7 +211,9 @@ def levels_table(ranking: Ranking) -> Table:
             "differ, neither is the one share of a level",
         },
         title="Heads or MLPs?",
-        note="How much of what distinguishes recitations from controls lies outside heads.",
+        note="How much of what distinguishes recitations from controls lies outside heads; the "
+        "sentences at the top say what follows. A part that all text needs, as the first MLP often "
+        "is, can make most of a sum.",
     )
 
 

@@ -309,6 +309,8 @@ def test_holders_are_among_the_heads_that_were_planted(pool, monkeypatch):
     assert [a.method for a in trial.assigned] == ["exact"] * recited + ["screen"] * recited
     holders = {a.holder for a in trial.assigned}
     assert len(holders) == recited > 0
+    accuracy = holders_accuracy({"holders": [trial]}).set_index("method")
+    assert accuracy.loc["exact", "among_holders"] == 1  # chance: 1/16
 
 
 def test_the_null_draws_two_sets_that_differ_in_loss(pool, monkeypatch):
@@ -335,9 +337,14 @@ def test_the_null_draws_two_sets_that_differ_in_loss(pool, monkeypatch):
 
 @pytest.mark.slow
 def test_quick_benchmark_on_the_organism(tmp_path):
-    """`memcircuits bench localize --quick`: the ranking beats chance by a wide margin."""
-    options = ["--kinds", "head,holders", "--out", str(tmp_path), "--json", "--quiet"]
-    result = CliRunner().invoke(app, ["bench", "localize", "--quick", *options])
+    """`memcircuits bench localize --quick`: the ranking beats chance by a wide margin.
+
+    The costliest rivals are left out: the leaderboard of the docs has them.
+    """
+    localizers = "find_memorization_heads,attribution,weight-norm,random,oracle"
+    options = ["--kinds", "head", "--localizers", localizers, "--out", str(tmp_path)]
+    quick = ["bench", "localize", "--quick", *options, "--json", "--quiet"]
+    result = CliRunner().invoke(app, quick)
     assert result.exit_code == 0, result.output
     rows = json.loads(result.stdout)["tables"]["leaderboard"]
     heads = {row["localizer"]: row for row in rows if row["kind"] == "head"}
@@ -349,8 +356,6 @@ def test_quick_benchmark_on_the_organism(tmp_path):
     assert heads["oracle"]["recall_at_1"] == 1
     best = max(row["recall_at_1"] for name, row in heads.items() if name != "oracle")
     assert ranking["recall_at_1"] == best
-    holders = holders_accuracy(read_trials(tmp_path))
-    assert holders.set_index("method").loc["exact", "among_holders"] >= 0.8  # chance 1/6
 
 
 def test_kinds_that_a_text_blind_method_solves_are_void(tmp_path):

@@ -111,6 +111,31 @@ def test_a_mark_of_the_scatter_opens_its_head(open_page: Any, report: Path, rank
     assert section.locator('[aria-current="true"]').get_attribute("href") == f"#{head}"
 
 
+def test_what_has_no_attention_shows_none_and_still_what_it_writes(
+    open_page: Any, tmp_path: Path
+) -> None:
+    tokens = [f" w{i}" for i in range(8)]
+    attention = [HeadOnParagraph(np.zeros((4, 2)), np.full((4, 2), 0.5))]
+    one, other = Estimate("as ranked", 0.1, 0.0, 0.2), Estimate("mean", 0.2, 0.1, 0.3)
+    writes = [(" written", 0.5)]
+    components = {
+        "L0.mlp": ComponentDetails({}, [one], top_tokens=writes, attends=False),
+        "L0H1": ComponentDetails({}, [one, other], top_tokens=writes, on_paragraphs=attention),
+    }
+    few = "Others were measured for L0H1 alone."
+    explorer = Explorer(components, [ParagraphText("p", tokens)], 3, few=few, title="One part")
+    page = open_page(Page("Parts", [explorer]).save(tmp_path / "page.html"), viewport=SIZE).page
+    attends = page.get_by_role("heading", name="What it attends to")
+    assert not attends.is_visible()
+    assert not page.locator("canvas.pattern").is_visible()
+    assert page.get_by_text(few).is_visible()
+    assert "written" in page.locator(".bars-of").text_content()
+    page.get_by_role("button", name="Next").click()
+    assert attends.is_visible()
+    assert page.locator("canvas.pattern").is_visible()
+    assert page.get_by_text(few).count() == 0
+
+
 def test_a_permalink_leads_to_head_paragraph_and_token(open_page: Any, report: Path) -> None:
     watched = open_page(report, viewport=SIZE)
     page = watched.page

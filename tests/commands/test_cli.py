@@ -10,10 +10,13 @@ from pathlib import Path
 import jsonschema
 import pandas as pd
 import pytest
+import typer
 from typer.testing import CliRunner
 
+from memcircuits.base.errors import InputError
 from memcircuits.cli import app
 from memcircuits.commands import output
+from memcircuits.commands.common import errors_in_one_line
 from memcircuits.results.result import Result
 from tests.helpers import models as zoo
 
@@ -386,6 +389,44 @@ def test_a_table_is_plain_in_a_pipe_and_fitted_on_a_terminal(monkeypatch, capsys
     lines = capsys.readouterr().out.splitlines()
     assert any("a [red] one" in line and "1.235" in line for line in lines)
     assert all(len(line) <= 60 for line in lines)
+
+
+def test_the_text_is_shown_whatever_stands_before_it_and_columns_is_heeded(monkeypatch, capsys):
+    frame = pd.DataFrame({"id": ["a" * 30], "other": ["b" * 40], "em": [50], "text": ["c" * 200]})
+    monkeypatch.delenv("COLUMNS", raising=False)
+    output.print_table(frame)
+    printed = capsys.readouterr().out
+    assert printed.splitlines()[0].split() == ["id", "em", "text"]
+    assert "c" * 40 in printed
+    assert "Not shown: other" in printed
+    assert all(len(line) <= output.PIPED_WIDTH for line in printed.splitlines())
+    monkeypatch.setenv("COLUMNS", "140")
+    output.print_table(frame)
+    lines = capsys.readouterr().out.splitlines()
+    assert lines[0].split() == ["id", "other", "em", "text"]
+    assert 80 < max(map(len, lines)) <= 140
+
+
+def test_a_remedy_names_options_and_not_arguments(capsys):
+    options = {"n_prefix": "--n-prefix", "seed": "--seed"}
+    with pytest.raises(typer.Exit), errors_in_one_line(options):
+        raise InputError("n_prefix", 3, "use n_prefix=2, a smaller n_prefix or another seed")
+    said = capsys.readouterr().err
+    assert said.endswith("use --n-prefix 2, a smaller --n-prefix or another seed\n")
+
+
+def test_mistakes_in_a_file_are_told_before_a_model_is_loaded(tmp_path):
+    (tmp_path / "notes.csv").write_text("record,body\nR1,some text\nR2,other text\n")
+    file = ["--paragraphs", str(tmp_path / "notes.csv")]
+    for command in (["scan"], ["heads"], ["perturb"]):
+        refused = runner.invoke(app, [*command, *file, "--text-column", "bdy"])
+        assert refused.exit_code == 2
+        assert "its columns are record, body; bdy was asked for" in refused.stderr
+        assert "loading" not in refused.stderr
+    refused = runner.invoke(app, ["map", str(tmp_path)])
+    assert refused.exit_code == 2
+    assert "memcircuits scan --paragraphs FOLDER --stride 1 reads a folder" in refused.stderr
+    assert "loading" not in refused.stderr
 
 
 def test_help_imports_nothing_heavy():

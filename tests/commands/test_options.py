@@ -15,6 +15,7 @@ from typer.testing import CliRunner
 from memcircuits import cli
 from memcircuits.commands import common, heads, patch, scan, unlearn
 from memcircuits.commands.output import PIPED_WIDTH
+from memcircuits.commands.scan_printing import say_missed
 from memcircuits.data.formats.text import Txt
 from memcircuits.data.normalizing import Normalize
 from memcircuits.editing.masks import MASK_STRATEGIES
@@ -103,7 +104,7 @@ def test_a_folder_of_chapters_works_at_the_first_try(chapters: Path) -> None:
     assert "2 of 2 rows are longer than 22 tokens" in first.stderr
     assert "--stride 22" in first.stderr
     whole = run(chapters, "scan", "--stride", "22")
-    assert "all: 8 passages, 4 memorized" in whole.stdout
+    assert "all: 8 windows, 4 memorized" in whole.stdout
     assert "longer than" not in whole.output
     (following,) = [line for line in whole.stderr.splitlines() if line.startswith("Next: ")]
     assert following.startswith("Next: memcircuits heads ")
@@ -210,11 +211,11 @@ def test_a_misspelt_shipped_model_is_named(words: list[str], says: str) -> None:
 def test_a_scan_says_what_may_begin_between_its_windows(
     stride: int, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    scan._say_missed(np.array([0, 11, 12, 12]), 10, 12, stride)
+    say_missed(np.array([0, 11, 12, 12]), 10, 12, stride)
     said = capsys.readouterr().err
     assert ("1 window is recited nearly in full" in said) == (stride > 1)
     assert ("every 7 tokens: a recited passage of 22 tokens is" in said) == (stride > 1)
-    scan._say_missed(np.array([0, 0, 12]), 10, 12, stride)
+    say_missed(np.array([0, 0, 12]), 10, 12, stride)
     said = capsys.readouterr().err
     assert ("one of 28 or more always. --stride 1 finds all" in said) == (stride > 1)
     assert "nearly" not in said

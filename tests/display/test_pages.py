@@ -33,6 +33,7 @@ from memcircuits.display.pages import (
     Numbers,
     Page,
     Prose,
+    Scatter,
     Strip,
     Table,
     Tokens,
@@ -480,6 +481,21 @@ def test_charts_take_gaps_and_constants() -> None:
     assert len(runs) == 2
     html = Page("p", [Lines(frame, "x", "y"), Bars(frame, "x", "y"), Heatmap([[0.0]])]).render()
     assert not re.search(r"\bnan\b", html)
+
+
+def test_the_diagonal_joins_equal_values() -> None:
+    frame = pd.DataFrame({"a": [1.0, 4.0, 9.0], "b": [2.0, 3.0, 2.5]})
+    chart = Scatter(frame, "a", "b", diagonal=True).context()["chart"]
+    at = {axis: {t["text"]: t["at"] for t in chart[f"{axis}_ticks"]} for axis in "xy"}
+    top = max(at["y"], key=float)  # the shorter axis
+    ends = {"x1": at["x"]["0"], "y1": at["y"]["0"], "y2": at["y"][top]}
+    assert chart["diagonal"].items() >= ends.items()
+    slope = (at["x"]["10"] - at["x"]["0"]) / 10
+    assert chart["diagonal"]["x2"] == pytest.approx(at["x"]["0"] + slope * float(top), abs=0.1)
+    assert 'class="zero diagonal"' in Page("t", [Scatter(frame, "a", "b", diagonal=True)]).render()
+    assert Scatter(frame, "a", "b").context()["chart"]["diagonal"] is None
+    apart = pd.DataFrame({"a": [1.0, 2.0], "b": [-3.0, -1.0]})
+    assert Scatter(apart, "a", "b", diagonal=True).context()["chart"]["diagonal"] is None
 
 
 @given(

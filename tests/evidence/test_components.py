@@ -16,6 +16,7 @@ from memcircuits.evidence.component_scores import score_components
 from memcircuits.evidence.control_choices import compare_controls
 from memcircuits.evidence.controls import own_continuations, repetitions
 from memcircuits.evidence.ranking import Ranking
+from memcircuits.evidence.ranking_summary import summary
 from memcircuits.measure.continuation import continuation_logits, score_continuation
 from memcircuits.measure.decoding import greedy_continuations
 from memcircuits.models.hooks import hook_name
@@ -143,6 +144,28 @@ def test_single_effects_and_the_interaction_add_up_to_the_joint_effect(ranking):
     together = levels["sum"] + levels["interaction"]
     assert together.to_list() == pytest.approx(levels["joint"].to_list())
     assert levels["interaction"].abs().max() > 0.01
+
+
+def test_one_mlp_that_all_text_needs_is_named_beside_the_sum():
+    grid = ComponentGrid(("head", "mlp"), 2, 2)
+    score = torch.tensor([[0.4, 0.4, 3.4], [0.8, 0.8, 1.6]])
+    on_controls = torch.tensor([[0.1, 0.1, 6.1], [0.1, 0.1, 0.2]])
+    levels = {
+        "head": torch.tensor([2.4, 3.2, 0.32, 0.3, 0.4]),
+        "mlp": torch.tensor([5.0, 3.7, 0.68, 0.6, 0.7]),
+    }
+    counts = {"measured": 30, "measured_control": 30}
+    arguments = [grid, [Component("mlp", 0)], score > 3, counts, levels, score]
+    text = summary(*arguments, on_controls)
+    assert "recitation needs both" in text
+    assert "L0.mlp alone makes 3.40 of the sum of MLPs, and all text needs it" in text
+    assert "rises by 6.10 nats/token. The other MLPs make 1.60, heads 2.40." in text
+    # Controls do not need it, or it is no half of the sum: nothing is said.
+    assert "all text needs" not in summary(*arguments, on_controls / 2)
+    smaller = torch.where(score == 3.4, 2.4, score)
+    assert "all text needs" not in summary(*arguments[:-1], smaller, on_controls)
+    levels["mlp"][1] = 6.0
+    assert "Removed at once, MLPs cost more." in summary(*arguments, on_controls)
 
 
 def test_what_is_not_connected_has_no_effect():

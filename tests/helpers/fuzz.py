@@ -28,7 +28,7 @@ _COUNTS = {
     "trials": 40,
     "model folders": 150,
     "gguf files": 60,
-    "command lines": 300,
+    "command lines": 200,
     "odd arguments": 200,
 }
 COUNTS = {kind: TIMES * n for kind, n in _COUNTS.items()}

@@ -111,15 +111,10 @@ def test_samples_of_transformers_appear_as_often_as_the_law_says(neo, name):
 @pytest.mark.slow
 @pytest.mark.parametrize(
     "sampler",
-    [
-        mc.Sampler(temperature=0.7),
-        mc.Sampler(temperature=0.6, top_k=40),
-        mc.Sampler(top_p=0.9),
-        mc.Sampler(temperature=0.8, top_k=40, top_p=0.95),
-    ],
+    [mc.Sampler(temperature=0.7), mc.Sampler(temperature=0.8, top_k=40, top_p=0.95)],
     ids=str,
 )
-def test_continuations_of_the_organism_in_20_000_samples(sampler):
+def test_continuations_of_the_organism_in_10_000_samples(sampler):
     """Each of the first eight tokens is reached as often as one forward pass says.
 
     5,000 samples for each sampler: the share of a token has a standard error below 0.7 %.

@@ -94,6 +94,24 @@ def test_a_page_holds_every_passage_and_no_markup_of_theirs(scan: Scan, tmp_path
     assert articles.findall(with_model) == articles.findall(page)
 
 
+def test_what_was_asked_for_and_the_records_own_columns_are_shown(tmp_path: Path) -> None:
+    model = zoo.bridge("gpt_neo")
+    paragraphs = zoo.mixed(model, n=2)
+    known = {"record": ("R1", "R2", "R3", "R4"), "all": ("x",) * 4, "note": ("long " * 9,) * 4}
+    named = Paragraphs(paragraphs.ids, paragraphs.n_prefix, paragraphs.names, known)
+    sampler = mc.Sampler(temperature=0.05, top_k=40)
+    scan = mc.scan(model, named, sampler=sampler, near_verbatim=True, progress=False)
+    longest = scan.longest(4)
+    assert list(longest) == ["id", "em", "nll", "samples", "similarity", "record", "text"]
+    row = scan.names.index(longest.loc[0, "id"])
+    assert longest.loc[0, "record"] == known["record"][row]
+    page = scan.to_html(tmp_path / "scan.html").read_text("utf-8")
+    assert page.count("temperature 0.05, top-k 40") == 2, "how to read it, and what was run"
+    article = page[page.index("<article") : page.index("</article>")]
+    assert f"{longest.loc[0, 'samples']:,.0f} samples; similarity 1.00; record R" in article
+    assert "no sample finds it" in page
+
+
 def test_a_ranking_is_the_same_from_a_scan_and_from_paragraphs(scan: Scan) -> None:
     model = zoo.bridge("gpt_neo")
     options = {"draws": 20, "progress": False}

@@ -38,10 +38,12 @@ def test_smollm2_recites_what_was_written_and_it_is_found_again(monkeypatch):
     """Every analysis runs on it (see the example), and ablation points at the place."""
     pytest.importorskip("gguf")
     module = example(monkeypatch)
+    half = "\n\n".join(module.WRITTEN.strip().split("\n\n")[:2])
+    monkeypatch.setattr(module, "WRITTEN", half)
     result = module.main(fetched(module.smollm2))
     before, written, left = result.em
     assert max(before) < 8
-    assert written == [16] * 4
+    assert written == [16] * 2
     assert left == before
     assert sum(head.layer == result.layer for head in result.top) >= 3  # of 10 among 270 heads
     assert result.unlearned[0] == 16

@@ -110,7 +110,7 @@ def test_controls_are_described(measurements, ranking, neo):
     assert frame.loc["memorized", "em"] == 12
     scan = mc.scan(neo, ranking.control)
     assert frame.loc["controls", "nll"] == pytest.approx(float(scan.nll.mean()))
-    assert frame.loc["controls", "partly recited"] == int((scan.em > 2).sum())
+    assert frame.loc["controls", "EM above 2"] == int((scan.em > 2).sum())
     assert "trained on" not in frame  # nobody knows
 
 
@@ -158,3 +158,18 @@ def test_nothing_is_run_twice_for_the_page(neo, ranking, monkeypatch):
         [("scan", n_memorized), ("scan", n_control), ("clean run", n_memorized)]
         + [("clean run", n_control)] * 2  # as they are, and the model's own text
     )
+
+
+def test_a_mark_far_from_all_others_is_named_and_not_drawn(ranking):
+    from memcircuits.report.checks_sections import effect_scatter
+
+    drawn = effect_scatter(ranking)
+    assert len(drawn.frame) == ranking.score.numel()
+    assert "Beyond the frame" not in drawn.note
+    far = {name: values.clone() for name, values in ranking.evidence.items()}
+    for name, effect in (("ablation_control", 61.0), ("ablation_memorized", 95.0)):
+        far[name][1, 2] = effect
+    drawn = effect_scatter(dataclasses.replace(ranking, evidence=far))
+    assert "L1H2" not in set(drawn.frame["component"])
+    assert len(drawn.frame) == ranking.score.numel() - 1
+    assert "Beyond the frame: L1H2 (61 on controls, 95 on memorized)." in drawn.note

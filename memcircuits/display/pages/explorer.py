@@ -84,6 +84,7 @@ class ComponentDetails:
         effects: set -> effect of its ablation on each group of paragraphs, nats/token.
         top_tokens: tokens that it writes most, with the mean logit that it adds to each.
         on_paragraphs: what it does on the first paragraphs of the block, in their order.
+        attends: whether it is a head; the others have no attention to show.
     """
 
     facts: Mapping[str, str]
@@ -91,6 +92,7 @@ class ComponentDetails:
     effects: Mapping[str, Sequence[float]] = field(default_factory=dict)
     top_tokens: Sequence[tuple[str, float]] = ()
     on_paragraphs: Sequence[HeadOnParagraph] = ()
+    attends: bool = True
 
 
 @dataclass(frozen=True)
@@ -103,7 +105,8 @@ class Explorer(Block):
         first_query: position of the first query, the one that predicts the continuation.
         losses: set -> loss of the whole model on each group of paragraphs, nats/token.
         units: unit of scores and effects.
-        missing: what to tell of a paragraph or component without attention.
+        missing: what to tell of a paragraph or head without attention.
+        few: what to tell of a component with a single estimate.
     """
 
     template: ClassVar[str] = "explorer.html.j2"
@@ -113,6 +116,7 @@ class Explorer(Block):
     losses: Mapping[str, Sequence[float]] = field(default_factory=dict)
     units: str = ""
     missing: str = ""
+    few: str = ""
 
     def __post_init__(self) -> None:
         """Check that there is a component, and that no one has more paragraphs than there are."""
@@ -140,6 +144,7 @@ class Explorer(Block):
                 "losses": {name: _rounded(values) for name, values in self.losses.items()},
                 "units": self.units,
                 "missing": self.missing,
+                "few": self.few,
             },
             "names": list(self.components),
         }
@@ -147,6 +152,7 @@ class Explorer(Block):
     def _packed(self, details: ComponentDetails) -> dict[str, Any]:
         return {
             "facts": list(details.facts.items()),
+            "attends": details.attends,
             "estimates": [
                 [e.label, *_rounded([e.value, e.low, e.high])] for e in details.estimates
             ],

@@ -28,11 +28,13 @@ class Scatter(Chart):
     Attributes:
         label: column with the name of each point.
         href: column with the place that a point leads to, `#...`, or empty.
+        diagonal: whether the line of equal values is drawn, as far as both axes reach.
     """
 
     template: ClassVar[str] = "scatter.html.j2"
     label: str | None = None
     href: str | None = None
+    diagonal: bool = False
 
     def __post_init__(self) -> None:
         """Check the columns, and that there are not too many points."""
@@ -48,8 +50,8 @@ class Scatter(Chart):
         """Coordinates of the points, by series, and of the axes."""
         labels = self.axis_labels()
         kept = self.frame[np.isfinite(self.frame[[self.x, self.y]].astype(float)).all(axis=1)]
-        place_x, x_ticks = _axis(kept[self.x].tolist(), svg.LEFT, svg.WIDTH - svg.RIGHT)
-        place_y, y_ticks = _axis(kept[self.y].tolist(), svg.HEIGHT - svg.BOTTOM, svg.TOP)
+        x_axis = _Axis.of(kept[self.x].tolist(), svg.LEFT, svg.WIDTH - svg.RIGHT)
+        y_axis = _Axis.of(kept[self.y].tolist(), svg.HEIGHT - svg.BOTTOM, svg.TOP)
         names = [""] * len(kept) if self.by is None else kept[self.by].astype(str).tolist()
         points: dict[str, list[dict[str, Any]]] = {name: [] for name in names}
         for name, row in zip(names, kept.to_dict("records"), strict=True):
@@ -57,8 +59,8 @@ class Scatter(Chart):
             tip = f"{labels['x_label']} {number(x)}, {labels['y_label']} {number(y)}"
             points[name].append(
                 {
-                    "x": place_x(x),
-                    "y": place_y(y),
+                    "x": x_axis.place(x),
+                    "y": y_axis.place(y),
                     "tip": f"{row[self.label]}: {tip}" if self.label else tip,
                     "href": row[self.href] if self.href else "",
                 }
@@ -67,19 +69,48 @@ class Scatter(Chart):
             {"name": name, "colour": i % len(SERIES), "shape": i % 4, "points": some}
             for i, (name, some) in enumerate(points.items())
         ]
-        chart = {"series": series, "x_ticks": x_ticks, "y_ticks": y_ticks}
+        diagonal = _diagonal(x_axis, y_axis) if self.diagonal else None
+        chart = {
+            "series": series,
+            "x_ticks": x_axis.ticks(),
+            "y_ticks": y_axis.ticks(),
+            "diagonal": diagonal,
+        }
         return {"chart": chart, "frame": svg.FRAME, **labels}
 
 
-def _axis(
-    values: Sequence[float], start: float, stop: float
-) -> tuple[svg.Place, list[dict[str, Any]]]:
-    """Where a value goes between two coordinates, and the ticks there."""
-    numbers = [float(value) for value in values] or [0.0, 1.0]
-    marks = svg.ticks(min(*numbers, 0.0), max(*numbers, 0.0), 6)
-    low, high = marks[0], marks[-1]
+@dataclass(frozen=True)
+class _Axis:
+    """Marks at round values, and the coordinates of the first and the last of them."""
 
-    def place(value: float) -> float:
-        return round(start + (value - low) / (high - low) * (stop - start), 1)
+    marks: Sequence[float]
+    start: float
+    stop: float
 
-    return place, [{"at": place(mark), "text": short(mark)} for mark in marks]
+    @classmethod
+    def of(cls, values: Sequence[float], start: float, stop: float) -> _Axis:
+        """An axis that holds the values and zero."""
+        numbers = [float(value) for value in values] or [0.0, 1.0]
+        return cls(svg.ticks(min(*numbers, 0.0), max(*numbers, 0.0), 6), start, stop)
+
+    def place(self, value: float) -> float:
+        """The coordinate of a value."""
+        low, high = self.marks[0], self.marks[-1]
+        return round(self.start + (value - low) / (high - low) * (self.stop - self.start), 1)
+
+    def ticks(self) -> list[dict[str, Any]]:
+        """Where the marks are, and their texts."""
+        return [{"at": self.place(mark), "text": short(mark)} for mark in self.marks]
+
+
+def _diagonal(x_axis: _Axis, y_axis: _Axis) -> dict[str, float] | None:
+    """The ends of the line x = y within both axes; None if it lies outside."""
+    low = max(x_axis.marks[0], y_axis.marks[0])
+    high = min(x_axis.marks[-1], y_axis.marks[-1])
+    if low >= high:
+        return None
+    ends = {"x1": low, "y1": low, "x2": high, "y2": high}
+    return {
+        name: (x_axis if name.startswith("x") else y_axis).place(value)
+        for name, value in ends.items()
+    }

@@ -37,6 +37,20 @@ DEPTH, LEFT, SLACK = 0.8, 0.1, 2.0
 """Smallest depth, largest share of remembered bits, and tokens beyond the reference, if erased."""
 
 
+_ERASED = (
+    f"the depth is at least {DEPTH}, at most {LEFT * 100:.0f} % of the remembered bits are left, "
+    f"and no way brings back more than {SLACK:.0f} tokens more than the reference recites"
+)
+MEANINGS: dict[Verdict, str] = {
+    "not touched": "the text is recited as before",
+    "still recited": "half of the recitation is left behind the own prefix",
+    "hidden": f"some way brings half of the recitation back, or the depth is below {BACK}",
+    "weakened": f"more than hidden and less than erased; erased means that {_ERASED}",
+    "erased to the reference within noise": _ERASED,
+}
+"""What each verdict means, in one clause."""
+
+
 @dataclass(frozen=True)
 class Recited:
     """Mean tokens that one way brings back.

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 import math
+import shlex
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
@@ -20,6 +21,7 @@ from memcircuits.display.pages import (
     Prose,
     Scatter,
     Table,
+    code,
     strong,
 )
 from memcircuits.display.pages.scatter import MAX_POINTS
@@ -52,7 +54,7 @@ def comparison_page(comparison: Comparison, texts: Sequence[str]) -> Page:
 
     Args:
         comparison: the comparison.
-        texts: the continuation of each paragraph, empty where it is not known.
+        texts: the text of each paragraph around the border, empty where it is not known.
     """
     a, b = comparison.labels
     blocks: list[Block] = [_headline_numbers(comparison), _how_to_read(comparison)]
@@ -63,7 +65,7 @@ def comparison_page(comparison: Comparison, texts: Sequence[str]) -> Page:
     return Page(
         title=f"From {a} to {b}",
         lead=_lead(comparison),
-        blocks=[*blocks, _facts(comparison)],
+        blocks=[*blocks, _what_next(comparison), _facts(comparison)],
         footer="Made by memcircuits.",
     )
 
@@ -119,6 +121,7 @@ def _how_to_read(comparison: Comparison) -> Prose:
             f"beyond what it does to controls. Both models were measured on the same paragraphs, "
             f"{counts['memorized']} independent groups that one of them recites and "
             f"{counts['control']} of controls, and the change of each head is paired over groups. "
+            "A ranking of one model measures what that model recites, and so has other scores. "
             "The loss of a recited text is near zero and can rise further than that of another: "
             "where only one model recites them, part of every change is that."
         )
@@ -129,7 +132,7 @@ def _passages(comparison: Comparison, texts: Sequence[str]) -> Table:
     frame = comparison.to_frame()
     if any(texts):
         text_of = dict(zip(comparison.names, texts, strict=True))
-        frame["continuation"] = [" ".join(text_of[name].split()) for name in frame["id"]]
+        frame["text"] = [text_of[name] for name in frame["id"]]
     changed = pd.concat([frame[frame["passage"] == kind] for kind in ("gained", "lost")])
     n_changed = len(changed)
     shown = pd.concat([changed, frame.drop(changed.index)])
@@ -185,8 +188,9 @@ def _both_nll(comparison: Comparison) -> Scatter:
         x_label="NLL in a",
         y_label="NLL in b",
         units="nats/token",
+        diagonal=True,
         title="Loss under each",
-        note=f"One point per paragraph; on the diagonal, nothing changed.{room}",
+        note=f"One point per paragraph; on the dashed diagonal, nothing changed.{room}",
     )
 
 
@@ -232,6 +236,22 @@ def _heads(comparison: Comparison) -> Table:
         note="The largest changes first.",
         page_size=15,
     )
+
+
+def _what_next(comparison: Comparison) -> Prose:
+    """The commands that say more about the two models, and the one that made the page."""
+    a, b = (shlex.quote(name) for name in comparison.labels)
+    paragraphs: list[str | list] = [
+        [
+            "Where in the weights do they differ? ",
+            code(f"memcircuits transplant --model {b} --twin {a} --units head,mlp,layer"),
+            " puts each part of one into the other, MLPs and layers too, if they have one shape.",
+        ]
+    ]
+    if comparison.has_passages and comparison.has_heads:
+        again = code(f"memcircuits compare {a} {b}")
+        paragraphs.append(["This page again, with the options that were given: ", again])
+    return Prose(paragraphs, title="What next")
 
 
 def _facts(comparison: Comparison) -> Facts:

@@ -15,7 +15,6 @@ from torch import Tensor
 from memcircuits.base.errors import InputError, one_of
 from memcircuits.base.heads import Head
 from memcircuits.base.statistics import benjamini_hochberg, bootstrap_interval, group_means
-from memcircuits.data.token_text import row_text
 from memcircuits.data.tokens import TokenizerLike
 from memcircuits.measure.snippets import passage_text, snippet
 from memcircuits.results.provenance import Provenance
@@ -217,7 +216,7 @@ class Comparison(Result, kind="comparison"):
         return frame.loc[order].reset_index(drop=True)
 
     def texts(self, model: TokenizerLike | None = None) -> list[str]:
-        """The continuation of each paragraph, for display; empty without a tokenizer.
+        """The end of each prefix, a bar, and the continuation; empty without a tokenizer.
 
         Args:
             model: a model (or tokenizer) that the ids are of; by default the one compared.
@@ -225,7 +224,10 @@ class Comparison(Result, kind="comparison"):
         model = self.model if model is None else model
         if model is None or getattr(model, "tokenizer", model) is None:
             return [""] * len(self.names)
-        return [row_text(row, model) for row in self.ids[:, self.n_prefix :].tolist()]
+        return [
+            snippet(passage_text(row, self.n_prefix, 0, model), whole=True)
+            for row in self.ids.tolist()
+        ]
 
     def figure(self) -> Any:
         """EM under a and b of every paragraph; of two rankings, the map of heads (plotly)."""

@@ -16,8 +16,8 @@ the model, so some heads are also measured exactly (`check_estimates`).
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
-from typing import NamedTuple
+from collections.abc import Callable, Iterator, Mapping
+from typing import Literal, NamedTuple
 
 import torch
 from jaxtyping import Bool, Float
@@ -50,28 +50,54 @@ def attribution_effects(
         memory_budget: maximum bytes per batch.
         done: called with the number of (pair, layer) combinations after each group of pairs.
     """
+    effects, base_metrics, source_metrics = [], [], []
+    for of_group, base, source_metric in _first_order(context, site, memory_budget):
+        by_head = of_group.sum(2)
+        if site in ("k", "v"):  # a key-value head acts through all heads of its group
+            by_head = by_head.unflatten(-1, (context.adapter.n_kv_heads, -1)).sum(-1)
+        effects.append(by_head.cpu())
+        base_metrics.append(base.metrics)
+        source_metrics.append(source_metric)
+        done(len(by_head) * context.adapter.n_layers)
+    return PatchEffects(
+        torch.cat(effects)[None], torch.cat(base_metrics), torch.cat(source_metrics)
+    )
+
+
+def effects_by_position(
+    context: PatchingContext, site: Literal["q", "z"], memory_budget: int | None = None
+) -> Float[Tensor, "batch layer pos head"]:
+    """First-order effects of patching each head at each position by itself.
+
+    What a head reads or writes at a position, its q or z, changes its z at that position alone, so
+    the effects of single positions are the terms of the effect of all of them. Positions count from
+    the paragraph's first token; the last one predicts nothing and is left out.
+
+    Args:
+        context: the pairs; it must measure the chosen metric only, and patch all positions.
+        site: what is patched.
+        memory_budget: maximum bytes per batch.
+    """
+    parts = [of_group.cpu() for of_group, _, _ in _first_order(context, site, memory_budget)]
+    return torch.cat(parts)[:, :, context.clean.n_bos :]
+
+
+def _first_order(
+    context: PatchingContext, site: PatchHeadSite, memory_budget: int | None
+) -> Iterator[tuple[Float[Tensor, "batch layer pos head"], BaseRun, Tensor]]:
+    """Of each group of pairs: the effect through z at each position, both runs' metrics."""
     adapter = context.adapter
     n_pos, n_logits = context.base.inputs.shape[1], context.clean.n_continuation
     fit = rows_that_fit(adapter, n_pos, n_logits, memory_budget, backward=True)
-    effects, base_metrics, source_metrics = [], [], []
     for group in context.groups(min(MAX_PAIRS_HELD, fit)):
         source_cache, source_metric = context.run_source(group, sites_to_read(site))
         base = _base_with_gradients(context, group)
-        base_metrics.append(base.metrics)
-        source_metrics.append(source_metric)
         by_layer = []
         for layer in range(adapter.n_layers):
             z = base.cache[hook_name("z", layer)]
             patched_z = _patched_z(context, site, group, layer, base.cache, source_cache)
-            by_layer.append((base.z_gradients[layer] * (patched_z - z)).float().sum((1, 3)))
-        by_head = torch.stack(by_layer, 1)
-        if site in ("k", "v"):  # a key-value head acts through all heads of its group
-            by_head = by_head.unflatten(-1, (adapter.n_kv_heads, -1)).sum(-1)
-        effects.append(by_head.cpu())
-        done(len(by_head) * adapter.n_layers)
-    return PatchEffects(
-        torch.cat(effects)[None], torch.cat(base_metrics), torch.cat(source_metrics)
-    )
+            by_layer.append((base.z_gradients[layer] * (patched_z - z)).float().sum(3))
+        yield torch.stack(by_layer, 1), base, source_metric
 
 
 class BaseRun(NamedTuple):

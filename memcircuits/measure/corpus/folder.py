@@ -28,6 +28,7 @@ from memcircuits.data.tokens import TokenizerLike
 from memcircuits.measure.corpus.manifest import read_manifest
 from memcircuits.measure.corpus.parts import part_counts
 from memcircuits.measure.near_verbatim import NEAR_VERBATIM
+from memcircuits.measure.overlapping_windows import best_apart
 from memcircuits.measure.recitation_statistics import by_repetitions, em_buckets, samples_needed
 from memcircuits.measure.snippets import passage_text, snippet
 
@@ -183,7 +184,7 @@ class ScanFolder:
         return Paragraphs(ids, n_prefix, tuple(table["id"].to_pylist()), metadata, bos)
 
     def longest(self, n: int = 10, model: TokenizerLike | None = None) -> pd.DataFrame:
-        """The longest recitations as text, with the columns of `Scan.longest`.
+        """The longest recitations as text, with the columns of `Scan.longest` but the own ones.
 
         One part is in memory at a time.
 
@@ -194,6 +195,7 @@ class ScanFolder:
         import pandas as pd
         import pyarrow.parquet as pq
 
+        n_continuation = self.manifest["windows"]["n_continuation"]
         written = pq.read_schema(self.parts[0]).names if self.parts else []
         on_request = [name for name in ("sampled_log_prob", "similarity") if name in written]
         columns = ["id", "em", "nll", *on_request]
@@ -201,7 +203,9 @@ class ScanFolder:
         for part in self.parts:
             rows = pq.read_table(part, columns=[*columns, "ids"]).to_pandas()
             rows = rows if best.empty else pd.concat([best, rows], ignore_index=True)
-            best = rows.sort_values(["em", "nll"], ascending=[False, True], kind="stable").head(n)
+            rows = rows.sort_values(["em", "nll"], ascending=[False, True], kind="stable")
+            ids, order = np.stack(rows["ids"]), range(len(rows))
+            best = rows.iloc[best_apart(list(rows["id"]), ids, n_continuation, order, n)]
         if "sampled_log_prob" in best:
             drawn = best.pop("sampled_log_prob").to_numpy(float)
             best.insert(3, "samples", samples_needed(drawn, 0.9))

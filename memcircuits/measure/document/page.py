@@ -105,7 +105,12 @@ def _how_to_read(mapped: DocumentMap) -> Prose:
             f"The ends of a passage are known {ends}, and the first "
             f"{mapped.n_prefix} tokens of the text cannot be recited, because nothing comes before "
             "them. Colours show what any window says of a place: how many tokens it recites, how "
-            "probable its continuation is as a sample, and how similar.",
+            "probable its continuation is as a sample, and "
+            + (
+                "how similar the greedy one is."
+                if "similarity" in mapped.measures
+                else "how many of its tokens are the model's first choice."
+            ),
             *mapped.notes,
         ],
         title="How to read it",

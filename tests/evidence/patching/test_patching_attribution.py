@@ -4,7 +4,8 @@ import pytest
 import torch
 
 import memcircuits as mc
-from memcircuits.evidence.patching.context import DIRECTIONS
+from memcircuits.evidence.patching.attribution import effects_by_position
+from memcircuits.evidence.patching.context import DIRECTIONS, PatchingContext
 from memcircuits.evidence.patching.sites import PATCH_HEAD_SITES
 from memcircuits.evidence.patching.sweeps import patch_heads
 from memcircuits.models.hooks import hook_name
@@ -48,6 +49,20 @@ def test_attribution_is_the_derivative_of_the_patch_in_z(case, site):
                 ),  # differences are rounded in proportion to 1 / step
                 rtol=0.02,
             )
+
+
+@pytest.mark.parametrize("site", ["q", "z"])
+@pytest.mark.parametrize("case", ["gpt_neo", "llama"], indirect=True)
+def test_effects_of_single_positions_are_terms_of_one_estimate(case, site):
+    model, (clean, corrupted) = case.model, case.pair
+    context = PatchingContext.of(model, clean, corrupted, "first_impacted", "noising", None)
+    terms = effects_by_position(context.with_chosen_metric_only(), site)
+    assert terms.abs().amax((0, 1, 3)).count_nonzero() > 2
+    options = {"site": site, "metric": "first_impacted", "method": "attribution"}
+    for position in (0, 3, clean.n_prefix - 1, terms.shape[2] - 1):
+        alone = patch_heads(model, clean, corrupted, positions=[position], **options)
+        expected = alone.samples["first_impacted"]
+        torch.testing.assert_close(terms[:, :, position], expected, atol=1e-6, rtol=1e-4)
 
 
 def test_attribution_reports_its_agreement_with_exact_patching(neo_case):

@@ -51,6 +51,7 @@ const explorer = (box) => {
   const drawCharts = () => {
     const { estimates, effects, topTokens } = entry();
     part("estimates").replaceChildren(...intervalRows(estimates, data.units));
+    if (estimates.length === 1 && data.few) part("estimates").append(make("p", data.few, { class: "note" }));
     const dots = effectDots(effects, data.losses, data.units);
     part("effects").replaceChildren(...(dots ?? [make("p", "Not in this ranking.", { class: "note" })]));
     part("bars-of").replaceChildren(...(topTokens.length ? tokenBars(topTokens)
@@ -135,6 +136,7 @@ const explorer = (box) => {
   const drawAttention = () => {
     const known = entry().onParagraphs;
     part("attention-of").classList.toggle("empty", !known.length);
+    part("attention-of").classList.toggle("attends-not", !entry().attends);
     part("missing").textContent = known.length < data.paragraphs.length ? data.missing : "";
     if (!known.length) return;
     state.paragraph = Math.min(state.paragraph, known.length - 1);

@@ -6,6 +6,9 @@ const digits = (value) => {
   return text.replaceAll("-", "−");
 };
 
+// The text of a round number at an axis.
+const tickText = (value) => String(value).replaceAll("-", "−");
+
 // Round numbers that cover a range, in steps of 1, 2 or 5 times a power of ten.
 const roundSteps = (low, high, count = 4) => {
   const span = high > low ? high - low : 1;
@@ -76,9 +79,9 @@ const effectDots = (effects, losses, units) => {
   for (const step of up.steps) {
     const y = up.place(step);
     svg.append(shape("line", { x1: 52, x2: 470, y1: y, y2: y, class: step === 0 ? "zero" : "grid" }));
-    write(digits(step), { x: 46, y, "text-anchor": "end", "dominant-baseline": "central" });
+    write(tickText(step), { x: 46, y, "text-anchor": "end", "dominant-baseline": "central" });
   }
-  for (const step of across.steps) write(digits(step), { x: across.place(step), y: 239, "text-anchor": "middle" });
+  for (const step of across.steps) write(tickText(step), { x: across.place(step), y: 239, "text-anchor": "middle" });
   write(`effect (${units})`, { x: 4, y: 13, class: "axis" });
   write(`loss of the whole model (${units})`, { x: 261, y: 258, "text-anchor": "middle", class: "axis" });
   for (const { name, series, effect, loss } of points) {
