@@ -180,7 +180,7 @@ def _read_rows(
     Raises:
         InputError: for the first row that cannot be used if `strict`, or if no row can.
     """
-    cuts = cut(rows, model, windows, normalize=normalize, bos=bos)
+    cuts = cut(rows, model, windows, normalize=normalize, bos=bos, with_lines=True)
     problems = [row for row in cuts.bad if row.reason != EMPTY]
     if problems and (strict or not len(cuts.ids)):
         where = problems[0].where
@@ -193,6 +193,8 @@ def _read_rows(
     about_rows = row_notes(counts, windows.length, unusable, remedy=of_files)
     origin = [cuts.origin[i] for i in cuts.rows.tolist()]
     metadata = columns_of(row.metadata for row in origin)
+    if cuts.lines is not None and "line" not in metadata:
+        metadata["line"] = tuple(line or None for line in cuts.lines.tolist())
     if any(row.changes for row in origin):
         metadata["changed"] = tuple(in_words(row.changes) for row in origin)
     return Reading(

@@ -27,7 +27,7 @@ from torch import Tensor
 from memcircuits.base.errors import InputError, at_least
 from memcircuits.data.bos import without_bos
 from memcircuits.data.formats.records import BadRow, Row, TooShort, Unusable
-from memcircuits.data.normalizing import MOVED, Normalize, normalized_row
+from memcircuits.data.normalizing import MOVED, Normalize, is_rewritten, normalized_row
 from memcircuits.data.tokens import TokenizerLike, decode, encode_all, ids_of_rows, split_rows
 
 
@@ -83,6 +83,8 @@ class Cut:
         bad: the rows that could not.
         left_out: filter -> number of windows that it left out.
         n_longer: number of rows with further tokens behind their only window.
+        lines: for each window the line of its row's text in which it begins, from 1; 0 where that
+            is not known. None if not asked for, or if no text has a second line.
     """
 
     ids: Int[Tensor, "window pos"]
@@ -93,6 +95,7 @@ class Cut:
     bad: list[BadRow]
     left_out: dict[str, int]
     n_longer: int = 0
+    lines: Int[np.ndarray, " window"] | None = None
 
     @property
     def names(self) -> list[str]:
@@ -111,6 +114,7 @@ def cut(
     d_vocab: int | None = None,
     bos: tuple[int, ...] = (),
     normalize: Normalize = "none",
+    with_lines: bool = False,
 ) -> Cut:
     """Encode rows and cut them into windows.
 
@@ -122,6 +126,7 @@ def cut(
         bos: ids of the tokens in front of every window. They are no part of windows; rows that
             begin with them begin behind them.
         normalize: whether texts are normalised before they are encoded.
+        with_lines: say in which lines windows begin, where all windows of a row are taken.
 
     Raises:
         InputError: if a row holds text and there is no tokenizer.
@@ -142,6 +147,9 @@ def cut(
     ids_of_used: list[Tensor] = []
     row_of_window: list[np.ndarray] = [np.zeros(0, dtype=np.int64)]
     starts: list[np.ndarray] = [np.zeros(0, dtype=np.int64)]
+    lines: list[np.ndarray] = [np.zeros(0, dtype=np.int64)]
+    has_lines = with_lines and windows.stride is not None
+    has_lines = has_lines and any("\n" in (row.text or "") for row in good)
     for row, ids in zip(good, ids_of_good, strict=True):
         try:
             first, row_windows = _windows_of_row(row, ids, windows, d_vocab, bos)
@@ -154,6 +162,8 @@ def cut(
         n = len(row_windows)
         row_of_window.append(np.full(n, len(used)))
         starts.append(first + np.arange(n) * (windows.stride or 1))
+        if has_lines:
+            lines.append(_lines_at(row, ids, starts[-1], model))
         ids_of_used.append(row_windows)
         used.append(row)
 
@@ -167,6 +177,7 @@ def cut(
         bad=bad,
         left_out={},
         n_longer=n_longer,
+        lines=np.concatenate(lines) if has_lines else None,
     )
     return _filtered(every_window, model, windows)
 
@@ -211,6 +222,22 @@ def _windows_of_row(
     return first, tokens.unfold(0, length, windows.stride or 1)
 
 
+def _lines_at(
+    row: Row, ids: list[int], starts: Int[np.ndarray, " window"], model: TokenizerLike | None
+) -> Int[np.ndarray, " window"]:
+    """The lines in which windows begin, 0 if the row's text was changed or is not known.
+
+    A line break is one byte, and so within one token.
+    """
+    if row.text is None or is_rewritten(row):
+        return np.zeros(len(starts), dtype=np.int64)
+    different = sorted(set(ids))
+    texts = decode([[token] for token in different], model)
+    breaks = {token: text.count("\n") for token, text in zip(different, texts, strict=True)}
+    before = np.cumsum([0, *(breaks[token] for token in ids)])
+    return 1 + before[starts]
+
+
 def _filtered(every: Cut, model: TokenizerLike | None, windows: Windows) -> Cut:
     """The windows that pass the filters; each counts what it left out of what was still kept."""
     keep = np.ones(len(every.ids), dtype=bool)
@@ -238,6 +265,7 @@ def _filtered(every: Cut, model: TokenizerLike | None, windows: Windows) -> Cut:
         every.bad,
         left_out,
         every.n_longer,
+        None if every.lines is None else every.lines[keep],
     )
 
 

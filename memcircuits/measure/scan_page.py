@@ -148,9 +148,9 @@ def about_windows(scan: Scan) -> list[str]:
     if not are_windows(scan.names):
         return []
     return [
-        "Passages are windows of documents: the number behind @ is the token at which a window "
-        "begins. Of windows that overlap the best is listed; `memcircuits map FILE` joins those of "
-        "one file and names lines."
+        "Passages are windows of documents. The number behind @ is the token at which a window "
+        "begins with its prefix, and line is the line of that token. Of windows that overlap the "
+        "best is listed; `memcircuits map FILE` joins those of one file."
     ]
 
 

@@ -2,10 +2,12 @@
 
 import pytest
 import torch
+from transformers import AutoTokenizer
 
 import memcircuits as mc
 from memcircuits.data.formats.records import Row
 from memcircuits.data.windows import Windows, cut, n_unique, retokenization_drift
+from memcircuits.organism import DATA
 from tests.helpers import models as zoo
 
 
@@ -63,3 +65,21 @@ def test_drift_counts_texts_that_encode_otherwise():
     ids = torch.tensor([[1, 2, 3], [4, 5, 6], [7, 1, 1]])
     assert retokenization_drift(ids, Forgetful()) == 2
     assert retokenization_drift(zoo.random_ids(5, 24), zoo.tokenizer()) == 0
+
+
+def test_windows_of_a_document_know_their_lines(tmp_path):
+    tokenizer = AutoTokenizer.from_pretrained(DATA)
+    words = [f"word{i} of {i * i}" for i in range(80)]
+    lines = "".join(word + ("\n\n" if i % 7 == 6 else " ") for i, word in enumerate(words))
+    (tmp_path / "a.txt").write_text(lines)
+    (tmp_path / "b.txt").write_text(lines.replace("\n", " "))
+    read = mc.Paragraphs.read(tmp_path, tokenizer, n_prefix=4, n_continuation=4, stride=3)
+    for name, line, start in zip(read.names, read.metadata["line"], read.ids, strict=True):
+        text = lines if name.startswith("a") else lines.replace("\n", " ")
+        n_before = int(name.partition("@")[2] or 0)
+        before = tokenizer.decode(tokenizer(text)["input_ids"][:n_before])
+        assert text[len(before) :].startswith(tokenizer.decode(start[:2]))
+        assert line == 1 + before.count("\n")
+    assert max(read.metadata["line"]) > 15
+    first = mc.Paragraphs.read(tmp_path, tokenizer, n_prefix=4, n_continuation=4)
+    assert "line" not in first.metadata
