@@ -29,7 +29,7 @@ CODE = {
 }
 
 
-N_RANKED = 8  # memorized paragraphs, and controls, in the rankings of these pages
+N_RANKED = 5  # memorized paragraphs, and controls, in the rankings of these pages
 
 
 @pytest.fixture

@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import json
 from pathlib import Path
+from typing import get_args
 
 import jsonschema
 import pytest
@@ -13,7 +14,9 @@ from typer.testing import CliRunner
 import memcircuits as mc
 from memcircuits.cli import app
 from memcircuits.commands import output
-from memcircuits.commands.selection import kept_and_unseen
+from memcircuits.commands.inputs import Inputs
+from memcircuits.commands.selection import draw_targets, kept_and_unseen
+from memcircuits.editing.audits.verdict import MEANINGS, Verdict
 from memcircuits.editing.edit import Edit
 from tests.helpers import models as zoo
 from tests.helpers.editing import UNSEEN
@@ -186,3 +189,19 @@ def test_audit_command(run, tmp_path):
     result = run("audit", "--edit", str(path), "--stand-in", "--out", str(out))
     assert result.exit_code == 2
     assert "--paragraphs: not those that the edit was made for" in result.stderr
+
+
+def test_targets_of_the_shipped_model_are_those_that_its_twin_never_saw():
+    planted = mc.Paragraphs.shipped("planted")
+    for seed in range(3):
+        drawn = draw_targets(Inputs(), planted, 4, seed)
+        assert set(drawn.metadata["role"]) == {"organism"}
+    # Where these are too few, and where paragraphs are given, all count.
+    few = planted[[i for i, role in enumerate(planted.metadata["role"]) if role == "both"]]
+    assert set(draw_targets(Inputs(), few, 4, 0).metadata["role"]) == {"both"}
+    given = draw_targets(Inputs(paragraphs=Path("file.jsonl")), planted, 40, 0)
+    assert set(given.metadata["role"]) == {"both", "organism"}
+
+
+def test_every_verdict_has_a_meaning():
+    assert set(MEANINGS) == set(get_args(Verdict))
