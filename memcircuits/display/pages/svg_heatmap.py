@@ -10,6 +10,7 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Any
 
 import numpy as np
@@ -58,6 +59,19 @@ class Cells:
         ramp = [f"{kind}{i}" for i in range(N_LEVELS)]
         return {"ramp": ramp, "low": short(low), "high": short(high)}
 
+    @cached_property
+    def decimals(self) -> int:
+        """Digits behind the point in cells, which then compare: three digits of the upper end.
+
+        Two if it lies below 1, where the zero before the point takes a place; none of counts.
+        """
+        finite = self.values[np.isfinite(self.values)]
+        high = abs(self.range[1])
+        if not high or (finite == np.rint(finite)).all():
+            return 0
+        power = math.floor(math.log10(high))
+        return max(0, (2 if power >= 0 else 1) - power)
+
     def draw(self, row: int, col: int, room: int) -> dict[str, Any]:
         """Colour, text of at most `room` characters and hover text of one cell."""
         value, (low, high) = float(self.values[row, col]), self.range
@@ -65,7 +79,7 @@ class Cells:
         kind = "d" if self.diverging else "s"
         return {
             "shade": "none" if shade is None else f"{kind}{shade}",
-            "text": in_cell(value, high, room),
+            "text": in_cell(value, self.decimals, room),
             "marked": (row, col) in self.marks,
             "tip": self.tips[row][col],
             "name": self.names[row][col] if self.names else "",
@@ -153,13 +167,12 @@ def _round(percent: float) -> float:
     return round(percent, 3)
 
 
-def in_cell(value: float, high: float, room: int) -> str:
-    """A value to two digits of the scale's upper end, so that cells compare; empty if too long."""
+def in_cell(value: float, decimals: int, room: int) -> str:
+    """A value with so many digits behind the point; empty if it is too long."""
     if not room:
         return ""
     if math.isnan(value):
         return UNKNOWN
-    decimals = max(0, 1 - math.floor(math.log10(abs(high)))) if high else 0
     shown = f"{round(value, decimals) + 0.0:.{decimals}f}"  # no minus zero
     if len(shown) > min(room, 7):
         shown = f"{value:.0e}"
