@@ -15,7 +15,7 @@ if TYPE_CHECKING:
     from memcircuits.measure.scanning import Scan
     from memcircuits.report.measurements import Measurements
 
-N_INTERVALS = 10
+N_INTERVALS = 8
 """Components whose interval is drawn."""
 
 MAX_POINTS = 1500

@@ -51,7 +51,7 @@ def _controls(ranking: Ranking) -> tuple[str, str]:
     if options["control"] == "given":
         return "given", "the other paragraphs that were given to compare with"
     left_out = "those that it half knows and, where that is recorded, those that it was trained on"
-    return "not known", f"paragraphs of which it writes at most a fifth, without {left_out}"
+    return "unknown text", f"paragraphs of which it writes at most a fifth, without {left_out}"
 
 
 def lead(ranking: Ranking) -> str:
