@@ -206,7 +206,13 @@ class Inputs:
             raise InputError(
                 "--bos", "yes", "the organism was trained without it: give a file of paragraphs"
             )
-        unused = {"--stride": self.stride, "--txt": self.txt != "auto" and self.txt}
+        unused = {
+            "--stride": self.stride,
+            "--txt": self.txt != "auto" and self.txt,
+            "--text-column": self.text_column,
+            "--prefix-column": self.prefix_column,
+            "--continuation-column": self.continuation_column,
+        }
         for option, value in unused.items():
             if value:
                 raise InputError(

@@ -228,7 +228,7 @@ def _causes(results: PerturbationsOf, table: UnigramTable) -> pd.DataFrame:
 def _print(
     tables: dict[str, pd.DataFrame], minimal: dict[str, MinimalSets], notes: list[str], top: int
 ) -> None:
-    most, n_each = _most_needed(tables["tokens"], top)
+    most, n_each = _most_needed(tables["tokens"].query("em_lost > 0"), top)
     of_each = "The token" if n_each == 1 else f"The {n_each} tokens"
     typer.echo(f"{of_each} of each paragraph whose replacement costs most (tokens of EM lost):")
     print_table(most[_TOKEN_COLUMNS])
@@ -305,6 +305,7 @@ def _page(results: PerturbationsOf, tables: dict[str, pd.DataFrame], model: Any,
     lead = (
         "Each token of a prefix is replaced by another one, alone. The nearer it is to the "
         "upper end of the scale, the more tokens of the continuation are then no longer recited, "
-        "up to the first mistake."
+        "up to the first mistake. A control is shown with the model's own continuation of its "
+        "prefix, which is what it recites."
     )
     return Page("Which prefix tokens trigger the recitation?", blocks, lead)

@@ -72,7 +72,8 @@ def _about_longest(inputs: Inputs, result: Scan) -> list[str]:
         return []
     return [
         f"{n:,} are recited to the end of their {n_continuation} tokens, in the order of their "
-        f"loss: --n-continuation {2 * n_continuation} tells how far they go on."
+        "loss; a longer --n-continuation tells how far they go on, where the rows are as long and "
+        "the model's context allows it."
     ]
 
 

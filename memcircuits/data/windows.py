@@ -83,8 +83,8 @@ class Cut:
         bad: the rows that could not.
         left_out: filter -> number of windows that it left out.
         n_longer: number of rows with further tokens behind their only window.
-        lines: for each window the line of its row's text in which it begins, from 1; 0 where that
-            is not known. None if not asked for, or if no text has a second line.
+        lines: for each window the line of its row's text in which its continuation begins, from 1;
+            0 where that is not known. None if not asked for, or if no text has a second line.
     """
 
     ids: Int[Tensor, "window pos"]
@@ -126,7 +126,7 @@ def cut(
         bos: ids of the tokens in front of every window. They are no part of windows; rows that
             begin with them begin behind them.
         normalize: whether texts are normalised before they are encoded.
-        with_lines: say in which lines windows begin, where all windows of a row are taken.
+        with_lines: say in which lines continuations begin, where all windows of a row are taken.
 
     Raises:
         InputError: if a row holds text and there is no tokenizer.
@@ -163,7 +163,7 @@ def cut(
         row_of_window.append(np.full(n, len(used)))
         starts.append(first + np.arange(n) * (windows.stride or 1))
         if has_lines:
-            lines.append(_lines_at(row, ids, starts[-1], model))
+            lines.append(_lines_at(row, ids, starts[-1] + windows.n_prefix, model))
         ids_of_used.append(row_windows)
         used.append(row)
 
@@ -223,19 +223,19 @@ def _windows_of_row(
 
 
 def _lines_at(
-    row: Row, ids: list[int], starts: Int[np.ndarray, " window"], model: TokenizerLike | None
+    row: Row, ids: list[int], places: Int[np.ndarray, " window"], model: TokenizerLike | None
 ) -> Int[np.ndarray, " window"]:
-    """The lines in which windows begin, 0 if the row's text was changed or is not known.
+    """The lines in which these tokens are, 0 if the row's text was changed or is not known.
 
     A line break is one byte, and so within one token.
     """
     if row.text is None or is_rewritten(row):
-        return np.zeros(len(starts), dtype=np.int64)
+        return np.zeros(len(places), dtype=np.int64)
     different = sorted(set(ids))
     texts = decode([[token] for token in different], model)
     breaks = {token: text.count("\n") for token, text in zip(different, texts, strict=True)}
     before = np.cumsum([0, *(breaks[token] for token in ids)])
-    return 1 + before[starts]
+    return 1 + before[places]
 
 
 def _filtered(every: Cut, model: TokenizerLike | None, windows: Windows) -> Cut:

@@ -105,7 +105,7 @@ def _headline_numbers(scan: Scan, frame: pd.DataFrame) -> Numbers:
         [
             Number("Memorized", f"{counts.get(MEMORIZED, 0):,}", f"all {n} tokens recited"),
             Number("Partly recited", f"{partly:,}", f"more than {n // 5} of {n} tokens"),
-            Number("Hardly recited", f"{counts.get(HARDLY, 0):,}", "can serve as controls"),
+            Number("Hardly recited", f"{counts.get(HARDLY, 0):,}", "candidates for controls"),
             Number("Mean EM", f"{frame['em'].mean():.1f}", f"of {n} tokens, over all passages"),
         ]
     )
@@ -149,8 +149,8 @@ def about_windows(scan: Scan) -> list[str]:
         return []
     return [
         "Passages are windows of documents. The number behind @ is the token at which a window "
-        "begins with its prefix, and line is the line of that token. Of windows that overlap the "
-        "best is listed; `memcircuits map FILE` joins those of one file."
+        "begins with its prefix, and line is that in which its continuation begins. Of windows "
+        "that overlap the best is listed; `memcircuits map FILE` joins those of one file."
     ]
 
 
@@ -192,7 +192,11 @@ def _details(scan: Scan, row: int) -> str:
     measured = []
     if scan.token_sampled is not None:
         samples = float(scan.samples_needed()[row])
-        measured = [f"{samples:,.0f} samples" if samples <= MOST_SAMPLES else "no sample finds it"]
+        measured = [
+            f"{samples:,.0f} samples"
+            if samples <= MOST_SAMPLES
+            else f"over {MOST_SAMPLES:.0e} samples"
+        ]
     if (similarity := scan.similarity) is not None:
         measured.append(f"similarity {float(similarity[row]):.2f}")
     known = {key: scan.metadata[key][row] for key in ("role", "source") if key in scan.metadata}

@@ -79,7 +79,8 @@ def test_windows_of_a_document_know_their_lines(tmp_path):
         n_before = int(name.partition("@")[2] or 0)
         before = tokenizer.decode(tokenizer(text)["input_ids"][:n_before])
         assert text[len(before) :].startswith(tokenizer.decode(start[:2]))
-        assert line == 1 + before.count("\n")
+        continuation = tokenizer(text)["input_ids"][: n_before + 4]
+        assert line == 1 + tokenizer.decode(continuation).count("\n")
     assert max(read.metadata["line"]) > 15
     first = mc.Paragraphs.read(tmp_path, tokenizer, n_prefix=4, n_continuation=4)
     assert "line" not in first.metadata

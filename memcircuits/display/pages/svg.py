@@ -232,5 +232,5 @@ def _whisker(series: Series, index: int, place_y: Place) -> dict[str, float]:
 
 
 def label_step(names: Sequence[str], spacing: float) -> int:
-    """Show every n-th label: a character is about 7 px wide, and labels must not overlap."""
-    return max(1, math.ceil(max(len(name) for name in names) * 7 / spacing))
+    """Show every n-th label: a character is about 8 px wide, and labels must not overlap."""
+    return max(1, math.ceil(max(len(name) for name in names) * 8 / spacing))
