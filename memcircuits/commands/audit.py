@@ -56,12 +56,16 @@ def audit(
     """
     import dataclasses
 
+    from memcircuits.base.errors import InputError
     from memcircuits.display.pages import Page
     from memcircuits.editing.audits.audit import audit_edit
     from memcircuits.editing.audits.page import audit_blocks
     from memcircuits.editing.audits.verdict import MEANINGS
     from memcircuits.editing.edit import Edit
 
+    if stand_in and twin is not None:
+        remedy = "it means that no twin is used: leave out this option or --twin"
+        raise InputError("--stand-in", "given with --twin", remedy)
     with naming("--edit", "path"):
         change = Edit.load(edit)
     model, paragraphs = inputs.load()

@@ -181,6 +181,9 @@ def test_audit_command(run, tmp_path):
     assert measures["em"]["edited"] < 2
     assert record["values"]["reference"] == "twin"
     assert sorted(path.name for path in out.iterdir()) == ["audit.html", "audit.safetensors"]
+    result = run(*file, "--twin", str(tmp_path / "twin"), "--stand-in")
+    assert result.exit_code == 2
+    assert "--stand-in: given with --twin" in result.stderr
     # Other paragraphs than the edit's are refused.
     other = Edit.load(edited / "edit.safetensors")
     made_for = {**other.provenance.paragraphs, "memorized": {"n": 1, "hash": "other"}}
