@@ -17,6 +17,7 @@ from reproduction.study import Finding, Outcome, Study, experiment, row
 OURS = (0.0, 0.1, 0.3, 1.0, 3.0, 10.0)  # of a matrix' root mean square
 PAPERS = tuple(0.0015 * step for step in range(6))  # of its standard deviation, as in the notebook
 ONE_HEAD_SIZE, ONE_HEAD_WEIGHTS = 0.2, (33, 67, 100)  # of root mean squares, and of weights
+NOISY = 20  # paragraphs of each kind; each is scanned 22 times
 ARMS: dict[str, tuple[Any, tuple[float, ...]]] = {
     "top 0.1 %": ("top", OURS),
     "random 0.1 %": ("random", OURS),
@@ -28,11 +29,11 @@ ARMS: dict[str, tuple[Any, tuple[float, ...]]] = {
 def noise(study: Study) -> Outcome:
     rows: list[Finding] = []
     charts: list[Chart] = []
+    sets = noisy_sets(study)
     for arm, (mask, sizes) in ARMS.items():
         curve = weight_noise(
             study.model,
-            study.memorized,
-            study.own,
+            **sets,
             sizes=sizes,
             mask=mask,
             draws=1,
@@ -59,19 +60,26 @@ def noise(study: Study) -> Outcome:
     labels = {"by": "set", "y_label": "EM", "units": "tokens", "note": note}
     title = f"EM against the number of weights in W_V of {head} that get noise"
     charts.append(lines(title, points, "weights", "em", **labels))
-    for name in ("memorized", "control"):
+    for name in sets:
         most = [point for point in points if point["set"] == name][-1]
         what = f"EM of {name} with noise on {most['weights']} weights in W_V of {head}"
-        n = len(study.memorized if name == "memorized" else study.own)
+        n = len(sets[name])
         rows.append(row(what, "", most["em"], n, "tokens", "the largest gradients of the matrix"))
     return Outcome(rows, charts)
+
+
+def noisy_sets(study: Study) -> dict[str, mc.Paragraphs]:
+    return {
+        "memorized": study.draw(study.memorized, NOISY),
+        "control": study.draw(study.own, NOISY),
+    }
 
 
 def noise_on_one_head(study: Study) -> tuple[mc.Head, list[dict[str, Any]]]:
     """EM with noise on more and more top weights in W_V of the head with the largest gradient."""
     head = top_head(study.contrast.per_head(study.adapter.n_heads))
     size = study.adapter.weight(head.layer, "W_V").values[0].numel()
-    sets = {"memorized": study.memorized, "control": study.own}
+    sets = noisy_sets(study)
     points: list[dict[str, Any]] = []
     for name, paragraphs in sets.items():
         em = mc.scan(study.model, paragraphs, **study.options).em.float().mean()
@@ -79,8 +87,7 @@ def noise_on_one_head(study: Study) -> tuple[mc.Head, list[dict[str, Any]]]:
     for n_weights in ONE_HEAD_WEIGHTS:
         curve = weight_noise(
             study.model,
-            study.memorized,
-            study.own,
+            **sets,
             sizes=(ONE_HEAD_SIZE,),
             fraction=min(1.0, n_weights / size),
             heads=[head],

@@ -130,11 +130,11 @@ def test_remote_code_on_the_command_line(foreign, command, tmp_path):
     if command != "info":
         model += ["--paragraphs", str(texts)]
     for more, says in (
-        ([], "--model: foreign; it brings its own code; pass trust_remote_code"),
-        (["--trust-remote-code"], "--revision: None; trust_remote_code needs a pinned commit"),
+        ([], "--model: foreign; it brings its own code; pass --trust-remote-code"),
+        (["--trust-remote-code"], "--revision: None; --trust-remote-code needs a pinned commit"),
         (
             ["--trust-remote-code", "--revision", "main"],
-            "--revision: main; trust_remote_code",
+            "--revision: main; --trust-remote-code",
         ),
     ):
         result = CliRunner().invoke(app, [command, *model, *more])
