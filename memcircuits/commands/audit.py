@@ -21,6 +21,7 @@ from memcircuits.commands.selection import (
 
 if TYPE_CHECKING:
     from memcircuits.data.paragraphs import Paragraphs
+    from memcircuits.editing.audits.result import EditAudit
     from memcircuits.editing.edit import Edit
 
 _SHOWN = ["measure", "units", "unedited", "edited", "ci_low", "ci_high", "reference"]
@@ -60,7 +61,6 @@ def audit(
     from memcircuits.display.pages import Page
     from memcircuits.editing.audits.audit import audit_edit
     from memcircuits.editing.audits.page import audit_blocks
-    from memcircuits.editing.audits.verdict import MEANINGS
     from memcircuits.editing.edit import Edit
 
     if stand_in and twin is not None:
@@ -97,12 +97,25 @@ def audit(
     if json:
         _answer(result, written).print_json()
         return
+    _print(result)
+
+
+def _print(result: EditAudit) -> None:
+    from memcircuits.editing.audits.verdict import MEANINGS
+
     print_table(result.to_frame()[_SHOWN])
-    typer.echo("\nwhat else changed:")
+    typer.echo("depth = 1 - kl_to_reference of the edited / of the unedited model")
+    curves = result.relearning_frame()
+    if len(curves):
+        last = curves[curves["step"] == curves["step"].max()]
+        table = last.pivot_table("em", ["trained_on", "step"], "set", sort=False).reset_index()
+        typer.echo("\ntokens recited after training:")
+        print_table(table)
+    typer.echo("\nwhat else changed, before and after the edit:")
     print_table(result.harm_report.to_frame().drop(columns=["units", "n_groups"]))
     typer.echo(f"\n{result}")
     typer.echo(f"{result.verdict} means: {MEANINGS[result.verdict]}.")
-    print_notes(result.notes)
+    print_notes((*result.reading, *result.notes))
 
 
 def _reference(
@@ -125,7 +138,7 @@ def _reference(
     return None, (note,)
 
 
-def _answer(result: Any, written: list[Path]) -> Answer:
+def _answer(result: EditAudit, written: list[Path]) -> Answer:
     layers = result.layers_frame()
     return Answer(
         "audit",
@@ -136,6 +149,7 @@ def _answer(result: Any, written: list[Path]) -> Answer:
             "paragraphs": list(result.names),
             "reference": result.reference,
             "n_attacks": result.n_attacks,
+            "reading": list(result.reading),
         },
         tables={
             "measures": result.to_frame(),

@@ -128,6 +128,7 @@ def _sets(
 ) -> dict[str, Paragraphs]:
     """Memorized paragraphs, and controls with the model's own continuation."""
     from memcircuits.base.errors import InputError
+    from memcircuits.evidence.controls import unknown_to_the_model
     from memcircuits.measure.decoding import greedy_continuations
     from memcircuits.measure.scanning import scan
 
@@ -135,7 +136,8 @@ def _sets(
     sets = {}
     if result.memorized is not None:
         sets["memorized"] = draw(result.memorized, options.max_paragraphs, options.seed)
-    controls = result.control
+    unknown = unknown_to_the_model(result)
+    controls = result.paragraphs[unknown] if unknown.any() else result.control
     if options.control is not None:
         controls = inputs.read(options.control, model, "--control")
     if controls is not None:

@@ -68,12 +68,18 @@ def _about_roles(inputs: Inputs, result: Scan) -> list[str]:
 def _about_longest(inputs: Inputs, result: Scan) -> list[str]:
     """That a recitation of the whole continuation may go on behind it."""
     n, n_continuation = int(result.is_memorized.sum()), result.token_correct.shape[1]
-    if n < 2 or inputs.paragraphs is None:
+    if n < 2:
         return []
+    places = f" in {result.n_places:,} places" if result.n_places < n else ""
+    said = (
+        f"{n:,} are recited to the end of their {n_continuation} tokens{places}; none of them is "
+        "longer than another, and they are in the order of their loss"
+    )
+    if inputs.paragraphs is None:
+        return [f"{said}. The shipped paragraphs have no more text."]
     return [
-        f"{n:,} are recited to the end of their {n_continuation} tokens, in the order of their "
-        "loss; a longer --n-continuation tells how far they go on, where the rows are as long and "
-        "the model's context allows it."
+        f"{said}. A longer --n-continuation tells how far they go on, where the rows are as long "
+        "and the model's context allows it."
     ]
 
 

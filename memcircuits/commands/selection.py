@@ -63,8 +63,8 @@ def draw(paragraphs: Paragraphs, n: int, seed: int) -> Paragraphs:
 def draw_targets(inputs: Inputs, memorized: Paragraphs, n: int, seed: int) -> Paragraphs:
     """`n` memorized paragraphs to edit, drawn by the seed.
 
-    Of the shipped ones they are drawn from those that the model's twin was not trained on, if there
-    are so many: the twin is then the reference of an audit.
+    Of the shipped ones they are drawn from those that the model's twin was not trained on, if at
+    least `n` of those are memorized, so that an audit can use the twin as its reference.
     """
     role = _OWN_ROLE.get(inputs.model)
     if inputs.paragraphs is None and role is not None:

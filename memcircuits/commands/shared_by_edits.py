@@ -7,6 +7,7 @@ keeps one half, and the other half tells whether the edit is specific.
 
 from __future__ import annotations
 
+import textwrap
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -16,7 +17,14 @@ import typer
 
 from memcircuits.commands.inputs import Inputs
 from memcircuits.commands.options import Components, Control, Export, Heads, Seed, existing
-from memcircuits.commands.output import Answer, print_notes, print_table, say, say_written
+from memcircuits.commands.output import (
+    PIPED_WIDTH,
+    Answer,
+    print_notes,
+    print_table,
+    say,
+    say_written,
+)
 from memcircuits.commands.selection import (
     draw_targets,
     heldout_text,
@@ -38,6 +46,12 @@ _STOPPED = {
     "kl": "another step would have passed --kl-budget; raise it, or --fraction",
     "steps": "the maximum number of steps was reached",
 }
+_HARM = (
+    "memorized: what was to go; others: recitations that are to stay; control, own text: what the "
+    "unedited model writes behind a control's prefix. Its em are the tokens that the edited model "
+    "writes as well before the first that differs, and a small change can make that one early; "
+    "its kl says how large the change is."
+)
 
 
 @dataclass(frozen=True)
@@ -294,6 +308,7 @@ def _print(
 ) -> None:
     frame = report.to_frame()
     print_table(frame[["set", "measure", "before", "after", "change", "ci_low", "ci_high", "n"]])
+    typer.echo(textwrap.fill(_HARM, PIPED_WIDTH))
     for name, table in tables.items():
         typer.echo(f"\n{name}:")
         print_table(table)

@@ -61,6 +61,6 @@ def _message(error: Any, typed: Sequence[str]) -> str:
     text = " ".join(error.format_message().split()).rstrip(".").replace("Value error, ", "")
     names = getattr(getattr(error, "param", None), "opts", ())
     values = [value for name, value in pairwise(typed) if name in names]
-    given = f" (given: {values[0]})" if values else ""
+    given = f" (given: {values[0]})" if values and repr(values[0]) not in text else ""
     command = error.ctx.command_path if getattr(error, "ctx", None) else "memcircuits"
     return f"{text}{given}; see {command} --help"

@@ -47,7 +47,17 @@ _BANDS, _ROWS = 64, 2
 # So similar to a paragraph of the index that whatever resembles one of them resembles the other.
 _INTERCHANGEABLE = 0.9
 
-_WINDOW = re.compile(r"@\d+(?=(#\d+)?$)")
+_WINDOW = re.compile(r"@(\d+)(?=(#\d+)?$)")
+
+
+def window_place(name: str) -> tuple[str, int | None]:
+    """The document that a name is of, and the first token of the window there.
+
+    The token is None, and the document the name itself, if the name is not that of a window
+    (`memcircuits.data.windows`).
+    """
+    found = _WINDOW.search(name)
+    return (name, None) if found is None else (_WINDOW.sub("", name), int(found[1]))
 
 
 def find_groups(
@@ -123,7 +133,7 @@ def _document(row: int, names: Sequence[str], metadata: Mapping[str, Sequence[An
     for column in DOCUMENT_COLUMNS:
         if column in metadata and not _missing(metadata[column][row]):
             return column, _key(metadata[column][row])
-    return "name", _WINDOW.sub("", names[row])
+    return "name", window_place(names[row])[0]
 
 
 def _join_near_copies(parents: _Parents, content: np.ndarray, rows: Sequence[int]) -> None:

@@ -28,7 +28,7 @@ FEW_PARAGRAPHS = 20
 """Fewer are hardly enough for any component to reach significance."""
 
 ALIKE = 1.5
-"""Joint effects of which one is less than so many times the other are called alike."""
+"""Two joint effects are called alike if the larger is less than this multiple of the smaller."""
 
 NAMED = 5
 """Maximum number of components of a unit that the summary names."""

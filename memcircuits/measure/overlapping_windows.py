@@ -7,7 +7,6 @@ within that of the other or directly behind it, and the tokens that they share a
 
 from __future__ import annotations
 
-import re
 from collections.abc import Iterable, Sequence
 from itertools import pairwise
 
@@ -15,9 +14,9 @@ import numpy as np
 from jaxtyping import Int
 from torch import Tensor
 
-Ids = Int[Tensor, "window pos"] | Int[np.ndarray, "window pos"]
+from memcircuits.data.groups import window_place
 
-_PLACE = re.compile(r"@(\d+)(?=(#\d+)?$)")
+Ids = Int[Tensor, "window pos"] | Int[np.ndarray, "window pos"]
 
 
 def best_apart(
@@ -67,15 +66,13 @@ def count_places(
 
 def are_windows(names: Iterable[str]) -> bool:
     """Whether some names say that a paragraph is a window within a document."""
-    return any(_PLACE.search(name) for name in names)
+    return any(window_place(name)[1] is not None for name in names)
 
 
 def _place(name: str) -> tuple[str, int]:
-    """The document of a window and its first token's place there."""
-    found = _PLACE.search(name)
-    if found is None:
-        return name, 0
-    return name[: found.start()] + name[found.end() :], int(found[1])
+    """A document and the first token there; text that is no window is its own document."""
+    document, start = window_place(name)
+    return document, start or 0
 
 
 def _one_place(

@@ -150,7 +150,8 @@ def about_windows(scan: Scan) -> list[str]:
     return [
         "Passages are windows of documents. The number behind @ is the token at which a window "
         "begins with its prefix, and line is that in which its continuation begins. Of windows "
-        "that overlap the best is listed; `memcircuits map FILE` joins those of one file."
+        "that overlap only the best is listed, so that fewer rows are shown than counted; "
+        "memcircuits map FILE joins those of one file."
     ]
 
 

@@ -17,6 +17,7 @@ from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar
 
+import numpy as np
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
@@ -216,8 +217,7 @@ class Scan(ParagraphMeasures, Result, kind="scan"):
 
     def longest_rows(self, n: int) -> list[int]:
         """Rows of at most `n` longest recitations, of which none overlaps a better one."""
-        frame = self.to_frame()[["em", "nll"]]
-        order = frame.sort_values(["em", "nll"], ascending=[False, True], kind="stable").index
+        order = np.lexsort((self.nll.numpy(), -self.em.numpy()))
         n_continuation = self.token_correct.shape[1]
         return best_apart(self.names, self.ids, n_continuation, order.tolist(), n)
 

@@ -23,7 +23,7 @@ MAX_POINTS = 1500
 
 
 FAR = 3.0
-"""A mark so many times as far out as the next one is not drawn but named."""
+"""A mark at least this multiple as far from the origin as the next one is named, not drawn."""
 
 
 def interval_bars(ranking: Ranking) -> Bars:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from memcircuits.display.pages import (
     Bars,
@@ -22,6 +22,7 @@ if TYPE_CHECKING:
     import pandas as pd
 
     from memcircuits.base.components import Component
+    from memcircuits.data.paragraphs import Paragraphs
     from memcircuits.evidence.ranking import Ranking
     from memcircuits.report.measurements import Measurements
 
@@ -111,8 +112,16 @@ def headline_numbers(ranking: Ranking) -> Numbers:
     return Numbers(
         [
             Number("paragraphs given", f"{counts['given']:,}"),
-            Number("recited in full", f"{counts['memorized']:,}", f"all {n} of {n} tokens"),
-            Number("controls", f"{counts['control']:,}", _controls(ranking)[0]),
+            Number(
+                "recited in full",
+                f"{counts['memorized']:,}",
+                f"all {n} tokens{_measured(ranking.memorized, counts['memorized'])}",
+            ),
+            Number(
+                "controls",
+                f"{counts['control']:,}",
+                _controls(ranking)[0] + _measured(ranking.control, counts["control"]),
+            ),
             Number(
                 f"significant {'heads' if ranking.units == ('head',) else 'parts'}",
                 f"{int(ranking.significant.sum())} of {ranking.score.numel()}",
@@ -125,6 +134,11 @@ def headline_numbers(ranking: Ranking) -> Numbers:
             ),
         ]
     )
+
+
+def _measured(used: Paragraphs, n: int) -> str:
+    """How many were measured, where there are more."""
+    return "" if len(used) == n else f"; {len(used):,} of them measured"
 
 
 def how_to_read(ranking: Ranking) -> Prose:
@@ -162,37 +176,29 @@ def score_map(ranking: Ranking) -> Heatmap:
     """The score of every head, MLP and layer that was ranked; significant ones framed."""
     grid = ranking.grid
     columns = grid.map_names()
-    n_heads = grid.size("head") or len(columns)
-    n_shown = len(columns)
+    n_apart = len(columns) - grid.size("head") if grid.size("head") else 0
     names = [
-        [str(grid.component(layer, column)) for column in range(n_shown)]
+        [str(grid.component(layer, column)) for column in range(len(columns))]
         for layer in range(grid.n_layers)
     ]
-    apart: dict[str, Any] = {}
-    if n_shown > n_heads:
-        apart = {
-            "aside": ranking.score[:, n_heads:n_shown],
-            "aside_cols": columns[n_heads:],
-            "aside_names": [row[n_heads:] for row in names],
-            "aside_marks": ranking.significant[:, n_heads:n_shown],
-        }
     return Heatmap(
-        ranking.score[:, :n_heads],
+        ranking.score[:, : len(columns)],
         name="score",
         units=ranking.score_units,
-        marks=ranking.significant[:, :n_heads],
+        marks=ranking.significant[:, : len(columns)],
         diverging=True,
         marks_mean="significant (q < 0.05)",
         col_label="head" if "head" in ranking.units else "part of the layer",
-        col_names=columns[:n_heads],
-        cell_names=[row[:n_heads] for row in names],
+        col_names=columns,
+        cell_names=names,
+        n_apart=n_apart,
+        scale="square root" if n_apart else "linear",
         title="Every head" if ranking.units == ("head",) else "Every part",
         note="Rows are layers, the first at the bottom; columns are the heads of a layer"
-        + (", and apart the other parts, with a scale of their own. " if apart else ". ")
-        + "The nearer a cell is to the upper end of its scale, the more the recitation depends on "
+        + (", and apart its other parts. " if n_apart else ". ")
+        + "The nearer a cell is to the upper end of the scale, the more the recitation depends on "
         "it; below zero, removing it harms controls more. Click a cell to open it below; arrow "
         "keys move between cells.",
-        **apart,
     )
 
 

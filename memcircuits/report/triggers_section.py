@@ -36,7 +36,7 @@ def trigger_blocks(perturbation: Perturbation, texts: Sequence[Sequence[str]]) -
             perturbation.n_prefix,
             title="Trigger tokens" if index == 0 else "",
             note=(_introduction(perturbation) if index == 0 else "")
-            + _worst_token(perturbation, index, tokens),
+            + _worst_tokens(perturbation, index, tokens),
         )
         for index, tokens in enumerate(texts)
     ]
@@ -93,23 +93,33 @@ def _introduction(perturbation: Perturbation) -> str:
     return (
         "Which tokens of the prefix trigger the recitation? Each was replaced by a random other "
         f"token ({perturbation.em.shape[2]} draws), one at a time; the nearer a "
-        "token is to the upper end of the scale, the more of the continuation is lost. "
+        "token is to the upper end of the scale, the more of the continuation is lost. Tokens "
+        "count as lost from the first that differs: a small rise of the loss can cost many. "
     )
 
 
-def _worst_token(perturbation: Perturbation, index: int, tokens: Sequence[str]) -> str:
-    worst = _by_loss(perturbation, index)[0]
-    lost = number(float(perturbation.em_drop[index, worst]))
+def _worst_tokens(perturbation: Perturbation, index: int, tokens: Sequence[str]) -> str:
+    """The tokens whose replacement loses most, all of them where some lose as much."""
+    drops = perturbation.em_drop[index]
+    order = _by_loss(perturbation, index)
+    worst = [i for i in order if drops[i] == drops[order[0]]]
+    lost = number(float(drops[order[0]]))
     n_continuation = perturbation.ids.shape[1] - perturbation.n_prefix
+    named = [f"“{_shown(tokens[i])}” (token {i})" for i in worst[:MAX_TOKENS]]
+    if len(worst) > MAX_TOKENS:
+        named.append(f"{len(worst) - MAX_TOKENS} more")
+    places = named[0] if len(named) == 1 else f"{', '.join(named[:-1])} or {named[-1]}"
     return (
-        f"{perturbation.names[index]}: with another token in the place of "
-        f"“{_shown(tokens[worst])}” (token {worst}) {lost} of {n_continuation} tokens are lost."
+        f"{perturbation.names[index]}: with another token in the place of {places} "
+        f"{lost} of {n_continuation} tokens are lost."
     )
 
 
 def _by_loss(perturbation: Perturbation, index: int) -> list[int]:
-    """Positions of the prefix, the one whose replacement loses most first."""
-    return perturbation.em_drop[index].argsort(descending=True, stable=True).tolist()
+    """Positions of the prefix by what replacing them loses: tokens, then loss; most first."""
+    rise = perturbation.nll[index].mean(-1) - perturbation.baseline_nll[index]
+    drops = perturbation.em_drop[index].tolist()
+    return sorted(range(len(drops)), key=lambda i: (-drops[i], -float(rise[i])))
 
 
 def _shown(token: str) -> str:

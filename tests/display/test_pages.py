@@ -14,6 +14,7 @@ import re
 import subprocess
 import sys
 from html.parser import HTMLParser
+from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -436,23 +437,27 @@ def test_small_negative_numbers_keep_their_labels() -> None:
     assert texts == ["\u22120.012", "0.002", "0.000", "0.030"]
 
 
-def test_a_column_apart_has_its_own_colours() -> None:
-    names = [["L0H0", "L0H1"], ["L1H0", "L1H1"]]
-    block = Heatmap(
-        [[0.1, 0.2], [0.3, 0.4]],
-        cell_names=names,
-        aside=[[0.0], [4.0]],
-        aside_cols=["mlp"],
-        aside_names=[["L0.mlp"], ["L1.mlp"]],
-        aside_marks=[(1, 0)],
-    )
-    html = Page("p", [block]).render()
-    for name in (*names[0], *names[1], "L0.mlp", "L1.mlp"):
-        assert html.count(f'href="#{name}"') == 1
-    chart = block.context()["chart"]
-    shades = {c["name"]: c["shade"] for c in chart["cells"]}
-    assert shades["L1H1"] == shades["L1.mlp"] == "s20"
-    assert chart["aside"]["high"] == "4"
+def test_a_column_apart_shares_the_scale() -> None:
+    """The darker of two cells has the larger value, wherever it stands; small ones keep colours."""
+    names = [["L0H0", "L0H1", "L0.mlp"], ["L1H0", "L1H1", "L1.mlp"]]
+    values = [[0.1, 0.2, 0.0], [0.3, 0.4, 4.0]]
+
+    def drawn(scale: Scale) -> dict[str, Any]:
+        block = Heatmap(values, cell_names=names, n_apart=1, marks=[(1, 2)], scale=scale)
+        html = Page("p", [block]).render()
+        for name in (*names[0], *names[1]):
+            assert html.count(f'href="#{name}"') == 1
+        assert ("square root" in html) == (scale == "square root")
+        return block.context()["chart"]
+
+    chart = drawn("square root")
+    cells = {c["name"]: c for c in chart["cells"]}
+    assert cells["L1.mlp"]["shade"] == "s20"
+    assert cells["L1H1"]["shade"] == "s6"  # sqrt(0.4 / 4) of 20 levels
+    assert {c["name"]: c["shade"] for c in drawn("linear")["cells"]}["L1H1"] == "s2"
+    assert chart["high"] == "4"
+    step = cells["L0H1"]["x"] - cells["L0H0"]["x"]
+    assert cells["L0.mlp"]["x"] - cells["L0H1"]["x"] == pytest.approx(1.5 * step, abs=0.01)
     assert [c["name"] for c in chart["cells"] if c["marked"]] == ["L1.mlp"]
 
 
@@ -463,6 +468,7 @@ def test_a_column_apart_has_its_own_colours() -> None:
         (lambda: Heatmap([[float("inf")]]), "infinite"),
         (lambda: Heatmap([[1.0]], marks=[(0, 3)]), "marks"),
         (lambda: Heatmap([[1.0]], col_names=["a", "b"]), "col_names"),
+        (lambda: Heatmap([[1.0]], n_apart=1), "n_apart"),
         (lambda: Lines(pd.DataFrame({"x": [1]}), "x", "why"), "why"),
         (lambda: Lines(pd.DataFrame({"x": [0], "y": [1]}), "x", "y", log_x=True), "log_x"),
         (lambda: Bars(pd.DataFrame({"x": [], "y": []}), "x", "y"), "no rows"),

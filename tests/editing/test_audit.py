@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import math
 
 import pytest
@@ -15,7 +16,7 @@ from memcircuits.editing.audits.measures import longest_runs
 from memcircuits.editing.audits.page import audit_blocks
 from memcircuits.editing.audits.result import EditAudit
 from memcircuits.editing.audits.rounding import rounded
-from memcircuits.editing.audits.verdict import Recited, verdict_of, ways_back
+from memcircuits.editing.audits.verdict import Recited, shortfalls, verdict_of, ways_back
 from memcircuits.editing.edit import Edit
 from memcircuits.measure.continuation import score_continuation
 from memcircuits.models.registry import adapt
@@ -121,6 +122,39 @@ def test_a_change_of_the_first_token_alone_is_hidden(n, depth):
     assert verdict == "hidden"
 
 
+def test_what_keeps_an_edit_from_erased_is_named():
+    """An edit is erased exactly where nothing is named; bounds count where there are some."""
+    recited = {
+        "em": Recited(edited=0, reference=0, unedited=50),
+        "em_cut": Recited(edited=10, reference=1, unedited=50),
+    }
+    assert shortfalls(recited, (0.67, math.nan), (0.185, math.nan)) == (
+        "the depth is 0.67 (at least 0.8)",
+        "18.5 % of the remembered bits are left (at most 10 %)",
+        "em_cut brings back 9.0 tokens more than the reference recites (at most 2)",
+    )
+    del recited["em_cut"]
+    assert shortfalls(recited, (0.85, 0.6), (0.05, 0.12)) == (
+        "the depth is 0.85, and its interval begins at 0.60 (at least 0.8)",
+        "5.0 % of the remembered bits are left, and the interval ends at 12.0 % (at most 10 %)",
+    )
+    for judged in [((0.8, math.nan), (0.1, math.nan)), ((0.79, math.nan), (0.1, math.nan))]:
+        verdict = verdict_of(recited, *judged, moved=0.5, same_em=False)
+        assert (verdict == "weakened") == bool(shortfalls(recited, *judged))
+
+
+def test_attacks_that_show_nothing_are_named(undone):
+    """What does not bring the text out of the unedited model is no evidence for an edit."""
+    assert not any("Not erased" in each for each in undone.reading)
+    weak = undone.samples["em_cut"].clone()
+    weak[0] = 0
+    audit = dataclasses.replace(undone, samples={**undone.samples, "em_cut": weak})
+    said = next(each for each in audit.reading if each.startswith("No evidence"))
+    assert "em_cut" in said
+    assert "em_attacked" not in said
+    assert said in Page("Audit", audit_blocks(audit, zoo.bridge("gpt_neo"))).render()
+
+
 def test_what_the_own_prefix_still_brings_is_no_way_back():
     recited = {
         "em": Recited(edited=40, reference=0, unedited=50),
@@ -211,6 +245,7 @@ def test_without_a_twin_a_stand_in_is_named(planting, tmp_path):
     assert audit.reference == "stand-in"
     assert "stand-in" in str(audit)
     assert audit.samples["em_attacked"][2].isnan().all()
+    assert "cannot be attacked" in audit.reading[-1]
     assert audit.layer_nll is None
     assert same_state(before, model.state_dict())
     again = EditAudit.load(audit.save(tmp_path / "audit.safetensors"))

@@ -23,7 +23,8 @@ from memcircuits.report.head_details import details_of
 from memcircuits.report.measurements import take_measurements
 from memcircuits.report.ranking_page import ranking_page
 from memcircuits.report.robustness import other_choices
-from memcircuits.report.sections import score_map
+from memcircuits.report.sections import headline_numbers, score_map
+from memcircuits.report.triggers_section import trigger_blocks
 from tests.helpers import models as zoo
 
 
@@ -116,15 +117,16 @@ def test_controls_are_described(measurements, ranking, neo):
 
 def test_the_map_has_heads_and_mlps_apart(neo, ranking):
     only_heads = score_map(ranking)
-    assert only_heads.aside is None
+    assert (only_heads.n_apart, only_heads.scale) == (0, "linear")
     assert torch.equal(only_heads.values, ranking.score)
     assert only_heads.cell_names[2][1] == "L2H1"
     both = mc.find_memorization_components(
         neo, zoo.mixed(neo, n=4), units=["head", "mlp"], draws=50, progress=False
     )
     block = score_map(both)
-    assert torch.equal(block.aside[:, 0], both.score[:, 4])
-    assert [row[0] for row in block.aside_names] == ["L0.mlp", "L1.mlp", "L2.mlp", "L3.mlp"]
+    assert (block.n_apart, block.scale) == (1, "square root")
+    assert torch.equal(block.values, both.score[:, :5])
+    assert [row[4] for row in block.cell_names] == ["L0.mlp", "L1.mlp", "L2.mlp", "L3.mlp"]
     page = ranking_page(both, neo, triggers=0, progress=False)
     data = next(b for b in page.blocks if isinstance(b, Explorer)).context()["data"]
     assert data["names"] == [str(part) for part in both.top_components(20)]
@@ -173,3 +175,29 @@ def test_a_mark_far_from_all_others_is_named_and_not_drawn(ranking):
     assert "L1H2" not in set(drawn.frame["component"])
     assert len(drawn.frame) == ranking.score.numel() - 1
     assert "Beyond the frame: L1H2 (61 on controls, 95 on memorized)." in drawn.note
+
+
+def test_tokens_that_trigger_as_much_are_named_together(neo, ranking):
+    """No token is called the trigger where others cost as much; the table puts ties by loss."""
+    perturbation = mc.perturb_prefix(neo, ranking.memorized[:1], draws=1, progress=False)
+    em = perturbation.baseline_em[:, None, None].expand_as(perturbation.em).clone()
+    em[:, [2, 7]] = 0
+    nll = perturbation.baseline_nll[:, None, None].expand_as(perturbation.nll).clone()
+    nll[:, 7] += 1
+    tied = dataclasses.replace(perturbation, em=em, nll=nll)
+    texts = [[f"t{i}" for i in range(22)]]
+    first, table = trigger_blocks(tied, texts)
+    assert "the place of “t7” (token 7) or “t2” (token 2) 12 of 12 tokens are lost" in first.note
+    assert table.frame["position"].tolist() == [7, 2]
+    em[:] = 0
+    every = trigger_blocks(dataclasses.replace(tied, em=em), texts)[0].note
+    assert "or 5 more 12 of 12" in every
+
+
+def test_tiles_say_how_many_were_measured(ranking):
+    tiles = {number.label: number for number in headline_numbers(ranking).items}
+    assert "measured" not in tiles["recited in full"].detail
+    some = dataclasses.replace(ranking, counts={**ranking.counts, "memorized": 40})
+    tile = {number.label: number for number in headline_numbers(some).items}["recited in full"]
+    assert tile.value == "40"
+    assert f"{len(ranking.memorized)} of them measured" in tile.detail

@@ -186,7 +186,8 @@ def _no_content(columns: Collection[str], named: Columns) -> str:
     names = ", ".join(printable(name) for name in list(columns)[:10]) or "none"
     if named.text is not None or named.prefix is not None:
         chosen = " and ".join(c for c in (named.text, named.prefix, named.continuation) if c)
-        return f"its columns are {names}; {chosen} was asked for; name one of these"
+        options = "--text-column" if named.text else "--prefix-column and --continuation-column"
+        return f"its columns are {names}; {chosen} was asked for with {options}; name one of these"
     chat = next((name for name in columns if name.strip().lower() in CHATS), None)
     if chat is not None:
         return (

@@ -18,7 +18,7 @@ from memcircuits.base.errors import InputError
 from memcircuits.display.numbers import cells, matrix
 from memcircuits.display.pages import svg
 from memcircuits.display.pages.blocks import Block
-from memcircuits.display.pages.svg_heatmap import Cells, heatmap
+from memcircuits.display.pages.svg_heatmap import Cells, Scale, heatmap
 from memcircuits.display.text import number
 
 
@@ -38,9 +38,8 @@ class Heatmap(Block):
         hover: further text per cell, [row][col].
         cell_names: what each cell is called, [row][col]; a cell then links to the place of that
             name on the page, and arrow keys move between cells.
-        aside: further columns [row, col], such as the MLP's beside the heads', drawn apart with
-            colours of their own; `aside_cols` are their names, `aside_names` those of their cells,
-            and `aside_marks` the cells to frame.
+        n_apart: number of the last columns to draw apart, such as the MLP's beside the heads'.
+        scale: `linear`, or `square root`: a few large values then leave colours to the others.
     """
 
     template: ClassVar[str] = "heatmap.html.j2"
@@ -56,10 +55,8 @@ class Heatmap(Block):
     marks_mean: str = "significant"
     hover: Sequence[Sequence[str]] = ()
     cell_names: Sequence[Sequence[str]] = ()
-    aside: Any = None
-    aside_cols: Sequence[str] = ()
-    aside_names: Sequence[Sequence[str]] = ()
-    aside_marks: Any = ()
+    n_apart: int = 0
+    scale: Scale = "linear"
 
     def __post_init__(self) -> None:
         """Check shapes and numbers."""
@@ -71,6 +68,9 @@ class Heatmap(Block):
         ):
             if names and len(names) != size:
                 raise InputError(name, f"{len(names)} entries", f"give {size}, as values has")
+        if not 0 <= self.n_apart < values.shape[1]:
+            remedy = f"give a number from 0 to {values.shape[1] - 1}"
+            raise InputError("n_apart", self.n_apart, remedy)
 
     def context(self) -> dict[str, Any]:
         """Cells with colours, labels and hover text."""
@@ -89,28 +89,16 @@ class Heatmap(Block):
             ],
             self.cell_names,
             cells(self.marks, values.shape),
+            self.scale,
         )
         chart = heatmap(
             main,
             rows=rows,
             cols=cols,
             corner=f"{self.row_label}\\{self.col_label}",
-            aside=self._aside_cells(),
-            aside_cols=self.aside_cols,
+            n_apart=self.n_apart,
         )
         return {"chart": chart}
-
-    def _aside_cells(self) -> Cells | None:
-        if self.aside is None:
-            return None
-        values = matrix(self.aside, "aside")
-        units = f" {self.units}" if self.units else ""
-        tips = [
-            [f"{name}: {number(float(values[i, j]), 4)}{units}" for j, name in enumerate(row)]
-            for i, row in enumerate(self.aside_names)
-        ]
-        marks = cells(self.aside_marks, values.shape)
-        return Cells(values, self._is_diverging(values), tips, self.aside_names, marks)
 
     def _is_diverging(self, values: np.ndarray) -> bool:
         return bool((values < 0).any()) if self.diverging is None else self.diverging

@@ -1,8 +1,7 @@
 """Where the cells of a heat map go, and which colour and text each one has.
 
 Across, places are percentages of the chart's width, so that it is as wide as the page while text
-keeps its size; down, they are pixels. Columns that stand apart have
-colours of their own.
+keeps its size; down, they are pixels. All cells share one scale: the same colour is the same value.
 """
 
 from __future__ import annotations
@@ -11,7 +10,7 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 
@@ -21,6 +20,9 @@ from memcircuits.display.text import MINUS, UNKNOWN, short
 
 PAGE = 1060  # width of a page's column, pixels
 TOP = 22  # above the cells, for the names of columns
+
+
+Scale = Literal["linear", "square root"]
 
 
 @dataclass(frozen=True)
@@ -34,6 +36,7 @@ class Cells:
         names: what the cells are called, [row][col]; they link to places of that name. May be
             empty.
         marks: cells to frame, pairs (row, col).
+        scale: how colours grow with values; see `Heatmap`.
     """
 
     values: np.ndarray
@@ -41,6 +44,7 @@ class Cells:
     tips: Sequence[Sequence[str]]
     names: Sequence[Sequence[str]] = ()
     marks: Sequence[tuple[int, int]] = ()
+    scale: Scale = "linear"
 
     @property
     def range(self) -> tuple[float, float]:
@@ -52,7 +56,7 @@ class Cells:
             return -limit, limit
         return (0.0, high) if 0 <= low < 0.5 * high else (low, high)
 
-    def scale(self) -> dict[str, Any]:
+    def legend(self) -> dict[str, Any]:
         """The colours from the lowest to the highest value, and both as text."""
         low, high = self.range
         kind = "d" if self.diverging else "s"
@@ -74,8 +78,8 @@ class Cells:
 
     def draw(self, row: int, col: int, room: int) -> dict[str, Any]:
         """Colour, text of at most `room` characters and hover text of one cell."""
-        value, (low, high) = float(self.values[row, col]), self.range
-        shade = level(value, low, high)
+        value = float(self.values[row, col])
+        shade = level(*map(self._scaled, (value, *self.range)))
         kind = "d" if self.diverging else "s"
         return {
             "shade": "none" if shade is None else f"{kind}{shade}",
@@ -86,6 +90,9 @@ class Cells:
             "row": row,
         }
 
+    def _scaled(self, value: float) -> float:
+        return value if self.scale == "linear" else math.copysign(math.sqrt(abs(value)), value)
+
 
 def heatmap(
     cells: Cells,
@@ -93,8 +100,7 @@ def heatmap(
     rows: Sequence[str],
     cols: Sequence[str],
     corner: str,
-    aside: Cells | None = None,
-    aside_cols: Sequence[str] = (),
+    n_apart: int = 0,
 ) -> dict[str, Any]:
     """Everything that the template of heat maps needs.
 
@@ -103,13 +109,14 @@ def heatmap(
         rows: names of the rows, the first one at the bottom.
         cols: names of the columns.
         corner: names of both axes.
-        aside: further columns, drawn apart.
-        aside_cols: their names.
+        n_apart: number of the last columns, which are drawn apart from the others.
     """
-    n_rows, n_cols = cells.values.shape
+    n_rows, n_all = cells.values.shape
+    n_cols = n_all - n_apart
     rows, cols = [clip(name) for name in rows], [clip(name) for name in cols]
     gutter = max(16 + 8 * max(len(name) for name in rows), 10 + 6 * len(corner))
-    n_slots = n_cols + (0.5 + len(aside_cols) if aside else 0)
+    slots = [j if j < n_cols else j + 0.5 for j in range(n_all)]
+    n_slots = slots[-1] + 1
     side = max(14.0, min(64.0 if n_cols < 6 else 160.0, (PAGE - gutter) / n_slots))
     height = next(pixels for limit, pixels in _HEIGHTS if n_rows <= limit)
     width = gutter + n_slots * side
@@ -121,19 +128,13 @@ def heatmap(
         x = (gutter + slot * side) * across
         return {**drawn, "x": _round(x), "y": y, "middle": _round(x + side * across / 2)}
 
-    # Rows from the top, as they are read.
     placed = [
-        [place({**cells.draw(i, j, room), "col": j}, j) for j in range(n_cols)]
-        + [
-            place({**aside.draw(i, j, room), "col": n_cols + j}, n_cols + 0.5 + j)
-            for j in range(len(aside_cols))
-            if aside
-        ]
+        [place({**cells.draw(i, j, room), "col": j}, slots[j]) for j in range(n_all)]
         for i in range(n_rows)
     ]
-    names = [*enumerate(cols), *((n_cols + 0.5 + j, name) for j, name in enumerate(aside_cols))]
-    every = label_step(cols, max(side, 22))
+    every = label_step(cols[:n_cols], max(side, 22))
     return {
+        # Rows from the top, as they are read.
         "cells": [cell for row in placed[::-1] for cell in row],
         "side": _round(side * across),
         "row_height": height,
@@ -150,12 +151,11 @@ def heatmap(
         ],
         "cols": [
             {"at": _round((gutter + (slot + 0.5) * side) * across), "text": name}
-            for i, (slot, name) in enumerate(names)
+            for i, (slot, name) in enumerate(zip(slots, cols, strict=True))
             if i % every == 0 or i >= n_cols
         ],
-        **cells.scale(),
-        "aside": aside.scale() if aside else None,
-        "gaps": any(np.isnan(c.values).any() for c in (cells, aside) if c),
+        **cells.legend(),
+        "gaps": bool(np.isnan(cells.values).any()),
     }
 
 
@@ -168,7 +168,7 @@ def _round(percent: float) -> float:
 
 
 def in_cell(value: float, decimals: int, room: int) -> str:
-    """A value with so many digits behind the point; empty if it is too long."""
+    """A value with `decimals` digits after the decimal point; empty if longer than `room`."""
     if not room:
         return ""
     if math.isnan(value):

@@ -16,7 +16,7 @@ HELP = {
     "em": "tokens recited from the own prefix",
     "nll": "mean -log p of the continuation's tokens",
     "bits": "what the continuation costs to encode; the more, the less is known",
-    "kl": "KL(reference || model) along the continuation",
+    "kl_to_reference": "KL(reference || model) along the continuation",
     "longest_run": "tokens recited in a row from any entry in the continuation",
     "loose_match": "tokens that are still the greedy choice behind all true tokens",
     "em_replaced": "behind the own prefix with one to half of its tokens replaced",
@@ -52,8 +52,8 @@ def audit_blocks(audit: EditAudit, model: TokenizerLike) -> list[Block]:
             note=f"Reference: {audit.reference}. {VERDICTS}",
         ),
     ]
-    if audit.notes:
-        blocks.append(Prose(list(audit.notes), title="Notes"))
+    if said := [*audit.reading, *audit.notes]:
+        blocks.append(Prose(said, title="How to read it"))
     blocks.extend(_relearning_blocks(audit))
     layers = audit.layers_frame()
     if layers is not None:

@@ -20,7 +20,13 @@ from memcircuits.base.statistics import (
     interval,
 )
 from memcircuits.data.paragraphs import Paragraphs
-from memcircuits.editing.audits.verdict import Recited, Verdict, verdict_of, ways_back
+from memcircuits.editing.audits.verdict import (
+    Recited,
+    Verdict,
+    shortfalls,
+    verdict_of,
+    ways_back,
+)
 from memcircuits.editing.edit_report import EditReport
 from memcircuits.measure.recitation_statistics import extraction_probability
 from memcircuits.results.provenance import Provenance
@@ -36,7 +42,7 @@ ARMS = ("unedited", "edited", "reference")
 UNITS = {
     "depth": "share",
     "remembered": "share of bits",
-    "kl": "nats/token",
+    "kl_to_reference": "nats/token",
     "nll": "nats/token",
     "bits": "bits",
     "loose_match": "share of tokens",
@@ -157,14 +163,41 @@ class EditAudit(Result, kind="edit-audit"):
         """The audit in words, see `memcircuits.editing.audits.verdict`."""
         moved = self.samples["kl_unedited"]
         em = self.samples["em"]
-        depth, remembered = self.depth, self.remembered
         return verdict_of(
-            self.recited,
-            (depth[0], depth[1]),
-            (remembered[0], remembered[2]),
+            *self._judged,
             moved=self._ratio(moved[1], moved[2])[0],
             same_em=torch.equal(em[0], em[1]),
         )
+
+    @property
+    def _judged(self) -> tuple[dict[str, Recited], tuple[float, float], tuple[float, float]]:
+        """What a verdict is about, with the bounds that speak against the edit."""
+        depth, remembered = self.depth, self.remembered
+        return self.recited, (depth[0], depth[1]), (remembered[0], remembered[2])
+
+    @property
+    def reading(self) -> tuple[str, ...]:
+        """What the verdict rests on: conditions that failed, rows that are no evidence."""
+        said = []
+        if failed := shortfalls(*self._judged):
+            said.append(f"Not erased: {'; '.join(failed)}.")
+        idle = [
+            name
+            for name, arms in self.samples.items()
+            if name.startswith("em_") and self._mean(arms[0]) < 1
+        ]
+        if idle:
+            said.append(
+                f"No evidence: {', '.join(idle)}. Such prefixes or roundings do not bring the "
+                "text out of the unedited model either."
+            )
+        if self.reference == "stand-in":
+            said.append(
+                "The stand-in cannot be attacked, rounded or trained: what a way brings back is "
+                "compared with its EM behind the own prefix. It is made of the model itself, and "
+                "the depth against it can be larger than against a model that never saw the text."
+            )
+        return tuple(said)
 
     @property
     def harm_report(self) -> EditReport:
@@ -198,7 +231,8 @@ class EditAudit(Result, kind="edit-audit"):
             if name == "kl_unedited":
                 continue
             low, high = bootstrap_interval(samples[1].float(), groups).tolist()
-            rows.append(_row(name, [self._mean(arm) for arm in samples], low, high))
+            shown = "kl_to_reference" if name == "kl" else name  # the table of harm has a `kl` too
+            rows.append(_row(shown, [self._mean(arm) for arm in samples], low, high))
         frame = pd.DataFrame(rows)
         return frame.assign(n=len(groups), n_groups=len(groups.unique()))
 

@@ -76,6 +76,37 @@ def ways_back(recited: Mapping[str, Recited]) -> tuple[str, ...]:
     return tuple(name for name, each in recited.items() if name != "em" and each.share >= BACK)
 
 
+def shortfalls(
+    recited: Mapping[str, Recited],
+    depth: tuple[float, float],
+    remembered: tuple[float, float],
+) -> tuple[str, ...]:
+    """The conditions of `erased` that an edit does not meet, in words; see `verdict_of`."""
+    worst_depth = depth[0] if math.isnan(depth[1]) else depth[1]
+    worst_left = remembered[0] if math.isnan(remembered[1]) else remembered[1]
+    back, way = max((each.edited - each.reference, name) for name, each in recited.items())
+    failed = []
+    if not worst_depth >= DEPTH:
+        bound = "" if math.isnan(depth[1]) else f", and its interval begins at {depth[1]:.2f}"
+        failed.append(f"the depth is {depth[0]:.2f}{bound} (at least {DEPTH})")
+    if not worst_left <= LEFT:
+        bound = (
+            ""
+            if math.isnan(remembered[1])
+            else f", and the interval ends at {100 * worst_left:.1f} %"
+        )
+        failed.append(
+            f"{100 * remembered[0]:.1f} % of the remembered bits are left{bound} (at most "
+            f"{100 * LEFT:.0f} %)"
+        )
+    if not back <= SLACK:
+        failed.append(
+            f"{way} brings back {back:.1f} tokens more than the reference recites (at most "
+            f"{SLACK:.0f})"
+        )
+    return tuple(failed)
+
+
 def verdict_of(
     recited: Mapping[str, Recited],
     depth: tuple[float, float],
@@ -97,11 +128,8 @@ def verdict_of(
         return "not touched"
     if recited["em"].share >= BACK:
         return "still recited"
-    worst_depth = depth[0] if math.isnan(depth[1]) else depth[1]
-    worst_left = remembered[0] if math.isnan(remembered[1]) else remembered[1]
     if ways_back(recited) or not depth[0] >= BACK:
         return "hidden"
-    back = max(each.edited - each.reference for each in recited.values())
-    if worst_depth >= DEPTH and worst_left <= LEFT and back <= SLACK:
+    if not shortfalls(recited, depth, remembered):
         return "erased to the reference within noise"
     return "weakened"
