@@ -250,7 +250,7 @@ DIRECTIONS = list(patching.DIRECTIONS)
 def test_patching_in_each_direction(study, plain, direction):
     """The second direction measures the perturbed text's own first impacted token."""
     clean, corrupted = study.pairs
-    ours = patching.patched(study, direction, "v").samples["first_impacted"]
+    ours = patching.patched(study, direction)["v"].samples["first_impacted"]
     for i in range(2):
         position, token = (corrupted.metadata[k][i] for k in ("position", "first_impacted"))
         memorized, perturbed = clean.ids[i : i + 1], corrupted.ids[i : i + 1]

@@ -11,7 +11,8 @@ import memcircuits as mc
 from memcircuits.evidence.patching.attribution import effects_by_position
 from memcircuits.evidence.patching.context import PatchingContext
 from memcircuits.evidence.patching.results import PatchMap
-from memcircuits.evidence.patching.sweeps import patch_layers
+from memcircuits.evidence.patching.sites import PatchHeadSite
+from memcircuits.evidence.patching.sweeps import attribution_patching, patch_layers
 from memcircuits.models.hooks import HEAD_SITES
 from reproduction.charts import Chart, bars, component_map, heatmap
 from reproduction.statistics import mean, top_head
@@ -34,10 +35,9 @@ DIRECTIONS = {
 def patching(study: Study) -> Outcome:
     rows, charts = [], []
     for direction, definition in DIRECTIONS.items():
-        maps = {}
-        for site in HEAD_SITES:
-            result = patched(study, direction, site)
-            maps[site] = result.values
+        results = patched(study, direction)
+        maps = {site: result.values for site, result in results.items()}
+        for site, result in results.items():
             # Attribution: the best of the heads that were measured exactly, as far as it is known.
             best = top_head(result.exact.abs() if result.exact.numel() else result.values.abs())
             note = f"{100 * float(result.share[best]):.0f} % of the difference between the runs"
@@ -54,26 +54,25 @@ def patching(study: Study) -> Outcome:
     return Outcome(rows, charts)
 
 
-def patched(study: Study, direction: str, site: Any) -> PatchMap:
-    """Heads patched at the perturbed token, in one of `DIRECTIONS`."""
+def patched(study: Study, direction: str) -> dict[PatchHeadSite, PatchMap]:
+    """Heads patched at the perturbed token, in one of `DIRECTIONS`; site -> effects."""
     clean, corrupted = study.pairs
     if direction == "memorized into perturbed":
         clean, corrupted = corrupted, clean
-    kind: Any = "denoising" if direction.endswith("memorized token") else "noising"
-    method: Any = study.patching
-    return mc.patch_heads(
-        study.model,
-        clean,
-        corrupted,
-        site=site,
-        positions="changed",
-        metric=METRIC,
-        direction=kind,
-        method=method,
-        check=CHECKED,
-        seed=study.seed,
+    options: dict[str, Any] = {
+        "positions": "changed",
+        "metric": METRIC,
+        "direction": "denoising" if direction.endswith("memorized token") else "noising",
+        "seed": study.seed,
         **study.options,
-    )
+    }
+    if study.patching == "attribution":
+        options |= {"sites": HEAD_SITES, "check": CHECKED}
+        return attribution_patching(study.model, clean, corrupted, **options)
+    return {
+        site: mc.patch_heads(study.model, clean, corrupted, site=site, **options)
+        for site in HEAD_SITES
+    }
 
 
 @experiment("Patching of layers", "appendix")

@@ -84,8 +84,8 @@ class PatchOptions:
             raise InputError("--positions", max(positions), remedy)
 
     @property
-    def sites(self) -> list[str]:
-        """The sites, one by one."""
+    def sites(self) -> list[Any]:
+        """The sites, one by one; `check` refuses other words."""
         return names(self.site) or []
 
     @property
@@ -165,26 +165,31 @@ def _measure(
     """Patch every site in every direction."""
     from memcircuits.evidence.patching.neurons import patch_neurons
     from memcircuits.evidence.patching.sites import PATCH_HEAD_SITES
-    from memcircuits.evidence.patching.sweeps import patch_heads, patch_layers
+    from memcircuits.evidence.patching.sweeps import (
+        attribution_patching,
+        patch_heads,
+        patch_layers,
+    )
 
     results: PatchesOf = {}
     for direction in options.directions:
+        shared: dict[str, Any] = {"direction": direction, "metric": options.metric}
+        shared |= {"progress": inputs.progress}
+        of_heads = shared | {"positions": options.parsed_positions, "seed": options.seed}
+        say(f"{direction} {', '.join(options.sites)}, {len(clean)} pairs", inputs.quiet)
+        if options.method == "attribution":
+            maps = attribution_patching(model, clean, corrupted, sites=options.sites, **of_heads)
+            results |= {(direction, site): result for site, result in maps.items()}
+            continue
         for site in options.sites:
-            say(f"{direction} {site}, {len(clean)} pairs", inputs.quiet)
-            arguments: dict[str, Any] = {"direction": direction, "metric": options.metric}
-            arguments |= {"progress": inputs.progress}
             pair = (model, clean, corrupted)
             if site == "neurons":
-                arguments |= {"positions": options.parsed_positions}
-                results[direction, site] = patch_neurons(*pair, **arguments)
-                continue
-            arguments |= {"site": site}
-            if site in PATCH_HEAD_SITES:
-                arguments |= {"positions": options.parsed_positions, "method": options.method}
-                arguments |= {"seed": options.seed}
-                results[direction, site] = patch_heads(*pair, **arguments)
+                neurons = shared | {"positions": options.parsed_positions}
+                results[direction, site] = patch_neurons(*pair, **neurons)
+            elif site in PATCH_HEAD_SITES:
+                results[direction, site] = patch_heads(*pair, site=site, **of_heads)
             else:
-                results[direction, site] = patch_layers(*pair, **arguments)
+                results[direction, site] = patch_layers(*pair, site=site, **shared)
     return results
 
 

@@ -16,7 +16,7 @@ the model, so some heads are also measured exactly (`check_estimates`).
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Literal, NamedTuple
 
 import torch
@@ -38,30 +38,33 @@ from memcircuits.models.hooks import ActivationEdit, hook_name
 
 def attribution_effects(
     context: PatchingContext,
-    site: PatchHeadSite,
+    sites: Sequence[PatchHeadSite],
     memory_budget: int | None,
     done: Callable[[int], object],
-) -> PatchEffects:
+) -> dict[PatchHeadSite, PatchEffects]:
     """First-order effects of patching each head by itself, on the chosen metric.
+
+    All sites share both forward passes and the backward pass.
 
     Args:
         context: the pairs; it must measure the chosen metric only.
-        site: what is patched.
+        sites: what is patched, one site at a time.
         memory_budget: maximum bytes per batch.
         done: called with the number of (pair, layer) combinations after each group of pairs.
     """
-    effects, base_metrics, source_metrics = [], [], []
-    for of_group, base, source_metric in _first_order(context, site, memory_budget):
-        by_head = of_group.sum(2)
-        if site in ("k", "v"):  # a key-value head acts through all heads of its group
-            by_head = by_head.unflatten(-1, (context.adapter.n_kv_heads, -1)).sum(-1)
-        effects.append(by_head.cpu())
-        base_metrics.append(base.metrics)
-        source_metrics.append(source_metric)
-        done(len(by_head) * context.adapter.n_layers)
-    return PatchEffects(
-        torch.cat(effects)[None], torch.cat(base_metrics), torch.cat(source_metrics)
-    )
+    effects: dict[PatchHeadSite, list[Tensor]] = {site: [] for site in sites}
+    base_metrics, source_metrics = [], []
+    for of_group in _first_order(context, sites, memory_budget):
+        for site, by_position in of_group.effects.items():
+            by_head = by_position.sum(2)
+            if site in ("k", "v"):  # a key-value head acts through all heads of its group
+                by_head = by_head.unflatten(-1, (context.adapter.n_kv_heads, -1)).sum(-1)
+            effects[site].append(by_head.cpu())
+        base_metrics.append(of_group.base_metrics)
+        source_metrics.append(of_group.source_metrics)
+        done(len(base_metrics[-1]) * context.adapter.n_layers)
+    metrics = torch.cat(base_metrics), torch.cat(source_metrics)
+    return {site: PatchEffects(torch.cat(parts)[None], *metrics) for site, parts in effects.items()}
 
 
 def effects_by_position(
@@ -78,26 +81,43 @@ def effects_by_position(
         site: what is patched.
         memory_budget: maximum bytes per batch.
     """
-    parts = [of_group.cpu() for of_group, _, _ in _first_order(context, site, memory_budget)]
-    return torch.cat(parts)[:, :, context.clean.n_bos :]
+    groups = _first_order(context, (site,), memory_budget)
+    return torch.cat([group.effects[site].cpu() for group in groups])[:, :, context.clean.n_bos :]
+
+
+class FirstOrder(NamedTuple):
+    """First-order effects in a group of pairs.
+
+    Attributes:
+        effects: site -> effect of each head through its z at each position.
+        base_metrics: metrics of the run patched into.
+        source_metrics: metrics of the other run.
+    """
+
+    effects: dict[PatchHeadSite, Float[Tensor, "batch layer pos head"]]
+    base_metrics: Float[Tensor, "batch metric"]
+    source_metrics: Float[Tensor, "batch metric"]
 
 
 def _first_order(
-    context: PatchingContext, site: PatchHeadSite, memory_budget: int | None
-) -> Iterator[tuple[Float[Tensor, "batch layer pos head"], BaseRun, Tensor]]:
-    """Of each group of pairs: the effect through z at each position, both runs' metrics."""
+    context: PatchingContext, sites: Sequence[PatchHeadSite], memory_budget: int | None
+) -> Iterator[FirstOrder]:
     adapter = context.adapter
     n_pos, n_logits = context.base.inputs.shape[1], context.clean.n_continuation
     fit = rows_that_fit(adapter, n_pos, n_logits, memory_budget, backward=True)
+    read = tuple(dict.fromkeys(name for site in sites for name in sites_to_read(site)))
     for group in context.groups(min(MAX_PAIRS_HELD, fit)):
-        source_cache, source_metric = context.run_source(group, sites_to_read(site))
+        source_cache, source_metrics = context.run_source(group, read)
         base = _base_with_gradients(context, group)
-        by_layer = []
-        for layer in range(adapter.n_layers):
-            z = base.cache[hook_name("z", layer)]
-            patched_z = _patched_z(context, site, group, layer, base.cache, source_cache)
-            by_layer.append((base.z_gradients[layer] * (patched_z - z)).float().sum(3))
-        yield torch.stack(by_layer, 1), base, source_metric
+        effects = {}
+        for site in sites:
+            by_layer = []
+            for layer in range(adapter.n_layers):
+                z = base.cache[hook_name("z", layer)]
+                patched_z = _patched_z(context, site, group, layer, base.cache, source_cache)
+                by_layer.append((base.z_gradients[layer] * (patched_z - z)).float().sum(3))
+            effects[site] = torch.stack(by_layer, 1)
+        yield FirstOrder(effects, base.metrics, source_metrics)
 
 
 class BaseRun(NamedTuple):

@@ -28,7 +28,7 @@ The paper does this in its appendix, by attribution.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Literal, get_args
+from typing import Any, Literal, get_args
 
 import torch
 
@@ -37,8 +37,17 @@ from memcircuits.base.progress import bar
 from memcircuits.base.statistics import finite_mean
 from memcircuits.base.torch_state import plain_torch
 from memcircuits.data.paragraphs import ParagraphsLike
-from memcircuits.evidence.patching.attribution import attribution_effects, check_estimates
-from memcircuits.evidence.patching.context import Direction, PatchingContext, Positions
+from memcircuits.evidence.patching.attribution import (
+    EstimateCheck,
+    attribution_effects,
+    check_estimates,
+)
+from memcircuits.evidence.patching.context import (
+    Direction,
+    PatchEffects,
+    PatchingContext,
+    Positions,
+)
 from memcircuits.evidence.patching.exact import exact_head_effects, exact_layer_effects
 from memcircuits.evidence.patching.metrics import METRIC_UNITS, CustomMetric, MetricName
 from memcircuits.evidence.patching.results import LayerPatches, PatchMap
@@ -86,7 +95,8 @@ def patch_heads(  # noqa: PLR0913
             its place in `corrupted`), or a function from the logits that predict the continuation,
             [batch, pos, d_vocab], and indices into `clean`, [batch], to one number per row.
         direction: `noising` (corrupted into clean) or `denoising` (clean into corrupted).
-        method: `exact`, or `attribution` for a first-order estimate (not for `em`).
+        method: `exact`, or `attribution` for a first-order estimate (not for `em`);
+            `attribution_patching` estimates several sites at once.
         check: attribution: number of heads measured exactly too, half of them those with the
             largest estimates, half drawn by `seed`.
         seed: of that draw.
@@ -111,41 +121,117 @@ def patch_heads(  # noqa: PLR0913
     """
     one_of("site", site, PATCH_HEAD_SITES)
     one_of("method", method, get_args(PatchMethod))
-    if method == "attribution" and metric == "em":
-        raise InputError("metric", "'em'", "it has no gradient; use method='exact' or another one")
     at_least("check", check, 4)
+    if method == "attribution":
+        return attribution_patching(
+            model,
+            clean,
+            corrupted,
+            sites=(site,),
+            positions=positions,
+            metric=metric,
+            direction=direction,
+            check=check,
+            seed=seed,
+            memory_budget=memory_budget,
+            progress=progress,
+        )[site]
     context = PatchingContext.of(model, clean, corrupted, metric, direction, positions)
     adapter = context.adapter
-    n_heads = adapter.n_kv_heads if site in ("k", "v") else adapter.n_heads
-    estimate_check = None
+    every = torch.ones(adapter.n_layers, _heads_of(adapter, site), dtype=torch.bool)
     steps = len(context) * adapter.n_layers
     with (
         adapter.preserving_state(),
         bar(steps, f"patch {site}", unit="layer", progress=progress) as progress_bar,
     ):
-        if method == "exact":
-            all_heads = torch.ones(adapter.n_layers, n_heads, dtype=torch.bool)
-            effects = exact_head_effects(
-                context, site, all_heads, memory_budget, progress_bar.update
-            )
-        else:
-            context = context.with_chosen_metric_only()
-            effects = attribution_effects(context, site, memory_budget, progress_bar.update)
-            estimate_check = check_estimates(context, site, effects, check, seed, memory_budget)
+        effects = exact_head_effects(context, site, every, memory_budget, progress_bar.update)
+    return _patch_map(context, site, effects, method=method, check=check, seed=seed)
+
+
+@plain_torch()
+def attribution_patching(  # noqa: PLR0913
+    model: Model,
+    clean: ParagraphsLike,
+    corrupted: ParagraphsLike,
+    *,
+    sites: Sequence[PatchHeadSite] = PATCH_HEAD_SITES,
+    positions: Positions = None,
+    metric: MetricName | CustomMetric = "nll",
+    direction: Direction = "noising",
+    check: int = 10,
+    seed: int = 0,
+    memory_budget: int | None = None,
+    progress: bool = True,
+) -> dict[PatchHeadSite, PatchMap]:
+    """`patch_heads(method="attribution")` of several sites, which share all passes of the estimate.
+
+    Args:
+        model: the model.
+        clean: as in `patch_heads`.
+        corrupted: as in `patch_heads`.
+        sites: what is patched, one site at a time.
+        positions: as in `patch_heads`, as are the other arguments.
+        metric: not `em`, which has no gradient.
+        direction: `noising` or `denoising`.
+        check: number of heads of each site measured exactly too.
+        seed: of those drawn at random.
+        memory_budget: maximum bytes per batch.
+        progress: show a bar on stderr.
+
+    Returns:
+        Site -> its `PatchMap`.
+
+    Raises:
+        InputError: as `patch_heads`.
+        UnsupportedModel: as `patch_heads`.
+    """
+    for site in sites:
+        one_of("sites", site, PATCH_HEAD_SITES)
+    if metric == "em":
+        raise InputError("metric", "'em'", "it has no gradient; use method='exact' or another one")
+    at_least("check", check, 4)
+    context = PatchingContext.of(model, clean, corrupted, metric, direction, positions)
+    context = context.with_chosen_metric_only()
+    adapter, given = context.adapter, {"method": "attribution", "check": check, "seed": seed}
+    steps = len(context) * adapter.n_layers
+    maps = {}
+    with (
+        adapter.preserving_state(),
+        bar(steps, f"patch {', '.join(sites)}", unit="layer", progress=progress) as progress_bar,
+    ):
+        by_site = attribution_effects(context, sites, memory_budget, progress_bar.update)
+        for site, effects in by_site.items():
+            checked = check_estimates(context, site, effects, check, seed, memory_budget)
+            maps[site] = _patch_map(context, site, effects, checked, **given)
+    return maps
+
+
+def _heads_of(adapter: Adapter, site: PatchHeadSite) -> int:
+    return adapter.n_kv_heads if site in ("k", "v") else adapter.n_heads
+
+
+def _patch_map(
+    context: PatchingContext,
+    site: PatchHeadSite,
+    effects: PatchEffects,
+    checked: EstimateCheck | None = None,
+    **options: Any,
+) -> PatchMap:
+    adapter = context.adapter
     names, values = context.metric_names, effects.masked()
     notes = context.notes(values[0])
     return PatchMap(
-        name=f"{direction} {site}: {names[0]}",
+        name=f"{context.direction} {site}: {names[0]}",
         units=METRIC_UNITS.get(names[0], ""),
         values=finite_mean(values[0]),
-        provenance=context.provenance(site=site, method=method, check=check, seed=seed),
+        provenance=context.provenance(site=site, **options),
         samples=dict(zip(names, values, strict=True)),
-        notes=(*notes, estimate_check.note) if estimate_check else notes,
-        axis="head" if n_heads == adapter.n_heads else "kv_head",
+        notes=(*notes, checked.note) if checked else notes,
+        axis="head" if _heads_of(adapter, site) == adapter.n_heads else "kv_head",
         base=dict(zip(names, effects.base_metrics.T, strict=True)),
         source=dict(zip(names, effects.source_metrics.T, strict=True)),
-        exact=estimate_check.exact if estimate_check else torch.empty(0),
-        agreement=estimate_check.agreement if estimate_check else {},
+        exact=checked.exact if checked else torch.empty(0),
+        agreement=checked.agreement if checked else {},
     )
 
 

@@ -4,10 +4,11 @@ import pytest
 import torch
 
 import memcircuits as mc
+from memcircuits.evidence.patching import attribution
 from memcircuits.evidence.patching.attribution import effects_by_position
 from memcircuits.evidence.patching.context import DIRECTIONS, PatchingContext
 from memcircuits.evidence.patching.sites import PATCH_HEAD_SITES
-from memcircuits.evidence.patching.sweeps import patch_heads
+from memcircuits.evidence.patching.sweeps import attribution_patching, patch_heads
 from memcircuits.models.hooks import hook_name
 from memcircuits.models.registry import adapt
 from tests.helpers import models as zoo
@@ -63,6 +64,29 @@ def test_effects_of_single_positions_are_terms_of_one_estimate(case, site):
         alone = patch_heads(model, clean, corrupted, positions=[position], **options)
         expected = alone.samples["first_impacted"]
         torch.testing.assert_close(terms[:, :, position], expected, atol=1e-6, rtol=1e-4)
+
+
+@pytest.mark.parametrize("case", ["gpt_neo", "llama"], indirect=True)
+def test_sites_estimated_together_are_those_estimated_alone(case, monkeypatch):
+    """And the run that is differentiated is run once, not once per site."""
+    runs = []
+    differentiate = attribution._base_with_gradients
+
+    def counted(*arguments):
+        runs.append(arguments)
+        return differentiate(*arguments)
+
+    monkeypatch.setattr(attribution, "_base_with_gradients", counted)
+    options = {"metric": "first_impacted", "check": 4, "positions": "changed"}
+    together = attribution_patching(case.model, *case.pair, **options)
+    assert list(together) == list(PATCH_HEAD_SITES)
+    assert len(runs) == 1
+    for site, result in together.items():
+        alone = patch_heads(case.model, *case.pair, site=site, method="attribution", **options)
+        assert result.name == alone.name
+        assert result.provenance == alone.provenance
+        for mine, other in ((result.values, alone.values), (result.exact, alone.exact)):
+            torch.testing.assert_close(mine, other, atol=1e-6, rtol=1e-5, equal_nan=True)
 
 
 def test_attribution_reports_its_agreement_with_exact_patching(neo_case):
