@@ -51,14 +51,15 @@ def measure() -> dict[str, Any]:
     ]
     unseen = mc.Paragraphs.from_texts(passages, model, **module.LENGTHS)
     options: dict[str, Any] = {"control": control, "steps": 150, "kl_budget": 2.0}
-    planted = mc.plant(model, written, where=module.WHERE, progress=False, **options)
+    planted = mc.plant(model, written, where=module.WHERE, progress=True, **options)
     arms = {}
     with planted.apply(model):
         for depth in ARMS:
             start = time.process_time()
             keep = control + written[[1]]
-            edit = mc.unlearn(model, written[[0]], keep, depth=depth, seed=SEED, progress=False)
+            edit = mc.unlearn(model, written[[0]], keep, depth=depth, seed=SEED, progress=True)
             seconds = time.process_time() - start
+            print(f"{depth}: edited in {seconds:.0f} s of the processor; {edit}", flush=True)
             audit = mc.audit_edit(
                 model,
                 edit,
@@ -69,9 +70,10 @@ def measure() -> dict[str, Any]:
                 attacks=ATTACKS,
                 relearning_steps=STEPS,
                 seed=SEED,
-                progress=False,
+                progress=True,
             )
             arms[depth] = summary(audit) | {"seconds": round(seconds)}
+            print(f"{depth}: {audit}; {time.process_time() - start:.0f} s in all", flush=True)
     return {"arms": arms, "n_attacks": audit.n_attacks, "n_unseen": len(unseen)}
 
 

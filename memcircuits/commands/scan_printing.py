@@ -72,8 +72,8 @@ def _about_longest(inputs: Inputs, result: Scan) -> list[str]:
         return []
     places = f" in {result.n_places:,} places" if result.n_places < n else ""
     said = (
-        f"{n:,} are recited to the end of their {n_continuation} tokens{places}; none of them is "
-        "longer than another, and they are in the order of their loss"
+        f"{n:,} are recited to the end of their {n_continuation} tokens{places}. They are equally "
+        "long, and in the order of their loss"
     )
     if inputs.paragraphs is None:
         return [f"{said}. The shipped paragraphs have no more text."]

@@ -106,6 +106,7 @@ def test_a_folder_of_chapters_works_at_the_first_try(chapters: Path) -> None:
     whole = run(chapters, "scan", "--stride", "22")
     assert "all: 8 windows, 4 memorized" in whole.stdout
     assert "longer than" not in whole.output
+    assert "4 are recited to the end of their 12 tokens. They are equally" in whole.stdout
     (following,) = [line for line in whole.stderr.splitlines() if line.startswith("Next: ")]
     assert following.startswith("Next: memcircuits heads ")
     assert following.endswith("--stride 22")
