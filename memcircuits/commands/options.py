@@ -6,6 +6,8 @@ Values to choose from are `Literal`s, which Typer checks before anything is load
 
 from __future__ import annotations
 
+import difflib
+from itertools import islice
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -20,6 +22,8 @@ Verbose = Annotated[bool, typer.Option("--verbose", help="Say at the end how oft
 Seed = Annotated[int, typer.Option(min=0, max=2**31 - 1, help="Seed of all random draws.")]
 Top = Annotated[int, typer.Option(min=1, help="Number of rows printed.")]
 
+_MOST_NAMES = 10_000  # read of a folder
+
 
 def existing(param: typer.CallbackParam, value: Path | None) -> Path | None:
     """Refuse a file that is not there before anything is loaded."""
@@ -31,8 +35,19 @@ def existing(param: typer.CallbackParam, value: Path | None) -> Path | None:
         is_there = False
     if not is_there:
         name = param.opts[0] if param.opts[0].startswith("-") else param.opts[0].upper()
-        raise InputError(name, value.name, "there is no such file")
+        raise InputError(name, value.name, f"there is no such file{_nearest_name(value)}")
     return value
+
+
+def _nearest_name(path: Path) -> str:
+    """A question that names the file beside a missing one whose name is most like its name."""
+    try:
+        entries = islice(path.parent.iterdir(), _MOST_NAMES)
+        beside = [entry.name for entry in entries if entry.name.isprintable()]
+    except OSError:
+        return ""
+    near = difflib.get_close_matches(path.name, beside, n=1, cutoff=0.8)
+    return f"; did you mean {near[0]}?" if near else ""
 
 
 Control = Annotated[

@@ -194,6 +194,16 @@ def test_a_missing_file_is_refused_before_anything_is_loaded(command: str, optio
     assert result.stderr == f"memcircuits: {option}: nofile; there is no such file\n"
 
 
+def test_a_misspelt_file_is_answered_with_the_one_beside_it(tmp_path: Path) -> None:
+    (tmp_path / "private.csv").write_text("")
+    (tmp_path / "privat\x1b.csv").write_text("")  # would move the cursor
+    result = CliRunner().invoke(cli.app, ["scan", "--paragraphs", str(tmp_path / "privat.csv")])
+    said = "--paragraphs: privat.csv; there is no such file; did you mean private.csv?\n"
+    assert result.stderr == f"memcircuits: {said}"
+    away = CliRunner().invoke(cli.app, ["scan", "--paragraphs", str(tmp_path / "no" / "a.csv")])
+    assert away.stderr == "memcircuits: --paragraphs: a.csv; there is no such file\n"
+
+
 @pytest.mark.parametrize(
     ("words", "says"),
     [
