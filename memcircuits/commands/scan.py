@@ -166,6 +166,7 @@ def _sentence(totals: dict[str, Any]) -> str:
 def _print_folder(
     folder: ScanFolder, shard: tuple[int, int], top: int, tokenizer: Any | None
 ) -> None:
+    complete = folder.complete  # before the totals: another process may finish in between
     totals = folder.summary
     print_notes(folder.notes)
     typer.echo(_sentence(totals))
@@ -179,7 +180,7 @@ def _print_folder(
         f"{totals['drifted']} of {totals['drift_sampled']} sampled windows get other ids when "
         "their text is encoded again"
     )
-    if not folder.complete:
+    if not complete:
         typer.echo(f"shard {shard[0]} of {shard[1]} is finished, others are not")
         return
     seconds, tokens = totals["seconds"], totals["tokens_in_these_seconds"]

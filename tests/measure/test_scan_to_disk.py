@@ -3,6 +3,7 @@
 import json
 import os
 import random
+import shutil
 import signal
 import subprocess
 import sys
@@ -16,6 +17,7 @@ from typer.testing import CliRunner
 
 import memcircuits as mc
 from memcircuits.cli import app
+from memcircuits.commands.scan import _print_folder
 from memcircuits.data.formats.listing import find_sources, list_files
 from memcircuits.data.windows import Windows
 from memcircuits.measure.corpus.folder import ScanFolder
@@ -439,6 +441,25 @@ def test_processes_started_together_share_a_scan(command, whole, tmp_path):
         "1-of-2.json",
     }
     assert parts_of(tmp_path / "out") == parts_of(whole.folder)
+
+
+def test_a_shard_that_finishes_while_totals_are_read(whole, tmp_path, monkeypatch, capsys):
+    """Totals of parts have no seconds; they are printed as those of an unfinished scan."""
+    folder = ScanFolder.open(shutil.copytree(whole.folder, tmp_path / "out"))
+    done = tmp_path / "out" / "done" / "0-of-1.json"
+    away = done.rename(tmp_path / "away.json")
+    totals = folder.summary
+    assert "seconds" not in totals
+
+    def and_finish(folder):
+        if away.exists():
+            away.rename(done)
+        return totals
+
+    monkeypatch.setattr(ScanFolder, "summary", property(and_finish))
+    _print_folder(folder, (0, 2), 0, None)
+    assert folder.complete
+    assert "shard 0 of 2 is finished, others are not" in capsys.readouterr().out
 
 
 @pytest.mark.parametrize(
