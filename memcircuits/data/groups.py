@@ -56,8 +56,10 @@ def window_place(name: str) -> tuple[str, int | None]:
     The token is None, and the document the name itself, if the name is not that of a window
     (`memcircuits.data.windows`).
     """
-    found = _WINDOW.search(name)
-    return (name, None) if found is None else (_WINDOW.sub("", name), int(found[1]))
+    window = _WINDOW.search(name)
+    if window is None:
+        return name, None
+    return _WINDOW.sub("", name), int(window.group(1))
 
 
 def find_groups(
